@@ -1,0 +1,48 @@
+//! The mesh as plain public data: what every control plane produces and what a [`Snapshot`] is compiled from.
+//!
+//! One [`Config`] is the whole truth of one process: where its requests may go, how, and what its own servers demand of
+//! callers. It is compared, serialised and shared, never mutated in place; each part that can be large is behind an
+//! `Arc`, so an update that changes one cluster shares all the others with its predecessor. Defaults are Envoy's, and
+//! each field names its source. Nothing here decides anything: compiled forms and decisions live in the files named
+//! after the subject (`route.rs`, `cluster.rs`, ...).
+//!
+//! [`Snapshot`]: crate::snapshot::Snapshot
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+mod cluster;
+mod inbound;
+mod policy;
+mod route;
+mod value;
+
+pub use cluster::{
+    Cluster, Discovery, DnsName, Endpoint, EndpointAddress, Endpoints, Health, Labels, LeastRequest, LoadBalancer,
+    Locality, LocalityEndpoints, OutlierDetection, Protocol, ServiceName, Thresholds, TlsMode, UpstreamTls, Workload,
+};
+pub use inbound::{Inbound, MtlsMode};
+pub use policy::{Abort, AbortStatus, BackOff, Fault, FaultDelay, GrpcRetry, HttpRetry, RetryConditions, RetryPolicy};
+pub use route::{
+    Action, DirectResponse, Forward, HeaderChange, HeaderChanges, HeaderMatch, HeaderMatcher, PathMatch, PathRewrite,
+    QueryMatch, Redirect, Route, RouteMatch, RouteTable, VirtualHost, WeightedCluster,
+};
+pub use value::{Fraction, Regex, RegexError, StringMatch};
+
+/// A name given by the control plane: of a cluster, a route, a virtual host. Compared once when compiling.
+pub type Name = Arc<str>;
+
+/// The whole configuration of one process.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
+pub struct Config {
+    /// Where requests go, by destination port (for a gateway: by the port its listener was declared with).
+    ///
+    /// Source: one outbound `Listener` each, with its `RouteConfiguration`.
+    pub outbound: BTreeMap<u16, Arc<RouteTable>>,
+    /// What this process's servers demand of callers, by the port they listen on.
+    pub inbound: BTreeMap<u16, Arc<Inbound>>,
+    /// Every cluster a route may name. A route naming a cluster that is not here answers 503 with flag `NC`.
+    pub clusters: BTreeMap<Name, Arc<Cluster>>,
+}

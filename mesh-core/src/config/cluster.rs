@@ -1,0 +1,330 @@
+//! Clusters: a named set of endpoints with the policy of reaching them. Source: Envoy `Cluster`, `ClusterLoadAssignment`.
+
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Name, StringMatch};
+
+/// A named set of endpoints and how to reach them. Source: Envoy `Cluster`.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
+pub struct Cluster {
+    /// Its name (`outbound|9080|v1|reviews.default.svc.cluster.local`).
+    pub name: Name,
+    /// The service it belongs to, for telemetry. Envoy metadata `istio.services[0]`.
+    pub service: Option<ServiceName>,
+    /// Where its endpoints come from.
+    pub discovery: Discovery,
+    /// The endpoints, as far as they are known. An empty set answers 503 with flag `UH`.
+    pub endpoints: Arc<Endpoints>,
+    /// Which endpoint a request gets.
+    pub load_balancer: LoadBalancer,
+    /// Including the TLS handshake. Envoy `Cluster.connect_timeout`, default 5 s.
+    pub connect_timeout: Duration,
+    /// The HTTP version spoken to the endpoints.
+    pub protocol: Protocol,
+    /// Limits of what may be under way at once.
+    pub thresholds: Thresholds,
+    /// When an endpoint is left out for failing; `None` is never.
+    pub outlier_detection: Option<OutlierDetection>,
+    /// TLS towards the endpoints.
+    pub tls: TlsMode,
+    /// Below this percentage of healthy endpoints all are used. Envoy `healthy_panic_threshold`, default 50; 0 is never.
+    pub panic_threshold: u32,
+    /// Why it cannot be used, when the control plane or the translation said so; every request answers 503 (XD14).
+    pub failed: Option<String>,
+    /// The object its policy was written in. Envoy metadata `istio.config`.
+    pub origin: Option<Name>,
+}
+
+impl Default for Cluster {
+    fn default() -> Self {
+        Self {
+            name: Name::default(),
+            service: None,
+            discovery: Discovery::default(),
+            endpoints: Arc::default(),
+            load_balancer: LoadBalancer::default(),
+            connect_timeout: Duration::from_secs(5),
+            protocol: Protocol::default(),
+            thresholds: Thresholds::default(),
+            outlier_detection: None,
+            tls: TlsMode::default(),
+            panic_threshold: 50,
+            failed: None,
+            origin: None,
+        }
+    }
+}
+
+/// The service a cluster belongs to, as telemetry names it.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
+pub struct ServiceName {
+    /// `reviews.default.svc.cluster.local`.
+    pub host: Name,
+    /// `reviews`.
+    pub name: Name,
+    /// `default`.
+    pub namespace: Name,
+}
+
+/// Where endpoints come from. Source: Envoy `Cluster.type`.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Discovery {
+    /// Listed in the configuration itself.
+    #[default]
+    Static,
+    /// Pushed by the control plane under this name. Envoy `EDS`; the name is the cluster's unless `service_name` is set.
+    Eds(Name),
+    /// Every address of each name is an endpoint. Envoy `STRICT_DNS`.
+    StrictDns(Vec<DnsName>),
+    /// One address of the name at a time. Envoy `LOGICAL_DNS`.
+    LogicalDns(DnsName),
+    /// The host the caller named, resolved as it is. Envoy `ORIGINAL_DST`; Istio's `PassthroughCluster`.
+    OriginalDestination,
+}
+
+/// A DNS name and port to resolve.
+pub type DnsName = (String, u16);
+
+/// All endpoints of a cluster. Source: Envoy `ClusterLoadAssignment`.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
+pub struct Endpoints {
+    /// By locality and priority.
+    pub localities: Vec<LocalityEndpoints>,
+    /// In percent. Envoy `Policy.overprovisioning_factor`, default 140 when 0.
+    pub overprovisioning: u32,
+}
+
+/// The endpoints of one locality at one priority. Source: Envoy `LocalityLbEndpoints`.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
+pub struct LocalityEndpoints {
+    /// Where.
+    pub locality: Locality,
+    /// 0 is used first.
+    pub priority: u32,
+    /// Share among localities of one priority; `None` when localities are not weighted.
+    pub weight: Option<u32>,
+    /// The endpoints.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// A place. Source: Envoy `Locality`.
+#[derive(Clone, Debug, Default, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(default)]
+pub struct Locality {
+    /// `eu-west-1`.
+    pub region: Name,
+    /// `a`.
+    pub zone: Name,
+    /// Below the zone.
+    pub sub_zone: Name,
+}
+
+/// One endpoint. Source: Envoy `LbEndpoint`.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Endpoint {
+    /// Where it listens.
+    pub address: EndpointAddress,
+    /// Its share, at least 1. Envoy `load_balancing_weight`.
+    pub weight: u32,
+    /// What the control plane says of its health.
+    pub health: Health,
+    /// It takes Istio's mutual TLS. Envoy metadata `envoy.transport_socket_match {tlsMode: istio}`.
+    pub mtls: bool,
+    /// Who answers there, for telemetry. Envoy metadata `istio.workload`.
+    pub workload: Option<Workload>,
+}
+
+/// Where an endpoint listens.
+#[derive(Clone, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EndpointAddress {
+    /// An IP address and port.
+    Socket(SocketAddr),
+    /// A Unix domain socket. Envoy `Pipe`.
+    Unix(String),
+    /// A host to resolve by DNS, only of passthrough and DNS clusters.
+    Host(String, u16),
+}
+
+impl std::fmt::Display for EndpointAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Socket(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{path}"),
+            Self::Host(host, port) => write!(f, "{host}:{port}"),
+        }
+    }
+}
+
+/// What the control plane says of an endpoint. Source: Envoy `HealthStatus`.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Health {
+    /// Usable (`UNKNOWN`, `HEALTHY`).
+    #[default]
+    Healthy,
+    /// Finishes what it has, gets nothing new.
+    Draining,
+    /// Not usable (`UNHEALTHY`, `TIMEOUT`).
+    Unhealthy,
+    /// Used when nothing better is left.
+    Degraded,
+}
+
+/// Who a workload is: what its node metadata and its certificate say.
+///
+/// Source: Istio node metadata, `x-envoy-peer-metadata`, endpoint metadata `istio.workload`.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
+pub struct Workload {
+    /// `reviews-v1`.
+    pub name: Name,
+    /// `default`.
+    pub namespace: Name,
+    /// `bookinfo-reviews`.
+    pub service_account: Name,
+    /// `reviews`, by label `service.istio.io/canonical-name`, else `app`, else the workload's name.
+    pub canonical_name: Name,
+    /// `v1`, else `latest`.
+    pub canonical_revision: Name,
+    /// `Kubernetes`.
+    pub cluster: Name,
+    /// Label `app`.
+    pub app: Name,
+    /// Label `version`.
+    pub version: Name,
+}
+
+/// How an endpoint is chosen. Source: Envoy `lb_policy`, `load_balancing_policy`.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LoadBalancer {
+    /// In turn, by weight.
+    RoundRobin,
+    /// The least loaded of a few drawn at random.
+    LeastRequest(LeastRequest),
+    /// At random.
+    Random,
+    /// The one expected to answer soonest of two drawn at random; not in xDS, chosen in code.
+    PeakEwma,
+}
+
+impl Default for LoadBalancer {
+    fn default() -> Self {
+        Self::LeastRequest(LeastRequest::default())
+    }
+}
+
+/// Source: Envoy `LeastRequest`.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
+pub struct LeastRequest {
+    /// How many are drawn, at least 2. Envoy `choice_count`.
+    pub choices: u32,
+}
+
+impl Default for LeastRequest {
+    fn default() -> Self {
+        Self { choices: 2 }
+    }
+}
+
+/// The HTTP version spoken to the endpoints. Source: Envoy `HttpProtocolOptions`.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    /// HTTP/1.1; Envoy's choice without options. gRPC requests use HTTP/2 all the same.
+    #[default]
+    Http1,
+    /// HTTP/2.
+    Http2,
+}
+
+/// Limits of what is under way at once in a cluster. Source: Envoy `CircuitBreakers.Thresholds`; beyond is 503 `UO`.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
+pub struct Thresholds {
+    /// Envoy default 1024.
+    pub max_connections: u32,
+    /// Waiting for a connection. Envoy default 1024.
+    pub max_pending_requests: u32,
+    /// Envoy default 1024.
+    pub max_requests: u32,
+    /// Envoy default 3.
+    pub max_retries: u32,
+}
+
+impl Default for Thresholds {
+    fn default() -> Self {
+        Self { max_connections: 1024, max_pending_requests: 1024, max_requests: 1024, max_retries: 3 }
+    }
+}
+
+/// When a failing endpoint is left out. Source: Envoy `OutlierDetection`.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
+pub struct OutlierDetection {
+    /// 5xx in a row; 0 is off. Envoy default 5.
+    pub consecutive_5xx: u32,
+    /// 502, 503 and 504 in a row; 0 is off, which is what Envoy's `enforcing_consecutive_gateway_failure` 0 amounts to.
+    pub consecutive_gateway_failure: u32,
+    /// Between sweeps that bring endpoints back. Envoy default 10 s.
+    pub interval: Duration,
+    /// Times the number of ejections. Envoy default 30 s.
+    pub base_ejection_time: Duration,
+    /// Envoy default 300 s, at least the base.
+    pub max_ejection_time: Duration,
+    /// Of the cluster's endpoints, checked before each ejection. Envoy default 10.
+    pub max_ejection_percent: u32,
+}
+
+impl Default for OutlierDetection {
+    fn default() -> Self {
+        Self {
+            consecutive_5xx: 5,
+            consecutive_gateway_failure: 0,
+            interval: Duration::from_secs(10),
+            base_ejection_time: Duration::from_secs(30),
+            max_ejection_time: Duration::from_secs(300),
+            max_ejection_percent: 10,
+        }
+    }
+}
+
+/// TLS towards the endpoints of a cluster. Source: Envoy `transport_socket`, `transport_socket_matches`.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TlsMode {
+    /// Plaintext.
+    #[default]
+    Disable,
+    /// Every endpoint.
+    Always(Arc<UpstreamTls>),
+    /// Endpoints whose [`Endpoint::mtls`] is set, plaintext to the others: Istio's auto-mTLS.
+    IfEndpointCan(Arc<UpstreamTls>),
+}
+
+/// A TLS client context. Source: Envoy `UpstreamTlsContext`.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
+pub struct UpstreamTls {
+    /// The server name sent (`outbound_.9080_.v1_.reviews.default.svc.cluster.local`); empty sends the host.
+    pub sni: String,
+    /// Offered protocols, in order.
+    pub alpn: Vec<String>,
+    /// Our own workload certificate is presented and the mesh's roots are trusted (SDS `default` and `ROOTCA`);
+    /// false: no client certificate and the system's roots.
+    pub workload_identity: bool,
+    /// Any one must match a subject alternative name of the server. Empty with workload identity: any identity of the
+    /// trust domain's roots; empty without: the host name, as web TLS does.
+    pub subject_alt_names: Vec<StringMatch>,
+}
+
+/// Labels of a workload.
+pub type Labels = BTreeMap<String, String>;

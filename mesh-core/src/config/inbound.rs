@@ -1,0 +1,49 @@
+//! What a server of this process demands of its callers. Source: Envoy `Listener` `virtualInbound`, filter chains by port.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Name, RouteTable};
+
+/// The policy of one listening port.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
+pub struct Inbound {
+    /// The filter chain's name, for people (`0.0.0.0_9080`).
+    pub name: Name,
+    /// Who may speak at all.
+    pub mtls: MtlsMode,
+    /// Protocols offered in the TLS handshake. Istio: `h2`, `http/1.1`.
+    pub alpn: Vec<String>,
+    /// The routes of what is let in; each is [`Action::NonForwarding`](super::Action) or a direct response.
+    pub routes: Arc<RouteTable>,
+    /// Why requests are refused, when a filter of the chain demands something this library cannot enforce.
+    pub refused: Option<String>,
+}
+
+impl Default for Inbound {
+    /// What a server demands before the control plane has spoken: mutual TLS.
+    fn default() -> Self {
+        Self {
+            name: Name::default(),
+            mtls: MtlsMode::Strict,
+            alpn: vec!["h2".to_owned(), "http/1.1".to_owned()],
+            routes: Arc::default(),
+            refused: None,
+        }
+    }
+}
+
+/// Source: Istio `PeerAuthentication.mtls.mode`.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum MtlsMode {
+    /// Plaintext only.
+    Disable,
+    /// Both on one port, told apart by the first byte.
+    Permissive,
+    /// Mutual TLS only.
+    #[default]
+    Strict,
+}

@@ -1,0 +1,217 @@
+//! The small values configuration is made of: strings to match, regular expressions, fractions.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+/// How a string is compared. Source: Envoy `StringMatcher`.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StringMatch {
+    /// Equal.
+    Exact {
+        /// The value.
+        value: String,
+        /// ASCII case does not count.
+        ignore_case: bool,
+    },
+    /// Begins with the value; the value is never empty.
+    Prefix {
+        /// The value.
+        value: String,
+        /// ASCII case does not count.
+        ignore_case: bool,
+    },
+    /// Ends with the value; the value is never empty.
+    Suffix {
+        /// The value.
+        value: String,
+        /// ASCII case does not count.
+        ignore_case: bool,
+    },
+    /// Contains the value; the value is never empty.
+    Contains {
+        /// The value.
+        value: String,
+        /// ASCII case does not count.
+        ignore_case: bool,
+    },
+    /// The whole string matches; case-insensitivity does not apply (Envoy `StringMatcher.ignore_case`).
+    Regex(Regex),
+}
+
+/// A regular expression in RE2 syntax that matches whole strings, checked and size-limited when made.
+#[derive(Clone)]
+pub struct Regex(regex::Regex, String);
+
+impl Regex {
+    /// The largest compiled program accepted, so that a control plane cannot exhaust memory (OP15).
+    pub const SIZE_LIMIT: usize = 1 << 20;
+
+    /// Does the whole of `text` match?
+    pub fn is_match(&self, text: &str) -> bool {
+        self.0.is_match(text)
+    }
+
+    /// The expression as written.
+    pub fn as_str(&self) -> &str {
+        &self.1
+    }
+
+    /// Replaces every occurrence of the expression *as written* (unanchored) in `text`; `\1` in `substitution` is a group.
+    ///
+    /// Source: Envoy `RegexMatchAndSubstitute`.
+    pub fn rewrite(&self, text: &str, substitution: &str) -> String {
+        // Rewrites are rare and bounded by the configured size limit; matching, the hot path, uses the anchored form.
+        let template = to_template(substitution);
+        match build(&self.1) {
+            Ok(unanchored) => unanchored.replace_all(text, template.as_str()).into_owned(),
+            Err(_) => text.to_owned(),
+        }
+    }
+}
+
+fn build(pattern: &str) -> Result<regex::Regex, regex::Error> {
+    regex::RegexBuilder::new(pattern).size_limit(Regex::SIZE_LIMIT).build()
+}
+
+/// Turns RE2's `\1` into the `${1}` of the `regex` crate and protects literal `$`.
+fn to_template(substitution: &str) -> String {
+    let mut out = String::with_capacity(substitution.len() + 8);
+    let mut chars = substitution.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '$' => out.push_str("$$"),
+            '\\' => match chars.next() {
+                Some(digit) if digit.is_ascii_digit() => {
+                    out.push_str("${");
+                    out.push(digit);
+                    out.push('}');
+                }
+                Some('$') => out.push_str("$$"),
+                Some(other) => out.push(other),
+                None => out.push('\\'),
+            },
+            other => out.push(other),
+        }
+    }
+    out
+}
+
+impl FromStr for Regex {
+    type Err = RegexError;
+
+    fn from_str(pattern: &str) -> Result<Self, RegexError> {
+        let error = |error: regex::Error| RegexError { pattern: pattern.to_owned(), reason: error.to_string() };
+        // Checked alone first: `a)(b` would otherwise become valid inside the group.
+        build(pattern).map_err(error)?;
+        build(&format!(r"\A(?:{pattern})\z")).map(|regex| Self(regex, pattern.to_owned())).map_err(error)
+    }
+}
+
+impl fmt::Debug for Regex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Regex").field(&self.1).finish()
+    }
+}
+
+impl PartialEq for Regex {
+    fn eq(&self, other: &Self) -> bool {
+        self.1 == other.1
+    }
+}
+
+impl Serialize for Regex {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.1)
+    }
+}
+
+impl<'de> Deserialize<'de> for Regex {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// A regular expression that cannot be used.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RegexError {
+    pattern: String,
+    reason: String,
+}
+
+impl fmt::Display for RegexError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "regular expression {:?} cannot be used: {}", self.pattern, self.reason)
+    }
+}
+
+impl std::error::Error for RegexError {}
+
+/// A share of requests. Source: Envoy `FractionalPercent`; denominators 100, 10 000 and 1 000 000.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Fraction {
+    /// How many ...
+    pub numerator: u32,
+    /// ... out of this many. Never zero.
+    pub denominator: u32,
+}
+
+impl Fraction {
+    /// Every request.
+    pub const ALL: Self = Self { numerator: 100, denominator: 100 };
+    /// No request.
+    pub const NONE: Self = Self { numerator: 0, denominator: 100 };
+
+    /// A percentage with up to four decimals, as Istio's `Percent`; over 100 counts as 100, below 0 as 0.
+    pub fn percent(value: f64) -> Self {
+        if value.fract() == 0.0 {
+            return Self { numerator: value.clamp(0.0, 100.0) as u32, denominator: 100 };
+        }
+        Self { numerator: (value.clamp(0.0, 100.0) * 10_000.0).round() as u32, denominator: 1_000_000 }
+    }
+
+    /// Is the request that drew the random `bits` within the share? Strictly below, so 0 % never and 100 % always.
+    ///
+    /// Envoy compares with `<`; the text of gRFC A28 and grpc-go use `<=`, by which 0 % still matches one in D (RM12).
+    pub fn hit(self, bits: u64) -> bool {
+        // Multiply-shift maps 64 random bits evenly onto 0..denominator.
+        let drawn = ((u128::from(bits) * u128::from(self.denominator)) >> 64) as u32;
+        drawn < self.numerator
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn regex_matches_the_whole_string_only() {
+        let regex: Regex = "a|bc".parse().unwrap();
+        assert!(regex.is_match("a"));
+        assert!(regex.is_match("bc"));
+        assert!(!regex.is_match("ac"));
+        assert!("a)(b".parse::<Regex>().is_err());
+        assert!("(".parse::<Regex>().unwrap_err().to_string().contains("\"(\""));
+    }
+
+    #[test]
+    fn regex_rewrite_understands_re2_groups() {
+        let regex: Regex = "^/service/([^/]+)(/.*)$".parse().unwrap();
+        assert_eq!(regex.rewrite("/service/foo/v1/api", r"\2/instance/\1"), "/v1/api/instance/foo");
+        let regex: Regex = "x".parse().unwrap();
+        assert_eq!(regex.rewrite("axb", "$1"), "a$1b");
+    }
+
+    #[test]
+    fn zero_percent_never_and_hundred_percent_always_hit() {
+        for bits in [0, 1, u64::MAX / 2, u64::MAX] {
+            assert!(!Fraction::NONE.hit(bits));
+            assert!(Fraction::ALL.hit(bits));
+        }
+        assert!(Fraction::percent(50.0).hit(0));
+        assert!(!Fraction::percent(50.0).hit(u64::MAX));
+        assert_eq!(Fraction::percent(0.5), Fraction { numerator: 5_000, denominator: 1_000_000 });
+        assert!(Fraction { numerator: 500, denominator: 100 }.hit(u64::MAX), "over 100 % is always");
+    }
+}
