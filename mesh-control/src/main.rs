@@ -1,2 +1,3 @@
-//! Placeholder.
+//! `meshctl`: parses the command line and calls one function per verb.
+
 fn main() {}

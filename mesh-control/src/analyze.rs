@@ -1,0 +1,1 @@
+//! What is wrong among several objects that are each well-formed.

@@ -1,0 +1,1 @@
+//! A finding that points at file, line and column.

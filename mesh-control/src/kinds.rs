@@ -1,0 +1,1 @@
+//! Istio's YAML as typed objects, and their compilation.

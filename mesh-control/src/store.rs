@@ -1,0 +1,1 @@
+//! The applied objects, their versions and their persistence.
