@@ -6,6 +6,7 @@
 pub mod analyze;
 pub mod api;
 pub mod ca;
+pub mod compile;
 pub mod diagnostic;
 pub mod kinds;
 pub mod push;
