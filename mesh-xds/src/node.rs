@@ -1,0 +1,138 @@
+//! Who a client of the control plane is: the xDS node with Istio's metadata keys, and what follows from it.
+
+use std::collections::BTreeMap;
+
+use mesh_core::config::{Labels, Locality, Name, Workload};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// A node as the bootstrap states it and the first request of a stream carries it (XD20).
+///
+/// Source: Envoy `core.v3.Node`; the metadata keys are Istio's.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
+pub struct Node {
+    /// `sidecar~10.0.0.5~reviews-v1.default~default.svc.cluster.local`.
+    pub id: String,
+    /// Envoy `Node.cluster`; Istio: `app.namespace`.
+    pub cluster: String,
+    /// Where the client runs.
+    pub locality: Locality,
+    /// Passed on to the server as it is.
+    pub metadata: Map<String, Value>,
+}
+
+impl Node {
+    /// The trust domain assumed when the metadata names none.
+    pub const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
+
+    /// A metadata value that is a string; empty counts as absent.
+    pub fn meta(&self, key: &str) -> Option<&str> {
+        self.metadata.get(key)?.as_str().filter(|value| !value.is_empty())
+    }
+
+    /// Metadata `NAMESPACE`, else the first label of the DNS domain in the node id, else `default`.
+    pub fn namespace(&self) -> &str {
+        let of_id = || self.id.split('~').nth(3)?.split('.').next().filter(|label| !label.is_empty());
+        self.meta("NAMESPACE").or_else(of_id).unwrap_or("default")
+    }
+
+    /// Metadata `SERVICE_ACCOUNT`, else `default`.
+    pub fn service_account(&self) -> &str {
+        self.meta("SERVICE_ACCOUNT").unwrap_or("default")
+    }
+
+    /// Metadata `TRUST_DOMAIN`, else `MESH_ID` (which Istio sets to the trust domain), else `cluster.local`; `@` is `.`.
+    pub fn trust_domain(&self) -> String {
+        let domain = self.meta("TRUST_DOMAIN").or_else(|| self.meta("MESH_ID")).unwrap_or(Self::DEFAULT_TRUST_DOMAIN);
+        domain.replace('@', ".")
+    }
+
+    /// The SPIFFE id this node asks a certificate for: `spiffe://TRUST_DOMAIN/ns/NAMESPACE/sa/SERVICE_ACCOUNT`.
+    pub fn identity(&self) -> String {
+        format!("spiffe://{}/ns/{}/sa/{}", self.trust_domain(), self.namespace(), self.service_account())
+    }
+
+    /// Metadata `LABELS`.
+    pub fn labels(&self) -> Labels {
+        let Some(Value::Object(labels)) = self.metadata.get("LABELS") else { return BTreeMap::new() };
+        labels.iter().filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect()
+    }
+
+    /// What telemetry says of this process.
+    pub fn workload(&self) -> Workload {
+        let labels = self.labels();
+        let label = |keys: &[&str]| keys.iter().find_map(|key| labels.get(*key).filter(|value| !value.is_empty()));
+        // The third part of the id is `pod.namespace`; the pod's name is the last resort.
+        let pod = || self.id.split('~').nth(2).and_then(|part| part.split('.').next()).unwrap_or_default();
+        let name: Name = self.meta("WORKLOAD_NAME").or_else(|| self.meta("NAME")).unwrap_or_else(pod).into();
+        let or = |found: Option<&String>, default: &Name| found.map_or_else(|| default.clone(), |v| v.as_str().into());
+        Workload {
+            namespace: self.namespace().into(),
+            service_account: self.service_account().into(),
+            canonical_name: or(label(&["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]), &name),
+            canonical_revision: or(
+                label(&["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"]),
+                &"latest".into(),
+            ),
+            cluster: self.meta("CLUSTER_ID").unwrap_or("Kubernetes").into(),
+            app: or(label(&["app"]), &Name::default()),
+            version: or(label(&["version"]), &Name::default()),
+            name,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn node(value: Value) -> Node {
+        serde_json::from_value(value).unwrap()
+    }
+
+    /// XD20: the identity follows from Istio's metadata keys.
+    #[test]
+    fn identity_comes_from_metadata() {
+        let id = "sidecar~10.0.0.5~reviews-v1.shop~shop.svc.cluster.local";
+        let cases = [
+            (json!({}), "spiffe://cluster.local/ns/default/sa/default"),
+            (json!({"id": id}), "spiffe://cluster.local/ns/shop/sa/default"),
+            (
+                json!({"id": id, "metadata": {"NAMESPACE": "default", "SERVICE_ACCOUNT": "bookinfo-reviews"}}),
+                "spiffe://cluster.local/ns/default/sa/bookinfo-reviews",
+            ),
+            (json!({"metadata": {"MESH_ID": "m.example"}}), "spiffe://m.example/ns/default/sa/default"),
+            (
+                json!({"metadata": {"MESH_ID": "m.example", "TRUST_DOMAIN": "a@b"}}),
+                "spiffe://a.b/ns/default/sa/default",
+            ),
+            (json!({"metadata": {"MESH_ID": "", "NAMESPACE": 3}}), "spiffe://cluster.local/ns/default/sa/default"),
+        ];
+        for (value, expected) in cases {
+            assert_eq!(node(value.clone()).identity(), expected, "{value}");
+        }
+    }
+
+    #[test]
+    fn workload_names_follow_the_labels() {
+        let plain = node(json!({"id": "sidecar~10.0.0.5~details.ns~x"})).workload();
+        assert_eq!(
+            (&*plain.name, &*plain.canonical_name, &*plain.canonical_revision),
+            ("details", "details", "latest")
+        );
+        assert_eq!((&*plain.cluster, &*plain.app), ("Kubernetes", ""));
+        let labelled = node(json!({"metadata": {
+            "WORKLOAD_NAME": "reviews-v2", "CLUSTER_ID": "c1",
+            "LABELS": {"app": "reviews", "version": "v2", "service.istio.io/canonical-name": "rev"},
+        }}))
+        .workload();
+        assert_eq!((&*labelled.name, &*labelled.canonical_name), ("reviews-v2", "rev"));
+        assert_eq!((&*labelled.canonical_revision, &*labelled.app, &*labelled.version), ("v2", "reviews", "v2"));
+        assert_eq!(&*labelled.cluster, "c1");
+    }
+}
