@@ -204,6 +204,10 @@ pub struct WeightedCluster {
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PathRewrite {
+    /// The whole path becomes this; the query stays, unless this is a redirect and has a query of its own.
+    ///
+    /// Envoy `path_redirect`; Gateway API `ReplaceFullPath`.
+    Full(String),
     /// The matched prefix (of a prefix match) or the whole path (of any other) becomes this; the query stays.
     Prefix(String),
     /// Each match in the path is substituted, `\1` naming a group; the query stays.

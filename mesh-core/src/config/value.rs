@@ -1,6 +1,6 @@
 //! The small values configuration is made of: strings to match, regular expressions, fractions.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, sync::OnceLock};
 
 use serde::{Deserialize, Serialize};
 
@@ -42,7 +42,13 @@ pub enum StringMatch {
 
 /// A regular expression in RE2 syntax that matches whole strings, checked and size-limited when made.
 #[derive(Clone)]
-pub struct Regex(regex::Regex, String);
+pub struct Regex {
+    /// Matches whole texts only.
+    anchored: regex::Regex,
+    /// As written, made when first needed: only rewrites do.
+    unanchored: OnceLock<Option<regex::Regex>>,
+    pattern: String,
+}
 
 impl Regex {
     /// The largest compiled program accepted, so that a control plane cannot exhaust memory (OP15).
@@ -50,23 +56,21 @@ impl Regex {
 
     /// Does the whole of `text` match?
     pub fn is_match(&self, text: &str) -> bool {
-        self.0.is_match(text)
+        self.anchored.is_match(text)
     }
 
     /// The expression as written.
     pub fn as_str(&self) -> &str {
-        &self.1
+        &self.pattern
     }
 
     /// Replaces every occurrence of the expression *as written* (unanchored) in `text`; `\1` in `substitution` is a group.
     ///
     /// Source: Envoy `RegexMatchAndSubstitute`.
     pub fn rewrite(&self, text: &str, substitution: &str) -> String {
-        // Rewrites are rare and bounded by the configured size limit; matching, the hot path, uses the anchored form.
-        let template = to_template(substitution);
-        match build(&self.1) {
-            Ok(unanchored) => unanchored.replace_all(text, template.as_str()).into_owned(),
-            Err(_) => text.to_owned(),
+        match self.unanchored.get_or_init(|| build(&self.pattern).ok()) {
+            Some(regex) => regex.replace_all(text, to_template(substitution).as_str()).into_owned(),
+            None => text.to_owned(),
         }
     }
 }
@@ -105,25 +109,26 @@ impl FromStr for Regex {
         let error = |error: regex::Error| RegexError { pattern: pattern.to_owned(), reason: error.to_string() };
         // Checked alone first: `a)(b` would otherwise become valid inside the group.
         build(pattern).map_err(error)?;
-        build(&format!(r"\A(?:{pattern})\z")).map(|regex| Self(regex, pattern.to_owned())).map_err(error)
+        let anchored = build(&format!(r"\A(?:{pattern})\z")).map_err(error)?;
+        Ok(Self { anchored, unanchored: OnceLock::new(), pattern: pattern.to_owned() })
     }
 }
 
 impl fmt::Debug for Regex {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Regex").field(&self.1).finish()
+        f.debug_tuple("Regex").field(&self.pattern).finish()
     }
 }
 
 impl PartialEq for Regex {
     fn eq(&self, other: &Self) -> bool {
-        self.1 == other.1
+        self.pattern == other.pattern
     }
 }
 
 impl Serialize for Regex {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&self.1)
+        serializer.serialize_str(&self.pattern)
     }
 }
 

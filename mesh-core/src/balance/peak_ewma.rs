@@ -1,0 +1,97 @@
+//! The one expected to answer soonest of two drawn at random: smoothed latency times requests under way.
+//!
+//! Latency is an exponentially weighted moving average over ten seconds that jumps to peaks at once and forgets them
+//! slowly, so a slow endpoint loses its traffic with its first slow answer. Reading decays it towards zero, so that an
+//! avoided endpoint is tried again. Source: Finagle `p2cPeakEwma`, Linkerd.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
+
+use rand::RngCore;
+
+use super::{Group, draw_until};
+use crate::{endpoint::Endpoint, time::Time};
+
+pub(super) fn pick(
+    group: &Group,
+    now: Time,
+    rng: &mut impl RngCore,
+    may: &impl Fn(&Endpoint) -> bool,
+) -> Option<usize> {
+    let first = draw_until(group, rng, |rng| group.draw(rng), may)?;
+    let second = draw_until(group, rng, |rng| group.draw(rng), may)?;
+    let cost = |at: usize| cost(&group.endpoints()[at], now);
+    Some(if cost(second) < cost(first) { second } else { first })
+}
+
+/// Expected microseconds of waiting per unit of weight.
+fn cost(endpoint: &Endpoint, now: Time) -> f64 {
+    let under_way = f64::from(endpoint.in_flight());
+    let latency = match endpoint.latency(now) {
+        Some(latency) => latency.as_secs_f64() * 1e6,
+        // Nothing known: worth a first request, and not a second before that one is answered.
+        None if under_way == 0.0 => 0.0,
+        None => UNKNOWN.as_secs_f64() * 1e6,
+    };
+    latency * (under_way + 1.0) / f64::from(endpoint.weight())
+}
+
+/// A smoothed latency in one atomic word: microseconds above, milliseconds of time below; zero is none yet.
+#[derive(Debug, Default)]
+pub(crate) struct Ewma(AtomicU64);
+
+impl Ewma {
+    /// An answer took this long; failures count as at least [`PENALTY`], lest a fast failure draw traffic.
+    pub(crate) fn observe(&self, took: Duration, success: bool, now: Time) {
+        let took = if success { took } else { took.max(PENALTY) };
+        let sample = took.as_micros().min(u128::from(u32::MAX)) as f64;
+        let next = |word: u64| {
+            let value = match unpack(word) {
+                None => sample,
+                Some((old, at)) if sample >= decayed(old, at, now) => sample,
+                Some((old, at)) => {
+                    let keep = keep(at, now);
+                    f64::from(old) * keep + sample * (1.0 - keep)
+                }
+            };
+            Some(pack(value, now))
+        };
+        let _ = self.0.fetch_update(Relaxed, Relaxed, next);
+    }
+
+    pub(crate) fn read(&self, now: Time) -> Option<Duration> {
+        let (micros, at) = unpack(self.0.load(Relaxed))?;
+        Some(Duration::from_secs_f64(decayed(micros, at, now) / 1e6))
+    }
+}
+
+fn decayed(micros: u32, at: u32, now: Time) -> f64 {
+    f64::from(micros) * keep(at, now)
+}
+
+/// How much of an old value counts.
+fn keep(at: u32, now: Time) -> f64 {
+    let elapsed = f64::from(millis(now).wrapping_sub(at));
+    (-elapsed / (DECAY.as_secs_f64() * 1e3)).exp()
+}
+
+fn pack(micros: f64, now: Time) -> u64 {
+    // At least one, so that a word in use is never zero.
+    (u64::from((micros as u32).max(1)) << 32) | u64::from(millis(now))
+}
+
+fn unpack(word: u64) -> Option<(u32, u32)> {
+    (word != 0).then_some(((word >> 32) as u32, word as u32))
+}
+
+/// Wraps after 49 days, which `wrapping_sub` undoes.
+fn millis(now: Time) -> u32 {
+    (now.as_nanos() / 1_000_000) as u32
+}
+
+const DECAY: Duration = Duration::from_secs(10);
+/// Linkerd's penalty for a failed request.
+const PENALTY: Duration = Duration::from_secs(5);
+const UNKNOWN: Duration = Duration::from_secs(1);

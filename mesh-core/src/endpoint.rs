@@ -1,0 +1,262 @@
+//! One endpoint: its configuration, the live cell that survives reconfiguration, and the slot a request holds on it.
+//!
+//! The cell is a few atomics: requests under way, smoothed latency, failures in a row. An endpoint that leaves the
+//! configuration and comes back while requests are still under way finds its old cell.
+
+use std::{
+    any::Any,
+    fmt,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use crate::{
+    balance::Ewma,
+    cluster::Cluster,
+    config::{self, EndpointAddress, Health},
+    outcome::{Failure, Outcome},
+    outlier,
+    time::Time,
+};
+
+/// One endpoint of a cluster, as one snapshot sees it.
+#[derive(Debug)]
+pub struct Endpoint {
+    config: config::Endpoint,
+    /// Of its address; tells endpoints apart across tries and snapshots.
+    pub(crate) id: u64,
+    /// Index of its priority in the cluster.
+    pub(crate) level: u32,
+    pub(crate) cell: Arc<Cell>,
+    pub(crate) attachments: Arc<Attachments>,
+}
+
+impl Endpoint {
+    pub(crate) fn new(config: config::Endpoint, level: u32, cell: Arc<Cell>, attachments: Arc<Attachments>) -> Self {
+        let id = crate::route::name_hash(&config.address.to_string());
+        Self { config, id, level, cell, attachments }
+    }
+
+    /// As the control plane gave it.
+    pub fn config(&self) -> &config::Endpoint {
+        &self.config
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> &EndpointAddress {
+        &self.config.address
+    }
+
+    /// Its share, at least 1.
+    pub fn weight(&self) -> u32 {
+        self.config.weight.max(1)
+    }
+
+    /// Requests under way.
+    pub fn in_flight(&self) -> u32 {
+        self.cell.in_flight.load(Relaxed)
+    }
+
+    /// Left out for failing; ends at a sweep.
+    pub fn is_ejected(&self) -> bool {
+        self.cell.outlier.is_ejected()
+    }
+
+    /// No connection could be made lately: others are preferred until its back-off ends.
+    pub fn is_unreachable(&self, now: Time) -> bool {
+        self.cell.unreachable_until.load(Relaxed) > now.as_nanos()
+    }
+
+    /// The smoothed time to answer, decayed to `now`; `None` before the first answer.
+    pub fn latency(&self, now: Time) -> Option<Duration> {
+        self.cell.ewma.read(now)
+    }
+
+    /// May it get requests: healthy as configured, and not ejected?
+    pub fn is_usable(&self) -> bool {
+        self.config.health == Health::Healthy && !self.is_ejected()
+    }
+
+    /// What whoever executes requests keeps at this endpoint, made at the first call: its connection pool, above all.
+    ///
+    /// It lives as long as the endpoint does in the configuration or in a pick, across snapshots, and is made anew when
+    /// the cluster's protocol or TLS changes. One value a type.
+    pub fn attached<T: Any + Send + Sync>(&self, make: impl FnOnce() -> T) -> &T {
+        self.attachments.find_or_make(make)
+    }
+}
+
+/// What survives reconfiguration.
+#[derive(Debug, Default)]
+pub(crate) struct Cell {
+    pub(crate) in_flight: AtomicU32,
+    pub(crate) ewma: Ewma,
+    pub(crate) outlier: outlier::Cell,
+    /// Nanoseconds of [`Time`]; 0 is reachable.
+    unreachable_until: AtomicU64,
+    connect_failures: AtomicU32,
+}
+
+impl Cell {
+    /// A connection failed: others are preferred for a while, doubling from half a second to five.
+    ///
+    /// gRPC leaves a subchannel out while it is in `TRANSIENT_FAILURE`; here a request is the probe when the time is up.
+    fn note_reachable(&self, outcome: &Outcome, now: Time) {
+        if matches!(outcome.failure, Some(Failure::Connect | Failure::Tls)) {
+            let failures = self.connect_failures.fetch_add(1, Relaxed).min(4);
+            let wait = (CONNECT_BACK_OFF * (1 << failures)).min(MAX_CONNECT_BACK_OFF);
+            self.unreachable_until.store((now + wait).as_nanos(), Relaxed);
+        } else if outcome.failure.is_none() && self.unreachable_until.load(Relaxed) != 0 {
+            self.connect_failures.store(0, Relaxed);
+            self.unreachable_until.store(0, Relaxed);
+        }
+    }
+}
+
+const CONNECT_BACK_OFF: Duration = Duration::from_millis(500);
+const MAX_CONNECT_BACK_OFF: Duration = Duration::from_secs(5);
+
+/// Values of any type, one each, made at first use: a list that only grows, so that reading takes no lock.
+#[derive(Default)]
+pub(crate) struct Attachments {
+    first: OnceLock<Box<Node>>,
+}
+
+struct Node {
+    value: Box<dyn Any + Send + Sync>,
+    next: OnceLock<Box<Self>>,
+}
+
+impl Attachments {
+    fn find_or_make<T: Any + Send + Sync>(&self, make: impl FnOnce() -> T) -> &T {
+        let mut make = Some(make);
+        let mut slot = &self.first;
+        loop {
+            let node = slot.get_or_init(|| {
+                // Taken at most once: after it ran, this node holds a T and the loop ends.
+                let value: Box<dyn Any + Send + Sync> = match make.take() {
+                    Some(make) => Box::new(make()),
+                    None => Box::new(()),
+                };
+                Box::new(Node { value, next: OnceLock::new() })
+            });
+            if let Some(value) = node.value.downcast_ref() {
+                return value;
+            }
+            slot = &node.next;
+        }
+    }
+}
+
+impl fmt::Debug for Attachments {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Attachments").field("any", &self.first.get().is_some()).finish()
+    }
+}
+
+/// An endpoint chosen for one try, holding its slots. Dropping it frees them and records nothing: cancelling is no failure.
+#[derive(Debug)]
+#[must_use = "dropping it frees the endpoint without recording what happened"]
+pub struct Pick {
+    cluster: Arc<Cluster>,
+    endpoint: Arc<Endpoint>,
+    started: Time,
+    responded: Option<Time>,
+}
+
+impl Pick {
+    /// The caller has acquired the cluster's request slot; the endpoint's is taken here.
+    pub(crate) fn new(cluster: Arc<Cluster>, endpoint: Arc<Endpoint>, started: Time) -> Self {
+        endpoint.cell.in_flight.fetch_add(1, Relaxed);
+        Self { cluster, endpoint, started, responded: None }
+    }
+
+    /// Where the try goes.
+    pub fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.endpoint
+    }
+
+    /// The cluster it was picked from.
+    pub fn cluster(&self) -> &Arc<Cluster> {
+        &self.cluster
+    }
+
+    /// When it was picked.
+    pub fn started(&self) -> Time {
+        self.started
+    }
+
+    /// The response's headers are here: its latency ends now, while its slots are held to the end of the body.
+    pub fn responded(&mut self, now: Time) {
+        self.responded.get_or_insert(now);
+    }
+
+    /// Records what became of the try, for balancing and ejection, and frees the slots.
+    pub fn finish(self, outcome: &Outcome, now: Time) {
+        let endpoint = &self.endpoint;
+        let blamed = outcome.failure.is_some_and(Failure::blames_endpoint);
+        if outcome.failure.is_some() && !blamed {
+            return;
+        }
+        endpoint.cell.note_reachable(outcome, now);
+        let answered = self.responded.unwrap_or(now);
+        endpoint.cell.ewma.observe(answered.saturating_since(self.started), outcome.is_success(), now);
+        self.cluster.record(endpoint, outcome, now);
+    }
+}
+
+impl Drop for Pick {
+    fn drop(&mut self) {
+        self.endpoint.cell.in_flight.fetch_sub(1, Relaxed);
+        self.cluster.counters().requests.release();
+    }
+}
+
+/// Endpoints that earlier tries of a request went to, so that a retry goes elsewhere (RT13). Small and inline.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tried {
+    ids: [u64; Self::MOST],
+    len: u8,
+    avoid: bool,
+}
+
+impl Tried {
+    /// The oldest are forgotten beyond this many.
+    const MOST: usize = 8;
+
+    /// For a policy: avoids what was tried if the policy says so, see
+    /// [`RetryPolicy::avoid_previous_hosts`](config::RetryPolicy::avoid_previous_hosts).
+    pub fn new(policy: Option<&config::RetryPolicy>) -> Self {
+        Self { avoid: policy.is_some_and(|policy| policy.avoid_previous_hosts > 0), ..Self::default() }
+    }
+
+    /// Avoids whatever was tried, while there is anything else.
+    pub fn avoiding() -> Self {
+        Self { avoid: true, ..Self::default() }
+    }
+
+    /// A try goes to this endpoint.
+    pub fn push(&mut self, endpoint: &Endpoint) {
+        let at = usize::from(self.len);
+        if at < Self::MOST {
+            self.ids[at] = endpoint.id;
+            self.len += 1;
+        } else {
+            self.ids.rotate_left(1);
+            self.ids[Self::MOST - 1] = endpoint.id;
+        }
+    }
+
+    /// Did an earlier try go there, and is it to be avoided?
+    pub fn avoids(&self, endpoint: &Endpoint) -> bool {
+        self.avoid && self.ids[..usize::from(self.len)].contains(&endpoint.id)
+    }
+
+    /// There is nothing to avoid.
+    pub(crate) fn is_empty(&self) -> bool {
+        !self.avoid || self.len == 0
+    }
+}

@@ -1,0 +1,226 @@
+//! How a request changes on its way out, a response on its way back, and where a redirect points.
+//!
+//! Envoy's order: header changes of the drawn destination, the route, the virtual host and the route table (RA13), then
+//! the authority (RA12), then the path (RA11), whose original goes into `x-envoy-original-path`.
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Uri,
+    header::HOST,
+    request::Parts,
+    uri::{Authority, PathAndQuery},
+};
+
+use crate::{
+    config::{Forward, HeaderChange, HeaderChanges, PathRewrite, Redirect},
+    error::CompileError,
+    plan::Plan,
+    request::{RequestView, split_port},
+};
+
+/// New authority and path of a route's requests.
+#[derive(Clone, Debug, Default)]
+pub struct Rewrite {
+    /// New authority. Envoy `host_rewrite_literal`.
+    pub host: Option<HeaderValue>,
+    /// New path.
+    pub path: Option<PathRewrite>,
+    /// How many bytes of the path the route's prefix took; `None` when it matched the whole path.
+    pub matched_prefix: Option<usize>,
+}
+
+impl Rewrite {
+    /// The rewrite of a route whose path condition took `matched_prefix` bytes.
+    pub(crate) fn new(forward: &Forward, matched_prefix: Option<usize>) -> Result<Self, CompileError> {
+        let host = forward
+            .host_rewrite
+            .as_deref()
+            .map(HeaderValue::from_str)
+            .transpose()
+            .map_err(|_| CompileError::new("rewrite", "action.host_rewrite", "not a valid header value"))?;
+        Ok(Self { host, path: forward.path_rewrite.clone(), matched_prefix })
+    }
+
+    /// The path with its query after the rewrite. A prefix takes the place of what matched and nothing is tidied:
+    /// `/a` rewritten to `/` makes `//b` of `/a/b`, as in Envoy.
+    fn new_path(&self, rewrite: &PathRewrite, path_and_query: &str) -> String {
+        let end = path_and_query.find('?').unwrap_or(path_and_query.len());
+        let (path, query) = path_and_query.split_at(end);
+        let mut new = match rewrite {
+            PathRewrite::Full(new) => new.clone(),
+            PathRewrite::Prefix(new) => {
+                let rest = self.matched_prefix.and_then(|taken| path.get(taken..)).unwrap_or("");
+                format!("{new}{rest}")
+            }
+            PathRewrite::Regex { pattern, substitution } => pattern.rewrite(path, substitution),
+        };
+        new.push_str(query);
+        new
+    }
+}
+
+/// Changes of headers, parsed and in the order they apply.
+#[derive(Clone, Debug, Default)]
+pub struct HeaderEdits {
+    request: Vec<HeaderEdit>,
+    response: Vec<HeaderEdit>,
+}
+
+#[derive(Clone, Debug)]
+enum HeaderEdit {
+    Append(HeaderName, HeaderValue),
+    Set(HeaderName, HeaderValue),
+    Authority(HeaderValue),
+    Remove(HeaderName),
+}
+
+impl HeaderEdits {
+    /// Parses the changes of several levels, most specific first.
+    pub fn compile<'a>(levels: impl IntoIterator<Item = &'a HeaderChanges>) -> Result<Self, CompileError> {
+        let mut edits = Self::default();
+        for level in levels {
+            for change in &level.request {
+                edits.request.push(edit(change)?);
+            }
+            for change in &level.response {
+                edits.response.push(edit(change)?);
+            }
+        }
+        Ok(edits)
+    }
+
+    /// Nothing to change.
+    pub fn is_empty(&self) -> bool {
+        self.request.is_empty() && self.response.is_empty()
+    }
+}
+
+fn edit(change: &HeaderChange) -> Result<HeaderEdit, CompileError> {
+    let (HeaderChange::Append { name, .. } | HeaderChange::Set { name, .. } | HeaderChange::Remove { name }) = change;
+    let invalid = |what: &str| CompileError::new("header change", format!("{name:?}"), what);
+    let removes = matches!(change, HeaderChange::Remove { .. });
+    if name == ":authority" || name.eq_ignore_ascii_case("host") {
+        return match change {
+            HeaderChange::Append { value, .. } | HeaderChange::Set { value, .. } => HeaderValue::from_str(value)
+                .map(HeaderEdit::Authority)
+                .map_err(|_| invalid("the value is not a valid header value")),
+            HeaderChange::Remove { .. } => Err(invalid("the host cannot be removed; set it instead")),
+        };
+    }
+    let message = if removes { "pseudo-headers cannot be removed" } else { "not a valid header name" };
+    let parsed = HeaderName::from_bytes(name.as_bytes()).map_err(|_| invalid(message))?;
+    match change {
+        HeaderChange::Remove { .. } => Ok(HeaderEdit::Remove(parsed)),
+        HeaderChange::Append { value, .. } | HeaderChange::Set { value, .. } => {
+            let value = HeaderValue::from_str(value).map_err(|_| invalid("the value is not a valid header value"))?;
+            Ok(match change {
+                HeaderChange::Append { .. } => HeaderEdit::Append(parsed, value),
+                _ => HeaderEdit::Set(parsed, value),
+            })
+        }
+    }
+}
+
+/// Changes the head of a request as its plan says. Called once, before the first try.
+pub fn apply(plan: &Plan, parts: &mut Parts) {
+    for edit in &plan.header_edits().request {
+        match edit {
+            HeaderEdit::Authority(value) => set_authority(parts, value),
+            other => change(&mut parts.headers, other),
+        }
+    }
+    let rewrite = &plan.route.rewrite;
+    if let Some(host) = &rewrite.host {
+        set_authority(parts, host);
+    }
+    if let Some(path) = &rewrite.path {
+        let original = parts.uri.path_and_query().map_or("/", PathAndQuery::as_str);
+        let new = rewrite.new_path(path, original);
+        if let (Ok(new), Ok(original)) = (PathAndQuery::try_from(new), HeaderValue::from_str(original)) {
+            parts.headers.insert(ORIGINAL_PATH, original);
+            set_uri(parts, |uri| uri.path_and_query = Some(new));
+        }
+    }
+}
+
+/// Changes the headers of a response as its plan says.
+pub fn on_response(plan: &Plan, headers: &mut HeaderMap) {
+    for edit in &plan.header_edits().response {
+        change(headers, edit);
+    }
+}
+
+/// Where a redirected caller is sent: the `location` of the answer. Empty when the plan redirects nowhere.
+///
+/// Source: Envoy `RedirectAction`; a port that was the old scheme's default is dropped when the scheme changes.
+pub fn redirect_location(plan: &Plan, view: &RequestView<'_>) -> String {
+    let Some(redirect) = &plan.route.redirect else { return String::new() };
+    let scheme = redirect.scheme.as_deref().unwrap_or(view.scheme);
+    let authority = match &redirect.host {
+        Some(host) => host.as_str(),
+        None if redirect.port.is_some() || drops_port(scheme, view) => view.host(),
+        None => view.authority,
+    };
+    let port = redirect.port.map(|port| format!(":{port}")).unwrap_or_default();
+    format!("{scheme}://{authority}{port}{}", redirect_path(plan, redirect, view))
+}
+
+fn drops_port(scheme: &str, view: &RequestView<'_>) -> bool {
+    let port = split_port(view.authority).1;
+    scheme != view.scheme && matches!((view.scheme, port), ("http", Some(80)) | ("https", Some(443)))
+}
+
+fn redirect_path(plan: &Plan, redirect: &Redirect, view: &RequestView<'_>) -> String {
+    let current = if redirect.strip_query { view.path_only() } else { view.path };
+    match &redirect.path {
+        None => current.to_owned(),
+        // A new path with a query of its own replaces both.
+        Some(PathRewrite::Full(new)) if new.contains('?') => new.clone(),
+        Some(rewrite) => plan.route.rewrite.new_path(rewrite, current),
+    }
+}
+
+fn change(headers: &mut HeaderMap, edit: &HeaderEdit) {
+    match edit {
+        HeaderEdit::Append(name, value) => {
+            headers.append(name, value.clone());
+        }
+        HeaderEdit::Set(name, value) => {
+            headers.insert(name, value.clone());
+        }
+        HeaderEdit::Remove(name) => {
+            headers.remove(name);
+        }
+        // Responses have no authority.
+        HeaderEdit::Authority(_) => {}
+    }
+}
+
+/// Both places that name the host change, so that HTTP/1.1 and HTTP/2 send the same.
+fn set_authority(parts: &mut Parts, host: &HeaderValue) {
+    let authority = Authority::try_from(host.as_bytes()).ok();
+    let in_uri = parts.uri.authority().is_some();
+    if !in_uri || parts.headers.contains_key(HOST) {
+        parts.headers.insert(HOST, host.clone());
+    }
+    if in_uri && authority.is_some() {
+        set_uri(parts, |uri| uri.authority = authority);
+    }
+}
+
+fn set_uri(parts: &mut Parts, change: impl FnOnce(&mut http::uri::Parts)) {
+    let mut uri = std::mem::take(&mut parts.uri).into_parts();
+    let before = uri_parts(&uri);
+    change(&mut uri);
+    parts.uri = Uri::from_parts(uri).or_else(|_| Uri::from_parts(before)).unwrap_or_default();
+}
+
+fn uri_parts(uri: &http::uri::Parts) -> http::uri::Parts {
+    let mut copy = http::uri::Parts::default();
+    copy.scheme = uri.scheme.clone();
+    copy.authority = uri.authority.clone();
+    copy.path_and_query = uri.path_and_query.clone();
+    copy
+}
+
+/// Where the path went that a rewrite replaced. Source: Envoy `x-envoy-original-path`.
+const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");

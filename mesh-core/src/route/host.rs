@@ -1,0 +1,101 @@
+//! From an authority to its virtual host: exact domain, longest `*.suffix`, longest `prefix.*`, then `*`.
+//!
+//! Every kind is a hash lookup; wildcards cost one a distinct length. Hosts are compared in lower case. Source: Envoy
+//! `VirtualHost.domains`.
+
+use hashbrown::HashMap;
+
+use crate::{config::RouteTable, error::CompileError};
+
+/// The domains of a route table, each with the place of its virtual host.
+#[derive(Debug, Default)]
+pub(crate) struct Domains {
+    exact: HashMap<Box<str>, usize>,
+    /// By length, longest first, without the `*`.
+    suffixes: Vec<(usize, HashMap<Box<str>, usize>)>,
+    /// By length, longest first, without the `*`.
+    prefixes: Vec<(usize, HashMap<Box<str>, usize>)>,
+    any: Option<usize>,
+}
+
+impl Domains {
+    pub(crate) fn compile(table: &RouteTable) -> Result<Self, CompileError> {
+        let mut domains = Self::default();
+        for (at, host) in table.virtual_hosts.iter().enumerate() {
+            for domain in &host.domains {
+                let domain = domain.to_ascii_lowercase();
+                if domains.insert(&domain, at).is_some() {
+                    let resource = format!("route table {:?}", table.name);
+                    let field = format!("virtual_hosts[{:?}].domains", host.name);
+                    let message = format!("{domain:?} occurs twice; give it to one virtual host");
+                    return Err(CompileError::new(&resource, field, message));
+                }
+            }
+        }
+        domains.suffixes.sort_by_key(|(length, _)| std::cmp::Reverse(*length));
+        domains.prefixes.sort_by_key(|(length, _)| std::cmp::Reverse(*length));
+        Ok(domains)
+    }
+
+    fn insert(&mut self, domain: &str, at: usize) -> Option<usize> {
+        if domain == "*" {
+            return self.any.replace(at);
+        }
+        if let Some(suffix) = domain.strip_prefix('*') {
+            return of_length(&mut self.suffixes, suffix.len()).insert(suffix.into(), at);
+        }
+        if let Some(prefix) = domain.strip_suffix('*') {
+            return of_length(&mut self.prefixes, prefix.len()).insert(prefix.into(), at);
+        }
+        self.exact.insert(domain.into(), at)
+    }
+
+    /// The place of the virtual host that takes this authority.
+    pub(crate) fn find(&self, authority: &str) -> Option<usize> {
+        let mut buffer = [0; LONGEST];
+        let lower = lower_case(authority, &mut buffer);
+        let host = lower.as_deref().unwrap_or(authority);
+        if let Some(at) = self.exact.get(host) {
+            return Some(*at);
+        }
+        // A wildcard stands for at least one character.
+        for (length, suffixes) in &self.suffixes {
+            let start = host.len().checked_sub(*length).filter(|start| *start > 0);
+            if let Some(at) = start.and_then(|start| host.get(start..)).and_then(|suffix| suffixes.get(suffix)) {
+                return Some(*at);
+            }
+        }
+        for (length, prefixes) in &self.prefixes {
+            let prefix = host.get(..*length).filter(|_| host.len() > *length);
+            if let Some(at) = prefix.and_then(|prefix| prefixes.get(prefix)) {
+                return Some(*at);
+            }
+        }
+        self.any
+    }
+}
+
+fn of_length(maps: &mut Vec<(usize, HashMap<Box<str>, usize>)>, length: usize) -> &mut HashMap<Box<str>, usize> {
+    let at = match maps.iter().position(|(of, _)| *of == length) {
+        Some(at) => at,
+        None => {
+            maps.push((length, HashMap::new()));
+            maps.len() - 1
+        }
+    };
+    &mut maps[at].1
+}
+
+/// The host in lower case, on the stack where it fits; `None` when it is so already, as nearly always.
+fn lower_case<'a>(host: &str, buffer: &'a mut [u8; LONGEST]) -> Option<std::borrow::Cow<'a, str>> {
+    if !host.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        return None;
+    }
+    let Some(target) = buffer.get_mut(..host.len()) else { return Some(host.to_ascii_lowercase().into()) };
+    target.copy_from_slice(host.as_bytes());
+    target.make_ascii_lowercase();
+    std::str::from_utf8(target).ok().map(Into::into)
+}
+
+/// The longest DNS name with a port fits.
+const LONGEST: usize = 264;

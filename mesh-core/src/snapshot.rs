@@ -1,0 +1,178 @@
+//! The configuration compiled for reading: what every request looks at, one immutable value swapped whole.
+//!
+//! Compiling takes over from the previous snapshot what did not change, by pointer first, and the live cells of what did,
+//! so it costs what changed. No reader ever sees a route to a cluster of another version (gRFC A74).
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Weak},
+};
+
+use hashbrown::HashTable;
+use rand::RngCore;
+
+use crate::{
+    cluster::Cluster,
+    config::{self, Config, Name},
+    error::{CompileError, NoRoute},
+    fault::FaultDecision,
+    plan::{Plan, Target},
+    request::RequestView,
+    route::{self, Kind, RouteTable, name_hash},
+};
+
+/// A configuration compiled for reading.
+#[derive(Debug)]
+pub struct Snapshot {
+    config: Config,
+    pub(crate) outbound: BTreeMap<u16, Arc<RouteTable>>,
+    pub(crate) inbound: BTreeMap<u16, Arc<RouteTable>>,
+    /// In the order of their names.
+    clusters: Vec<Arc<Cluster>>,
+    /// Places in `clusters` by hash of the name; shared as long as the names stay.
+    index: Arc<HashTable<u32>>,
+    /// Clusters that left while requests were under way, to be found again should they return.
+    departed: Vec<(Name, Weak<Cluster>)>,
+}
+
+impl Snapshot {
+    /// Without any configuration: no request finds a route.
+    pub fn empty() -> Self {
+        Self {
+            config: Config::default(),
+            outbound: BTreeMap::new(),
+            inbound: BTreeMap::new(),
+            clusters: Vec::new(),
+            index: Arc::default(),
+            departed: Vec::new(),
+        }
+    }
+
+    /// Compiles a configuration, sharing with the previous snapshot what did not change. On an error the previous one
+    /// stays good.
+    pub fn compile(config: &Config, previous: Option<&Self>) -> Result<Self, CompileError> {
+        let empty = Self::empty();
+        let previous = previous.unwrap_or(&empty);
+        let mut outbound = BTreeMap::new();
+        for (port, table) in &config.outbound {
+            outbound.insert(*port, compile_table(table, previous.outbound.get(port))?);
+        }
+        let mut inbound = BTreeMap::new();
+        for (port, server) in &config.inbound {
+            inbound.insert(*port, compile_table(&server.routes, previous.inbound.get(port))?);
+        }
+        let (clusters, departed) = compile_clusters(config, previous);
+        let index = match same_names(&clusters, &previous.clusters) {
+            true => Arc::clone(&previous.index),
+            false => Arc::new(index(&clusters)),
+        };
+        Ok(Self { config: config.clone(), outbound, inbound, clusters, index, departed })
+    }
+
+    /// Decides one outbound request. Allocates nothing; draws from `rng` for shares, weights and faults.
+    pub fn plan(&self, view: &RequestView<'_>, rng: &mut impl RngCore) -> Result<Plan, NoRoute> {
+        let table = self.outbound.get(&view.port).ok_or(NoRoute::Port(view.port))?;
+        let rule = table.find(view, rng.next_u64())?;
+        Ok(self.plan_rule(rule, view, rng))
+    }
+
+    pub(crate) fn plan_rule(&self, rule: &route::Rule, view: &RequestView<'_>, rng: &mut impl RngCore) -> Plan {
+        let mut choice = None;
+        let target = match rule.kind {
+            Kind::Redirect => Target::Redirect,
+            Kind::Respond => Target::Respond,
+            Kind::Inbound => Target::Inbound,
+            Kind::Forward => match rule.policy.split.draw(rng.next_u64()) {
+                None => Target::NoCluster(Name::default()),
+                Some((drawn, destination)) => {
+                    choice = Some(drawn);
+                    match self.find(destination.hash, &destination.cluster) {
+                        Some(cluster) => Target::Cluster(Arc::clone(cluster)),
+                        None => Target::NoCluster(Name::clone(&destination.cluster)),
+                    }
+                }
+            },
+        };
+        let fault = rule.fault.as_ref().map_or(FaultDecision::NONE, |fault| FaultDecision::draw(fault, rng));
+        Plan { route: Arc::clone(&rule.policy), target, fault, is_grpc: view.is_grpc(), choice }
+    }
+
+    /// A cluster by name.
+    pub fn cluster(&self, name: &str) -> Option<&Arc<Cluster>> {
+        self.find(name_hash(name), name)
+    }
+
+    /// All clusters, in the order of their names.
+    pub fn clusters(&self) -> impl ExactSizeIterator<Item = &Arc<Cluster>> {
+        self.clusters.iter()
+    }
+
+    /// What the server on this port demands of its callers.
+    pub fn inbound(&self, port: u16) -> Option<&Arc<config::Inbound>> {
+        self.config.inbound.get(&port)
+    }
+
+    /// What it was compiled from.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn find(&self, hash: u64, name: &str) -> Option<&Arc<Cluster>> {
+        let is_it = |at: &u32| self.clusters.get(*at as usize).is_some_and(|cluster| **cluster.name() == *name);
+        self.index.find(hash, is_it).and_then(|at| self.clusters.get(*at as usize))
+    }
+}
+
+impl Default for Snapshot {
+    fn default() -> Self {
+        Self::empty()
+    }
+}
+
+fn compile_table(
+    table: &Arc<config::RouteTable>,
+    previous: Option<&Arc<RouteTable>>,
+) -> Result<Arc<RouteTable>, CompileError> {
+    match previous {
+        Some(previous) if Arc::ptr_eq(&previous.config, table) || previous.config == *table => Ok(Arc::clone(previous)),
+        previous => RouteTable::compile(table, previous.map(|previous| &**previous)).map(Arc::new),
+    }
+}
+
+type Departed = Vec<(Name, Weak<Cluster>)>;
+
+/// Walks old and new clusters in the order of their names, so that an unchanged one costs a comparison of pointers.
+fn compile_clusters(config: &Config, previous: &Snapshot) -> (Vec<Arc<Cluster>>, Departed) {
+    let mut departed: Departed = previous.departed.iter().filter(|(_, it)| it.strong_count() > 0).cloned().collect();
+    let mut old = previous.clusters.iter().peekable();
+    let mut clusters = Vec::with_capacity(config.clusters.len());
+    for (name, cluster) in &config.clusters {
+        while let Some(gone) = old.next_if(|old| *old.name() < *name) {
+            departed.push((Name::clone(gone.name()), Arc::downgrade(gone)));
+        }
+        let before = old.next_if(|old| *old.name() == *name);
+        if let Some(same) = before.filter(|old| Arc::ptr_eq(old.config(), cluster) || old.config() == cluster) {
+            clusters.push(Arc::clone(same));
+            continue;
+        }
+        let returned = match before {
+            Some(_) => None,
+            None => departed.iter().position(|(of, _)| of == name).and_then(|at| departed.swap_remove(at).1.upgrade()),
+        };
+        clusters.push(Arc::new(Cluster::compile(cluster, before.or(returned.as_ref()).map(|old| &**old))));
+    }
+    departed.extend(old.map(|gone| (Name::clone(gone.name()), Arc::downgrade(gone))));
+    (clusters, departed)
+}
+
+fn same_names(a: &[Arc<Cluster>], b: &[Arc<Cluster>]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| Arc::ptr_eq(a.name(), b.name()) || a.name() == b.name())
+}
+
+fn index(clusters: &[Arc<Cluster>]) -> HashTable<u32> {
+    let mut index = HashTable::with_capacity(clusters.len());
+    for (at, cluster) in clusters.iter().enumerate() {
+        index.insert_unique(cluster.hash, at as u32, |at| clusters[*at as usize].hash);
+    }
+    index
+}
