@@ -1,12 +1,13 @@
 //! A cluster: its endpoints, ready to be picked from, and the live cell that survives reconfiguration.
 //!
 //! `pick` asks in this order: may the cluster be used, is a request slot free, which priority and locality, which endpoint.
-//! It takes no lock and allocates nothing. Endpoints are learnt from configuration only; DNS is the caller's.
+//! It takes no lock and allocates nothing
+//! (`pick_address`, for hosts that no configuration names, does both). Endpoints are learnt from configuration only; DNS is the caller's.
 
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Weak,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
     },
 };
@@ -44,6 +45,38 @@ struct Live {
     ejected: AtomicU32,
     /// The last interval that was swept.
     last_tick: AtomicU64,
+    named: Named,
+}
+
+/// Endpoints that callers named themselves, the only part behind a lock: taken once a request, never held over anything.
+#[derive(Debug, Default)]
+struct Named(Mutex<BTreeMap<EndpointAddress, Arc<Endpoint>>>);
+
+impl Named {
+    /// Beyond this many, those without a request under way are forgotten.
+    const MOST: usize = 1024;
+
+    fn endpoint(&self, address: EndpointAddress) -> Arc<Endpoint> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(endpoint) = known.get(&address) {
+            return Arc::clone(endpoint);
+        }
+        if known.len() >= Self::MOST {
+            known.retain(|_, endpoint| endpoint.in_flight() > 0);
+        }
+        let config = config::Endpoint {
+            address: address.clone(),
+            weight: 1,
+            health: Health::Healthy,
+            mtls: false,
+            workload: None,
+        };
+        let endpoint = Arc::new(Endpoint::new(config, 0, Arc::default(), Arc::default()));
+        if known.len() < Self::MOST {
+            known.insert(address, Arc::clone(&endpoint));
+        }
+        endpoint
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -103,7 +136,7 @@ impl Cluster {
     }
 
     /// A pick of an endpoint that is not configured: what the caller named, for clusters of
-    /// [`Discovery::OriginalDestination`](config::Discovery). Nothing is remembered of it once its requests ended.
+    /// [`Discovery::OriginalDestination`](config::Discovery). A bounded number of them is remembered, with what is attached.
     pub fn pick_address(self: &Arc<Self>, address: EndpointAddress, now: Time) -> Result<Pick, PickError> {
         if let Some(why) = &self.config.failed {
             return Err(PickError::Failed(why.clone()));
@@ -111,8 +144,7 @@ impl Cluster {
         if !self.live.counters.requests.acquire(self.config.thresholds.max_requests) {
             return Err(PickError::Overflow);
         }
-        let config = config::Endpoint { address, weight: 1, health: Health::Healthy, mtls: false, workload: None };
-        Ok(Pick::new(Arc::clone(self), Arc::new(Endpoint::new(config, 0, Arc::default(), Arc::default())), now))
+        Ok(Pick::new(Arc::clone(self), self.live.named.endpoint(address), now))
     }
 
     /// As the control plane gave it.

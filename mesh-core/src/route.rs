@@ -14,6 +14,7 @@ use crate::{
     rewrite::{HeaderEdits, Rewrite},
 };
 
+pub(crate) mod describe;
 mod host;
 mod index;
 mod matcher;
@@ -22,7 +23,7 @@ mod weight;
 pub use matcher::header_matches;
 pub use weight::{Destination, Split};
 
-pub(crate) use host::Domains;
+pub(crate) use host::{Domains, domain_takes};
 pub(crate) use index::Index;
 pub(crate) use matcher::{Matcher, Mismatch};
 pub(crate) use weight::name_hash;

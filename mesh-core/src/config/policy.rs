@@ -83,6 +83,24 @@ pub enum HttpRetry {
     RetriableHeaders,
 }
 
+impl HttpRetry {
+    /// Envoy's word for it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::ServerError => "5xx",
+            Self::GatewayError => "gateway-error",
+            Self::Reset => "reset",
+            Self::ResetBeforeRequest => "reset-before-request",
+            Self::ConnectFailure => "connect-failure",
+            Self::EnvoyRatelimited => "envoy-ratelimited",
+            Self::Retriable4xx => "retriable-4xx",
+            Self::RefusedStream => "refused-stream",
+            Self::RetriableStatusCodes => "retriable-status-codes",
+            Self::RetriableHeaders => "retriable-headers",
+        }
+    }
+}
+
 /// A gRPC status by its Envoy name. Source: `x-envoy-retry-grpc-on`.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -97,6 +115,19 @@ pub enum GrpcRetry {
     Internal,
     /// Status 14.
     Unavailable,
+}
+
+impl GrpcRetry {
+    /// Envoy's word for it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Cancelled => "cancelled",
+            Self::DeadlineExceeded => "deadline-exceeded",
+            Self::ResourceExhausted => "resource-exhausted",
+            Self::Internal => "internal",
+            Self::Unavailable => "unavailable",
+        }
+    }
 }
 
 /// Try n (1, 2, ...) waits uniformly in `[0, (2^n - 1) x base)`, at most `max`. Source: Envoy `RetryBackOff`.

@@ -75,6 +75,17 @@ impl Domains {
     }
 }
 
+/// Does the domain take the authority, whether or not another takes it more exactly?
+pub(crate) fn domain_takes(domain: &str, authority: &str) -> bool {
+    let (domain, authority) = (domain.to_ascii_lowercase(), authority.to_ascii_lowercase());
+    match (domain.strip_prefix('*'), domain.strip_suffix('*')) {
+        (Some(""), _) => true,
+        (Some(suffix), _) => authority.len() > suffix.len() && authority.ends_with(suffix),
+        (None, Some(prefix)) => authority.len() > prefix.len() && authority.starts_with(prefix),
+        (None, None) => domain == authority,
+    }
+}
+
 fn of_length(maps: &mut Vec<(usize, HashMap<Box<str>, usize>)>, length: usize) -> &mut HashMap<Box<str>, usize> {
     let at = match maps.iter().position(|(of, _)| *of == length) {
         Some(at) => at,

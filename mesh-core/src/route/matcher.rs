@@ -12,6 +12,8 @@ use crate::{
     rng::{GOLDEN, mix},
 };
 
+use super::describe;
+
 impl StringMatch {
     /// Does `text` meet the condition?
     pub fn is_match(&self, text: &str) -> bool {
@@ -115,6 +117,19 @@ impl Matcher {
         let fraction = self.config.fraction?;
         let drawn = mix(bits.wrapping_add(GOLDEN.wrapping_mul(index as u64 + 1)));
         (!fraction.hit(drawn)).then_some(Mismatch::Fraction)
+    }
+}
+
+impl Matcher {
+    /// The conditions in words.
+    pub(crate) fn describe(&self) -> String {
+        let mut parts = vec![describe::path(&self.config.path)];
+        parts.extend(self.config.grpc_only.then(|| "it is gRPC".to_owned()));
+        parts.extend(self.config.headers.iter().map(describe::header));
+        parts.extend(self.config.query.iter().map(describe::query));
+        parts
+            .extend(self.config.fraction.map(|share| format!("{} of {} requests", share.numerator, share.denominator)));
+        parts.join(", ")
     }
 }
 
