@@ -1,1 +1,7 @@
 //! Placeholder.
+
+mod connect;
+mod dns;
+mod source;
+pub mod telemetry;
+pub mod tls;

@@ -1,0 +1,107 @@
+//! The only reader of the clock and of entropy: everything else is handed `now` and random bits.
+//!
+//! Time is nanoseconds since the source was made, read from tokio's clock so that a paused test clock moves it. The
+//! random stream of request `n` is a function of (seed, n), so a decision can be replayed; identifiers that must not be
+//! guessed or repeated (trace ids, request ids) come from a generator seeded by the operating system instead.
+
+use std::{
+    cell::RefCell,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use mesh_core::{rng::RequestRng, time::Time};
+use rand::{RngCore, SeedableRng, rngs::SmallRng};
+use tokio::time::Instant;
+
+/// A clock and a seed; clones share both.
+#[derive(Clone, Debug)]
+pub struct Source {
+    start: Instant,
+    seed: u64,
+    requests: Arc<AtomicU64>,
+}
+
+impl Source {
+    /// The process's own: one clock and one seed, drawn when first asked for.
+    pub fn system() -> Self {
+        static SYSTEM: OnceLock<Source> = OnceLock::new();
+        SYSTEM.get_or_init(|| Self::seeded(random_u64())).clone()
+    }
+
+    /// A source whose random streams are those of `seed`, its clock beginning now: for tests and replays.
+    pub fn seeded(seed: u64) -> Self {
+        Self { start: Instant::now(), seed, requests: Arc::default() }
+    }
+
+    /// The time, as policy counts it.
+    pub fn now(&self) -> Time {
+        let nanos = Instant::now().saturating_duration_since(self.start).as_nanos();
+        Time::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+    }
+
+    /// The runtime's instant of `time`, to sleep until.
+    pub fn instant(&self, time: Time) -> Instant {
+        self.start + Duration::from_nanos(time.as_nanos())
+    }
+
+    /// The random bits of the next request.
+    pub fn next_request(&self) -> RequestRng {
+        RequestRng::new(self.seed, self.requests.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// The wall clock: for certificates and for people.
+    pub fn wall(&self) -> SystemTime {
+        wall()
+    }
+}
+
+/// The wall clock: for certificates and for people.
+pub(crate) fn wall() -> SystemTime {
+    SystemTime::now()
+}
+
+/// The wall clock in nanoseconds since 1970; 0 before that.
+pub(crate) fn unix_nanos() -> u64 {
+    let since = wall().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// 64 bits that differ each time.
+pub(crate) fn random_u64() -> u64 {
+    thread_local! {
+        static BITS: RefCell<SmallRng> = RefCell::new(SmallRng::from_os_rng());
+    }
+    BITS.with_borrow_mut(RngCore::next_u64)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn time_follows_the_runtime_clock() {
+        let source = Source::seeded(1);
+        let before = source.now();
+        tokio::time::advance(Duration::from_secs(3)).await;
+        assert_eq!(source.now().saturating_since(before), Duration::from_secs(3));
+        assert_eq!(source.instant(source.now()), Instant::now());
+    }
+
+    #[test]
+    fn the_same_seed_draws_the_same_bits_for_the_same_request() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let _guard = runtime.enter();
+        let (one, other) = (Source::seeded(7), Source::seeded(7));
+        let bits: Vec<u64> = (0..4).map(|_| one.next_request().next_u64()).collect();
+        assert_eq!(bits, (0..4).map(|_| other.next_request().next_u64()).collect::<Vec<_>>());
+        assert_ne!(bits[0], bits[1]);
+    }
+}

@@ -1,0 +1,263 @@
+//! One line per request on standard output, when asked for: Envoy's default text, or JSON with the names Istio gives.
+//!
+//! What a caller wrote (path, authority, headers) is escaped, so that nobody writes lines of their own.
+
+use std::{
+    fmt::{self, Write as _},
+    io::Write as _,
+    time::Duration,
+};
+
+use http::{HeaderMap, Version};
+use serde_json::json;
+
+use super::{Event, Reporter};
+use crate::source;
+
+/// The form of the access log.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum AccessLog {
+    /// Nothing is written.
+    #[default]
+    Off,
+    /// Envoy's default format.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+impl AccessLog {
+    /// From the value of `MESH_ACCESS_LOG`: `text` or `json`; `None` and `off` write nothing.
+    ///
+    /// # Errors
+    ///
+    /// Any other value, as a sentence.
+    pub fn parse(value: Option<&str>) -> Result<Self, String> {
+        match value {
+            None | Some("" | "off") => Ok(Self::Off),
+            Some("text") => Ok(Self::Text),
+            Some("json") => Ok(Self::Json),
+            Some(other) => Err(format!("MESH_ACCESS_LOG is {other:?}; it may be \"text\", \"json\" or \"off\"")),
+        }
+    }
+
+    pub(super) fn write(self, event: &Event<'_>) {
+        let line = match self {
+            Self::Off => return,
+            Self::Text => text(event, source::unix_nanos()),
+            Self::Json => json(event, source::unix_nanos()),
+        };
+        // A closed standard output is no reason to fail a request.
+        let _ = writeln!(std::io::stdout().lock(), "{line}");
+    }
+}
+
+/// The request headers a log line shows, copied when the request begins.
+#[derive(Clone, Debug, Default)]
+pub struct LogHeaders(Option<Box<Shown>>);
+
+#[derive(Clone, Debug)]
+struct Shown {
+    user_agent: Option<String>,
+    request_id: Option<String>,
+    forwarded_for: Option<String>,
+}
+
+impl LogHeaders {
+    /// Copies them; only worth doing when [`Telemetry::is_logging`](super::Telemetry::is_logging).
+    pub fn of(headers: &HeaderMap) -> Self {
+        let text = |name| headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+        Self(Some(Box::new(Shown {
+            user_agent: text("user-agent"),
+            request_id: text("x-request-id"),
+            forwarded_for: text("x-forwarded-for"),
+        })))
+    }
+
+    fn shown(&self) -> [Option<&str>; 3] {
+        self.0.as_ref().map_or([None; 3], |shown| {
+            [shown.forwarded_for.as_deref(), shown.user_agent.as_deref(), shown.request_id.as_deref()]
+        })
+    }
+}
+
+/// Envoy's default format string, filled in; `-` for what there is not.
+fn text(event: &Event<'_>, end_nanos: u64) -> String {
+    let mut line = String::with_capacity(256);
+    let [forwarded_for, user_agent, request_id] = event.headers.shown();
+    let upstream = event.upstream.map(ToString::to_string);
+    let _ = write!(
+        line,
+        "[{}] \"{} {} {}\" {} {} {} {} {} -",
+        start_time(event, end_nanos),
+        event.method,
+        Escaped(event.path),
+        protocol(event.version),
+        event.status,
+        event.flags,
+        event.request_bytes,
+        event.response_bytes,
+        event.duration.as_millis(),
+    );
+    for value in [forwarded_for, user_agent, request_id, Some(event.authority), upstream.as_deref()] {
+        let _ = write!(line, " \"{}\"", Escaped(value.unwrap_or("-")));
+    }
+    line
+}
+
+fn json(event: &Event<'_>, end_nanos: u64) -> String {
+    let [forwarded_for, user_agent, request_id] = event.headers.shown();
+    json!({
+        "start_time": start_time(event, end_nanos),
+        "reporter": event.reporter.as_str(),
+        "method": event.method.as_str(),
+        "path": event.path,
+        "protocol": protocol(event.version),
+        "response_code": event.status,
+        "response_flags": event.flags.to_string(),
+        "response_code_details": event.details,
+        "bytes_received": event.request_bytes,
+        "bytes_sent": event.response_bytes,
+        "duration": u64::try_from(event.duration.as_millis()).unwrap_or(u64::MAX),
+        "x_forwarded_for": forwarded_for,
+        "user_agent": user_agent,
+        "request_id": request_id,
+        "authority": event.authority,
+        "upstream_host": event.upstream.map(ToString::to_string),
+        "upstream_cluster": event.cluster,
+        "upstream_request_attempt_count": (event.reporter == Reporter::Source).then_some(event.attempts),
+        "route_name": event.route,
+        "grpc_status_number": event.grpc_status,
+        "trace_id": format!("{:032x}", event.trace.trace_id),
+    })
+    .to_string()
+}
+
+fn protocol(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_10 => "HTTP/1.0",
+        Version::HTTP_2 => "HTTP/2",
+        _ => "HTTP/1.1",
+    }
+}
+
+/// When the request began, as RFC 3339 with milliseconds.
+fn start_time(event: &Event<'_>, end_nanos: u64) -> String {
+    rfc3339(Duration::from_nanos(end_nanos).saturating_sub(event.duration))
+}
+
+/// A time since 1970 as RFC 3339 in UTC.
+///
+/// The date is counted in years that begin in March, so that the leap day comes last, within eras of 400 years.
+pub(crate) fn rfc3339(since_1970: Duration) -> String {
+    let (days, second) = (since_1970.as_secs() / 86_400, since_1970.as_secs() % 86_400);
+    let days = days + 719_468; // from 0000-03-01 to 1970-01-01
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let march_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * march_month + 2) / 5 + 1;
+    let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", since_1970.subsec_millis())
+}
+
+/// Text with quotes, backslashes and control characters escaped.
+struct Escaped<'a>(&'a str);
+
+impl fmt::Display for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for c in self.0.chars() {
+            match c {
+                '"' | '\\' => write!(f, "\\{c}")?,
+                c if c.is_control() => write!(f, "{}", c.escape_default())?,
+                c => f.write_char(c)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use http::{HeaderValue, Method};
+    use mesh_core::{config::EndpointAddress, outcome::Flags};
+
+    use super::*;
+    use crate::telemetry::TraceContext;
+
+    fn check(log: AccessLog, path: &str) -> String {
+        let mut headers = HeaderMap::new();
+        headers.insert("user-agent", HeaderValue::from_static("curl/8"));
+        headers.insert("x-request-id", HeaderValue::from_static("id-1"));
+        let headers = LogHeaders::of(&headers);
+        let trace = TraceContext { trace_id: 1, span_id: 2, sampled: true, state: None, b3: false };
+        let upstream = EndpointAddress::Socket("127.0.0.1:9080".parse().unwrap());
+        let event = Event {
+            reporter: Reporter::Source,
+            trace: &trace,
+            peer: None,
+            service: None,
+            cluster: None,
+            route: None,
+            upstream: Some(&upstream),
+            method: &Method::GET,
+            authority: "reviews:9080",
+            path,
+            version: Version::HTTP_11,
+            headers: &headers,
+            is_grpc: false,
+            status: 200,
+            grpc_status: None,
+            flags: Flags::default(),
+            details: "via_upstream",
+            request_bytes: 12,
+            response_bytes: 345,
+            duration: Duration::from_millis(1500),
+            mutual_tls: false,
+            attempts: 1,
+        };
+        let end = 1_700_000_000_000_000_000;
+        if log == AccessLog::Json { json(&event, end) } else { text(&event, end) }
+    }
+
+    /// TE16, TE17: one line per request in Envoy's default form or as JSON; callers cannot write lines of their own.
+    #[test]
+    fn a_line_has_envoys_default_form() {
+        assert_eq!(
+            check(AccessLog::Text, "/reviews/0"),
+            "[2023-11-14T22:13:18.500Z] \"GET /reviews/0 HTTP/1.1\" 200 - 12 345 1500 - \
+             \"-\" \"curl/8\" \"id-1\" \"reviews:9080\" \"127.0.0.1:9080\""
+        );
+        let parsed: serde_json::Value = serde_json::from_str(&check(AccessLog::Json, "/reviews/0")).unwrap();
+        assert_eq!(parsed["response_code"], 200);
+        assert_eq!(parsed["upstream_request_attempt_count"], 1);
+        assert_eq!(parsed["trace_id"], "00000000000000000000000000000001");
+        for log in [AccessLog::Text, AccessLog::Json] {
+            let line = check(log, "/a\"\n[forged]");
+            assert!(!line.contains('\n'), "{line}");
+        }
+    }
+
+    #[test]
+    fn dates_are_gregorian() {
+        for (seconds, text) in [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (951_782_400, "2000-02-29T00:00:00.000Z"),
+            (4_107_542_399, "2100-02-28T23:59:59.000Z"),
+            (4_107_542_400, "2100-03-01T00:00:00.000Z"),
+        ] {
+            assert_eq!(rfc3339(Duration::from_secs(seconds)), text);
+        }
+    }
+
+    #[test]
+    fn the_variable_takes_three_values() {
+        assert_eq!(AccessLog::parse(None), Ok(AccessLog::Off));
+        assert_eq!(AccessLog::parse(Some("json")), Ok(AccessLog::Json));
+        assert!(AccessLog::parse(Some("jsonl")).unwrap_err().contains("jsonl"));
+    }
+}

@@ -1,0 +1,385 @@
+//! Istio's standard metrics through the `metrics` facade, with handles resolved once per series.
+//!
+//! A recorder for Prometheus text is installed unless the application has installed one, whose the series then are.
+//! Series are bounded: past the cap, further pairs of peers share one series named `_OTHER`, and the number of requests
+//! so told is itself counted. Label values come from configuration and certificates, never from raw hosts or paths.
+
+use std::{
+    hash::{Hash, Hasher},
+    sync::{Arc, OnceLock, PoisonError, RwLock},
+};
+
+use hashbrown::{Equivalent, HashMap};
+use mesh_core::{
+    config::{Name, ServiceName},
+    outcome::Flags,
+    telemetry::{
+        BUCKETS, BUILD, LABELS, LATEST, MUTUAL_TLS, NO_TLS, REQUEST_BYTES, REQUEST_DURATION, REQUESTS_TOTAL,
+        RESPONSE_BYTES, UNKNOWN, or_unknown, request_protocol,
+    },
+};
+use metrics::{Counter, Histogram, Key, Label, Level, Metadata};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+
+use super::{Event, Peer, Reporter};
+
+/// Requests told under `_OTHER` because the cap was reached.
+const DROPPED: &str = "mesh_metric_series_dropped_total";
+/// The name of peers past the cap.
+const OTHER: &str = "_OTHER";
+
+/// Different (peer, code, flags) series kept.
+const CAP: usize = 4096;
+
+static METADATA: Metadata<'static> = Metadata::new("mesh::telemetry", Level::INFO, Some(module_path!()));
+
+/// Prometheus text of everything recorded; `None` when the application's own recorder has it.
+pub fn render() -> Option<String> {
+    exporter().map(PrometheusHandle::render)
+}
+
+/// Moves recorded histogram samples into their buckets, which otherwise pile up until somebody scrapes.
+pub(crate) fn upkeep() {
+    if let Some(exporter) = exporter() {
+        exporter.run_upkeep();
+    }
+}
+
+fn exporter() -> Option<&'static PrometheusHandle> {
+    static EXPORTER: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
+    EXPORTER.get_or_init(install).as_ref()
+}
+
+fn install() -> Option<PrometheusHandle> {
+    let mut builder = PrometheusBuilder::new();
+    for name in [REQUEST_DURATION, REQUEST_BYTES, RESPONSE_BYTES] {
+        builder = match builder.set_buckets_for_metric(Matcher::Full(name.to_owned()), &BUCKETS) {
+            Ok(builder) => builder,
+            Err(error) => {
+                tracing::warn!(target: "mesh::telemetry", %error, "metrics are not exported");
+                return None;
+            }
+        };
+    }
+    let recorder = builder.build_recorder();
+    let handle = recorder.handle();
+    // Somebody else's recorder stays: the series go there.
+    metrics::set_global_recorder(recorder).ok()?;
+    let labels = vec![Label::new("component", "proxy"), Label::new("tag", env!("CARGO_PKG_VERSION"))];
+    metrics::with_recorder(|recorder| {
+        recorder.register_gauge(&Key::from_parts(BUILD, labels), &METADATA).set(1.0);
+    });
+    Some(handle)
+}
+
+/// The series of one mesh.
+#[derive(Debug)]
+pub(super) struct Metrics {
+    series: RwLock<HashMap<SeriesKey, Arc<Series>>>,
+    cap: usize,
+}
+
+/// The handles of one set of labels.
+#[derive(Debug)]
+struct Series {
+    requests: Counter,
+    duration: Histogram,
+    request_bytes: Histogram,
+    response_bytes: Histogram,
+}
+
+#[derive(Debug, Eq, PartialEq)]
+struct SeriesKey {
+    peer: Arc<Peer>,
+    host: Option<Name>,
+    kind: Kind,
+}
+
+/// Everything that tells series of one pair of peers apart.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+struct Kind {
+    reporter: Reporter,
+    is_grpc: bool,
+    status: u16,
+    grpc_status: Option<u32>,
+    flags: Flags,
+    mutual_tls: bool,
+}
+
+/// A [`SeriesKey`] to look up, without owning anything.
+struct Lookup<'a> {
+    peer: &'a Arc<Peer>,
+    host: Option<&'a Name>,
+    kind: Kind,
+}
+
+impl Hash for SeriesKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (&self.peer, self.host.as_ref(), self.kind).hash(state);
+    }
+}
+
+impl Hash for Lookup<'_> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.peer, self.host, self.kind).hash(state);
+    }
+}
+
+impl Equivalent<SeriesKey> for Lookup<'_> {
+    fn equivalent(&self, key: &SeriesKey) -> bool {
+        self.kind == key.kind
+            && self.host == key.host.as_ref()
+            && (Arc::ptr_eq(self.peer, &key.peer) || self.peer == &key.peer)
+    }
+}
+
+impl Metrics {
+    pub(super) fn new() -> Self {
+        Self::with_cap(CAP)
+    }
+
+    fn with_cap(cap: usize) -> Self {
+        exporter();
+        Self { series: RwLock::default(), cap }
+    }
+
+    pub(super) fn record(&self, event: &Event<'_>, local: &Arc<Peer>, peer: &Arc<Peer>) {
+        let series = self.series(event, local, peer);
+        series.requests.increment(1);
+        series.duration.record(event.duration.as_secs_f64() * 1e3);
+        series.request_bytes.record(event.request_bytes as f64);
+        series.response_bytes.record(event.response_bytes as f64);
+    }
+
+    fn series(&self, event: &Event<'_>, local: &Arc<Peer>, peer: &Arc<Peer>) -> Arc<Series> {
+        let kind = Kind {
+            reporter: event.reporter,
+            is_grpc: event.is_grpc,
+            status: event.status,
+            grpc_status: event.grpc_status,
+            flags: event.flags,
+            mutual_tls: event.mutual_tls,
+        };
+        let lookup = Lookup { peer, host: event.service.map(|service| &service.host), kind };
+        let known = self.series.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(series) = known.get(&lookup) {
+            return Arc::clone(series);
+        }
+        let full = known.len() >= self.cap;
+        drop(known);
+        if full {
+            return self.other(event, kind);
+        }
+        let series = Arc::new(Series::new(event.reporter, local, peer, event.service, kind));
+        let key = SeriesKey { peer: Arc::clone(peer), host: lookup.host.cloned(), kind };
+        let mut known = self.series.write().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(known.entry(key).or_insert(series))
+    }
+
+    /// The shared series of everything past the cap: by reporter and status alone.
+    fn other(&self, event: &Event<'_>, kind: Kind) -> Arc<Series> {
+        static OTHERS: OnceLock<Arc<Peer>> = OnceLock::new();
+        metrics::with_recorder(|recorder| recorder.register_counter(&Key::from_name(DROPPED), &METADATA)).increment(1);
+        let others = OTHERS.get_or_init(|| {
+            let name: Name = OTHER.into();
+            let workload =
+                mesh_core::config::Workload { name: name.clone(), canonical_name: name, ..Default::default() };
+            Arc::new(Peer::new(workload, None))
+        });
+        let status = event.status / 100 * 100;
+        let kind = Kind { status, grpc_status: None, flags: Flags::default(), ..kind };
+        let lookup = Lookup { peer: others, host: None, kind };
+        let known = self.series.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(series) = known.get(&lookup) {
+            return Arc::clone(series);
+        }
+        drop(known);
+        let series = Arc::new(Series::new(event.reporter, others, others, None, kind));
+        let key = SeriesKey { peer: Arc::clone(others), host: None, kind };
+        let mut known = self.series.write().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(known.entry(key).or_insert(series))
+    }
+}
+
+impl Series {
+    fn new(reporter: Reporter, local: &Peer, peer: &Peer, service: Option<&ServiceName>, kind: Kind) -> Self {
+        let labels = labels(reporter, local, peer, service, kind);
+        let key = |name: &'static str| Key::from_parts(name, labels.clone());
+        metrics::with_recorder(|recorder| Self {
+            requests: recorder.register_counter(&key(REQUESTS_TOTAL), &METADATA),
+            duration: recorder.register_histogram(&key(REQUEST_DURATION), &METADATA),
+            request_bytes: recorder.register_histogram(&key(REQUEST_BYTES), &METADATA),
+            response_bytes: recorder.register_histogram(&key(RESPONSE_BYTES), &METADATA),
+        })
+    }
+}
+
+/// Istio's 25 labels, in the order of [`LABELS`].
+fn labels(reporter: Reporter, local: &Peer, peer: &Peer, service: Option<&ServiceName>, kind: Kind) -> Vec<Label> {
+    let (source, destination) = match reporter {
+        Reporter::Source => (local, peer),
+        Reporter::Destination => (peer, local),
+    };
+    let security = match (reporter, kind.mutual_tls) {
+        // Istio leaves it to the destination to say.
+        (Reporter::Source, _) => UNKNOWN,
+        (Reporter::Destination, true) => MUTUAL_TLS,
+        (Reporter::Destination, false) => NO_TLS,
+    };
+    let (from, to) = (source.workload(), destination.workload());
+    let revision = |name: &Name| if name.is_empty() { LATEST.to_owned() } else { name.to_string() };
+    let known = |name: &str| or_unknown(name).to_owned();
+    let principal = |peer: &Peer| known(peer.principal().map_or("", |name| name));
+    let asked = |part: fn(&ServiceName) -> &Name| known(service.map_or("", |service| part(service)));
+    let values = [
+        reporter.as_str().to_owned(),
+        known(&from.name),
+        known(&from.canonical_name),
+        revision(&from.canonical_revision),
+        known(&from.namespace),
+        principal(source),
+        known(&from.app),
+        known(&from.version),
+        known(&from.cluster),
+        known(&to.name),
+        known(&to.namespace),
+        principal(destination),
+        known(&to.app),
+        known(&to.version),
+        asked(|service| &service.host),
+        known(&to.canonical_name),
+        revision(&to.canonical_revision),
+        asked(|service| &service.name),
+        known(service.map_or(&to.namespace, |service| &service.namespace)),
+        known(&to.cluster),
+        request_protocol(kind.is_grpc).to_owned(),
+        kind.status.to_string(),
+        kind.grpc_status.map_or_else(String::new, |status| status.to_string()),
+        kind.flags.to_string(),
+        security.to_owned(),
+    ];
+    LABELS.into_iter().zip(values).map(|(key, value)| Label::new(key, value)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::time::Duration;
+
+    use http::{Method, Version};
+    use mesh_core::config::Workload;
+
+    use super::*;
+    use crate::telemetry::{LogHeaders, TraceContext};
+
+    fn workload(name: &str) -> Workload {
+        Workload {
+            name: format!("{name}-v1").as_str().into(),
+            namespace: "default".into(),
+            canonical_name: name.into(),
+            app: name.into(),
+            version: "v1".into(),
+            cluster: "Kubernetes".into(),
+            ..Workload::default()
+        }
+    }
+
+    fn record(metrics: &Metrics, reporter: Reporter, local: &Arc<Peer>, peer: &Arc<Peer>, status: u16) {
+        let trace = TraceContext::root(false);
+        let service = ServiceName {
+            host: "ratings.default.svc.cluster.local".into(),
+            name: "ratings".into(),
+            namespace: "default".into(),
+        };
+        let event = Event {
+            reporter,
+            trace: &trace,
+            peer: Some(peer),
+            service: Some(&service),
+            cluster: None,
+            route: None,
+            upstream: None,
+            method: &Method::GET,
+            authority: "ratings",
+            path: "/",
+            version: Version::HTTP_11,
+            headers: &LogHeaders::default(),
+            is_grpc: false,
+            status,
+            grpc_status: None,
+            flags: Flags::default(),
+            details: "",
+            request_bytes: 100,
+            response_bytes: 2000,
+            duration: Duration::from_millis(7),
+            mutual_tls: reporter == Reporter::Destination,
+            attempts: 1,
+        };
+        metrics.record(&event, local, peer);
+    }
+
+    /// TE1: Istio's names, 25 labels and buckets, from both reporters.
+    #[test]
+    fn series_have_istios_names_labels_and_buckets() {
+        let metrics = Metrics::new();
+        let id = Some("spiffe://cluster.local/ns/default/sa/reviews".into());
+        let reviews = Arc::new(Peer::new(workload("reviews-te1"), id));
+        let ratings = Arc::new(Peer::new(workload("ratings-te1"), None));
+        record(&metrics, Reporter::Source, &reviews, &ratings, 200);
+        record(&metrics, Reporter::Source, &reviews, &ratings, 200);
+        record(&metrics, Reporter::Destination, &ratings, &reviews, 200);
+        let text = render().unwrap();
+        let lines: Vec<&str> = text
+            .lines()
+            .filter(|line| line.starts_with("istio_requests_total{") && line.contains("reviews-te1-v1"))
+            .collect();
+        assert_eq!(lines.len(), 2, "{text}");
+        let source = lines.iter().find(|line| line.contains("reporter=\"source\"")).unwrap();
+        assert!(source.ends_with(" 2"), "{source}");
+        assert_eq!(source.matches("=\"").count(), 25, "{source}");
+        for label in [
+            "source_workload=\"reviews-te1-v1\"",
+            "source_principal=\"spiffe://cluster.local/ns/default/sa/reviews\"",
+            "destination_workload=\"ratings-te1-v1\"",
+            "destination_principal=\"unknown\"",
+            "destination_service=\"ratings.default.svc.cluster.local\"",
+            "destination_service_name=\"ratings\"",
+            "destination_canonical_revision=\"latest\"",
+            "connection_security_policy=\"unknown\"",
+            "response_code=\"200\"",
+            "response_flags=\"-\"",
+            "grpc_response_status=\"\"",
+            "request_protocol=\"http\"",
+        ] {
+            assert!(source.contains(label), "{label} in {source}");
+        }
+        let destination = lines.iter().find(|line| line.contains("reporter=\"destination\"")).unwrap();
+        assert!(destination.contains("connection_security_policy=\"mutual_tls\""), "{destination}");
+        let buckets: Vec<&str> = text
+            .lines()
+            .filter(|line| line.starts_with("istio_request_duration_milliseconds_bucket{"))
+            .filter(|line| line.contains("reviews-te1-v1") && line.contains("reporter=\"source\""))
+            .map(|line| line.split("le=\"").nth(1).unwrap().split('"').next().unwrap())
+            .collect();
+        assert_eq!(
+            buckets.join(" "),
+            "0.5 1 5 10 25 50 100 250 500 1000 2500 5000 10000 30000 60000 300000 600000 1800000 3600000 +Inf"
+        );
+        assert!(text.contains("istio_build{component=\"proxy\""), "{text}");
+    }
+
+    /// Series past the cap are told under one name: a caller cannot grow our memory.
+    #[test]
+    fn series_are_bounded() {
+        let metrics = Metrics::with_cap(10);
+        let local = Arc::new(Peer::new(workload("bounded"), None));
+        for n in 0..1000 {
+            let peer = Arc::new(Peer::new(workload(&format!("caller-{n}")), None));
+            record(&metrics, Reporter::Destination, &local, &peer, 200 + (n % 7));
+        }
+        let kept = metrics.series.read().unwrap().len();
+        assert!(kept <= 10 + 1, "{kept}");
+        assert!(render().unwrap().contains("_OTHER"));
+    }
+}
