@@ -45,7 +45,13 @@ impl Any {
     }
 }
 
-#[allow(missing_docs, unreachable_pub, clippy::all, clippy::use_self, reason = "generated; Envoy's own documentation describes it")]
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::use_self,
+    reason = "generated; Envoy's own documentation describes it"
+)]
 pub mod envoy {
     pub mod config {
         pub mod cluster {
@@ -180,7 +186,13 @@ pub mod envoy {
     }
 }
 
-#[allow(missing_docs, unreachable_pub, clippy::all, clippy::use_self, reason = "generated; Envoy's own documentation describes it")]
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::use_self,
+    reason = "generated; Envoy's own documentation describes it"
+)]
 pub mod google {
     pub mod protobuf {
         include!("proto/generated/google.protobuf.rs");
@@ -190,7 +202,13 @@ pub mod google {
     }
 }
 
-#[allow(missing_docs, unreachable_pub, clippy::all, clippy::use_self, reason = "generated; Envoy's own documentation describes it")]
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::use_self,
+    reason = "generated; Envoy's own documentation describes it"
+)]
 pub mod istio {
     pub mod v1 {
         pub mod auth {

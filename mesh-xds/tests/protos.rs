@@ -110,7 +110,11 @@ fn field_table(descriptors: &FileDescriptorSet) -> String {
             };
             fields.push((field.number(), format!("({}, {:?}, {kind})", field.number(), field.name())));
         }
-        assert_eq!(message.reserved_range.len(), message.reserved_name.len(), "{name}: reserved numbers and names pair up");
+        assert_eq!(
+            message.reserved_range.len(),
+            message.reserved_name.len(),
+            "{name}: reserved numbers and names pair up"
+        );
         for (range, reserved) in message.reserved_range.iter().zip(&message.reserved_name) {
             assert_eq!(range.end() - range.start(), 1, "{name}: each reserved number stands alone");
             fields.push((range.start(), format!("({}, {reserved:?}, Kind::LeftOut)", range.start())));
