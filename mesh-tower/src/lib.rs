@@ -1,7 +1,29 @@
-//! Placeholder.
+//! A service mesh inside your process: Tower layers, clients and servers for hyper and tonic.
+//!
+//! What to do with a request is decided by `mesh-core`; this crate does it: it connects, sends, waits, tries again and
+//! tells. It opens no port and starts no task of its own accord. One request of the default client, top to bottom, is
+//! [`client`]; each of its layers is a file of [`layer`] and works alone around any `Service<http::Request<B>>`.
+//!
+//! What this crate does not do: parse what a control plane says (`mesh-xds`), decide (`mesh-core`), or be a control
+//! plane (`mesh-control`).
 
-mod connect;
-mod dns;
-mod source;
+pub mod client;
+pub mod context;
+pub mod layer;
+pub mod source;
 pub mod telemetry;
-pub mod tls;
+
+mod attempt;
+mod body;
+mod error;
+mod live;
+
+pub use mesh_core::{cluster, config, plan, retry};
+
+pub use self::{
+    body::{Body, ResponseBody},
+    client::{GrpcClient, HttpClient},
+    context::{Context, InContext, spawn},
+    error::{BoxError, Error, ErrorKind, ResponseFlags},
+    live::Live,
+};

@@ -16,7 +16,6 @@ use mesh_core::{
     config::{EndpointAddress, Name, ServiceName, Workload},
     identity::SpiffeId,
     outcome::Flags,
-    telemetry::{REPORTER_DESTINATION, REPORTER_SOURCE},
 };
 
 use crate::source;
@@ -48,8 +47,8 @@ impl Reporter {
     /// As the label says it.
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Source => REPORTER_SOURCE,
-            Self::Destination => REPORTER_DESTINATION,
+            Self::Source => "source",
+            Self::Destination => "destination",
         }
     }
 }

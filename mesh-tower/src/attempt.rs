@@ -1,0 +1,195 @@
+//! What a request is between the layers: [`Routed`], then [`Attempt`], then [`Picked`]; and [`Call`], what they share.
+//!
+//! Each stage of deciding has its own type, so that layers in a wrong order do not compile: only a routed request can
+//! be timed and retried, only an attempt can be given an endpoint, only a request with an endpoint can be sent through
+//! a pool. The `Call` is one allocation per request: the plan, and a journal of what happened, which the layers below
+//! write and the layers above read.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use http::HeaderValue;
+use mesh_core::{
+    cluster::Cluster,
+    config::Name,
+    endpoint::{Endpoint, Tried},
+    outcome::Flags,
+    plan::{Plan, Target},
+    rng::RequestRng,
+};
+use tokio::time::Instant;
+
+use crate::{
+    body::{Body, Progress},
+    error::{Error, ErrorKind},
+    telemetry::Peer,
+};
+
+/// A request with the decision what to do with it.
+#[derive(Debug)]
+pub struct Routed {
+    /// The request.
+    pub request: http::Request<Body>,
+    /// The decision, and what has happened since.
+    pub call: Arc<Call>,
+    /// When it has to be over; `None` is never.
+    pub deadline: Option<Instant>,
+}
+
+/// One try of a request.
+#[derive(Debug)]
+pub struct Attempt {
+    /// The request, as this try sends it.
+    pub request: http::Request<Body>,
+    /// The decision, and what has happened since.
+    pub call: Arc<Call>,
+    /// When the whole request has to be over; `None` is never.
+    pub deadline: Option<Instant>,
+    /// When the headers of this try's response have to be here; never after `deadline`.
+    pub try_deadline: Option<Instant>,
+    /// 1 is the first.
+    pub number: u32,
+}
+
+/// One try with the endpoint it goes to; whoever gets it only sends it.
+#[derive(Debug)]
+pub struct Picked {
+    /// The request, as this try sends it.
+    pub request: http::Request<Body>,
+    /// The decision, and what has happened since.
+    pub call: Arc<Call>,
+    /// When the headers of the response have to be here; the layers above see to it, so this is for information.
+    pub deadline: Option<Instant>,
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) endpoint: Arc<Endpoint>,
+}
+
+impl Picked {
+    /// Where it goes.
+    pub fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.endpoint
+    }
+
+    /// The cluster the endpoint is of.
+    pub fn cluster(&self) -> &Arc<Cluster> {
+        &self.cluster
+    }
+
+    /// The decision.
+    pub fn plan(&self) -> &Plan {
+        self.call.plan()
+    }
+}
+
+impl From<Routed> for Attempt {
+    /// The only try: what a balancer without retries above it makes of a request.
+    fn from(routed: Routed) -> Self {
+        let Routed { request, call, deadline } = routed;
+        Self { request, call, deadline, try_deadline: deadline, number: 1 }
+    }
+}
+
+/// One request from end to end: what was decided, and a journal of what happened.
+#[derive(Debug)]
+pub struct Call {
+    plan: Plan,
+    refused: Option<(ErrorKind, String)>,
+    /// Where a redirected caller is sent.
+    location: Option<HeaderValue>,
+    pub(crate) progress: Arc<Progress>,
+    journal: Mutex<Journal>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Journal {
+    pub(crate) rng: RequestRng,
+    pub(crate) tried: Tried,
+    pub(crate) endpoint: Option<Arc<Endpoint>>,
+    pub(crate) peer: Option<Arc<Peer>>,
+    pub(crate) attempts: u32,
+    pub(crate) flags: Flags,
+}
+
+impl Call {
+    pub(crate) fn new(plan: Plan, rng: RequestRng, progress: Arc<Progress>) -> Self {
+        let tried = Tried::new(plan.route.retry.as_ref());
+        let journal = Journal { rng, tried, endpoint: None, peer: None, attempts: 0, flags: Flags::NONE };
+        Self { plan, refused: None, location: None, progress, journal: Mutex::new(journal) }
+    }
+
+    /// A request that cannot go anywhere, which the layers still time, count and tell of.
+    pub(crate) fn refused(why: (ErrorKind, String), is_grpc: bool, rng: RequestRng, progress: Arc<Progress>) -> Self {
+        let mut plan = Plan::new(Arc::default(), Target::NoCluster(Name::default()));
+        plan.is_grpc = is_grpc;
+        Self { refused: Some(why), ..Self::new(plan, rng, progress) }
+    }
+
+    /// With the place a redirect points to.
+    pub(crate) fn located(self, location: Option<HeaderValue>) -> Self {
+        Self { location, ..self }
+    }
+
+    /// The decision.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The endpoint of the last try, if it came that far.
+    pub fn endpoint(&self) -> Option<Arc<Endpoint>> {
+        self.journal().endpoint.clone()
+    }
+
+    /// Who answered the last try, if whoever sends requests could tell.
+    pub fn peer(&self) -> Option<Arc<Peer>> {
+        self.journal().peer.clone()
+    }
+
+    /// How many tries there were.
+    pub fn attempts(&self) -> u32 {
+        self.journal().attempts
+    }
+
+    /// What happened on the way, beside the last failure's own flags: an injected delay, retries used up.
+    pub fn flags(&self) -> Flags {
+        self.journal().flags
+    }
+
+    /// Bytes of the request's body read so far.
+    pub fn request_bytes(&self) -> u64 {
+        self.progress.bytes()
+    }
+
+    /// Whoever sends the request learnt who answered.
+    pub(crate) fn met(&self, peer: Arc<Peer>) {
+        self.journal().peer = Some(peer);
+    }
+
+    /// Something happened on the way.
+    pub(crate) fn note(&self, flags: Flags) {
+        self.journal().flags |= flags;
+    }
+
+    /// Never held over an await.
+    pub(crate) fn journal(&self) -> MutexGuard<'_, Journal> {
+        self.journal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Why the request goes to no destination, if it does not: refusals, redirects, direct responses.
+    pub(crate) fn own_answer(&self) -> Option<Error> {
+        if let Some((kind, why)) = &self.refused {
+            return Some(Error::msg(*kind, why.clone()));
+        }
+        let route = &self.plan.route;
+        match &self.plan.target {
+            Target::NoCluster(name) => Some(Error::msg(ErrorKind::NoCluster, name.to_string())),
+            Target::Respond => {
+                let (status, body) = route.respond.as_ref().map_or((500, ""), |own| (own.status, own.body.as_str()));
+                Some(Error::answered(status, body.to_owned(), None))
+            }
+            Target::Redirect => {
+                let status = route.redirect.as_ref().map_or(301, |redirect| redirect.status);
+                Some(Error::answered(status, String::new(), self.location.clone()))
+            }
+            _ => None,
+        }
+    }
+}

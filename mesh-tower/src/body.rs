@@ -1,0 +1,396 @@
+//! Bodies: [`Body`], the one type every request body has inside the layers, and [`ResponseBody`], what callers get.
+//!
+//! A destination's connection takes one body type, and a request may have to be sent again, so the border turns the
+//! caller's body into this one: nothing and a single chunk stay as they are and repeat for free, anything else is boxed
+//! once. While a streamed body passes it counts its bytes and says when it ended; both are read where the request is
+//! timed and told of. Keeping what was sent, for sending it again, is in `layer/retry/replay.rs`.
+
+use std::{
+    any::Any,
+    fmt,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    task::{Context, Poll, Waker},
+};
+
+use bytes::{Buf, Bytes};
+use futures_util::task::AtomicWaker;
+use http::HeaderMap;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
+use pin_project_lite::pin_project;
+
+use crate::{
+    error::{BoxError, Error, ErrorKind},
+    layer::Player,
+};
+
+/// A request's body inside the layers, and what a leaf is given.
+#[derive(Default)]
+pub struct Body {
+    kind: Kind,
+    progress: Option<Arc<Progress>>,
+}
+
+#[derive(Default)]
+enum Kind {
+    #[default]
+    Empty,
+    Full(Bytes),
+    Streamed(UnsyncBoxBody<Bytes, BoxError>),
+    Played(Player),
+}
+
+impl Body {
+    /// No body.
+    pub fn empty() -> Self {
+        Self::default()
+    }
+
+    /// Any body; one that is ours already, empty, or a single chunk is not boxed.
+    pub fn new<B>(body: B) -> Self
+    where
+        B: HttpBody + Send + 'static,
+        B::Data: Buf + Send,
+        B::Error: Into<BoxError>,
+    {
+        if body.is_end_stream() {
+            return Self::empty();
+        }
+        let mut slot = Some(body);
+        let any: &mut dyn Any = &mut slot;
+        if let Some(ours) = any.downcast_mut::<Option<Self>>().and_then(Option::take) {
+            return ours;
+        }
+        if let Some(full) = any.downcast_mut::<Option<Full<Bytes>>>().and_then(Option::take) {
+            return Self::from(only_chunk(full));
+        }
+        let Some(body) = slot else { return Self::empty() };
+        let body = body
+            .map_frame(|frame| frame.map_data(|mut data| data.copy_to_bytes(data.remaining())))
+            .map_err(Into::into)
+            .boxed_unsync();
+        Self { kind: Kind::Streamed(body), progress: None }
+    }
+
+    /// One play of a body that can be sent again.
+    pub(crate) fn played(player: Player) -> Self {
+        Self { kind: Kind::Played(player), progress: None }
+    }
+
+    /// A copy, if it repeats for free: nothing, or a single chunk.
+    pub(crate) fn try_clone(&self) -> Option<Self> {
+        match &self.kind {
+            Kind::Empty => Some(Self::empty()),
+            Kind::Full(bytes) => Some(Self::from(bytes.clone())),
+            Kind::Streamed(_) | Kind::Played(_) => None,
+        }
+    }
+
+    /// Its length, when it is all here.
+    pub(crate) fn known_len(&self) -> Option<u64> {
+        match &self.kind {
+            Kind::Empty => Some(0),
+            Kind::Full(bytes) => Some(bytes.len() as u64),
+            Kind::Streamed(_) | Kind::Played(_) => None,
+        }
+    }
+
+    /// Tells `progress` what passes. A body that is all here has passed already.
+    pub(crate) fn watched_by(mut self, progress: &Arc<Progress>) -> Self {
+        match self.known_len() {
+            Some(len) => progress.all_at_once(len),
+            None => self.progress = Some(Arc::clone(progress)),
+        }
+        self
+    }
+}
+
+/// The chunk of a body of one chunk, which has it at hand.
+fn only_chunk(mut full: Full<Bytes>) -> Bytes {
+    let mut context = Context::from_waker(Waker::noop());
+    match Pin::new(&mut full).poll_frame(&mut context) {
+        Poll::Ready(Some(Ok(frame))) => frame.into_data().unwrap_or_default(),
+        _ => Bytes::new(),
+    }
+}
+
+impl HttpBody for Body {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = &mut *self;
+        let polled = match &mut this.kind {
+            Kind::Empty => Poll::Ready(None),
+            Kind::Full(bytes) => {
+                let bytes = std::mem::take(bytes);
+                this.kind = Kind::Empty;
+                Poll::Ready(Some(Ok(Frame::data(bytes))))
+            }
+            Kind::Streamed(body) => Pin::new(body).poll_frame(cx),
+            Kind::Played(player) => player.poll_frame(cx),
+        };
+        if let Some(progress) = &this.progress {
+            match &polled {
+                Poll::Ready(Some(Ok(frame))) => {
+                    progress.passed(frame.data_ref().map_or(0, Bytes::len));
+                    if matches!(&this.kind, Kind::Streamed(body) if body.is_end_stream()) {
+                        progress.end();
+                    }
+                }
+                Poll::Ready(_) => progress.end(),
+                Poll::Pending => {}
+            }
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.kind {
+            Kind::Empty => true,
+            Kind::Full(_) => false,
+            Kind::Streamed(body) => body.is_end_stream(),
+            Kind::Played(player) => player.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            Kind::Empty => SizeHint::with_exact(0),
+            Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Kind::Streamed(body) => body.size_hint(),
+            Kind::Played(player) => player.size_hint(),
+        }
+    }
+}
+
+impl Drop for Body {
+    /// A body let go of will not send any more: as far as timing goes, it ended.
+    fn drop(&mut self) {
+        if let Some(progress) = &self.progress {
+            progress.end();
+        }
+    }
+}
+
+impl From<Bytes> for Body {
+    fn from(bytes: Bytes) -> Self {
+        let kind = if bytes.is_empty() { Kind::Empty } else { Kind::Full(bytes) };
+        Self { kind, progress: None }
+    }
+}
+
+impl From<&'static str> for Body {
+    fn from(text: &'static str) -> Self {
+        Self::from(Bytes::from_static(text.as_bytes()))
+    }
+}
+
+impl From<String> for Body {
+    fn from(text: String) -> Self {
+        Self::from(Bytes::from(text))
+    }
+}
+
+impl From<Vec<u8>> for Body {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self::from(Bytes::from(bytes))
+    }
+}
+
+impl From<()> for Body {
+    fn from((): ()) -> Self {
+        Self::empty()
+    }
+}
+
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Body").field("size", &self.size_hint()).finish_non_exhaustive()
+    }
+}
+
+/// How far the caller's request body has come, whichever try reads it.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    bytes: AtomicU64,
+    ended: AtomicBool,
+    waiting: AtomicWaker,
+}
+
+impl Progress {
+    /// Bytes read so far.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Has all of it been read?
+    pub(crate) fn is_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+
+    /// Ready once all of it has been read; one waiter at a time.
+    pub(crate) fn poll_ended(&self, cx: &Context<'_>) -> Poll<()> {
+        if self.is_ended() {
+            return Poll::Ready(());
+        }
+        self.waiting.register(cx.waker());
+        if self.is_ended() { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    fn all_at_once(&self, len: u64) {
+        self.bytes.store(len, Ordering::Relaxed);
+        self.ended.store(true, Ordering::Release);
+    }
+
+    fn passed(&self, len: usize) {
+        self.bytes.fetch_add(len as u64, Ordering::Relaxed);
+    }
+
+    fn end(&self) {
+        if !self.ended.swap(true, Ordering::AcqRel) {
+            self.waiting.wake();
+        }
+    }
+}
+
+pin_project! {
+    /// The body of a response of the mesh's clients: what the destination sent, or the mesh's own words.
+    ///
+    /// A gRPC stream that the mesh has to end (a deadline, a lost connection) ends with trailers that say why.
+    #[must_use = "bodies do nothing unless polled"]
+    pub struct ResponseBody<B> {
+        #[pin]
+        kind: Answer<B>,
+        is_grpc: bool,
+    }
+}
+
+pin_project! {
+    #[project = AnswerProj]
+    enum Answer<B> {
+        Here { bytes: Bytes },
+        There { #[pin] body: B },
+        Over,
+    }
+}
+
+impl<B> ResponseBody<B> {
+    /// The mesh's own words.
+    pub(crate) fn here(bytes: Bytes) -> Self {
+        Self { kind: Answer::Here { bytes }, is_grpc: false }
+    }
+
+    /// What the destination sends.
+    pub(crate) fn there(body: B, is_grpc: bool) -> Self {
+        Self { kind: Answer::There { body }, is_grpc }
+    }
+}
+
+impl<B> HttpBody for ResponseBody<B>
+where
+    B: HttpBody<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let mut this = self.project();
+        match this.kind.as_mut().project() {
+            AnswerProj::Over => Poll::Ready(None),
+            AnswerProj::Here { bytes } => {
+                let bytes = std::mem::take(bytes);
+                this.kind.set(Answer::Over);
+                Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
+            }
+            AnswerProj::There { body } => match std::task::ready!(body.poll_frame(cx)) {
+                Some(Ok(frame)) => Poll::Ready(Some(Ok(frame))),
+                None => {
+                    this.kind.set(Answer::Over);
+                    Poll::Ready(None)
+                }
+                Some(Err(error)) => {
+                    this.kind.set(Answer::Over);
+                    let error = Error::from_boxed(ErrorKind::Reset, error.into());
+                    if *this.is_grpc {
+                        let trailers: HeaderMap = error.to_trailers();
+                        return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+                    }
+                    Poll::Ready(Some(Err(error)))
+                }
+            },
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.kind {
+            Answer::Here { bytes } => bytes.is_empty(),
+            Answer::There { body } => body.is_end_stream(),
+            Answer::Over => true,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            Answer::Here { bytes } => SizeHint::with_exact(bytes.len() as u64),
+            Answer::There { body } => body.size_hint(),
+            Answer::Over => SizeHint::with_exact(0),
+        }
+    }
+}
+
+impl<B> fmt::Debug for ResponseBody<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseBody").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+    use http_body_util::{Empty, StreamBody};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn single_chunks_are_not_boxed_and_repeat() {
+        let body = Body::new(Full::new(Bytes::from_static(b"abc")));
+        assert_eq!(body.known_len(), Some(3));
+        let again = body.try_clone().unwrap();
+        assert_eq!(body.collect().await.unwrap().to_bytes(), "abc");
+        assert_eq!(Body::new(again).collect().await.unwrap().to_bytes(), "abc");
+        assert_eq!(Body::new(Empty::<Bytes>::new()).known_len(), Some(0));
+        assert_eq!(Body::new(String::from("text")).collect().await.unwrap().to_bytes(), "text");
+    }
+
+    #[tokio::test]
+    async fn progress_counts_and_tells_the_end() {
+        let frames = ["ab", "c"].map(|text| Ok::<_, BoxError>(Frame::data(Bytes::from_static(text.as_bytes()))));
+        let progress = Arc::new(Progress::default());
+        let mut body = Body::new(StreamBody::new(futures_util::stream::iter(frames))).watched_by(&progress);
+        assert!(body.try_clone().is_none());
+        body.frame().await.unwrap().unwrap();
+        assert!(!progress.is_ended());
+        assert_eq!(progress.bytes(), 2);
+        drop(body);
+        assert!(progress.is_ended(), "a dropped body sends nothing more");
+        let progress = Arc::new(Progress::default());
+        let _body = Body::from("abc").watched_by(&progress);
+        assert!(progress.is_ended());
+        assert_eq!(progress.bytes(), 3);
+    }
+
+    #[tokio::test]
+    async fn grpc_streams_end_in_trailers_when_the_mesh_ends_them() {
+        let frames = [Err::<Frame<Bytes>, _>(Error::msg(ErrorKind::Timeout, "x"))];
+        let body = StreamBody::new(futures_util::stream::iter(frames));
+        let trailers = ResponseBody::there(body, true).collect().await.unwrap().trailers().cloned().unwrap();
+        assert_eq!(trailers["grpc-status"], "4");
+    }
+}

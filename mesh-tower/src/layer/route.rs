@@ -1,0 +1,257 @@
+//! Where a request goes: the policy of the live configuration, or a split of traffic given in code.
+//!
+//! This is where a request leaves the application. What travels from the request being served (deadline, headers) is
+//! put on it before routing looks at it, so that routing by `end-user` works without copying headers; then it is
+//! planned, once for all its tries (RA4), and rewritten as its route says. On the way back the response is rewritten,
+//! and told what happened to it.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Buf;
+use http::{HeaderValue, request::Parts};
+use http_body::Body as HttpBody;
+use mesh_core::{
+    config,
+    error::CompileError,
+    plan::Target,
+    request::{RequestView, is_grpc},
+    rewrite,
+    rng::RequestRng,
+    snapshot::Snapshot,
+};
+use tokio::time::Instant;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::{Call, Routed, Stage, leaf};
+use crate::{
+    body::{Body, Progress},
+    context,
+    error::{BoxError, Error, ErrorKind, ResponseFlags},
+    live::Live,
+    source::Source,
+};
+
+/// Finds each request's policy.
+#[derive(Clone, Debug)]
+pub struct RouteLayer {
+    routes: Routes,
+    source: Source,
+}
+
+#[derive(Clone, Debug)]
+enum Routes {
+    /// Whatever is in force; of the port, if it is a gateway's, else of the port that the request names.
+    Live { live: Arc<Live>, port: Option<u16> },
+    /// One split of all requests: the clusters' names are authorities.
+    Split(Arc<Snapshot>),
+}
+
+/// The port a split's only route table stands at; the requests' own does not matter.
+const SPLIT_PORT: u16 = 0;
+
+impl RouteLayer {
+    /// By the configuration in force. A request waits for the first one until its deadline, or for
+    /// [`Live::PATIENCE`].
+    pub fn live(live: Arc<Live>) -> Self {
+        Self { routes: Routes::Live { live, port: None }, source: Source::system() }
+    }
+
+    /// By weight among authorities (`host:port`), with no configuration and no other layer: the request's authority
+    /// becomes the one drawn, and its `Host` header keeps the name that was asked for.
+    ///
+    /// # Errors
+    ///
+    /// No destination, or weights that are all 0.
+    pub fn split<A: Into<String>>(destinations: impl IntoIterator<Item = (A, u32)>) -> Result<Self, CompileError> {
+        let mut config = config::Config::default();
+        let mut forward = config::Forward::default();
+        for (authority, weight) in destinations {
+            let cluster: config::Name = authority.into().into();
+            forward.clusters.push(config::WeightedCluster { cluster: cluster.clone(), weight, ..Default::default() });
+            let compiled = config::Cluster { name: cluster.clone(), ..Default::default() };
+            config.clusters.insert(cluster, Arc::new(compiled));
+        }
+        let route = config::Route {
+            name: "split".into(),
+            origin: None,
+            matches: config::RouteMatch::default(),
+            action: config::Action::Forward(forward),
+            fault: None,
+            headers: config::HeaderChanges::default(),
+            operation: None,
+        };
+        let host = config::VirtualHost {
+            name: "split".into(),
+            domains: vec!["*".into()],
+            routes: vec![route],
+            ..Default::default()
+        };
+        let table = config::RouteTable { virtual_hosts: vec![Arc::new(host)], ..Default::default() };
+        config.outbound.insert(SPLIT_PORT, Arc::new(table));
+        let snapshot = Arc::new(Snapshot::compile(&config, None)?);
+        Ok(Self { routes: Routes::Split(snapshot), source: Source::system() })
+    }
+
+    /// Routes are those of this port, whatever port requests name: for a gateway's listener.
+    #[must_use]
+    pub fn on_port(mut self, listener: u16) -> Self {
+        if let Routes::Live { port, .. } = &mut self.routes {
+            *port = Some(listener);
+        }
+        self
+    }
+
+    /// Random choices are those of this seed, request by request: for tests and replays.
+    #[must_use]
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.source = Source::seeded(seed);
+        self
+    }
+}
+
+impl<S> Layer<S> for RouteLayer {
+    type Service = Route<S>;
+
+    fn layer(&self, inner: S) -> Route<S> {
+        Route { shared: Arc::new(Shared { inner, layer: self.clone() }) }
+    }
+}
+
+/// A service with routing in front of it; clones share it.
+#[derive(Debug)]
+pub struct Route<S> {
+    shared: Arc<Shared<S>>,
+}
+
+#[derive(Debug)]
+struct Shared<S> {
+    inner: S,
+    layer: RouteLayer,
+}
+
+impl<S> Shared<S> {
+    /// What the configuration says of the request, or why it says nothing.
+    async fn plan(&self, departure: &mut Departure) -> Result<Arc<Call>, Error> {
+        let mut rng = self.layer.source.next_request();
+        let progress = Arc::clone(&departure.progress);
+        let (snapshot, port) = match &self.layer.routes {
+            Routes::Split(snapshot) => (Arc::clone(snapshot), Some(SPLIT_PORT)),
+            Routes::Live { live, port } => match live.ready(departure.deadline).await {
+                Some(snapshot) => (snapshot, port.or_else(|| live.only_port())),
+                None => {
+                    let why = "the control plane has not answered in time".to_owned();
+                    return Ok(departure.refuse((ErrorKind::NotReady, why), rng));
+                }
+            },
+        };
+        let view = RequestView::of(&departure.parts, port);
+        let plan = match snapshot.plan(&view, &mut rng) {
+            Ok(plan) => plan,
+            Err(why) => {
+                let why = format!("{} {}: {why}", view.method, view.authority);
+                return Ok(departure.refuse((ErrorKind::NoRoute, why), rng));
+            }
+        };
+        let location = match &plan.target {
+            Target::Redirect => HeaderValue::try_from(rewrite::redirect_location(&plan, &view)).ok(),
+            _ => None,
+        };
+        rewrite::apply(&plan, &mut departure.parts);
+        if let (Routes::Split(_), Some(cluster)) = (&self.layer.routes, plan.cluster()) {
+            leaf::redirect(&mut departure.parts, &cluster.config().name)?;
+        }
+        Ok(Arc::new(Call::new(plan, rng, progress).located(location)))
+    }
+}
+
+impl<S, B> Stage<http::Request<Body>> for Route<S>
+where
+    S: Stage<Routed, Response = http::Response<B>>,
+    B: Send,
+{
+    type Response = http::Response<B>;
+
+    async fn call(&self, request: http::Request<Body>) -> Result<http::Response<B>, Error> {
+        let mut departure = Departure::of(request);
+        let call = self.shared.plan(&mut departure).await?;
+        departure.go(call, &self.shared.inner).await
+    }
+}
+
+impl<S> Clone for Route<S> {
+    fn clone(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared) }
+    }
+}
+
+impl<S, B, R> Service<http::Request<B>> for Route<S>
+where
+    S: Stage<Routed, Response = http::Response<R>> + 'static,
+    R: Send + 'static,
+    B: HttpBody + Send + 'static,
+    B::Data: Buf + Send,
+    B::Error: Into<BoxError>,
+{
+    type Response = http::Response<R>;
+    type Error = Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Error>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<B>) -> Self::Future {
+        let route = self.clone();
+        let request = request.map(Body::new);
+        Box::pin(async move { Stage::call(&route, request).await })
+    }
+}
+
+/// A request on its way out of the application.
+pub(super) struct Departure {
+    pub(super) parts: Parts,
+    body: Body,
+    pub(super) progress: Arc<Progress>,
+    pub(super) deadline: Option<Instant>,
+}
+
+impl Departure {
+    /// With what travels from the request being served, if one is.
+    pub(super) fn of(request: http::Request<Body>) -> Self {
+        let (mut parts, body) = request.into_parts();
+        let progress = Arc::new(Progress::default());
+        let inherited = context::current().and_then(|context| context.depart(&mut parts.headers));
+        let own = context::grpc_timeout(&parts.headers).map(|timeout| Instant::now() + timeout);
+        let deadline = inherited.into_iter().chain(own).min();
+        Self { parts, body: body.watched_by(&progress), progress, deadline }
+    }
+
+    /// Through the layers below, and back.
+    pub(super) async fn go<S, B>(self, call: Arc<Call>, inner: &S) -> Result<http::Response<B>, Error>
+    where
+        S: Stage<Routed, Response = http::Response<B>>,
+    {
+        let request = http::Request::from_parts(self.parts, self.body);
+        match inner.call(Routed { request, call: Arc::clone(&call), deadline: self.deadline }).await {
+            Ok(mut response) => {
+                rewrite::on_response(call.plan(), response.headers_mut());
+                let flags = call.flags();
+                if !flags.is_empty() {
+                    response.extensions_mut().insert(ResponseFlags { flags, details: "via_upstream" });
+                }
+                Ok(response)
+            }
+            Err(error) => Err(error.with_flags(call.flags())),
+        }
+    }
+
+    fn refuse(&self, why: (ErrorKind, String), rng: RequestRng) -> Arc<Call> {
+        Arc::new(Call::refused(why, is_grpc(&self.parts.headers), rng, Arc::clone(&self.progress)))
+    }
+}

@@ -1,0 +1,270 @@
+//! One event per request, told when its response has been read to the end, or when it is clear that there will be none.
+//!
+//! It stands directly below routing, so that everything that can become of a request is seen: refusals, injected faults,
+//! timeouts, retries (one event, however many tries). A caller that goes away is told with flag `DC`. What is told and
+//! to whom is `telemetry.rs`; here is only when.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Uri, Version, header};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use mesh_core::{
+    config::{Name, Workload},
+    outcome::{Failure, Flags, grpc_status},
+};
+use pin_project_lite::pin_project;
+use tokio::time::Instant;
+use tower_layer::Layer;
+
+use super::{Call, Routed, Stage};
+use crate::{
+    context,
+    error::{BoxError, Error, ErrorKind},
+    telemetry::{Event, LogHeaders, Peer, Reporter, Telemetry, TraceContext},
+};
+
+/// Tells of every request, and puts it in a trace.
+#[derive(Clone, Debug)]
+pub struct TelemetryLayer {
+    telemetry: Telemetry,
+}
+
+impl TelemetryLayer {
+    /// Through the `metrics` facade, as a workload without a name.
+    pub fn new() -> Self {
+        Self::with(Telemetry::new(Workload::default()))
+    }
+
+    /// Wherever `telemetry` tells.
+    pub fn with(telemetry: Telemetry) -> Self {
+        Self { telemetry }
+    }
+}
+
+impl Default for TelemetryLayer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<S> Layer<S> for TelemetryLayer {
+    type Service = Telling<S>;
+
+    fn layer(&self, inner: S) -> Telling<S> {
+        Telling { inner, telemetry: self.telemetry.clone() }
+    }
+}
+
+/// A stage whose requests are told of.
+#[derive(Clone, Debug)]
+pub struct Telling<S> {
+    inner: S,
+    telemetry: Telemetry,
+}
+
+impl<S, B> Stage<Routed> for Telling<S>
+where
+    S: Stage<Routed, Response = http::Response<B>>,
+    B: HttpBody + Send,
+{
+    type Response = http::Response<Told<B>>;
+
+    async fn call(&self, routed: Routed) -> Result<Self::Response, Error> {
+        let Routed { request, call, deadline } = routed;
+        let (mut parts, body) = request.into_parts();
+        let inherited = context::current();
+        let inherited = inherited.as_ref().and_then(|context| context.trace.as_ref());
+        let trace = self.telemetry.begin(Reporter::Source, &mut parts, inherited);
+        let logs = self.telemetry.is_logging();
+        let mut story = Story {
+            telemetry: self.telemetry.clone(),
+            call: Arc::clone(&call),
+            trace,
+            method: parts.method.clone(),
+            uri: parts.uri.clone(),
+            host: parts.headers.get(header::HOST).and_then(|host| host.to_str().ok()).map(Name::from),
+            version: parts.version,
+            headers: if logs { LogHeaders::of(&parts.headers) } else { LogHeaders::default() },
+            request_head: head_bytes(&parts.headers),
+            begun: Instant::now(),
+            status: 0,
+            grpc_status: None,
+            response_bytes: 0,
+            flags: Flags::NONE,
+            details: Failure::Cancelled.details(),
+            told: false,
+        };
+        let request = http::Request::from_parts(parts, body);
+        match self.inner.call(Routed { request, call, deadline }).await {
+            Ok(response) => {
+                story.head(response.status().as_u16(), response.headers());
+                if response.body().is_end_stream() {
+                    story.tell();
+                }
+                Ok(response.map(|body| Told { body, story }))
+            }
+            Err(error) => {
+                story.failed(&error);
+                Err(error)
+            }
+        }
+    }
+}
+
+/// What is to be told of one request.
+#[derive(Debug)]
+struct Story {
+    telemetry: Telemetry,
+    call: Arc<Call>,
+    trace: TraceContext,
+    method: Method,
+    uri: Uri,
+    host: Option<Name>,
+    version: Version,
+    headers: LogHeaders,
+    request_head: u64,
+    begun: Instant,
+    status: u16,
+    grpc_status: Option<u32>,
+    response_bytes: u64,
+    flags: Flags,
+    details: &'static str,
+    told: bool,
+}
+
+impl Story {
+    fn head(&mut self, status: u16, headers: &HeaderMap) {
+        self.status = status;
+        self.grpc_status = grpc_status(headers);
+        self.response_bytes = head_bytes(headers);
+    }
+
+    fn failed(&mut self, error: &Error) {
+        if self.status == 0 {
+            let is_grpc = self.call.plan().is_grpc;
+            self.status = if is_grpc { 200 } else { error.status().as_u16() };
+            self.grpc_status = is_grpc.then(|| error.grpc_status());
+        } else if self.call.plan().is_grpc {
+            self.grpc_status = Some(error.grpc_status());
+        }
+        self.flags = error.flags();
+        self.details = error.details();
+        self.finish();
+    }
+
+    fn tell(&mut self) {
+        self.details = "via_upstream";
+        self.finish();
+    }
+
+    fn finish(&mut self) {
+        if std::mem::replace(&mut self.told, true) {
+            return;
+        }
+        let plan = self.call.plan();
+        let endpoint = self.call.endpoint();
+        let peer = self.call.peer().or_else(|| {
+            // Configuration knows who is there, even if nobody answered; kept beside the endpoint once made.
+            let endpoint = endpoint.as_ref()?;
+            let workload = endpoint.config().workload.as_ref()?;
+            Some(Arc::clone(endpoint.attached(|| Arc::new(Peer::new(workload.clone(), None)))))
+        });
+        let cluster = plan.cluster().map(|cluster| cluster.config());
+        self.telemetry.record(&Event {
+            reporter: Reporter::Source,
+            trace: &self.trace,
+            peer: peer.as_ref(),
+            service: cluster.and_then(|cluster| cluster.service.as_ref()),
+            cluster: cluster.map(|cluster| &cluster.name),
+            route: Some(&plan.route.name).filter(|name| !name.is_empty()),
+            upstream: endpoint.as_ref().map(|endpoint| endpoint.address()),
+            method: &self.method,
+            authority: self.uri.authority().map_or(self.host.as_deref().unwrap_or(""), |authority| authority.as_str()),
+            path: self.uri.path_and_query().map_or("/", |path| path.as_str()),
+            version: self.version,
+            headers: &self.headers,
+            is_grpc: plan.is_grpc,
+            status: self.status,
+            grpc_status: self.grpc_status,
+            flags: self.flags | self.call.flags(),
+            details: self.details,
+            request_bytes: self.request_head + self.call.request_bytes(),
+            response_bytes: self.response_bytes,
+            duration: self.begun.elapsed(),
+            mutual_tls: false,
+            attempts: self.call.attempts(),
+        });
+    }
+}
+
+impl Drop for Story {
+    /// The caller let go of it: before the answer, or before it was read to its end.
+    fn drop(&mut self) {
+        self.flags |= Flags::DC;
+        self.finish();
+    }
+}
+
+/// What headers come to on the wire of HTTP/1.1, near enough for a histogram.
+fn head_bytes(headers: &HeaderMap) -> u64 {
+    headers.iter().map(|(name, value)| (name.as_str().len() + value.len() + 4) as u64).sum()
+}
+
+pin_project! {
+    /// A response's body that is told of when it ends.
+    #[must_use = "bodies do nothing unless polled"]
+    pub struct Told<B> {
+        #[pin]
+        body: B,
+        story: Story,
+    }
+}
+
+impl<B> HttpBody for Told<B>
+where
+    B: HttpBody<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let mut this = self.project();
+        match ready!(this.body.as_mut().poll_frame(cx)) {
+            Some(Ok(frame)) => {
+                if let Some(chunk) = frame.data_ref() {
+                    this.story.response_bytes += chunk.len() as u64;
+                }
+                if let Some(trailers) = frame.trailers_ref() {
+                    this.story.grpc_status = grpc_status(trailers).or(this.story.grpc_status);
+                    this.story.tell();
+                } else if this.body.is_end_stream() {
+                    this.story.tell();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Some(Err(error)) => {
+                let error = Error::from_boxed(ErrorKind::Reset, error.into());
+                this.story.failed(&error);
+                Poll::Ready(Some(Err(error)))
+            }
+            None => {
+                this.story.tell();
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
