@@ -12,9 +12,12 @@ pub mod context;
 pub mod layer;
 pub mod source;
 pub mod telemetry;
+pub mod tls;
 
 mod attempt;
 mod body;
+mod connect;
+mod dns;
 mod error;
 mod live;
 

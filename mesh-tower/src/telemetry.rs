@@ -16,6 +16,7 @@ use mesh_core::{
     config::{EndpointAddress, Name, ServiceName, Workload},
     identity::SpiffeId,
     outcome::Flags,
+    telemetry::{REPORTER_DESTINATION, REPORTER_SOURCE},
 };
 
 use crate::source;
@@ -47,8 +48,8 @@ impl Reporter {
     /// As the label says it.
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Source => "source",
-            Self::Destination => "destination",
+            Self::Source => REPORTER_SOURCE,
+            Self::Destination => REPORTER_DESTINATION,
         }
     }
 }

@@ -5,4 +5,7 @@ pub mod bootstrap;
 pub mod certs;
 pub mod client;
 pub mod node;
+pub mod peer;
+pub mod proto;
 pub mod server;
+pub mod translate;

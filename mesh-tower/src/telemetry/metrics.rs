@@ -13,21 +13,16 @@ use hashbrown::{Equivalent, HashMap};
 use mesh_core::{
     config::{Name, ServiceName},
     outcome::Flags,
-    telemetry::{BUCKETS, UNKNOWN},
+    telemetry::{
+        BUCKETS, BUILD, LABELS, LATEST, MUTUAL_TLS, NO_TLS, REQUEST_BYTES, REQUEST_DURATION, REQUESTS_TOTAL,
+        RESPONSE_BYTES, UNKNOWN, or_unknown, request_protocol,
+    },
 };
 use metrics::{Counter, Histogram, Key, Label, Level, Metadata};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use super::{Event, Peer, Reporter};
 
-/// Requests. Source: Istio standard metrics.
-const REQUESTS: &str = "istio_requests_total";
-/// Milliseconds.
-const DURATION: &str = "istio_request_duration_milliseconds";
-/// Bytes, headers included.
-const REQUEST_BYTES: &str = "istio_request_bytes";
-/// Bytes, headers included.
-const RESPONSE_BYTES: &str = "istio_response_bytes";
 /// Requests told under `_OTHER` because the cap was reached.
 const DROPPED: &str = "mesh_metric_series_dropped_total";
 /// The name of peers past the cap.
@@ -57,7 +52,7 @@ fn exporter() -> Option<&'static PrometheusHandle> {
 
 fn install() -> Option<PrometheusHandle> {
     let mut builder = PrometheusBuilder::new();
-    for name in [DURATION, REQUEST_BYTES, RESPONSE_BYTES] {
+    for name in [REQUEST_DURATION, REQUEST_BYTES, RESPONSE_BYTES] {
         builder = match builder.set_buckets_for_metric(Matcher::Full(name.to_owned()), &BUCKETS) {
             Ok(builder) => builder,
             Err(error) => {
@@ -72,7 +67,7 @@ fn install() -> Option<PrometheusHandle> {
     metrics::set_global_recorder(recorder).ok()?;
     let labels = vec![Label::new("component", "proxy"), Label::new("tag", env!("CARGO_PKG_VERSION"))];
     metrics::with_recorder(|recorder| {
-        recorder.register_gauge(&Key::from_parts("istio_build", labels), &METADATA).set(1.0);
+        recorder.register_gauge(&Key::from_parts(BUILD, labels), &METADATA).set(1.0);
     });
     Some(handle)
 }
@@ -211,15 +206,15 @@ impl Series {
         let labels = labels(reporter, local, peer, service, kind);
         let key = |name: &'static str| Key::from_parts(name, labels.clone());
         metrics::with_recorder(|recorder| Self {
-            requests: recorder.register_counter(&key(REQUESTS), &METADATA),
-            duration: recorder.register_histogram(&key(DURATION), &METADATA),
+            requests: recorder.register_counter(&key(REQUESTS_TOTAL), &METADATA),
+            duration: recorder.register_histogram(&key(REQUEST_DURATION), &METADATA),
             request_bytes: recorder.register_histogram(&key(REQUEST_BYTES), &METADATA),
             response_bytes: recorder.register_histogram(&key(RESPONSE_BYTES), &METADATA),
         })
     }
 }
 
-/// Istio's 25 labels.
+/// Istio's 25 labels, in the order of [`LABELS`].
 fn labels(reporter: Reporter, local: &Peer, peer: &Peer, service: Option<&ServiceName>, kind: Kind) -> Vec<Label> {
     let (source, destination) = match reporter {
         Reporter::Source => (local, peer),
@@ -228,43 +223,42 @@ fn labels(reporter: Reporter, local: &Peer, peer: &Peer, service: Option<&Servic
     let security = match (reporter, kind.mutual_tls) {
         // Istio leaves it to the destination to say.
         (Reporter::Source, _) => UNKNOWN,
-        (Reporter::Destination, true) => "mutual_tls",
-        (Reporter::Destination, false) => "none",
+        (Reporter::Destination, true) => MUTUAL_TLS,
+        (Reporter::Destination, false) => NO_TLS,
     };
     let (from, to) = (source.workload(), destination.workload());
-    let namespace = service.map_or(&to.namespace, |service| &service.namespace);
-    let name = |name: &Name| if name.is_empty() { UNKNOWN.to_owned() } else { name.to_string() };
-    let revision = |name: &Name| if name.is_empty() { "latest".to_owned() } else { name.to_string() };
-    let principal = |peer: &Peer| peer.principal().map_or_else(|| UNKNOWN.to_owned(), ToString::to_string);
-    let service = |part: fn(&ServiceName) -> &Name| service.map_or_else(|| UNKNOWN.to_owned(), |s| name(part(s)));
-    let pairs = [
-        ("reporter", reporter.as_str().to_owned()),
-        ("source_workload", name(&from.name)),
-        ("source_canonical_service", name(&from.canonical_name)),
-        ("source_canonical_revision", revision(&from.canonical_revision)),
-        ("source_workload_namespace", name(&from.namespace)),
-        ("source_principal", principal(source)),
-        ("source_app", name(&from.app)),
-        ("source_version", name(&from.version)),
-        ("source_cluster", name(&from.cluster)),
-        ("destination_workload", name(&to.name)),
-        ("destination_workload_namespace", name(&to.namespace)),
-        ("destination_principal", principal(destination)),
-        ("destination_app", name(&to.app)),
-        ("destination_version", name(&to.version)),
-        ("destination_service", service(|service| &service.host)),
-        ("destination_canonical_service", name(&to.canonical_name)),
-        ("destination_canonical_revision", revision(&to.canonical_revision)),
-        ("destination_service_name", service(|service| &service.name)),
-        ("destination_service_namespace", name(namespace)),
-        ("destination_cluster", name(&to.cluster)),
-        ("request_protocol", if kind.is_grpc { "grpc" } else { "http" }.to_owned()),
-        ("response_code", kind.status.to_string()),
-        ("grpc_response_status", kind.grpc_status.map_or_else(String::new, |status| status.to_string())),
-        ("response_flags", kind.flags.to_string()),
-        ("connection_security_policy", security.to_owned()),
+    let revision = |name: &Name| if name.is_empty() { LATEST.to_owned() } else { name.to_string() };
+    let known = |name: &str| or_unknown(name).to_owned();
+    let principal = |peer: &Peer| known(peer.principal().map_or("", |name| name));
+    let asked = |part: fn(&ServiceName) -> &Name| known(service.map_or("", |service| part(service)));
+    let values = [
+        reporter.as_str().to_owned(),
+        known(&from.name),
+        known(&from.canonical_name),
+        revision(&from.canonical_revision),
+        known(&from.namespace),
+        principal(source),
+        known(&from.app),
+        known(&from.version),
+        known(&from.cluster),
+        known(&to.name),
+        known(&to.namespace),
+        principal(destination),
+        known(&to.app),
+        known(&to.version),
+        asked(|service| &service.host),
+        known(&to.canonical_name),
+        revision(&to.canonical_revision),
+        asked(|service| &service.name),
+        known(service.map_or(&to.namespace, |service| &service.namespace)),
+        known(&to.cluster),
+        request_protocol(kind.is_grpc).to_owned(),
+        kind.status.to_string(),
+        kind.grpc_status.map_or_else(String::new, |status| status.to_string()),
+        kind.flags.to_string(),
+        security.to_owned(),
     ];
-    pairs.into_iter().map(|(key, value)| Label::new(key, value)).collect()
+    LABELS.into_iter().zip(values).map(|(key, value)| Label::new(key, value)).collect()
 }
 
 #[cfg(test)]

@@ -1,0 +1,80 @@
+//! Mutual TLS between workloads: who we are, how a peer's certificate is judged, and both ends of the handshake.
+//!
+//! Web TLS asks "is this the host I named?"; here the question is "which workload is this?", answered by the one URI
+//! name (SPIFFE id) in a certificate that chains to the mesh's roots. Both ends are usable without a control plane:
+//! [`MtlsConnectorLayer`] around any connector, [`MtlsAcceptor`] around anything accepted.
+//!
+//! Sessions are never resumed, on either side: a resumed handshake skips the verification of the peer, so that a
+//! certificate would outlive its expiry and the removal of its root for as long as tickets live.
+
+use std::{error::Error as StdError, fmt, sync::Arc};
+
+use rustls::crypto::CryptoProvider;
+
+mod client;
+mod connector;
+mod identity;
+mod listener;
+mod server;
+mod verify;
+
+pub(crate) use client::peer_of;
+pub use client::{ClientTls, UpstreamTarget};
+pub use connector::{MtlsConnector, MtlsConnectorLayer, MtlsStream};
+pub use identity::{Identity, LiveIdentity};
+pub use listener::MtlsListener;
+pub use server::{Accepted, MtlsAcceptor};
+
+/// The cryptography used: the process's default where the application installed one, ring otherwise.
+pub(crate) fn provider() -> Arc<CryptoProvider> {
+    CryptoProvider::get_default().cloned().unwrap_or_else(|| Arc::new(rustls::crypto::ring::default_provider()))
+}
+
+/// The versions spoken: TLS 1.3, and 1.2 for peers that have no better. Source: Istio `meshMTLS.minProtocolVersion`.
+pub(crate) static VERSIONS: &[&rustls::SupportedProtocolVersion] = &[&rustls::version::TLS13, &rustls::version::TLS12];
+
+/// Why there is no TLS connection, or no identity.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum TlsError {
+    /// Mutual TLS is asked for, and this process has no certificate.
+    NoIdentity,
+    /// The certificate, key or roots cannot be used.
+    Identity(String),
+    /// The handshake failed: what the peer showed, or what it said of what we showed.
+    Handshake(std::io::Error),
+    /// The system has no roots to trust, asked for by a TLS context without workload identity.
+    NoSystemRoots,
+    /// Setting up the library failed.
+    Config(rustls::Error),
+}
+
+impl fmt::Display for TlsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoIdentity => f.write_str("mutual TLS is required, but this process has no certificate yet"),
+            Self::Identity(reason) => write!(f, "the certificate cannot be used: {reason}"),
+            Self::Handshake(error) => write!(f, "TLS handshake failed: {error}"),
+            Self::NoSystemRoots => {
+                f.write_str("no trusted roots found on this system; set SSL_CERT_FILE to a file of PEM certificates")
+            }
+            Self::Config(error) => write!(f, "TLS cannot be set up: {error}"),
+        }
+    }
+}
+
+impl StdError for TlsError {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        match self {
+            Self::Handshake(error) => Some(error),
+            Self::Config(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+impl From<TlsError> for std::io::Error {
+    fn from(error: TlsError) -> Self {
+        Self::other(error)
+    }
+}
