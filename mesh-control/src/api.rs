@@ -1,1 +1,237 @@
-//! The HTTP API of the control plane.
+//! The HTTP API of the control plane: JSON over the loopback, what `meshctl` speaks.
+//!
+//! | request | body | answer |
+//! |---|---|---|
+//! | `GET /version` | | [`Version`] |
+//! | `GET /ready` | | 200 as soon as it listens |
+//! | `POST /apply` | [`ApplyRequest`] | [`Applied`](crate::store::Applied); 422 with diagnostics, and nothing applied |
+//! | `POST /delete` | [`DeleteRequest`] | [`Deleted`]; what does not exist is listed, the rest is deleted |
+//! | `GET /objects?kind=&namespace=&name=` | | [`Objects`]; each parameter may be left out |
+//! | `POST /explain` | [`ExplainRequest`] | [`Explained`]: the decision of the named workload for a made-up request |
+//! | `GET /proxies` | | [`Proxies`]: what became of what was sent, by workload |
+//! | `GET /workloads` | | [`Workloads`]: who runs where |
+//!
+//! Every error is a [`Problem`] with a status of 4xx or 5xx. There is no authentication: whoever can connect to the loopback
+//! of this machine is let in. So it listens on the loopback only, hands out no token, and refuses what a browser sends on
+//! behalf of a web page: a `Host` that is no loopback name (DNS rebinding) and an `Origin` of elsewhere.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use axum::{
+    Json, Router,
+    extract::{DefaultBodyLimit, Query, Request, State as Shared, rejection::JsonRejection},
+    http::{HeaderMap, StatusCode, Uri, header, uri::Authority},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use serde::Deserialize;
+
+use crate::{
+    kinds::{self, Key, Kind},
+    plane::is_loopback,
+    push::Push,
+    state::State,
+    store::StoreError,
+};
+
+mod explain;
+mod wire;
+
+pub use wire::{
+    ApplyRequest, DeleteRequest, Deleted, ExplainRequest, Explained, Item, Objects, Problem, Proxies, ProxyStatus,
+    SyncState, TypeStatus, Version, Workloads,
+};
+
+/// The largest body read: a few thousand objects.
+const MAX_BODY: usize = 16 << 20;
+
+/// What the API answers from.
+#[derive(Clone, Debug)]
+pub(crate) struct Api {
+    state: Arc<State>,
+    push: Arc<Push>,
+    xds: SocketAddr,
+}
+
+impl Api {
+    pub(crate) fn new(state: Arc<State>, push: Arc<Push>, xds: SocketAddr) -> Self {
+        Self { state, push, xds }
+    }
+}
+
+pub(crate) fn router(api: Api) -> Router {
+    Router::new()
+        .route("/version", get(version))
+        .route("/ready", get(|| async { "ready\n" }))
+        .route("/apply", post(apply))
+        .route("/delete", post(delete))
+        .route("/objects", get(objects))
+        .route("/explain", post(explain))
+        .route("/proxies", get(proxies))
+        .route("/workloads", get(workloads))
+        .fallback(|uri: Uri| async move { Refusal::new(StatusCode::NOT_FOUND, format!("there is no {}", uri.path())) })
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(middleware::from_fn(from_this_machine_only))
+        .with_state(api)
+}
+
+async fn version(Shared(api): Shared<Api>) -> Json<Version> {
+    Json(Version { version: env!("CARGO_PKG_VERSION").to_owned(), xds: api.xds })
+}
+
+async fn apply(
+    Shared(api): Shared<Api>,
+    request: Result<Json<ApplyRequest>, JsonRejection>,
+) -> Result<impl IntoResponse, Refusal> {
+    let Json(request) = request?;
+    Ok(Json(api.state.apply(&request.files, request.dry_run)?))
+}
+
+async fn delete(
+    Shared(api): Shared<Api>,
+    request: Result<Json<DeleteRequest>, JsonRejection>,
+) -> Result<Json<Deleted>, Refusal> {
+    let Json(DeleteRequest { mut keys, files }) = request?;
+    for file in files {
+        let parsed = kinds::parse(&file.name, &file.text).map_err(StoreError::Invalid)?;
+        keys.extend(parsed.objects.into_iter().map(|object| object.key));
+    }
+    let changes = api.state.delete(&keys)?;
+    let missing = keys.into_iter().filter(|key| changes.iter().all(|change| change.key != *key)).collect();
+    Ok(Json(Deleted { changes, missing }))
+}
+
+#[derive(Deserialize)]
+struct Wanted {
+    kind: Option<String>,
+    namespace: Option<String>,
+    name: Option<String>,
+}
+
+async fn objects(Shared(api): Shared<Api>, Query(wanted): Query<Wanted>) -> Result<Json<Objects>, Refusal> {
+    let kind = match wanted.kind.as_deref() {
+        Some(word) => Some(Kind::from_word(word).ok_or_else(|| {
+            Refusal::new(StatusCode::BAD_REQUEST, format!("there is no kind {word:?}"))
+        })?),
+        None => None,
+    };
+    let found = match (kind, wanted.namespace.as_deref(), wanted.name) {
+        (Some(kind), Some(namespace), Some(name)) => {
+            let key = Key::new(kind, namespace, name);
+            let object = api.state.get(&key);
+            vec![object.ok_or_else(|| Refusal::new(StatusCode::NOT_FOUND, format!("{key} does not exist")))?]
+        }
+        (kind, namespace, name) => {
+            let mut found = api.state.list(kind, namespace);
+            found.retain(|object| name.as_ref().is_none_or(|name| object.key.name == *name));
+            found
+        }
+    };
+    let item = |object: &Arc<kinds::Object>| Item {
+        key: object.key.clone(),
+        created: object.created,
+        object: (*object.raw).clone(),
+    };
+    Ok(Json(Objects { items: found.iter().map(item).collect() }))
+}
+
+async fn explain(
+    Shared(api): Shared<Api>,
+    request: Result<Json<ExplainRequest>, JsonRejection>,
+) -> Result<Json<Explained>, Refusal> {
+    let Json(request) = request?;
+    explain::explain(&api.state, &api.push, &request).map(Json)
+}
+
+async fn proxies(Shared(api): Shared<Api>) -> Json<Proxies> {
+    Json(Proxies { items: api.push.status() })
+}
+
+async fn workloads(Shared(api): Shared<Api>) -> Json<Workloads> {
+    Json(Workloads { items: api.state.workloads().iter().map(|workload| (**workload).clone()).collect() })
+}
+
+/// A web page can make a browser connect to the loopback, but not make it lie about `Host` and `Origin`.
+async fn from_this_machine_only(request: Request, next: Next) -> Response {
+    let headers = request.headers();
+    let host = text(headers, header::HOST).or_else(|| request.uri().authority().map(Authority::as_str));
+    if !host.is_some_and(is_loopback_authority) {
+        let message = format!("Host {:?} is not a loopback name; connect to 127.0.0.1 or localhost", host.unwrap_or(""));
+        return Refusal::new(StatusCode::FORBIDDEN, message).into_response();
+    }
+    if let Some(origin) = headers.get(header::ORIGIN) {
+        let uri = origin.to_str().ok().and_then(|origin| origin.parse::<Uri>().ok());
+        if !uri.as_ref().and_then(Uri::authority).is_some_and(|authority| is_loopback_authority(authority.as_str())) {
+            return Refusal::new(StatusCode::FORBIDDEN, "requests of web pages from elsewhere are refused").into_response();
+        }
+    }
+    next.run(request).await
+}
+
+fn text(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {
+    headers.get(name)?.to_str().ok()
+}
+
+fn is_loopback_authority(authority: &str) -> bool {
+    let Ok(authority) = authority.parse::<Authority>() else { return false };
+    let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+    host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(is_loopback)
+}
+
+/// An error on its way out.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    status: StatusCode,
+    problem: Problem,
+}
+
+impl Refusal {
+    pub(crate) fn new(status: StatusCode, error: impl Into<String>) -> Self {
+        Self { status, problem: Problem { error: error.into(), diagnostics: Vec::new() } }
+    }
+}
+
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Self {
+        let message = error.to_string();
+        match error {
+            StoreError::Invalid(diagnostics) => {
+                Self { status: StatusCode::UNPROCESSABLE_ENTITY, problem: Problem { error: message, diagnostics } }
+            }
+            _ => Self::new(StatusCode::INTERNAL_SERVER_ERROR, message),
+        }
+    }
+}
+
+impl From<JsonRejection> for Refusal {
+    fn from(rejection: JsonRejection) -> Self {
+        Self::new(rejection.status(), rejection.body_text())
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        (self.status, Json(self.problem)).into_response()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+    use super::*;
+
+    #[test]
+    fn only_loopback_names_are_hosts() {
+        for host in ["localhost", "LOCALHOST:15014", "127.0.0.1", "127.0.0.9:1", "[::1]:15014", "[::ffff:127.0.0.1]"] {
+            assert!(is_loopback_authority(host), "{host}");
+        }
+        for host in ["", "example.com", "localhost.example.com", "127.0.0.1.nip.io", "10.0.0.1:15014", "[::2]", "a b"] {
+            assert!(!is_loopback_authority(host), "{host}");
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! What travels between `meshctl` and the API, both ways.
+
+use std::{collections::BTreeMap, fmt, net::SocketAddr};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{
+    diagnostic::Diagnostic,
+    kinds::Key,
+    registry::Registered,
+    store::{Change, SourceFile},
+};
+
+/// Files to apply, all or nothing.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct ApplyRequest {
+    /// The files.
+    pub files: Vec<SourceFile>,
+    /// Only say what would happen.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// Objects to delete, by key or by the files they were written in.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct DeleteRequest {
+    /// By key.
+    #[serde(default)]
+    pub keys: Vec<Key>,
+    /// Everything these name.
+    #[serde(default)]
+    pub files: Vec<SourceFile>,
+}
+
+/// What a delete did.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct Deleted {
+    /// What is gone.
+    pub changes: Vec<Change>,
+    /// What was not there.
+    pub missing: Vec<Key>,
+}
+
+/// Objects as applied.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct Objects {
+    /// By kind, namespace and name.
+    pub items: Vec<Item>,
+}
+
+/// One object.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Item {
+    /// Which.
+    pub key: Key,
+    /// First applied, in Unix milliseconds.
+    pub created: u64,
+    /// As applied.
+    pub object: Value,
+}
+
+/// A made-up request to explain.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct ExplainRequest {
+    /// `GET`.
+    pub method: String,
+    /// `http://reviews:9080/reviews/0`.
+    pub url: String,
+    /// Names and values.
+    #[serde(default)]
+    pub headers: Vec<(String, String)>,
+    /// The workload that would send it: an instance, a workload or its label `app`. Without: one of namespace `default`
+    /// that nothing singles out.
+    #[serde(default)]
+    pub from: Option<String>,
+}
+
+/// The decision for a made-up request.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Explained {
+    /// The workload whose configuration decided, as `NAME.NAMESPACE`.
+    pub from: String,
+    /// For people.
+    pub text: String,
+    /// For programs: `mesh_core`'s `Explanation`.
+    pub explanation: Value,
+}
+
+/// What became of what was sent.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct Proxies {
+    /// By name.
+    pub items: Vec<ProxyStatus>,
+}
+
+/// One connected workload.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct ProxyStatus {
+    /// `reviews-v1.default`.
+    pub name: String,
+    /// Node metadata `ISTIO_VERSION`.
+    pub version: String,
+    /// Since when, in Unix milliseconds.
+    pub connected: u64,
+    /// By `CDS`, `LDS`, `EDS`, `RDS`.
+    pub types: BTreeMap<String, TypeStatus>,
+}
+
+/// One resource type of one workload.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct TypeStatus {
+    /// How far it is.
+    pub state: SyncState,
+    /// The version sent last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sent: Option<String>,
+    /// The version it said to use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acked: Option<String>,
+    /// What it said when it refused one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// How far a type is, in the words of `istioctl proxy-status`.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum SyncState {
+    /// It never asked, or there was nothing to send.
+    #[default]
+    NotSent,
+    /// It uses what was sent last.
+    Synced,
+    /// It has not answered yet.
+    Stale,
+    /// It refused what was sent last and keeps what it had.
+    Error,
+}
+
+impl fmt::Display for SyncState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::NotSent => "NOT SENT",
+            Self::Synced => "SYNCED",
+            Self::Stale => "STALE",
+            Self::Error => "ERROR",
+        })
+    }
+}
+
+/// Who runs where.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct Workloads {
+    /// By namespace and name.
+    pub items: Vec<Registered>,
+}
+
+/// Which control plane this is.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Version {
+    /// Of the crate.
+    pub version: String,
+    /// Where workloads connect.
+    pub xds: SocketAddr,
+}
+
+/// What went wrong.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct Problem {
+    /// In one sentence.
+    pub error: String,
+    /// Where, if it is about files.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub diagnostics: Vec<Diagnostic>,
+}

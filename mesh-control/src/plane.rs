@@ -1,0 +1,276 @@
+//! The control plane as a whole: its two ports, the tasks behind them, and their end.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::SystemTime,
+};
+
+use mesh_xds::server::ads_service;
+use tokio::{net::TcpListener, sync::watch, time};
+use tonic::service::Routes;
+
+use crate::{
+    api::{self, Api},
+    ca::{Ca, CaError, ServiceAccount, Tokens},
+    compile::MeshSettings,
+    diagnostic::Diagnostic,
+    push::Push,
+    serve::{DRAIN, Task, serve},
+    state::State,
+    store::{Applied, SourceFile, StoreError},
+    workload::{TokenFile, WorkloadSpec, bootstrap},
+};
+
+/// A running control plane. Dropping it ends it at once; [`shutdown`](Self::shutdown) lets requests under way finish.
+#[derive(Debug)]
+pub struct ControlPlane {
+    xds: SocketAddr,
+    api: SocketAddr,
+    state: Arc<State>,
+    ca: Arc<Ca>,
+    push: Arc<Push>,
+    token_files: Arc<Mutex<Vec<TokenFile>>>,
+    stop: watch::Sender<bool>,
+    servers: [Task; 2],
+    _upkeep: [Task; 2],
+}
+
+/// How a control plane is started.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Builder {
+    xds: SocketAddr,
+    api: SocketAddr,
+    state_dir: Option<PathBuf>,
+    mesh: MeshSettings,
+    files: Vec<SourceFile>,
+}
+
+impl ControlPlane {
+    /// Starts with the defaults of each setting.
+    pub fn builder() -> Builder {
+        Builder {
+            xds: SocketAddr::from((Ipv4Addr::LOCALHOST, Builder::XDS_PORT)),
+            api: SocketAddr::from((Ipv4Addr::LOCALHOST, Builder::API_PORT)),
+            state_dir: None,
+            mesh: MeshSettings::default(),
+            files: Vec::new(),
+        }
+    }
+
+    /// Where workloads connect: ADS and the certificate authority, over TLS.
+    pub fn xds_address(&self) -> SocketAddr {
+        self.xds
+    }
+
+    /// Where `meshctl` connects: the HTTP API, on the loopback only.
+    pub fn api_address(&self) -> SocketAddr {
+        self.api
+    }
+
+    /// The root certificate in PEM: what every member of the mesh trusts.
+    pub fn root_certificate(&self) -> &str {
+        self.ca.root_pem()
+    }
+
+    /// A token for a service account, good for [`Tokens::DEFAULT_TTL`].
+    ///
+    /// # Errors
+    ///
+    /// When the names are not ones Kubernetes would allow.
+    pub fn token(&self, namespace: &str, service_account: &str) -> Result<String, CaError> {
+        let account = ServiceAccount::new(namespace, service_account)?;
+        self.ca.tokens().issue(&account, Tokens::DEFAULT_TTL, SystemTime::now())
+    }
+
+    /// What a workload's `GRPC_XDS_BOOTSTRAP` is to hold.
+    ///
+    /// Writes the files it names into `dir`: `root-cert.pem`, and `NAME.NAMESPACE.token`, which only the owner can read and
+    /// which is renewed for as long as this control plane runs.
+    ///
+    /// # Errors
+    ///
+    /// When a name is not one Kubernetes would allow, or a file cannot be written.
+    pub fn bootstrap_for(&self, spec: &WorkloadSpec, dir: &Path) -> Result<serde_json::Value, CaError> {
+        let (bootstrap, token_file) = bootstrap(&self.ca, self.state.mesh(), self.xds, spec, dir)?;
+        let mut files = self.token_files.lock().unwrap_or_else(PoisonError::into_inner);
+        if !files.contains(&token_file) {
+            files.push(token_file);
+        }
+        Ok(bootstrap)
+    }
+
+    /// Applies files, all or nothing: what `meshctl apply` does.
+    ///
+    /// # Errors
+    ///
+    /// When one has an error; nothing is applied then.
+    pub fn apply(&self, files: &[SourceFile]) -> Result<Applied, StoreError> {
+        self.state.apply(files, false)
+    }
+
+    /// What became of what was sent, by workload.
+    pub fn proxy_status(&self) -> Vec<api::ProxyStatus> {
+        self.push.status()
+    }
+
+    /// Ends every stream, lets requests under way finish for a moment, and closes both ports.
+    pub async fn shutdown(self) {
+        self.push.close();
+        let _ = self.stop.send(true);
+        for server in self.servers {
+            // The server itself gives up after the first of these.
+            server.finish(DRAIN + DRAIN).await;
+        }
+    }
+}
+
+impl Builder {
+    /// Istio's port of secure xDS and certificates.
+    pub const XDS_PORT: u16 = 15012;
+
+    /// Istio's port of istiod's monitoring and debug API, whose place ours takes.
+    pub const API_PORT: u16 = 15014;
+
+    /// Where workloads connect. Default `127.0.0.1:15012`; port 0 takes any that is free.
+    pub fn xds_addr(mut self, address: SocketAddr) -> Self {
+        self.xds = address;
+        self
+    }
+
+    /// Where `meshctl` connects; a loopback address. Default `127.0.0.1:15014`; port 0 takes any that is free.
+    pub fn api_addr(mut self, address: SocketAddr) -> Self {
+        self.api = address;
+        self
+    }
+
+    /// Where objects, workloads and keys are kept over restarts. Default: nowhere, in memory only.
+    pub fn state_dir(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.state_dir = Some(dir.into());
+        self
+    }
+
+    /// What holds for the whole mesh.
+    pub fn mesh(mut self, mesh: MeshSettings) -> Self {
+        self.mesh = mesh;
+        self
+    }
+
+    /// Files to apply before anybody is listened to.
+    pub fn files(mut self, files: Vec<SourceFile>) -> Self {
+        self.files = files;
+        self
+    }
+
+    /// Opens the state, applies the files, and listens.
+    ///
+    /// # Errors
+    ///
+    /// When a port is taken, a file is wrong, or the state cannot be read or written.
+    pub async fn start(self) -> Result<ControlPlane, StartError> {
+        if !is_loopback(self.api.ip()) {
+            return Err(StartError::NotLoopback(self.api));
+        }
+        let trust_domain = &self.mesh.trust_domain;
+        let ca = match &self.state_dir {
+            Some(dir) => Ca::open(dir, trust_domain)?,
+            None => Ca::in_memory(trust_domain)?,
+        };
+        let ca = Arc::new(ca);
+        let (xds_listener, xds) = bind(Listener::Xds, self.xds).await?;
+        let (api_listener, api) = bind(Listener::Api, self.api).await?;
+        let state = State::open(self.state_dir.as_deref(), self.mesh).map_err(StartError::Store)?;
+        if !self.files.is_empty() {
+            state.apply(&self.files, false).map_err(|error| match error {
+                StoreError::Invalid(diagnostics) => StartError::Files(diagnostics),
+                error => StartError::Store(error),
+            })?;
+        }
+        let state = Arc::new(state);
+        let push = Arc::new(Push::new(state.clone(), ca.clone()));
+        let token_files = Arc::new(Mutex::new(Vec::new()));
+
+        let grpc = Routes::new(ads_service(push.clone()));
+        let tls = ca.server_tls(self.xds.ip(), SystemTime::now())?;
+        let http = api::router(Api::new(state.clone(), push.clone(), xds));
+        let (stop, stopped) = watch::channel(false);
+        let servers = [
+            Task::spawn(serve(xds_listener, Some(tls), grpc.into_axum_router(), stopped.clone())),
+            Task::spawn(serve(api_listener, None, http, stopped)),
+        ];
+        let upkeep = [
+            Task::spawn(push.clone().run()),
+            Task::spawn(renew_tokens(ca.clone(), token_files.clone())),
+        ];
+        tracing::info!(%xds, %api, "the control plane listens");
+        Ok(ControlPlane { xds, api, state, ca, push, token_files, stop, servers, _upkeep: upkeep })
+    }
+}
+
+/// One of the two ports.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Listener {
+    /// For workloads.
+    Xds,
+    /// For `meshctl`.
+    Api,
+}
+
+/// Why a control plane did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// A port is taken, or the address is not one of this machine.
+    #[error("{address} cannot be listened on{}: {source}", match listener {
+        Listener::Xds => " for workloads",
+        Listener::Api => " for meshctl",
+    })]
+    Bind {
+        /// Which port.
+        listener: Listener,
+        /// What was tried.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The API has no authentication, and so stays on this machine.
+    #[error("the API listens on loopback addresses only, and {0} is none")]
+    NotLoopback(SocketAddr),
+    /// The files to begin with are wrong.
+    #[error("{} finding(s) in the files to begin with; nothing was started", .0.len())]
+    Files(Vec<Diagnostic>),
+    /// The state cannot be read or written.
+    #[error(transparent)]
+    Store(StoreError),
+    /// The keys cannot be read, made or written.
+    #[error(transparent)]
+    Ca(#[from] CaError),
+}
+
+async fn bind(listener: Listener, address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
+    let error = |source| StartError::Bind { listener, address, source };
+    let bound = TcpListener::bind(address).await.map_err(error)?;
+    let local = bound.local_addr().map_err(error)?;
+    Ok((bound, local))
+}
+
+/// A token is renewed at half of its life, as kubelet does at four fifths; clients read the file at each connect.
+async fn renew_tokens(ca: Arc<Ca>, files: Arc<Mutex<Vec<TokenFile>>>) {
+    loop {
+        time::sleep(Tokens::DEFAULT_TTL / 2).await;
+        let due = files.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for file in due {
+            if let Err(error) = file.write(ca.tokens()) {
+                tracing::warn!(%error, "a workload's token could not be renewed");
+            }
+        }
+    }
+}
+
+/// Is this an address of this machine alone? For IPv6-mapped IPv4 addresses too.
+pub(crate) fn is_loopback(ip: IpAddr) -> bool {
+    ip.to_canonical().is_loopback()
+}
