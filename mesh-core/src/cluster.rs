@@ -79,6 +79,20 @@ impl Named {
     }
 }
 
+/// What a cluster leaves behind, as long as its requests last.
+#[derive(Clone, Debug)]
+pub(crate) struct Remains {
+    live: Weak<Live>,
+    endpoints: Vec<Departed>,
+}
+
+impl Remains {
+    /// Nothing is left of it.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.live.strong_count() == 0
+    }
+}
+
 #[derive(Clone, Debug)]
 struct Departed {
     address: EndpointAddress,
@@ -89,7 +103,26 @@ struct Departed {
 impl Cluster {
     /// Compiles a cluster, taking over from its predecessor the live cells of the endpoints that stay.
     pub fn compile(config: &Arc<config::Cluster>, previous: Option<&Self>) -> Self {
-        let mut known = Known::of(config, previous);
+        let live = previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.live));
+        Self::build(config, Known::of(config, previous), live)
+    }
+
+    /// Compiles a cluster that had left the configuration, taking over what its last requests keep alive.
+    pub(crate) fn returned(config: &Arc<config::Cluster>, remains: Remains) -> Self {
+        let live = remains.live.upgrade().unwrap_or_default();
+        Self::build(config, Known::returned(remains.endpoints), live)
+    }
+
+    /// What is to be found again should the cluster leave and return while requests are under way.
+    pub(crate) fn remains(&self) -> Remains {
+        let endpoints = self.endpoints.iter().map(|endpoint| Departed::of(endpoint));
+        Remains {
+            live: Arc::downgrade(&self.live),
+            endpoints: endpoints.chain(self.departed.iter().cloned()).collect(),
+        }
+    }
+
+    fn build(config: &Arc<config::Cluster>, mut known: Known<'_>, live: Arc<Live>) -> Self {
         let mut endpoints = Vec::new();
         let mut by_priority: BTreeMap<u32, LevelEndpoints> = BTreeMap::new();
         for locality in &config.endpoints.localities {
@@ -106,7 +139,6 @@ impl Cluster {
             // gRFC A50: without detection nobody stays ejected.
             endpoints.iter().for_each(|endpoint| endpoint.cell.outlier.readmit());
         }
-        let live = previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.live));
         live.ejected.store(ejected(&endpoints), Relaxed);
         let overprovisioning = config.endpoints.overprovisioning;
         Self {
@@ -258,6 +290,11 @@ impl<'a> Known<'a> {
         }
     }
 
+    fn returned(endpoints: Vec<Departed>) -> Self {
+        let gone = endpoints.into_iter().map(|departed| (departed.address.clone(), departed)).collect();
+        Self { previous: BTreeMap::new(), same_transport: false, gone }
+    }
+
     /// The endpoint for this configuration, with its old cell where there is one.
     fn take(&mut self, config: &config::Endpoint, level: u32) -> Arc<Endpoint> {
         let departed = self.gone.remove(&config.address);
@@ -288,3 +325,6 @@ impl Departed {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

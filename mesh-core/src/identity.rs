@@ -105,6 +105,7 @@ mod tests {
 
     use super::*;
 
+    /// AN5: a trust domain and a path, the service account's above all, and nothing that only looks like one.
     #[test]
     fn identities_are_parsed_strictly() {
         let id: SpiffeId = "spiffe://cluster.local/ns/default/sa/bookinfo-reviews".parse().unwrap();
@@ -133,6 +134,7 @@ mod tests {
         assert!(SpiffeId::of_service_account("cluster.local", "a/sa/b", "c").unwrap().namespace().is_none());
     }
 
+    /// AN6: any one name with any one condition is enough, and no condition is met by none.
     #[test]
     fn names_match_any_to_any_and_nothing_to_none() {
         let exact = |value: &str| StringMatch::Exact { value: value.to_owned(), ignore_case: false };

@@ -323,3 +323,70 @@ pub const fn http_of_grpc(status: u32) -> u16 {
         _ => 500,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    /// TE17: each failure has Envoy's flag and status.
+    #[test]
+    fn failures_have_envoys_flags_and_statuses() {
+        for (failure, flags, status, grpc) in [
+            (Failure::Connect, "UF", 503, 14),
+            (Failure::Tls, "UF", 503, 14),
+            (Failure::Reset, "UC", 503, 14),
+            (Failure::RefusedStream, "UC", 503, 14),
+            (Failure::Protocol, "UPE", 502, 13),
+            (Failure::PerTryTimeout, "UT", 504, 4),
+            (Failure::Timeout, "UT", 504, 4),
+            (Failure::Overflow, "UO", 503, 14),
+            (Failure::NoEndpoint, "UH", 503, 14),
+            (Failure::NoRoute, "NR", 404, 12),
+            (Failure::NoCluster, "NC", 503, 14),
+            (Failure::FaultAbort, "FI", 503, 14),
+            (Failure::RateLimited, "RL", 429, 14),
+            (Failure::Cancelled, "DC", 0, 1),
+        ] {
+            assert_eq!(
+                (failure.flags().to_string().as_str(), failure.status(), failure.grpc_status()),
+                (flags, status, grpc)
+            );
+        }
+        assert_eq!((Flags::URX | Flags::UF).to_string(), "UF,URX");
+        assert_eq!((Flags::NONE.to_string().as_str(), Flags::NONE.is_empty()), ("-", true));
+        assert!((Flags::DI | Flags::FI).contains(Flags::DI) && !Flags::DI.contains(Flags::FI));
+    }
+
+    /// OD1: a gRPC status counts as its HTTP counterpart; `NOT_FOUND` is no failure of the endpoint, `INTERNAL` is.
+    #[test]
+    fn grpc_statuses_count_as_http_statuses() {
+        for (grpc, http, success) in [
+            (0, 200, true),
+            (1, 499, true),
+            (2, 500, false),
+            (4, 504, false),
+            (5, 404, true),
+            (13, 500, false),
+            (14, 503, false),
+            (99, 500, false),
+        ] {
+            let outcome = Outcome::grpc_response(200, Some(grpc));
+            assert_eq!((outcome.effective_status(), outcome.is_success()), (http, success), "{grpc}");
+        }
+        assert_eq!(Outcome::response(404).effective_status(), 404);
+        assert!(!Outcome::failed(Failure::Connect).is_success());
+        assert_eq!(Outcome::grpc_response(200, None).grpc, Some(2), "200 without a status");
+    }
+
+    #[test]
+    fn a_grpc_status_is_read_from_headers_or_trailers() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(grpc_status(&headers), None);
+        headers.insert("grpc-status", "14".parse().unwrap());
+        assert_eq!(grpc_status(&headers), Some(14));
+        headers.insert("grpc-status", "x".parse().unwrap());
+        assert_eq!(grpc_status(&headers), Some(2));
+    }
+}

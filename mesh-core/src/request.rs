@@ -97,7 +97,7 @@ mod tests {
 
     #[test]
     fn authority_and_port_come_from_the_uri_then_the_host_header() {
-        let cases: &[(&str, &[(&str, &str)], Option<u16>, &str, &str, u16)] = &[
+        let cases: [(_, &[_], _, _, _, _); 8] = [
             ("http://reviews:9080/a?b=c", &[("host", "other")], None, "reviews:9080", "reviews", 9080),
             ("http://reviews/", &[], None, "reviews", "reviews", 80),
             ("https://reviews/", &[], None, "reviews", "reviews", 443),
@@ -109,8 +109,8 @@ mod tests {
         ];
         for (uri, headers, port, authority, host, expected) in cases {
             let parts = parts(uri, headers);
-            let view = RequestView::of(&parts, *port);
-            assert_eq!((view.authority, view.host(), view.port), (*authority, *host, *expected), "{uri}");
+            let view = RequestView::of(&parts, port);
+            assert_eq!((view.authority, view.host(), view.port), (authority, host, expected), "{uri}");
         }
     }
 

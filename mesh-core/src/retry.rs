@@ -223,3 +223,240 @@ impl Default for RetryBudget {
         Self::new()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use http::HeaderValue;
+
+    use super::*;
+    use crate::{
+        config::{HeaderMatch, HeaderMatcher, RetryConditions},
+        rng::RequestRng,
+    };
+
+    /// RT1: each HTTP condition retries what Envoy's does and nothing else.
+    #[test]
+    fn http_conditions() {
+        use Failure as F;
+        use HttpRetry as H;
+        let response = Outcome::response;
+        let failed = Outcome::failed;
+        for (condition, yes, no) in [
+            (
+                H::ServerError,
+                vec![response(500), response(503), failed(F::Reset), failed(F::Connect), failed(F::PerTryTimeout)],
+                vec![response(200), response(404), failed(F::Overflow), failed(F::NoEndpoint), failed(F::Timeout)],
+            ),
+            (
+                H::GatewayError,
+                vec![response(502), response(503), response(504), failed(F::Reset), failed(F::PerTryTimeout)],
+                vec![response(500), response(501), response(505), failed(F::Cancelled)],
+            ),
+            (
+                H::Reset,
+                vec![failed(F::Reset), failed(F::RefusedStream), failed(F::Connect), failed(F::PerTryTimeout)],
+                vec![response(503), failed(F::Overflow), failed(F::NoRoute), failed(F::FaultAbort)],
+            ),
+            (
+                H::ResetBeforeRequest,
+                vec![failed(F::Connect), failed(F::RefusedStream), failed(F::Reset).with_unsent()],
+                vec![failed(F::Reset), failed(F::PerTryTimeout), response(503)],
+            ),
+            (H::ConnectFailure, vec![failed(F::Connect), failed(F::Tls)], vec![failed(F::Reset), response(503)]),
+            (H::RefusedStream, vec![failed(F::RefusedStream)], vec![failed(F::Reset), failed(F::Connect)]),
+            (H::Retriable4xx, vec![response(409)], vec![response(400), response(404), response(429), response(503)]),
+            (H::RetriableStatusCodes, vec![response(418)], vec![response(503), response(419), failed(F::Reset)]),
+        ] {
+            let policy =
+                policy(RetryConditions { http: vec![condition], status_codes: vec![418], ..Default::default() });
+            for outcome in yes {
+                assert!(matches!(get(&policy, &outcome), Verdict::After(_)), "{condition:?} {outcome:?}");
+            }
+            for outcome in no {
+                assert_eq!(get(&policy, &outcome), Verdict::GiveUp(Why::NotAsked), "{condition:?} {outcome:?}");
+            }
+        }
+    }
+
+    /// RT1: conditions on response headers, and what Envoy's own headers ask for.
+    #[test]
+    fn header_conditions() {
+        let wanted = HeaderMatch {
+            name: "x-again".into(),
+            matcher: HeaderMatcher::Present(true),
+            invert: false,
+            missing_as_empty: false,
+        };
+        let conditions =
+            RetryConditions { http: vec![HttpRetry::RetriableHeaders], headers: vec![wanted], ..Default::default() };
+        let policy = policy(conditions);
+        let ask = |policy: &RetryPolicy, status, name: &'static str, value: &'static str| {
+            let headers = HeaderMap::from_iter([(name.parse().unwrap(), HeaderValue::from_static(value))]);
+            verdict(policy, 1, &Method::GET, false, &Outcome::response(status), Some(&headers), Time::ZERO, &mut rng(0))
+        };
+        assert!(matches!(ask(&policy, 200, "x-again", "1"), Verdict::After(_)));
+        assert_eq!(ask(&policy, 200, "x-other", "1"), Verdict::GiveUp(Why::NotAsked));
+        let policy = self::policy(RetryConditions { http: vec![HttpRetry::ServerError], ..Default::default() });
+        assert_eq!(ask(&policy, 503, "x-envoy-overloaded", "true"), Verdict::GiveUp(Why::ServerRefused));
+        assert_eq!(ask(&policy, 503, "x-envoy-ratelimited", "true"), Verdict::GiveUp(Why::ServerRefused));
+        let policy = self::policy(RetryConditions { http: vec![HttpRetry::EnvoyRatelimited], ..Default::default() });
+        assert!(matches!(ask(&policy, 429, "x-envoy-ratelimited", "true"), Verdict::After(_)));
+    }
+
+    /// RT2, C4: each gRPC condition retries its status wherever it stood, and lost connections are `UNAVAILABLE`.
+    #[test]
+    fn grpc_conditions() {
+        use GrpcRetry as G;
+        for (condition, status) in [
+            (G::Cancelled, 1),
+            (G::DeadlineExceeded, 4),
+            (G::ResourceExhausted, 8),
+            (G::Internal, 13),
+            (G::Unavailable, 14),
+        ] {
+            let policy = policy(RetryConditions { grpc: vec![condition], ..Default::default() });
+            for code in 0..17 {
+                let outcome = Outcome::grpc_response(200, Some(code));
+                let verdict = grpc(&policy, &outcome, None);
+                assert_eq!(matches!(verdict, Verdict::After(_)), code == status, "{condition:?} {code}");
+            }
+        }
+        let policy = policy(RetryConditions { grpc: vec![GrpcRetry::Unavailable], ..Default::default() });
+        for outcome in [
+            Outcome::failed(Failure::Connect),
+            Outcome::failed(Failure::Reset),
+            Outcome::grpc_response(503, None),
+            Outcome::grpc_response(429, None),
+        ] {
+            assert!(matches!(grpc(&policy, &outcome, None), Verdict::After(_)), "{outcome:?}");
+        }
+        for outcome in [Outcome::failed(Failure::Overflow), Outcome::failed(Failure::NoRoute), Outcome::response(503)] {
+            assert_eq!(grpc(&policy, &outcome, None), Verdict::GiveUp(Why::NotAsked), "{outcome:?}");
+        }
+    }
+
+    /// RT3: so many retries after the first try, and none without.
+    #[test]
+    fn number_of_retries() {
+        let mut policy = policy(RetryConditions { http: vec![HttpRetry::ServerError], ..Default::default() });
+        for (retries, attempt, again) in [(0, 1, false), (1, 1, true), (1, 2, false), (2, 2, true), (2, 3, false)] {
+            policy.retries = retries;
+            let bad = Outcome::response(503);
+            let verdict = verdict(&policy, attempt, &Method::GET, false, &bad, None, Time::ZERO, &mut rng(0));
+            assert_eq!(matches!(verdict, Verdict::After(_)), again, "{retries} {attempt}");
+            assert!(again || verdict == Verdict::GiveUp(Why::LimitReached));
+        }
+    }
+
+    /// RT4: Istio's default policy retries lost connections and not a plain 503.
+    #[test]
+    fn istio_default() {
+        let policy = policy(RetryConditions {
+            http: vec![HttpRetry::ConnectFailure, HttpRetry::RefusedStream, HttpRetry::RetriableStatusCodes],
+            grpc: vec![GrpcRetry::Unavailable, GrpcRetry::Cancelled],
+            ..Default::default()
+        });
+        assert_eq!(get(&policy, &Outcome::response(503)), Verdict::GiveUp(Why::NotAsked));
+        assert!(matches!(get(&policy, &Outcome::failed(Failure::Connect)), Verdict::After(_)));
+        assert!(matches!(grpc(&policy, &Outcome::grpc_response(200, Some(14)), None), Verdict::After(_)));
+    }
+
+    /// RT6: the wait is uniform below (2^n - 1) x base, capped; a base below a millisecond is one.
+    #[test]
+    fn back_off_grows_and_is_capped() {
+        let millis = Duration::from_millis;
+        let config = BackOff { base: millis(25), max: millis(250) };
+        for (n, bound) in [(1, 25), (2, 75), (3, 175), (4, 250), (40, 250), (200, 250)] {
+            let drawn: Vec<_> = (0..1_000).map(|seed| back_off(config, n, &mut rng(seed))).collect();
+            let longest = drawn.iter().max().unwrap();
+            assert!(*longest <= millis(bound) && *longest > millis(bound) * 9 / 10, "{n}: {longest:?}");
+            assert!(n > 4 || *drawn.iter().min().unwrap() < millis(bound) / 10, "{n}");
+        }
+        let tiny = BackOff { base: Duration::from_nanos(1), max: Duration::from_nanos(10) };
+        assert!((0..1_000).map(|seed| back_off(tiny, 1, &mut rng(seed))).max().unwrap() > Duration::from_micros(900));
+    }
+
+    /// RT9: a server's own wait is kept exactly, and a negative or unreadable one means do not.
+    #[test]
+    fn pushback() {
+        let policy = policy(RetryConditions { grpc: vec![GrpcRetry::Unavailable], ..Default::default() });
+        for (value, expected) in [
+            ("0", Verdict::After(Duration::ZERO)),
+            ("1500", Verdict::After(Duration::from_millis(1500))),
+            ("-1", Verdict::GiveUp(Why::ServerRefused)),
+            ("soon", Verdict::GiveUp(Why::ServerRefused)),
+        ] {
+            let outcome = Outcome::grpc_response(200, Some(14));
+            assert_eq!(grpc(&policy, &outcome, Some(value)), expected, "{value}");
+        }
+        let fine = Outcome::grpc_response(200, Some(0));
+        assert_eq!(grpc(&policy, &fine, Some("5")), Verdict::GiveUp(Why::NotAsked));
+    }
+
+    /// RT15: what may have been processed is sent again only if the method is idempotent; what was not always is.
+    #[test]
+    fn only_idempotent_methods_unless_unsent() {
+        let mut policy = policy(RetryConditions { http: vec![HttpRetry::ServerError], ..Default::default() });
+        let ask = |policy: &RetryPolicy, method: &Method, outcome: Outcome| {
+            matches!(verdict(policy, 1, method, false, &outcome, None, Time::ZERO, &mut rng(0)), Verdict::After(_))
+        };
+        for outcome in
+            [Outcome::response(503), Outcome::failed(Failure::Reset), Outcome::failed(Failure::PerTryTimeout)]
+        {
+            assert!(ask(&policy, &Method::PUT, outcome));
+            assert!(!ask(&policy, &Method::POST, outcome));
+            assert!(!ask(&policy, &Method::PATCH, outcome));
+        }
+        for outcome in [Failure::Connect, Failure::Tls, Failure::RefusedStream].map(Outcome::failed) {
+            assert!(ask(&policy, &Method::POST, outcome), "{outcome:?}");
+        }
+        assert!(ask(&policy, &Method::POST, Outcome::failed(Failure::Reset).with_unsent()));
+        policy.only_idempotent = false;
+        assert!(ask(&policy, &Method::POST, Outcome::response(503)));
+    }
+
+    /// C3: ten retries to begin with and at most, and one more for every ten requests.
+    #[test]
+    fn the_budget_earns_a_tenth_a_request() {
+        let budget = RetryBudget::new();
+        (0..1_000).for_each(|_| budget.deposit());
+        assert_eq!((0..100).filter(|_| budget.try_withdraw()).count(), 10);
+        (0..9).for_each(|_| budget.deposit());
+        assert!(!budget.try_withdraw());
+        budget.deposit();
+        assert!(budget.try_withdraw());
+        assert_eq!(budget.left(), Some(0));
+        // A full outage: every request would retry as often as it may.
+        let budget = RetryBudget::new();
+        let mut tries = 0;
+        for _ in 0..10_000 {
+            budget.deposit();
+            tries += 1 + (0..3).filter(|_| budget.try_withdraw()).count();
+        }
+        assert!((11_000..=11_010).contains(&tries), "{tries}");
+        let unlimited = RetryBudget::unlimited();
+        assert!((0..1_000).all(|_| unlimited.try_withdraw()) && unlimited.left().is_none());
+    }
+
+    fn policy(on: RetryConditions) -> RetryPolicy {
+        RetryPolicy { on, retries: 2, ..RetryPolicy::default() }
+    }
+
+    fn get(policy: &RetryPolicy, outcome: &Outcome) -> Verdict {
+        verdict(policy, 1, &Method::GET, false, outcome, None, Time::ZERO, &mut rng(0))
+    }
+
+    fn grpc(policy: &RetryPolicy, outcome: &Outcome, pushback: Option<&'static str>) -> Verdict {
+        let headers: HeaderMap = pushback
+            .map(|value| (http::HeaderName::from_static("grpc-retry-pushback-ms"), HeaderValue::from_static(value)))
+            .into_iter()
+            .collect();
+        verdict(policy, 1, &Method::POST, true, outcome, Some(&headers), Time::ZERO, &mut rng(0))
+    }
+
+    fn rng(seed: u64) -> RequestRng {
+        RequestRng::new(seed, 0)
+    }
+}

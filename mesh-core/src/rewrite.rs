@@ -224,3 +224,131 @@ fn uri_parts(uri: &http::uri::Parts) -> http::uri::Parts {
 
 /// Where the path went that a rewrite replaced. Source: Envoy `x-envoy-original-path`.
 const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::plan::{RoutePolicy, Target};
+
+    /// RA11: what matched is replaced, the query stays, and the original path is told.
+    #[test]
+    fn paths() {
+        let prefix = |new: &str| PathRewrite::Prefix(new.to_owned());
+        let regex = |pattern: &str, by: &str| PathRewrite::Regex {
+            pattern: pattern.parse().unwrap(),
+            substitution: by.to_owned(),
+        };
+        for (path, matched_prefix, rewrite, expected) in [
+            ("/api/v1/x?q=1", Some(4), prefix("/new"), "/new/v1/x?q=1"),
+            ("/api", Some(4), prefix("/"), "/"),
+            ("/api/x", Some(4), prefix("/"), "//x"),
+            ("/api/x", Some(5), prefix("/"), "/x"),
+            ("/API/x", Some(4), prefix("/new"), "/new/x"),
+            ("/exact?q", None, prefix("/new"), "/new?q"),
+            ("/any?q", Some(1), PathRewrite::Full("/whole".to_owned()), "/whole?q"),
+            ("/a/b?x=/a/", Some(1), regex("^/a/(.*)$", r"/c/\1"), "/c/b?x=/a/"),
+            ("/a/a", None, regex("a", "b"), "/b/b"),
+        ] {
+            let policy = RoutePolicy {
+                rewrite: Rewrite { host: None, path: Some(rewrite), matched_prefix },
+                ..RoutePolicy::default()
+            };
+            let mut parts = parts(&format!("http://reviews:9080{path}"), &[]);
+            apply(&plan(policy), &mut parts);
+            assert_eq!(parts.uri.to_string(), format!("http://reviews:9080{expected}"), "{path}");
+            assert_eq!(parts.headers["x-envoy-original-path"], path);
+        }
+    }
+
+    /// RA12: authority and Host change together, and where there was no Host none is made up.
+    #[test]
+    fn hosts() {
+        let policy = || RoutePolicy {
+            rewrite: Rewrite { host: Some(HeaderValue::from_static("new:1")), ..Rewrite::default() },
+            ..RoutePolicy::default()
+        };
+        for (uri, host, new_uri, new_host) in [
+            ("http://old/a", None, "http://new:1/a", None),
+            ("http://old/a", Some("old"), "http://new:1/a", Some("new:1")),
+            ("/a", Some("old"), "/a", Some("new:1")),
+        ] {
+            let headers: Vec<_> = host.map(|host| ("host", host)).into_iter().collect();
+            let mut parts = parts(uri, &headers);
+            apply(&plan(policy()), &mut parts);
+            assert_eq!(parts.uri, new_uri);
+            assert_eq!(parts.headers.get("host").map(|host| host.to_str().unwrap()), new_host);
+        }
+    }
+
+    /// RA13: the most specific changes come first, so that less specific ones have the last word, as in Envoy.
+    #[test]
+    fn header_changes_apply_from_the_inside_out() {
+        let set = |name: &str, value: &str| HeaderChange::Set { name: name.into(), value: value.into() };
+        let append = |name: &str, value: &str| HeaderChange::Append { name: name.into(), value: value.into() };
+        let remove = |name: &str| HeaderChange::Remove { name: name.into() };
+        let level = |request: Vec<HeaderChange>, response| HeaderChanges { request, response };
+        let edits = HeaderEdits::compile([
+            &level(vec![set("x-a", "cluster"), append("x-b", "cluster"), remove("x-gone")], vec![]),
+            &level(vec![append("x-b", "route"), set(":authority", "other")], vec![set("x-r", "route")]),
+            &level(vec![set("x-a", "host")], vec![remove("server")]),
+        ])
+        .unwrap();
+        let plan = plan(RoutePolicy { headers: edits, ..RoutePolicy::default() });
+        let mut parts = parts("http://old/", &[("x-a", "own"), ("x-b", "own"), ("x-gone", "1")]);
+        apply(&plan, &mut parts);
+        let all = |name| parts.headers.get_all(name).iter().map(|v| v.to_str().unwrap()).collect::<Vec<_>>();
+        assert_eq!((all("x-a"), all("x-b"), all("x-gone")), (vec!["host"], vec!["own", "cluster", "route"], vec![]));
+        assert_eq!(parts.uri, "http://other/");
+        let mut response = HeaderMap::from_iter([(http::header::SERVER, HeaderValue::from_static("x"))]);
+        on_response(&plan, &mut response);
+        assert_eq!((response.len(), &response["x-r"]), (1, &HeaderValue::from_static("route")));
+        for bad in [remove("host"), remove(":path"), set("a b", "c"), set("a", "\n")] {
+            assert!(HeaderEdits::compile([&level(vec![bad.clone()], vec![])]).is_err(), "{bad:?}");
+        }
+    }
+
+    /// RA10: scheme, host, port, path and query of a redirect, each kept unless replaced.
+    #[test]
+    fn redirects() {
+        let none = Redirect::default;
+        let text = |text: &str| Some(text.to_owned());
+        let full = |text: &str| Some(PathRewrite::Full(text.to_owned()));
+        for (redirect, expected) in [
+            (none(), "http://shop:8080/api/x?q=1"),
+            (Redirect { scheme: text("https"), ..none() }, "https://shop:8080/api/x?q=1"),
+            (Redirect { host: text("new"), ..none() }, "http://new/api/x?q=1"),
+            (Redirect { port: Some(90), ..none() }, "http://shop:90/api/x?q=1"),
+            (Redirect { strip_query: true, ..none() }, "http://shop:8080/api/x"),
+            (Redirect { path: full("/new"), ..none() }, "http://shop:8080/new?q=1"),
+            (Redirect { path: full("/new?z"), ..none() }, "http://shop:8080/new?z"),
+            (Redirect { path: Some(PathRewrite::Prefix("/v2".into())), ..none() }, "http://shop:8080/v2/x?q=1"),
+        ] {
+            let policy = RoutePolicy {
+                rewrite: Rewrite { matched_prefix: Some(4), ..Rewrite::default() },
+                redirect: Some(redirect),
+                ..RoutePolicy::default()
+            };
+            let parts = parts("http://shop:8080/api/x?q=1", &[]);
+            assert_eq!(redirect_location(&plan(policy), &RequestView::of(&parts, None)), expected);
+        }
+        let policy = RoutePolicy { redirect: Some(Redirect { scheme: text("https"), ..none() }), ..Default::default() };
+        let parts = parts("http://shop:80/", &[]);
+        assert_eq!(redirect_location(&plan(policy), &RequestView::of(&parts, None)), "https://shop/");
+    }
+
+    fn plan(policy: RoutePolicy) -> Plan {
+        Plan::new(Arc::new(policy), Target::Inbound)
+    }
+
+    fn parts(uri: &str, headers: &[(&str, &str)]) -> Parts {
+        let mut builder = http::Request::builder().uri(uri);
+        for (name, value) in headers {
+            builder = builder.header(*name, *value);
+        }
+        builder.body(()).unwrap().into_parts().0
+    }
+}

@@ -3,16 +3,13 @@
 //! Compiling takes over from the previous snapshot what did not change, by pointer first, and the live cells of what did,
 //! so it costs what changed. No reader ever sees a route to a cluster of another version (gRFC A74).
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Weak},
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use hashbrown::HashTable;
 use rand::RngCore;
 
 use crate::{
-    cluster::Cluster,
+    cluster::{Cluster, Remains},
     config::{self, Config, Name},
     error::{CompileError, NoRoute},
     fault::FaultDecision,
@@ -32,7 +29,7 @@ pub struct Snapshot {
     /// Places in `clusters` by hash of the name; shared as long as the names stay.
     index: Arc<HashTable<u32>>,
     /// Clusters that left while requests were under way, to be found again should they return.
-    departed: Vec<(Name, Weak<Cluster>)>,
+    departed: Vec<(Name, Remains)>,
 }
 
 impl Snapshot {
@@ -139,29 +136,29 @@ fn compile_table(
     }
 }
 
-type Departed = Vec<(Name, Weak<Cluster>)>;
+type Departed = Vec<(Name, Remains)>;
 
 /// Walks old and new clusters in the order of their names, so that an unchanged one costs a comparison of pointers.
 fn compile_clusters(config: &Config, previous: &Snapshot) -> (Vec<Arc<Cluster>>, Departed) {
-    let mut departed: Departed = previous.departed.iter().filter(|(_, it)| it.strong_count() > 0).cloned().collect();
+    let mut departed: Departed = previous.departed.iter().filter(|(_, remains)| !remains.is_gone()).cloned().collect();
     let mut old = previous.clusters.iter().peekable();
     let mut clusters = Vec::with_capacity(config.clusters.len());
     for (name, cluster) in &config.clusters {
         while let Some(gone) = old.next_if(|old| *old.name() < *name) {
-            departed.push((Name::clone(gone.name()), Arc::downgrade(gone)));
+            departed.push((Name::clone(gone.name()), gone.remains()));
         }
         let before = old.next_if(|old| *old.name() == *name);
         if let Some(same) = before.filter(|old| Arc::ptr_eq(old.config(), cluster) || old.config() == cluster) {
             clusters.push(Arc::clone(same));
             continue;
         }
-        let returned = match before {
-            Some(_) => None,
-            None => departed.iter().position(|(of, _)| of == name).and_then(|at| departed.swap_remove(at).1.upgrade()),
-        };
-        clusters.push(Arc::new(Cluster::compile(cluster, before.or(returned.as_ref()).map(|old| &**old))));
+        let returned = departed.iter().position(|(of, _)| of == name).map(|at| departed.swap_remove(at).1);
+        clusters.push(Arc::new(match returned {
+            Some(remains) => Cluster::returned(cluster, remains),
+            None => Cluster::compile(cluster, before.map(|old| &**old)),
+        }));
     }
-    departed.extend(old.map(|gone| (Name::clone(gone.name()), Arc::downgrade(gone))));
+    departed.extend(old.map(|gone| (Name::clone(gone.name()), gone.remains())));
     (clusters, departed)
 }
 
@@ -176,3 +173,6 @@ fn index(clusters: &[Arc<Cluster>]) -> HashTable<u32> {
     }
     index
 }
+
+#[cfg(test)]
+mod tests;

@@ -38,10 +38,16 @@ pub fn parse_grpc_timeout(value: &str) -> Option<Duration> {
 /// Writes a `grpc-timeout` in the finest unit that eight digits hold; rounded down, so a hop never lengthens a deadline.
 pub fn grpc_timeout(left: Duration) -> HeaderValue {
     const MOST: u128 = 99_999_999;
-    let units =
-        [(left.as_nanos(), 'n'), (left.as_micros(), 'u'), (left.as_millis(), 'm'), (left.as_secs().into(), 'S')];
-    let (n, unit) =
-        units.into_iter().find(|(n, _)| *n <= MOST).unwrap_or((u128::from(left.as_secs() / 60).min(MOST), 'M'));
+    let seconds = u128::from(left.as_secs());
+    let units = [
+        (left.as_nanos(), 'n'),
+        (left.as_micros(), 'u'),
+        (left.as_millis(), 'm'),
+        (seconds, 'S'),
+        (seconds / 60, 'M'),
+        ((seconds / 3600).min(MOST), 'H'),
+    ];
+    let (n, unit) = units.into_iter().find(|(n, _)| *n <= MOST).unwrap_or((0, 'n'));
     HeaderValue::from_str(&format!("{n}{unit}")).unwrap_or_else(|_| HeaderValue::from_static("0n"))
 }
 

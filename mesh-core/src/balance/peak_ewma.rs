@@ -73,7 +73,8 @@ fn decayed(micros: u32, at: u32, now: Time) -> f64 {
 
 /// How much of an old value counts.
 fn keep(at: u32, now: Time) -> f64 {
-    let elapsed = f64::from(millis(now).wrapping_sub(at));
+    // Signed, since threads may report out of order; an old value is never from the future.
+    let elapsed = f64::from((millis(now).wrapping_sub(at) as i32).max(0));
     (-elapsed / (DECAY.as_secs_f64() * 1e3)).exp()
 }
 
@@ -86,7 +87,7 @@ fn unpack(word: u64) -> Option<(u32, u32)> {
     (word != 0).then_some(((word >> 32) as u32, word as u32))
 }
 
-/// Wraps after 49 days, which `wrapping_sub` undoes.
+/// Wraps after 49 days, which `wrapping_sub` undoes for pauses below half of that.
 fn millis(now: Time) -> u32 {
     (now.as_nanos() / 1_000_000) as u32
 }

@@ -188,6 +188,8 @@ impl Fraction {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
 
     #[test]
@@ -206,6 +208,13 @@ mod tests {
         assert_eq!(regex.rewrite("/service/foo/v1/api", r"\2/instance/\1"), "/v1/api/instance/foo");
         let regex: Regex = "x".parse().unwrap();
         assert_eq!(regex.rewrite("axb", "$1"), "a$1b");
+    }
+
+    /// OP15: a regular expression whose program would be too large is refused when made.
+    #[test]
+    fn a_huge_regex_is_refused() {
+        let error = "(?:a{1000}){1000}".parse::<Regex>().unwrap_err().to_string();
+        assert!(error.contains("size limit"), "{error}");
     }
 
     #[test]

@@ -110,3 +110,67 @@ fn lower_case<'a>(host: &str, buffer: &'a mut [u8; LONGEST]) -> Option<std::borr
 
 /// The longest DNS name with a port fits.
 const LONGEST: usize = 264;
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::config::VirtualHost;
+
+    /// NR3: exact before longest suffix before longest prefix before any; case does not count; a wildcard is never empty.
+    #[test]
+    fn the_most_exact_domain_wins() {
+        let domains = [
+            "reviews",
+            "reviews:9080",
+            "*.example.com",
+            "*.shop.example.com",
+            "*-v1.example.com",
+            "example.*",
+            "example.co.*",
+            "*",
+        ];
+        let table = Domains::compile(&table(&domains.map(|domain| vec![domain]))).unwrap();
+        for (authority, expected) in [
+            ("reviews", "reviews"),
+            ("REVIEWS:9080", "reviews:9080"),
+            ("reviews:9081", "*"),
+            ("a.example.com", "*.example.com"),
+            ("a.shop.example.com", "*.shop.example.com"),
+            ("a-v1.example.com", "*-v1.example.com"),
+            (".example.com", "*"),
+            ("example.com", "example.*"),
+            ("example.co.uk", "example.co.*"),
+            ("example.", "*"),
+            ("other", "*"),
+            ("", "*"),
+        ] {
+            assert_eq!(table.find(authority).map(|at| domains[at]), Some(expected), "{authority}");
+            assert!(domain_takes(expected, authority), "{authority}");
+        }
+        let long = format!("{}.EXAMPLE.com", "a".repeat(300));
+        assert_eq!(table.find(&long).map(|at| domains[at]), Some("*.example.com"));
+    }
+
+    /// NR3: no host for what no domain takes, and an error that names a domain given twice.
+    #[test]
+    fn without_a_wildcard_an_unknown_host_is_none_and_a_domain_is_given_once() {
+        let none = Domains::compile(&table(&[vec!["a"], vec!["b", "*.b"]])).unwrap();
+        assert_eq!((none.find("c"), none.find("x.b")), (None, Some(1)));
+        let error = Domains::compile(&table(&[vec!["a"], vec!["A"]])).unwrap_err();
+        assert!(error.to_string().contains("\"a\" occurs twice"), "{error}");
+    }
+
+    fn table(hosts: &[Vec<&str>]) -> RouteTable {
+        let host = |domains: &Vec<&str>| {
+            Arc::new(VirtualHost {
+                domains: domains.iter().map(|d| (*d).to_owned()).collect(),
+                ..VirtualHost::default()
+            })
+        };
+        RouteTable { virtual_hosts: hosts.iter().map(host).collect(), ..RouteTable::default() }
+    }
+}

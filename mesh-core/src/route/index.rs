@@ -101,3 +101,62 @@ impl Lists {
 
 /// Fewer rules than this are tried in turn.
 const FEW: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// RM1: the index finds exactly what trying every rule in turn finds, whatever the mix of paths and other conditions.
+    #[test]
+    fn the_index_agrees_with_trying_in_turn() {
+        let segment = prop::sample::select(vec!["", "/", "/a", "/ab", "/a/b", "/b", "/a/b/c", "/ab/", "b"]);
+        let path = || (segment.clone(), segment.clone()).prop_map(|(a, b)| format!("{a}{b}"));
+        let rule = (0..5_u8, path(), any::<bool>());
+        let rules = prop::collection::vec(rule, 0..40);
+        proptest!(|(rules in rules, path in path())| {
+            let paths: Vec<_> = rules.iter().map(|(kind, value, _)| path_match(*kind, value)).collect();
+            let other: Vec<_> = rules.iter().map(|(_, _, holds)| *holds).collect();
+            let matches = |at: usize| paths[at].is_match(&path) && other[at];
+            let in_turn = (0..paths.len()).find(|at| matches(*at));
+            let lists = Index(Some(Lists::new(paths.iter())));
+            prop_assert_eq!(lists.first(&path, paths.len(), matches), in_turn);
+            prop_assert_eq!(Index::new(paths.iter()).first(&path, paths.len(), matches), in_turn);
+        });
+    }
+
+    /// RM1, RM23: of ten thousand rules, only those whose path can match are tried.
+    #[test]
+    fn rules_of_other_paths_are_not_tried() {
+        let mut paths: Vec<_> = (0..5_000).map(|n| path_match(0, &format!("/exact/{n}"))).collect();
+        paths.extend((0..5_000).map(|n| path_match(2, &format!("/prefix/{n}/"))));
+        paths.push(path_match(2, "/"));
+        let index = Index::new(paths.iter());
+        for (path, expected, most) in [
+            ("/exact/4999", Some(4_999), 2),
+            ("/prefix/7/x", Some(5_007), 2),
+            ("/other", Some(10_000), 1),
+            ("x", None, 0),
+        ] {
+            let mut tried = 0;
+            let found = index.first(path, paths.len(), |at| {
+                tried += 1;
+                paths[at].is_match(path)
+            });
+            assert_eq!(found, expected, "{path}");
+            assert!(tried <= most, "{path}: {tried} rules tried");
+        }
+    }
+
+    fn path_match(kind: u8, value: &str) -> PathMatch {
+        let value = value.to_owned();
+        match kind {
+            0 => PathMatch::Exact { value, ignore_case: false },
+            1 => PathMatch::Exact { value, ignore_case: true },
+            2 => PathMatch::Prefix { value, ignore_case: false },
+            3 => PathMatch::Prefix { value, ignore_case: true },
+            _ => PathMatch::SegmentPrefix { value, ignore_case: false },
+        }
+    }
+}

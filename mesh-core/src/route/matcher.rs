@@ -212,7 +212,7 @@ fn judge_bytes(wanted: &HeaderMatch, bytes: &[u8]) -> bool {
 }
 
 fn judge_text(wanted: &HeaderMatch, text: Option<&str>) -> bool {
-    let text = text.or(wanted.missing_as_empty.then_some(""));
+    let text = text.or(if wanted.missing_as_empty { Some("") } else { None });
     let holds = match (&wanted.matcher, text) {
         (HeaderMatcher::Present(present), text) => text.is_some() == *present,
         // RM9: a header that is not there never meets a condition on its value, inverted or not.
@@ -242,6 +242,7 @@ fn query_matches(wanted: &QueryMatch, query: Option<&str>) -> bool {
 struct Joined {
     inline: [u8; Self::INLINE],
     len: usize,
+    begun: bool,
     /// The whole text once it outgrew the buffer.
     spilled: Vec<u8>,
 }
@@ -250,9 +251,10 @@ impl Joined {
     const INLINE: usize = 256;
 
     fn push(&mut self, part: &[u8]) {
-        if self.len > 0 || !self.spilled.is_empty() {
+        if self.begun {
             self.extend(b",");
         }
+        self.begun = true;
         self.extend(part);
     }
 
@@ -276,6 +278,236 @@ impl Joined {
 
 impl Default for Joined {
     fn default() -> Self {
-        Self { inline: [0; Self::INLINE], len: 0, spilled: Vec::new() }
+        Self { inline: [0; Self::INLINE], len: 0, begun: false, spilled: Vec::new() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use http::{Method, request::Parts};
+
+    use super::*;
+    use crate::config::Fraction;
+
+    /// RM2, RM3, RM19: paths are compared without their query, prefixes by characters or by segments, regular expressions
+    /// whole, and case can be ignored but not in regular expressions.
+    #[test]
+    fn paths() {
+        let exact = |value: &str, ignore_case| PathMatch::Exact { value: value.to_owned(), ignore_case };
+        let prefix = |value: &str, ignore_case| PathMatch::Prefix { value: value.to_owned(), ignore_case };
+        let segment = |value: &str, ignore_case| PathMatch::SegmentPrefix { value: value.to_owned(), ignore_case };
+        let regex = |value: &str| PathMatch::Regex(value.parse().unwrap());
+        for (path, matcher, expected) in [
+            ("/a?x=y", exact("/a", false), true),
+            ("/a/", exact("/a", false), false),
+            ("/A", exact("/a", false), false),
+            ("/A", exact("/a", true), true),
+            ("/foobar", prefix("/foo", false), true),
+            ("/fo", prefix("/foo", false), false),
+            ("/FOObar", prefix("/foo", true), true),
+            ("/anything", prefix("/", false), true),
+            ("/anything", prefix("", false), true),
+            ("/foo", segment("/foo", false), true),
+            ("/foo/x?y", segment("/foo", false), true),
+            ("/foobar", segment("/foo", false), false),
+            ("/Foo/x", segment("/foo", true), true),
+            ("/b?x=/b/c", regex("/b"), true),
+            ("/b/c", regex("/b"), false),
+            ("/b/c", regex("/b.*"), true),
+            ("/B", regex("/b"), false),
+        ] {
+            let route = RouteMatch { path: matcher.clone(), ..RouteMatch::default() };
+            assert_eq!(takes(&route, &parts(path, &[]), 0), expected, "{path} {matcher:?}");
+        }
+    }
+
+    /// RM6, RM7, RM8, RM9, RM18: each kind of header condition with a value, another value, none, and turned round; one on a
+    /// header that is not there holds only if it asks for absence.
+    #[test]
+    fn headers() {
+        let text = |value: StringMatch| HeaderMatcher::Value(value);
+        let exact = |ignore_case| text(StringMatch::Exact { value: "Jason".into(), ignore_case });
+        // (condition, value, plain, inverted)
+        for (matcher, value, plain, inverted) in [
+            (exact(false), Some("Jason"), true, false),
+            (exact(false), Some("jason"), false, true),
+            (exact(true), Some("jASON"), true, false),
+            (exact(false), Some(""), false, true),
+            (exact(false), None, false, false),
+            (text(StringMatch::Prefix { value: "ja".into(), ignore_case: false }), Some("jason"), true, false),
+            (text(StringMatch::Prefix { value: "ja".into(), ignore_case: false }), Some("j"), false, true),
+            (text(StringMatch::Prefix { value: "JA".into(), ignore_case: true }), Some("jason"), true, false),
+            (text(StringMatch::Suffix { value: "son".into(), ignore_case: false }), Some("jason"), true, false),
+            (text(StringMatch::Suffix { value: "son".into(), ignore_case: false }), Some("on"), false, true),
+            (text(StringMatch::Contains { value: "aso".into(), ignore_case: false }), Some("jason"), true, false),
+            (text(StringMatch::Contains { value: "ASO".into(), ignore_case: true }), Some("jason"), true, false),
+            (text(StringMatch::Contains { value: "xyz".into(), ignore_case: false }), Some("jason"), false, true),
+            (text(StringMatch::Contains { value: "xyz".into(), ignore_case: false }), None, false, false),
+            (text(StringMatch::Regex("ja.*".parse().unwrap())), Some("jason"), true, false),
+            (text(StringMatch::Regex("as".parse().unwrap())), Some("jason"), false, true),
+            (text(StringMatch::Regex(".*".parse().unwrap())), None, false, false),
+            (HeaderMatcher::Range { start: -10, end: 10 }, Some("-10"), true, false),
+            (HeaderMatcher::Range { start: -10, end: 10 }, Some("9"), true, false),
+            (HeaderMatcher::Range { start: -10, end: 10 }, Some("10"), false, true),
+            (HeaderMatcher::Range { start: -10, end: 10 }, Some("1.5"), false, true),
+            (HeaderMatcher::Range { start: -10, end: 10 }, Some("9 "), false, true),
+            (HeaderMatcher::Range { start: -10, end: 10 }, None, false, false),
+            (HeaderMatcher::Present(true), Some(""), true, false),
+            (HeaderMatcher::Present(true), None, false, true),
+            (HeaderMatcher::Present(false), Some("x"), false, true),
+            (HeaderMatcher::Present(false), None, true, false),
+        ] {
+            let headers: &[(&str, &str)] = &value.map(|value| ("end-user", value)).into_iter().collect::<Vec<_>>();
+            for (invert, expected) in [(false, plain), (true, inverted)] {
+                let wanted =
+                    HeaderMatch { name: "end-user".into(), matcher: matcher.clone(), invert, missing_as_empty: false };
+                assert_eq!(takes(&asking(wanted), &parts("/", headers), 0), expected, "{matcher:?} {value:?} {invert}");
+            }
+        }
+    }
+
+    /// RM9: treated as empty, a missing header is compared as the empty string.
+    #[test]
+    fn a_missing_header_can_be_empty() {
+        let wanted = |invert| HeaderMatch {
+            name: "end-user".into(),
+            matcher: HeaderMatcher::Value(StringMatch::Exact { value: "jason".into(), ignore_case: false }),
+            invert,
+            missing_as_empty: true,
+        };
+        assert!(!takes(&asking(wanted(false)), &parts("/", &[]), 0));
+        assert!(takes(&asking(wanted(true)), &parts("/", &[]), 0));
+    }
+
+    /// RM10: several values are one text joined by commas, however long.
+    #[test]
+    fn several_values_are_joined() {
+        let long = "x".repeat(300);
+        for (values, expected) in [(vec!["a", "b"], "a,b"), (vec!["a", "", "c"], "a,,c"), (vec!["", "b"], ",b")] {
+            let headers: Vec<_> = values.iter().map(|value| ("x-tag", *value)).collect();
+            assert!(takes(&asking(is("x-tag", expected)), &parts("/", &headers), 0), "{values:?}");
+            assert!(!takes(&asking(is("x-tag", values[0])), &parts("/", &headers), 0), "{values:?}");
+        }
+        let headers = [("x-tag", "a"), ("x-tag", long.as_str()), ("x-tag", "c")];
+        assert!(takes(&asking(is("x-tag", &format!("a,{long},c"))), &parts("/", &headers), 0));
+    }
+
+    /// RM11, RM15, RM16: method, authority, scheme and path are headers too; binary headers of gRPC calls are not there.
+    #[test]
+    fn pseudo_and_binary_headers() {
+        let mut get = parts("http://Shop:8080/a?b", &[("trace-bin", "AAA")]);
+        for (name, value) in [
+            (":method", "GET"),
+            (":authority", "Shop:8080"),
+            ("host", "Shop:8080"),
+            (":scheme", "http"),
+            (":path", "/a?b"),
+            ("trace-bin", "AAA"),
+        ] {
+            assert!(takes(&asking(is(name, value)), &get, 0), "{name}");
+            assert!(!takes(&asking(is(name, "other")), &get, 0), "{name}");
+        }
+        get.method = Method::POST;
+        assert!(!takes(&asking(is(":method", "GET")), &get, 0));
+        let grpc = parts("/", &[("trace-bin", "AAA"), ("content-type", "application/grpc")]);
+        assert!(!takes(&asking(is("trace-bin", "AAA")), &grpc, 0));
+        assert!(takes(&asking(is("content-type", "application/grpc")), &grpc, 0));
+        assert!(takes(&RouteMatch { grpc_only: true, ..RouteMatch::default() }, &grpc, 0));
+        assert!(!takes(&RouteMatch { grpc_only: true, ..RouteMatch::default() }, &get, 0));
+        let bad = asking(is(":status", "200"));
+        let error = Matcher::compile(&bad, "virtual host \"a\"", "routes[0].matches").unwrap_err();
+        assert_eq!(error.field, "routes[0].matches.headers[0].name");
+    }
+
+    /// RM12: 0 % never, 100 % and more always, drawn anew for each request and each rule.
+    #[test]
+    fn shares_of_requests() {
+        let route = |numerator, denominator| RouteMatch {
+            fraction: Some(Fraction { numerator, denominator }),
+            ..RouteMatch::default()
+        };
+        let get = parts("/", &[]);
+        let hits = |route: &RouteMatch| (0..10_000_u64).filter(|n| takes(route, &get, mix(*n))).count();
+        assert_eq!(hits(&route(0, 100)), 0);
+        assert_eq!(hits(&route(100, 100)), 10_000);
+        assert_eq!(hits(&route(101, 100)), 10_000);
+        assert_eq!(hits(&route(0, 1_000_000)), 0);
+        // Five standard deviations of Binomial(10 000, 1/4) are 217.
+        assert!((2_283..=2_717).contains(&hits(&route(2_500, 10_000))));
+        let matcher = Matcher::compile(&route(50, 100), "", "").unwrap();
+        let view = RequestView::of(&get, None);
+        let both = (0..10_000_u64).filter(|n| {
+            let bits = mix(*n);
+            matcher.is_match(&view, bits, 0) && matcher.is_match(&view, bits, 1)
+        });
+        assert!((2_283..=2_717).contains(&both.count()), "rules draw apart");
+    }
+
+    /// RM13: only the first of a repeated parameter counts, undecoded; presence needs no value.
+    #[test]
+    fn query_parameters() {
+        let wanted = |name: &str, value: Option<&str>| RouteMatch {
+            query: vec![QueryMatch {
+                name: name.to_owned(),
+                value: value.map(|value| StringMatch::Exact { value: value.to_owned(), ignore_case: false }),
+            }],
+            ..RouteMatch::default()
+        };
+        for (path, name, value, expected) in [
+            ("/?a=1&b=2", "b", Some("2"), true),
+            ("/?a=1&a=2", "a", Some("2"), false),
+            ("/?a=1&a=2", "a", Some("1"), true),
+            ("/?a", "a", None, true),
+            ("/?a", "a", Some(""), true),
+            ("/?a=%31", "a", Some("1"), false),
+            ("/?A=1", "a", None, false),
+            ("/?&&a=b=c", "a", Some("b=c"), true),
+            ("/", "a", None, false),
+        ] {
+            assert_eq!(takes(&wanted(name, value), &parts(path, &[]), 0), expected, "{path} {name} {value:?}");
+        }
+    }
+
+    #[test]
+    fn a_value_that_is_no_text_is_there_and_equals_nothing() {
+        let mut get = parts("/", &[]);
+        get.headers.insert("x", HeaderValue::from_bytes(b"\xff").unwrap());
+        assert!(!takes(&asking(is("x", "a")), &get, 0));
+        let present = |there, invert| {
+            asking(HeaderMatch {
+                name: "x".into(),
+                matcher: HeaderMatcher::Present(there),
+                invert,
+                missing_as_empty: false,
+            })
+        };
+        for (there, invert) in [(true, false), (false, true)] {
+            assert!(takes(&present(there, invert), &get, 0));
+            assert!(!takes(&present(there, !invert), &get, 0));
+        }
+    }
+
+    fn takes(route: &RouteMatch, parts: &Parts, bits: u64) -> bool {
+        let matcher = Matcher::compile(route, "test", "matches").unwrap();
+        matcher.is_match(&RequestView::of(parts, None), bits, 0)
+    }
+
+    fn is(name: &str, value: &str) -> HeaderMatch {
+        let matcher = HeaderMatcher::Value(StringMatch::Exact { value: value.to_owned(), ignore_case: false });
+        HeaderMatch { name: name.into(), matcher, invert: false, missing_as_empty: false }
+    }
+
+    fn asking(header: HeaderMatch) -> RouteMatch {
+        RouteMatch { headers: vec![header], ..RouteMatch::default() }
+    }
+
+    fn parts(uri: &str, headers: &[(&str, &str)]) -> Parts {
+        let mut builder = http::Request::builder().uri(uri);
+        for (name, value) in headers {
+            builder = builder.header(*name, *value);
+        }
+        builder.body(()).unwrap().into_parts().0
     }
 }
