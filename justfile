@@ -1,0 +1,27 @@
+# The commands of this repository by name; each is plain Cargo, so `just` is a convenience, not a need.
+
+# Bookinfo on the mesh: the page is at http://127.0.0.1:9080/productpage
+bookinfo:
+    cargo run --release --example bookinfo
+
+# What the README tells everybody to run
+test:
+    cargo test --workspace
+
+# Everything the continuous integration runs
+ci:
+    bash .ci/run
+
+# Formatting, lints and documentation
+lint:
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets -- -D warnings
+    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+
+# A call through the mesh beside bare hyper and plain tonic; results go to benches/RESULTS.md
+bench:
+    cargo bench --bench call
+
+# Write the generated protobuf code and command-line snapshots anew
+regenerate:
+    MESH_REGENERATE=1 cargo test -p mesh-xds --test protos
