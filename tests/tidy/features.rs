@@ -29,7 +29,9 @@ fn every_row_is_answered() {
     let mut bad: Vec<_> = seen.iter().filter(|(_, count)| **count > 1).map(|(id, _)| format!("{id} twice")).collect();
     for row in &rows {
         match row.status.as_str() {
-            "done" | "refused" if row.tests.is_empty() => bad.push(format!("{}: {} without a test", row.id, row.status)),
+            "done" | "refused" if row.tests.is_empty() => {
+                bad.push(format!("{}: {} without a test", row.id, row.status))
+            }
             "done" | "refused" | "not yet" => {}
             other => bad.push(format!("line {}: status {other:?}", row.line)),
         }
