@@ -58,8 +58,11 @@ pub const fn grpc_status(abort: AbortStatus) -> u32 {
 mod tests {
     use super::*;
     use crate::{
-        config::{Abort, FaultDelay, Fraction},
+        config::{Abort, FaultDelay, Fraction, GrpcRetry, HttpRetry, RetryConditions, RetryPolicy},
+        outcome::{Failure, Flags, Outcome},
+        retry,
         rng::RequestRng,
+        time::Time,
     };
 
     fn fault(delay: f64, abort: f64) -> Fault {
@@ -88,6 +91,22 @@ mod tests {
             assert_eq!(both.delay, Some(Duration::from_secs(7)));
             assert_eq!(both.abort, Some(AbortStatus::Http(500)));
         }
+    }
+
+    /// FI7: an injected abort has a flag of its own, blames no endpoint, and is not tried again.
+    #[test]
+    fn an_injected_abort_is_nobodys_fault() {
+        let outcome = Outcome::failed(Failure::FaultAbort);
+        assert_eq!((outcome.flags(), Failure::FaultAbort.blames_endpoint()), (Flags::FI, false));
+        let on = RetryConditions {
+            http: vec![HttpRetry::ServerError, HttpRetry::Reset, HttpRetry::GatewayError],
+            grpc: vec![GrpcRetry::Unavailable],
+            ..RetryConditions::default()
+        };
+        let policy = RetryPolicy { on, ..RetryPolicy::default() };
+        let mut rng = RequestRng::new(0, 0);
+        let verdict = retry::verdict(&policy, 1, &http::Method::GET, false, &outcome, None, Time::ZERO, &mut rng);
+        assert_eq!(verdict, retry::Verdict::GiveUp(retry::Why::NotAsked));
     }
 
     /// FI2: the HTTP status of an abort becomes a gRPC status by gRPC's own table.

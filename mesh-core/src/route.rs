@@ -18,6 +18,7 @@ pub(crate) mod describe;
 mod host;
 mod index;
 mod matcher;
+mod text;
 mod weight;
 
 pub use matcher::header_matches;

@@ -1,4 +1,5 @@
-//! Does a request meet the conditions of a route? Strings, headers, query parameters and paths, compared as Envoy does.
+//! Does a request meet the conditions of a route? Headers, query parameters, paths and shares, compared as Envoy does;
+//! strings are compared in `route/text.rs`.
 //!
 //! Conditions are compiled once, so that a request costs comparisons and no allocation. The path is compared without its
 //! query; header values are joined by `,` (RM10); of a repeated query parameter only the first counts (RM13).
@@ -6,59 +7,13 @@
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::{
-    config::{HeaderMatch, HeaderMatcher, PathMatch, QueryMatch, RouteMatch, StringMatch},
+    config::{HeaderMatch, HeaderMatcher, PathMatch, QueryMatch, RouteMatch},
     error::CompileError,
     request::RequestView,
     rng::{GOLDEN, mix},
 };
 
 use super::describe;
-
-impl StringMatch {
-    /// Does `text` meet the condition?
-    pub fn is_match(&self, text: &str) -> bool {
-        let (text, fold) = (text.as_bytes(), self.ignores_case());
-        let same = |a: &[u8], b: &[u8]| if fold { a.eq_ignore_ascii_case(b) } else { a == b };
-        match self {
-            Self::Exact { value, .. } => same(text, value.as_bytes()),
-            Self::Prefix { value, .. } => text.get(..value.len()).is_some_and(|head| same(head, value.as_bytes())),
-            Self::Suffix { value, .. } => {
-                text.len().checked_sub(value.len()).is_some_and(|start| same(&text[start..], value.as_bytes()))
-            }
-            Self::Contains { value, .. } => {
-                value.is_empty() || text.windows(value.len()).any(|window| same(window, value.as_bytes()))
-            }
-            Self::Regex(regex) => std::str::from_utf8(text).is_ok_and(|text| regex.is_match(text)),
-        }
-    }
-
-    fn ignores_case(&self) -> bool {
-        match self {
-            Self::Exact { ignore_case, .. }
-            | Self::Prefix { ignore_case, .. }
-            | Self::Suffix { ignore_case, .. }
-            | Self::Contains { ignore_case, .. } => *ignore_case,
-            Self::Regex(_) => false,
-        }
-    }
-}
-
-impl PathMatch {
-    /// Does the path, without its query, meet the condition?
-    pub fn is_match(&self, path: &str) -> bool {
-        let same = |a: &[u8], b: &[u8], fold: bool| if fold { a.eq_ignore_ascii_case(b) } else { a == b };
-        let path_bytes = path.as_bytes();
-        let begins = |value: &str, fold| path_bytes.get(..value.len()).is_some_and(|h| same(h, value.as_bytes(), fold));
-        match self {
-            Self::Exact { value, ignore_case } => same(path_bytes, value.as_bytes(), *ignore_case),
-            Self::Prefix { value, ignore_case } => begins(value, *ignore_case),
-            Self::SegmentPrefix { value, ignore_case } => {
-                begins(value, *ignore_case) && matches!(path_bytes.get(value.len()), None | Some(b'/'))
-            }
-            Self::Regex(regex) => regex.is_match(path),
-        }
-    }
-}
 
 /// Does a header of these meet the condition? Pseudo-headers are not among them. For retry policies and the like.
 pub fn header_matches(wanted: &HeaderMatch, headers: &HeaderMap) -> bool {
@@ -289,7 +244,7 @@ mod tests {
     use http::{Method, request::Parts};
 
     use super::*;
-    use crate::config::Fraction;
+    use crate::config::{Fraction, StringMatch};
 
     /// RM2, RM3, RM19: paths are compared without their query, prefixes by characters or by segments, regular expressions
     /// whole, and case can be ignored but not in regular expressions.
