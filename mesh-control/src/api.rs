@@ -114,9 +114,10 @@ struct Wanted {
 
 async fn objects(Shared(api): Shared<Api>, Query(wanted): Query<Wanted>) -> Result<Json<Objects>, Refusal> {
     let kind = match wanted.kind.as_deref() {
-        Some(word) => Some(Kind::from_word(word).ok_or_else(|| {
-            Refusal::new(StatusCode::BAD_REQUEST, format!("there is no kind {word:?}"))
-        })?),
+        Some(word) => Some(
+            Kind::from_word(word)
+                .ok_or_else(|| Refusal::new(StatusCode::BAD_REQUEST, format!("there is no kind {word:?}")))?,
+        ),
         None => None,
     };
     let found = match (kind, wanted.namespace.as_deref(), wanted.name) {
@@ -160,13 +161,15 @@ async fn from_this_machine_only(request: Request, next: Next) -> Response {
     let headers = request.headers();
     let host = text(headers, header::HOST).or_else(|| request.uri().authority().map(Authority::as_str));
     if !host.is_some_and(is_loopback_authority) {
-        let message = format!("Host {:?} is not a loopback name; connect to 127.0.0.1 or localhost", host.unwrap_or(""));
+        let message =
+            format!("Host {:?} is not a loopback name; connect to 127.0.0.1 or localhost", host.unwrap_or(""));
         return Refusal::new(StatusCode::FORBIDDEN, message).into_response();
     }
     if let Some(origin) = headers.get(header::ORIGIN) {
         let uri = origin.to_str().ok().and_then(|origin| origin.parse::<Uri>().ok());
         if !uri.as_ref().and_then(Uri::authority).is_some_and(|authority| is_loopback_authority(authority.as_str())) {
-            return Refusal::new(StatusCode::FORBIDDEN, "requests of web pages from elsewhere are refused").into_response();
+            return Refusal::new(StatusCode::FORBIDDEN, "requests of web pages from elsewhere are refused")
+                .into_response();
         }
     }
     next.run(request).await

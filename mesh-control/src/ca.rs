@@ -24,9 +24,11 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::P
 
 mod account;
 mod files;
+mod service;
 mod token;
 
 pub use account::ServiceAccount;
+pub use service::CertificateService;
 pub use token::Tokens;
 
 pub(crate) use files::{write_public, write_secret};

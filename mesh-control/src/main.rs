@@ -1,3 +1,9 @@
 //! `meshctl`: parses the command line and calls one function per verb.
 
-fn main() {}
+mod cli;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::run()
+}

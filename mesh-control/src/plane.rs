@@ -14,7 +14,7 @@ use tonic::service::Routes;
 
 use crate::{
     api::{self, Api},
-    ca::{Ca, CaError, ServiceAccount, Tokens},
+    ca::{Ca, CaError, CertificateService, ServiceAccount, Tokens},
     compile::MeshSettings,
     diagnostic::Diagnostic,
     push::Push,
@@ -193,7 +193,7 @@ impl Builder {
         let push = Arc::new(Push::new(state.clone(), ca.clone()));
         let token_files = Arc::new(Mutex::new(Vec::new()));
 
-        let grpc = Routes::new(ads_service(push.clone()));
+        let grpc = Routes::new(ads_service(push.clone())).add_service(CertificateService::server(ca.clone()));
         let tls = ca.server_tls(self.xds.ip(), SystemTime::now())?;
         let http = api::router(Api::new(state.clone(), push.clone(), xds));
         let (stop, stopped) = watch::channel(false);
@@ -201,10 +201,7 @@ impl Builder {
             Task::spawn(serve(xds_listener, Some(tls), grpc.into_axum_router(), stopped.clone())),
             Task::spawn(serve(api_listener, None, http, stopped)),
         ];
-        let upkeep = [
-            Task::spawn(push.clone().run()),
-            Task::spawn(renew_tokens(ca.clone(), token_files.clone())),
-        ];
+        let upkeep = [Task::spawn(push.clone().run()), Task::spawn(renew_tokens(ca.clone(), token_files.clone()))];
         tracing::info!(%xds, %api, "the control plane listens");
         Ok(ControlPlane { xds, api, state, ca, push, token_files, stop, servers, _upkeep: upkeep })
     }

@@ -24,6 +24,7 @@ use mesh_xds::{
     ads::{ResourceSet, TypeUrl},
     node::Node,
     server::{ConnectionId, Credentials, Peer, Source},
+    translate::{self, Shape},
 };
 use tokio::{net::TcpStream, sync::watch, time};
 use tonic::Status;
@@ -306,8 +307,8 @@ impl Progress {
 }
 
 fn view(world: &World, node: &NodeInfo) -> ResourceSet {
-    let _ = compile(world, node);
-    ResourceSet::default()
+    let shape = if node.gateway { Shape::Gateway } else { Shape::Sidecar };
+    translate::encode(&compile(world, node), shape)
 }
 
 /// What the metadata says of a workload. Source: Istio's node metadata.

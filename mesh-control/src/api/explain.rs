@@ -28,8 +28,7 @@ pub(super) fn explain(state: &State, push: &Push, request: &ExplainRequest) -> R
 }
 
 fn parts(request: &ExplainRequest) -> Result<http::request::Parts, String> {
-    let method: Method =
-        request.method.parse().map_err(|_| format!("{:?} is not an HTTP method", request.method))?;
+    let method: Method = request.method.parse().map_err(|_| format!("{:?} is not an HTTP method", request.method))?;
     let uri: Uri = request.url.parse().map_err(|error| format!("{:?} is not a URL: {error}", request.url))?;
     if uri.scheme().is_none() || uri.host().is_none_or(str::is_empty) {
         return Err(format!("{:?} needs a scheme and a host, as in http://reviews:9080/reviews/0", request.url));

@@ -1,0 +1,86 @@
+//! Talking to the control plane: one JSON request, one answer, and a sentence when nobody answers.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, StatusCode, header};
+use http_body_util::{BodyExt, Full};
+use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+use mesh_control::api::Problem;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::time::timeout;
+
+use super::{BAD_INPUT, FAILURE, Failure, UNREACHABLE, USAGE};
+
+/// A control plane on the loopback answers in milliseconds; one that takes this long is stuck.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Where the control plane is.
+#[derive(Debug)]
+pub(super) struct Server {
+    address: String,
+}
+
+impl Server {
+    pub(super) fn new(address: &str) -> Self {
+        let address = address.strip_prefix("http://").unwrap_or(address).trim_end_matches('/');
+        Self { address: address.to_owned() }
+    }
+
+    pub(super) async fn get<A: DeserializeOwned>(&self, path: &str) -> Result<A, Failure> {
+        self.call(Method::GET, path, Bytes::new()).await
+    }
+
+    pub(super) async fn post<Q: Serialize, A: DeserializeOwned>(&self, path: &str, body: &Q) -> Result<A, Failure> {
+        let body = serde_json::to_vec(body).map_err(|error| Failure::new(FAILURE, error.to_string()))?;
+        self.call(Method::POST, path, body.into()).await
+    }
+
+    async fn call<A: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<A, Failure> {
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("http://{}{path}", self.address))
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(body))
+            .map_err(|error| Failure::new(USAGE, format!("--server {:?} is not HOST:PORT: {error}", self.address)))?;
+        let client = Client::builder(TokioExecutor::new()).build_http();
+        let exchange = async {
+            let response = client.request(request).await.map_err(|error| self.unreachable(&last_cause(&error)))?;
+            let status = response.status();
+            let body = response.into_body().collect().await.map_err(|error| self.unreachable(&error.to_string()))?;
+            Ok((status, body.to_bytes()))
+        };
+        let (status, body) = match timeout(PATIENCE, exchange).await {
+            Ok(answer) => answer?,
+            Err(_) => return Err(self.unreachable(&format!("no answer within {} s", PATIENCE.as_secs()))),
+        };
+        if status.is_success() {
+            return serde_json::from_slice(&body).map_err(|error| {
+                Failure::new(FAILURE, format!("{} does not answer like a mesh control plane: {error}", self.address))
+            });
+        }
+        let problem: Problem = serde_json::from_slice(&body).map_err(|_| {
+            Failure::new(FAILURE, format!("{} answers {status}, not like a mesh control plane", self.address))
+        })?;
+        let code = if status == StatusCode::UNPROCESSABLE_ENTITY { BAD_INPUT } else { FAILURE };
+        Err(Failure { code, message: problem.error, diagnostics: problem.diagnostics })
+    }
+
+    fn unreachable(&self, reason: &str) -> Failure {
+        let message = format!(
+            "no control plane answers at {} ({reason})\n  start one with `meshctl dev`, or name another with --server \
+             HOST:PORT or MESHCTL_SERVER",
+            self.address
+        );
+        Failure::new(UNREACHABLE, message)
+    }
+}
+
+/// The last cause says what the system said; those above it only that something failed.
+fn last_cause(error: &dyn std::error::Error) -> String {
+    let mut last = error;
+    while let Some(source) = last.source() {
+        last = source;
+    }
+    last.to_string()
+}

@@ -1,0 +1,86 @@
+//! `meshctl dev`: a control plane in the foreground, until interrupted.
+
+use std::{io::ErrorKind, net::SocketAddr, path::PathBuf};
+
+use mesh_control::{ControlPlane, Listener, StartError};
+use tokio::signal;
+use tracing_subscriber::EnvFilter;
+
+use super::{BAD_INPUT, FAILURE, Failure, USAGE, input::Files, output};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Dev {
+    /// Where workloads connect: xDS and certificates.
+    #[arg(long, default_value = "127.0.0.1:15012", value_name = "IP:PORT")]
+    xds_addr: SocketAddr,
+    /// Where meshctl connects; a loopback address.
+    #[arg(long, default_value = "127.0.0.1:15014", value_name = "IP:PORT")]
+    api_addr: SocketAddr,
+    /// Where objects, workloads and keys are kept over restarts; in memory only without.
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    #[command(flatten)]
+    files: Files,
+}
+
+impl Dev {
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+        let files = self.files.read()?;
+        let mut builder = ControlPlane::builder().xds_addr(self.xds_addr).api_addr(self.api_addr).files(files);
+        if let Some(dir) = &self.state_dir {
+            builder = builder.state_dir(dir);
+        }
+        let plane = builder.start().await.map_err(failure)?;
+        let kept = match &self.state_dir {
+            Some(dir) => format!("in {}", dir.display()),
+            None => "in memory only".to_owned(),
+        };
+        output::note(&format!(
+            "The control plane is ready; its state is {kept}.\n  workloads connect to  {}\n  meshctl connects to   {}\n\
+             Press Ctrl-C to end it.",
+            plane.xds_address(),
+            plane.api_address()
+        ));
+        interrupted().await;
+        plane.shutdown().await;
+        Ok(())
+    }
+}
+
+fn failure(error: StartError) -> Failure {
+    match error {
+        StartError::Bind { listener, address, source } => {
+            let flag = match listener {
+                Listener::Xds => "--xds-addr",
+                Listener::Api => "--api-addr",
+            };
+            let reason = match source.kind() {
+                ErrorKind::AddrInUse => format!("port {} of {} is taken", address.port(), address.ip()),
+                _ => format!("{address} cannot be listened on ({source})"),
+            };
+            Failure::new(FAILURE, format!("{reason}; choose another with {flag} IP:PORT"))
+        }
+        StartError::NotLoopback(_) => Failure::new(USAGE, format!("{error}; choose another with --api-addr IP:PORT")),
+        StartError::Files(diagnostics) => Failure {
+            code: BAD_INPUT,
+            message: "the files given with -f are wrong; nothing was started".to_owned(),
+            diagnostics,
+        },
+        error => Failure::new(FAILURE, error.to_string()),
+    }
+}
+
+/// Ctrl-C, or a supervisor's wish that it end.
+async fn interrupted() {
+    #[cfg(unix)]
+    if let Ok(mut terminate) = signal::unix::signal(signal::unix::SignalKind::terminate()) {
+        tokio::select! {
+            _ = signal::ctrl_c() => {}
+            _ = terminate.recv() => {}
+        }
+        return;
+    }
+    let _ = signal::ctrl_c().await;
+}

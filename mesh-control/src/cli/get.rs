@@ -1,0 +1,171 @@
+//! `meshctl get`: objects as tables, YAML, JSON or names, with kubectl's words for kinds.
+
+use clap::ValueEnum;
+use mesh_control::{
+    api::{Item, Objects},
+    kinds::{Key, Kind},
+};
+use serde_json::{Value, json};
+
+use super::{FAILURE, Failure, USAGE, client::Server, output};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Get {
+    /// What, such as vs, virtualservice or virtualservices; all is every kind.
+    kind: String,
+    /// Which; all of them without.
+    name: Option<String>,
+    /// Of this namespace.
+    #[arg(short, long, default_value = "default")]
+    namespace: String,
+    /// Of all namespaces.
+    #[arg(short = 'A', long)]
+    all_namespaces: bool,
+    /// How to print.
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    output: Format,
+    /// Leave the header of tables out.
+    #[arg(long)]
+    no_headers: bool,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+enum Format {
+    Table,
+    Yaml,
+    Json,
+    Name,
+}
+
+impl Get {
+    pub(super) async fn run(self, server: &Server) -> Result<(), Failure> {
+        let kind = if self.kind == "all" { None } else { Some(kind(&self.kind)?) };
+        let mut query = Vec::new();
+        query.extend(kind.map(|kind| format!("kind={}", kind.as_str())));
+        if !self.all_namespaces {
+            query.push(format!("namespace={}", escape(&self.namespace)));
+        }
+        let objects: Objects = server.get(&format!("/objects?{}", query.join("&"))).await?;
+        let mut items = objects.items;
+        if let Some(name) = &self.name {
+            let kind = kind.ok_or_else(|| Failure::new(USAGE, "a name needs a kind other than all"))?;
+            items.retain(|item| item.key.name == *name);
+            if items.is_empty() {
+                return Err(Failure::new(FAILURE, not_found(&Key::new(kind, &self.namespace, name))));
+            }
+        }
+        if items.is_empty() && matches!(self.output, Format::Table | Format::Name) {
+            let place = if self.all_namespaces { String::new() } else { format!(" in namespace {}", self.namespace) };
+            output::note(&format!("No resources found{place}."));
+            return Ok(());
+        }
+        output::data(&self.print(&items)?)
+    }
+
+    fn print(&self, items: &[Item]) -> Result<String, Failure> {
+        match self.output {
+            Format::Table => Ok(self.tables(items)),
+            Format::Name => {
+                Ok(items.iter().map(|item| format!("{}/{}\n", output::resource(&item.key), item.key.name)).collect())
+            }
+            Format::Json => match (items, &self.name) {
+                ([item], Some(_)) => output::json(&item.object),
+                _ => {
+                    let objects: Vec<&Value> = items.iter().map(|item| &item.object).collect();
+                    output::json(&json!({"apiVersion": "v1", "kind": "List", "items": objects}))
+                }
+            },
+            // Documents rather than a list, so that the output can be applied again.
+            Format::Yaml => {
+                let documents: Result<Vec<_>, _> = items.iter().map(|item| output::yaml(&item.object)).collect();
+                Ok(documents?.join("---\n"))
+            }
+        }
+    }
+
+    fn tables(&self, items: &[Item]) -> String {
+        let mut tables = Vec::new();
+        for kind in Kind::ALL {
+            let items: Vec<&Item> = items.iter().filter(|item| item.key.kind == kind).collect();
+            if items.is_empty() {
+                continue;
+            }
+            let columns = columns(kind);
+            let mut header = Vec::new();
+            header.extend(self.all_namespaces.then_some("NAMESPACE"));
+            header.push("NAME");
+            header.extend(columns.iter().map(|(title, _)| *title));
+            header.push("AGE");
+            let rows: Vec<Vec<String>> = items.iter().map(|item| self.row(item, columns)).collect();
+            let table = output::table(&header, &rows);
+            let shown = if self.no_headers { table.split_once('\n').map_or("", |(_, rest)| rest) } else { &table };
+            tables.push(shown.to_owned());
+        }
+        tables.join("\n")
+    }
+
+    fn row(&self, item: &Item, columns: &[(&str, &str)]) -> Vec<String> {
+        let mut row = Vec::new();
+        row.extend(self.all_namespaces.then(|| item.key.namespace.clone()));
+        // With several kinds in one answer a name alone does not say which.
+        row.push(match self.kind.as_str() {
+            "all" => format!("{}/{}", output::resource(&item.key), item.key.name),
+            _ => item.key.name.clone(),
+        });
+        row.extend(columns.iter().map(|(_, pointer)| cell(item.object.pointer(pointer))));
+        row.push(output::age(item.created));
+        row
+    }
+}
+
+/// The columns between name and age: title, and place in the object. Source: `additionalPrinterColumns` of Istio's CRDs.
+fn columns(kind: Kind) -> &'static [(&'static str, &'static str)] {
+    match kind {
+        Kind::VirtualService => &[("GATEWAYS", "/spec/gateways"), ("HOSTS", "/spec/hosts")],
+        Kind::DestinationRule => &[("HOST", "/spec/host")],
+        Kind::ServiceEntry => {
+            &[("HOSTS", "/spec/hosts"), ("LOCATION", "/spec/location"), ("RESOLUTION", "/spec/resolution")]
+        }
+        Kind::WorkloadEntry => &[("ADDRESS", "/spec/address")],
+        Kind::PeerAuthentication => &[("MODE", "/spec/mtls/mode")],
+        Kind::Service => &[("PORT(S)", "/spec/ports")],
+        _ => &[],
+    }
+}
+
+fn cell(value: Option<&Value>) -> String {
+    match value {
+        None | Some(Value::Null) => "<none>".to_owned(),
+        Some(Value::String(text)) => text.clone(),
+        // `9080/TCP`, as kubectl writes ports.
+        Some(Value::Array(ports)) if ports.iter().any(|port| port.get("port").is_some()) => {
+            let port = |port: &Value| {
+                let protocol = port.get("protocol").and_then(Value::as_str).unwrap_or("TCP");
+                format!("{}/{protocol}", port.get("port").unwrap_or(&Value::Null))
+            };
+            ports.iter().map(port).collect::<Vec<_>>().join(",")
+        }
+        Some(other) => other.to_string(),
+    }
+}
+
+/// The kind a word means.
+pub(super) fn kind(word: &str) -> Result<Kind, Failure> {
+    Kind::from_word(word).ok_or_else(|| {
+        let known: Vec<String> = Kind::ALL.iter().map(|kind| format!("{} ({})", kind.plural(), kind.short())).collect();
+        Failure::new(USAGE, format!("there is no kind {word:?}; there are {}", known.join(", ")))
+    })
+}
+
+/// As kubectl says it, with the namespace looked in.
+pub(super) fn not_found(key: &Key) -> String {
+    let group = key.kind.group();
+    let dot = if group.is_empty() { "" } else { "." };
+    format!("{}{dot}{group} {:?} not found in namespace {}", key.kind.plural(), key.name, key.namespace)
+}
+
+/// Text in a query: everything but what a DNS name is made of is written in hexadecimal.
+fn escape(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.';
+    text.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
+}
