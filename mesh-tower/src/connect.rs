@@ -23,7 +23,7 @@ const HEAD_START: Duration = Duration::from_millis(250);
 
 /// A connection to an endpoint.
 #[derive(Debug)]
-pub enum Stream {
+pub(crate) enum Stream {
     /// Over TCP.
     Tcp(TcpStream),
     /// Over a Unix domain socket.
@@ -36,7 +36,7 @@ pub enum Stream {
 /// # Errors
 ///
 /// The operating system's, of the last address tried.
-pub async fn connect(address: &EndpointAddress, resolver: &Resolver) -> io::Result<Stream> {
+pub(crate) async fn connect(address: &EndpointAddress, resolver: &Resolver) -> io::Result<Stream> {
     match address {
         EndpointAddress::Socket(address) => connect_tcp(*address).await.map(Stream::Tcp),
         EndpointAddress::Host(host, port) => {

@@ -25,7 +25,7 @@ const CAP: usize = 1024;
 
 /// The system's resolver with a small memory; clones share it.
 #[derive(Clone, Debug)]
-pub struct Resolver {
+pub(crate) struct Resolver {
     shared: Arc<Shared>,
     source: Source,
 }
@@ -44,7 +44,7 @@ struct Answer {
 
 impl Resolver {
     /// Knowing nothing yet.
-    pub fn new(source: Source) -> Self {
+    pub(crate) fn new(source: Source) -> Self {
         Self { shared: Arc::default(), source }
     }
 
@@ -53,7 +53,7 @@ impl Resolver {
     /// # Errors
     ///
     /// The resolver's, when nothing usable is remembered; or that it named no address.
-    pub async fn resolve(&self, host: &str, port: u16) -> io::Result<Arc<[SocketAddr]>> {
+    pub(crate) async fn resolve(&self, host: &str, port: u16) -> io::Result<Arc<[SocketAddr]>> {
         let now = self.source.now();
         if let Some(known) = self.recall(host, port, now) {
             return Ok(known);

@@ -20,6 +20,7 @@ mod connect;
 mod dns;
 mod error;
 mod live;
+mod pool;
 
 pub use mesh_core::{cluster, config, plan, retry};
 
@@ -29,4 +30,5 @@ pub use self::{
     context::{Context, InContext, spawn},
     error::{BoxError, Error, ErrorKind, ResponseFlags},
     live::Live,
+    pool::{Pool, PooledBody},
 };
