@@ -10,17 +10,21 @@
 pub mod client;
 pub mod context;
 pub mod layer;
+pub mod server;
 pub mod source;
 pub mod telemetry;
 pub mod tls;
 
+mod admin;
 mod attempt;
 mod body;
 mod connect;
 mod dns;
 mod error;
 mod live;
+mod mesh;
 mod pool;
+mod upkeep;
 
 pub use mesh_core::{cluster, config, plan, retry};
 
@@ -30,5 +34,6 @@ pub use self::{
     context::{Context, InContext, spawn},
     error::{BoxError, Error, ErrorKind, ResponseFlags},
     live::Live,
+    mesh::{Builder, Mesh, MeshError},
     pool::{Pool, PooledBody},
 };

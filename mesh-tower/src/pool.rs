@@ -34,6 +34,8 @@ mod endpoint;
 mod message;
 mod response;
 
+pub(crate) use message::remove_hop_by_hop;
+
 use endpoint::{EndpointPool, Lease, Sent};
 use response::Attempted;
 pub use response::PooledBody;

@@ -27,6 +27,7 @@ mod trace;
 
 pub use self::metrics::render;
 pub(crate) use self::metrics::upkeep;
+pub(crate) use access_log::rfc3339;
 pub use access_log::{AccessLog, LogHeaders};
 pub use trace::{Span, SpanKind, Spans, TRACEPARENT, TRACESTATE, TraceContext, X_REQUEST_ID, new_request_id};
 

@@ -1,0 +1,170 @@
+//! The admin port, on loopback only: metrics, readiness, and what this process knows. Reading only; no key is ever shown.
+//!
+//! | path | answers |
+//! |---|---|
+//! | `/metrics`, `/stats/prometheus` | Prometheus text |
+//! | `/healthz` | 200 while the process runs |
+//! | `/ready` | 200 once it has configuration and, where it needs one, a certificate; 503 before, and while draining |
+//! | `/config_dump` | the configuration in force and the state of the connection to the control plane, as JSON |
+//! | `/clusters` | every endpoint with its load and health, as JSON |
+//! | `/certs` | who we are and until when, as JSON |
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::UNIX_EPOCH,
+};
+
+use axum::{
+    Json, Router,
+    extract::{Request, State},
+    http::{StatusCode, header},
+    middleware::{Next, from_fn},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use serde_json::{Value, json};
+use tokio::{net::TcpListener, sync::watch};
+
+use crate::{live::Live, source::Source, telemetry, tls::LiveIdentity, upkeep::Owned};
+
+/// What the admin port shows.
+#[derive(Clone)]
+pub(crate) struct Shown {
+    pub(crate) live: Arc<Live>,
+    pub(crate) identity: LiveIdentity,
+    pub(crate) secure: bool,
+    pub(crate) source: Source,
+    /// The state of the connection to the control plane.
+    pub(crate) status: Arc<dyn Fn() -> Value + Send + Sync>,
+    pub(crate) ending: watch::Receiver<bool>,
+}
+
+/// The admin port, open until dropped.
+#[derive(Debug)]
+pub(crate) struct Admin {
+    address: SocketAddr,
+    _task: Owned,
+}
+
+impl Admin {
+    /// Opens it. Only loopback addresses are taken: what it shows is nobody else's business.
+    pub(crate) async fn open(address: SocketAddr, shown: Shown) -> io::Result<Self> {
+        if !address.ip().is_loopback() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the admin port must be on a loopback address"));
+        }
+        let listener = TcpListener::bind(address).await?;
+        let address = listener.local_addr()?;
+        let router = router(shown);
+        let task = Owned::spawn(async move {
+            if let Err(error) = axum::serve(listener, router).await {
+                tracing::warn!(target: "mesh::admin", %error, "the admin port closed");
+            }
+        });
+        Ok(Self { address, _task: task })
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+fn router(shown: Shown) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics))
+        .route("/stats/prometheus", get(metrics))
+        .route("/healthz", get(async || "ok\n"))
+        .route("/ready", get(ready))
+        .route("/config_dump", get(config_dump))
+        .route("/clusters", get(clusters))
+        .route("/certs", get(certs))
+        .layer(from_fn(local_names_only))
+        .with_state(shown)
+}
+
+/// A page in the user's browser may resolve its own name to loopback and read this port; its `Host` tells it apart.
+async fn local_names_only(request: Request, next: Next) -> Response {
+    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let name = host
+        .rsplit_once(':')
+        .map_or(host, |(name, port)| if port.bytes().all(|byte| byte.is_ascii_digit()) { name } else { host });
+    let name = name.trim_start_matches('[').trim_end_matches(']');
+    if name == "localhost" || name.parse::<IpAddr>().is_ok() {
+        return next.run(request).await;
+    }
+    (StatusCode::FORBIDDEN, "the admin port answers to localhost and addresses only\n").into_response()
+}
+
+async fn metrics() -> Response {
+    match telemetry::render() {
+        Some(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response(),
+        None => (StatusCode::NOT_FOUND, "the application records metrics itself\n").into_response(),
+    }
+}
+
+async fn ready(State(shown): State<Shown>) -> (StatusCode, String) {
+    let mut missing = Vec::new();
+    if shown.live.load().is_none() {
+        missing.push("configuration");
+    }
+    if shown.secure && shown.identity.load().is_none() {
+        missing.push("certificate");
+    }
+    if *shown.ending.borrow() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "draining\n".to_owned());
+    }
+    if missing.is_empty() {
+        return (StatusCode::OK, "ready\n".to_owned());
+    }
+    (StatusCode::SERVICE_UNAVAILABLE, format!("waiting for {}\n", missing.join(" and ")))
+}
+
+async fn config_dump(State(shown): State<Shown>) -> Json<Value> {
+    let snapshot = shown.live.load();
+    let config = snapshot.as_ref().map(|snapshot| snapshot.config());
+    Json(json!({ "config": config, "control_plane": (shown.status)() }))
+}
+
+async fn clusters(State(shown): State<Shown>) -> Json<Value> {
+    let now = shown.source.now();
+    let Some(snapshot) = shown.live.load() else { return Json(json!({ "clusters": [] })) };
+    let clusters = snapshot.clusters().map(|cluster| {
+        let endpoints = cluster.endpoints().iter().map(|endpoint| {
+            json!({
+                "address": endpoint.address().to_string(),
+                "health": endpoint.config().health,
+                "weight": endpoint.weight(),
+                "mtls": endpoint.config().mtls,
+                "workload": endpoint.config().workload.as_ref().map(|workload| &workload.name),
+                "in_flight": endpoint.in_flight(),
+                "ejected": endpoint.is_ejected(),
+                "unreachable": endpoint.is_unreachable(now),
+                "latency_ms": endpoint.latency(now).map(|latency| latency.as_secs_f64() * 1e3),
+            })
+        });
+        json!({
+            "name": cluster.name(),
+            "failed": cluster.config().failed,
+            "requests_in_flight": cluster.requests_in_flight(),
+            "endpoints": endpoints.collect::<Vec<_>>(),
+        })
+    });
+    Json(json!({ "clusters": clusters.collect::<Vec<_>>() }))
+}
+
+async fn certs(State(shown): State<Shown>) -> Json<Value> {
+    let Some(identity) = shown.identity.load() else {
+        return Json(json!({ "identity": null, "expected": shown.secure }));
+    };
+    let time = |time: std::time::SystemTime| telemetry::rfc3339(time.duration_since(UNIX_EPOCH).unwrap_or_default());
+    Json(json!({
+        "identity": identity.id().to_string(),
+        "valid_from": identity.validity().map(|(from, _)| time(from)),
+        "valid_until": identity.validity().map(|(_, until)| time(until)),
+        "seconds_left": identity.remaining(shown.source.wall()).map(|left| left.as_secs()),
+        "certificates_in_chain": identity.chain().len(),
+        "roots": identity.roots().len(),
+        "generation": shown.identity.generation(),
+    }))
+}

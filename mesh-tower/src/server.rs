@@ -1,0 +1,374 @@
+//! Serving: accept, prove who calls, decide whether he may, hand the request to the application, tell what became of it.
+//!
+//! What a port demands is looked up in the configuration in force for each connection; without configuration it is
+//! mutual TLS wherever this process has, or will have, a certificate. A gateway is the same server in plaintext whose
+//! application is the mesh's own client. Ending is graceful: no new connections, HTTP/2 peers are told to go away,
+//! requests under way get a few seconds.
+
+use std::{convert::Infallible, future::poll_fn, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header, request::Parts};
+use http_body::Body as HttpBody;
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+};
+use mesh_core::{
+    admit::{Admit, InboundView},
+    config::{MtlsMode, ServiceName},
+    identity::SpiffeId,
+    outcome::{Flags, grpc_of_http},
+    request::RequestView,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, watch},
+    task::JoinSet,
+    time::{Instant, sleep, timeout},
+};
+use tower_service::Service;
+
+use crate::{
+    context::Context,
+    error::BoxError,
+    live::Live,
+    pool::remove_hop_by_hop,
+    telemetry::{PEER_METADATA, PeerCache, Telemetry},
+    tls::{Accepted, LiveIdentity, MtlsAcceptor},
+};
+
+mod body;
+mod story;
+
+use body::Answer;
+pub use body::RequestBody;
+use story::Story;
+
+/// How long a caller may take for the TLS handshake. Envoy's default is 15 s.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Handshakes under way at once; more callers wait in the kernel.
+const HANDSHAKES: usize = 256;
+/// How long a caller may take to write the head of an HTTP/1.1 request.
+const HEAD: Duration = Duration::from_secs(30);
+/// How long requests under way get once serving ends. Istio `terminationDrainDuration`.
+const DRAIN: Duration = Duration::from_secs(5);
+
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+
+/// A service that can answer requests of a server: an axum `Router`, tonic's `Routes`, or your own.
+pub trait Handler<B>:
+    Service<Request<RequestBody>, Response = Response<B>, Error: Into<BoxError>, Future: Send> + Clone + Send + 'static
+{
+}
+
+impl<S, B> Handler<B> for S where
+    S: Service<Request<RequestBody>, Response = Response<B>, Error: Into<BoxError>, Future: Send>
+        + Clone
+        + Send
+        + 'static
+{
+}
+
+/// What a server needs to know.
+#[derive(Clone, Debug)]
+pub(crate) struct Server {
+    pub(crate) live: Arc<Live>,
+    pub(crate) identity: LiveIdentity,
+    /// There is, or will be, a certificate: ports without configuration demand mutual TLS.
+    pub(crate) secure: bool,
+    pub(crate) telemetry: Telemetry,
+    /// Headers that travel from requests served to requests made meanwhile.
+    pub(crate) propagated: Arc<[HeaderName]>,
+    pub(crate) role: Role,
+    /// The service requests are counted under.
+    pub(crate) service: Arc<ServiceName>,
+}
+
+/// Whom a server serves.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Role {
+    /// Other workloads, on this port.
+    Workload(u16),
+    /// The world outside.
+    Gateway,
+}
+
+/// One connection, as far as its requests need to know.
+struct Caller {
+    peer: Option<SpiffeId>,
+    address: SocketAddr,
+    mode: MtlsMode,
+    cache: PeerCache,
+}
+
+impl Server {
+    /// Serves until `end` is true or gone, then drains.
+    pub(crate) async fn run<S, B>(self, listener: TcpListener, handler: S, mut end: watch::Receiver<bool>)
+    where
+        S: Handler<B>,
+        B: HttpBody<Error: Into<BoxError>, Data: Send> + Send + 'static,
+    {
+        let server = Arc::new(self);
+        let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+        let (drain, draining) = watch::channel(false);
+        let mut connections = JoinSet::new();
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = until_true(&mut end) => break,
+                Some(_) = connections.join_next() => continue,
+                accepted = accept(&listener, &handshakes) => accepted,
+            };
+            match accepted {
+                Ok((stream, address, permit)) => {
+                    let (server, handler, draining) = (Arc::clone(&server), handler.clone(), draining.clone());
+                    connections.spawn(async move {
+                        let shaken = timeout(HANDSHAKE, server.shake(stream, address)).await;
+                        drop(permit);
+                        match shaken {
+                            Ok(Ok((io, caller))) => server.converse(io, caller, handler, draining).await,
+                            Ok(Err(error)) => {
+                                tracing::debug!(target: "mesh::server", peer = %address, %error, "connection refused");
+                            }
+                            Err(_) => {
+                                tracing::debug!(target: "mesh::server", peer = %address, "handshake took too long")
+                            }
+                        }
+                    });
+                }
+                Err(error) => {
+                    // A caller gone again is nothing; out of file descriptors is, and spinning would make it worse.
+                    tracing::warn!(target: "mesh::server", %error, "accepting failed");
+                    sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+        drop(listener);
+        drain.send_replace(true);
+        let finished = async { while connections.join_next().await.is_some() {} };
+        if timeout(DRAIN, finished).await.is_err() {
+            tracing::warn!(target: "mesh::server", left = connections.len(), "connections cut off after {DRAIN:?}");
+        }
+        // Dropping the set ends what is left.
+    }
+
+    async fn shake(
+        &self,
+        stream: TcpStream,
+        address: SocketAddr,
+    ) -> Result<(Accepted<TcpStream>, Caller), crate::tls::TlsError> {
+        // Answers are written whole; waiting for more to send only adds latency.
+        let _ = stream.set_nodelay(true);
+        let mut acceptor = MtlsAcceptor::new(self.identity.clone());
+        let mode = match self.role {
+            Role::Gateway => MtlsMode::Disable,
+            Role::Workload(port) => match self.live.load().and_then(|snapshot| snapshot.inbound(port).cloned()) {
+                Some(inbound) => {
+                    if !inbound.alpn.is_empty() {
+                        acceptor = acceptor.with_alpn(inbound.alpn.iter().map(String::as_str));
+                    }
+                    inbound.mtls
+                }
+                None if self.secure => MtlsMode::Strict,
+                None => MtlsMode::Disable,
+            },
+        };
+        let accepted = acceptor.accept(stream, mode).await?;
+        let caller = Caller { peer: accepted.peer().cloned(), address, mode, cache: PeerCache::default() };
+        Ok((accepted, caller))
+    }
+
+    async fn converse<S, B>(
+        self: Arc<Self>,
+        io: Accepted<TcpStream>,
+        caller: Caller,
+        handler: S,
+        mut draining: watch::Receiver<bool>,
+    ) where
+        S: Handler<B>,
+        B: HttpBody<Error: Into<BoxError>, Data: Send> + Send + 'static,
+    {
+        let caller = Arc::new(caller);
+        let service = service_fn(move |request| {
+            let (server, caller, handler) = (Arc::clone(&self), Arc::clone(&caller), handler.clone());
+            async move { Ok::<_, Infallible>(server.answer(&caller, handler, request).await) }
+        });
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD);
+        builder.http2().timer(TokioTimer::new()).adaptive_window(true).max_concurrent_streams(1000);
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(io), service));
+        let ended = tokio::select! {
+            ended = connection.as_mut() => Some(ended),
+            () = until_true(&mut draining) => None,
+        };
+        let ended = match ended {
+            Some(ended) => ended,
+            None => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
+            tracing::trace!(target: "mesh::server", %error, "connection ended");
+        }
+    }
+
+    async fn answer<S, B>(&self, caller: &Caller, handler: S, request: Request<Incoming>) -> Response<Answer<B>>
+    where
+        S: Handler<B>,
+        B: HttpBody<Error: Into<BoxError>>,
+    {
+        let (mut parts, body) = request.into_parts();
+        let introduced = parts.headers.contains_key(PEER_METADATA);
+        let mut story = self.receive(caller, &mut parts);
+        let mut context = Context::received(&parts.headers, &self.propagated);
+        context.trace = Some(story.trace().clone());
+        let refusal = self.refusal(caller, &parts, &context);
+        let body = RequestBody::new(body, Arc::clone(&story.request_bytes));
+        let request = Request::from_parts(parts, body);
+        let mut response = match refusal {
+            Some((status, flags, reason)) => {
+                story.refused(flags, "refused_by_policy");
+                own_answer(status, story.is_grpc(), reason)
+            }
+            None => match context.scope(call(handler, request)).await {
+                Ok(response) => response.map(|body| Answer::Handler { body, story: None }),
+                Err(error) => {
+                    tracing::warn!(target: "mesh::server", %error, "the application failed");
+                    story.refused(Flags::NONE, "application_failed");
+                    own_answer(StatusCode::INTERNAL_SERVER_ERROR, story.is_grpc(), String::new())
+                }
+            },
+        };
+        if self.role == Role::Gateway {
+            remove_hop_by_hop(response.headers_mut());
+            self.telemetry.conceal(response.headers_mut());
+        } else if introduced && caller.peer.is_some() {
+            self.telemetry.introduce(response.headers_mut());
+        }
+        story.head(response.status().as_u16(), response.headers());
+        match response.body_mut() {
+            Answer::Handler { body, story: slot } if !body.is_end_stream() => *slot = Some(story),
+            _ => story.finish(),
+        }
+        response
+    }
+
+    /// Learns who calls, and takes off what a caller may not say.
+    fn receive(&self, caller: &Caller, parts: &mut Parts) -> Story {
+        let mutual_tls = caller.peer.is_some();
+        if self.role == Role::Gateway {
+            edge(&mut parts.headers, caller.address);
+            return Story::begin(&self.telemetry, parts, None, &self.service, mutual_tls);
+        }
+        let peer = self.telemetry.meet(&mut parts.headers, caller.peer.as_ref(), None, &caller.cache);
+        Story::begin(&self.telemetry, parts, Some(peer), &self.service, mutual_tls)
+    }
+
+    /// Why the application does not get it, if it does not.
+    fn refusal(&self, caller: &Caller, parts: &Parts, context: &Context) -> Option<(StatusCode, Flags, String)> {
+        let Role::Workload(port) = self.role else { return None };
+        if context.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            let reason = "the deadline had passed on arrival".to_owned();
+            return Some((StatusCode::GATEWAY_TIMEOUT, Flags::UT, reason));
+        }
+        let snapshot = self.live.load();
+        let configured = snapshot.as_ref().filter(|snapshot| snapshot.inbound(port).is_some());
+        let admit = match configured {
+            Some(snapshot) => {
+                let request = RequestView::of(parts, Some(port));
+                snapshot.admit(&InboundView { port, peer: caller.peer.as_ref(), request })
+            }
+            // The handshake held the default; a plaintext port without configuration is one outside any mesh.
+            None => Admit::Allow,
+        };
+        debug_assert!(caller.mode != MtlsMode::Strict || caller.peer.is_some(), "STRICT has proved who calls");
+        match admit {
+            Admit::Allow => None,
+            Admit::Refuse { status, flags, reason } => {
+                Some((StatusCode::from_u16(status).unwrap_or(StatusCode::FORBIDDEN), flags, reason))
+            }
+        }
+    }
+}
+
+/// Ends when the value is true, or will not change any more.
+async fn until_true(value: &mut watch::Receiver<bool>) {
+    let _ = value.wait_for(|value| *value).await;
+}
+
+async fn accept(
+    listener: &TcpListener,
+    handshakes: &Arc<Semaphore>,
+) -> io::Result<(TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit)> {
+    // The semaphore is never closed.
+    let permit = Arc::clone(handshakes).acquire_owned().await.map_err(io::Error::other)?;
+    let (stream, address) = listener.accept().await?;
+    Ok((stream, address, permit))
+}
+
+async fn call<S, B>(mut handler: S, request: Request<RequestBody>) -> Result<Response<B>, BoxError>
+where
+    S: Handler<B>,
+{
+    poll_fn(|cx| handler.poll_ready(cx)).await.map_err(Into::into)?;
+    handler.call(request).await.map_err(Into::into)
+}
+
+/// What the world outside may not say about itself, and what the mesh says about it. Source: Envoy at the edge with
+/// `use_remote_address`: internal headers are removed, the caller's address is appended.
+fn edge(headers: &mut HeaderMap, caller: SocketAddr) {
+    let internal = headers.keys().filter(|name| name.as_str().starts_with("x-envoy-")).cloned();
+    for name in internal.collect::<Vec<_>>() {
+        headers.remove(name);
+    }
+    headers.remove(FORWARDED_CLIENT_CERT);
+    let address = caller.ip().to_canonical().to_string();
+    let before = headers.get(FORWARDED_FOR).and_then(|before| before.to_str().ok()).filter(|before| !before.is_empty());
+    let forwarded = before.map_or_else(|| address.clone(), |before| format!("{before},{address}"));
+    if let Ok(value) = HeaderValue::from_str(&forwarded) {
+        headers.insert(FORWARDED_FOR, value);
+    }
+    headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
+}
+
+/// An answer of our own, in the caller's protocol.
+fn own_answer<B>(status: StatusCode, is_grpc: bool, reason: String) -> Response<Answer<B>> {
+    let mut response = Response::new(Answer::Own { text: Bytes::new() });
+    if is_grpc {
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert("grpc-status", HeaderValue::from(grpc_of_http(status.as_u16())));
+        if let Ok(message) = HeaderValue::try_from(reason) {
+            headers.insert("grpc-message", message);
+        }
+        return response;
+    }
+    *response.status_mut() = status;
+    if !reason.is_empty() {
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    }
+    *response.body_mut() = Answer::Own { text: reason.into() };
+    response
+}
+
+/// Ends at SIGTERM or ctrl-c.
+pub(crate) async fn signalled() {
+    let interrupt = tokio::signal::ctrl_c();
+    #[cfg(unix)]
+    {
+        let terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate());
+        if let Ok(mut terminate) = terminate {
+            tokio::select! {
+                _ = interrupt => {}
+                _ = terminate.recv() => {}
+            }
+            return;
+        }
+    }
+    let _ = interrupt.await;
+}

@@ -1,0 +1,195 @@
+//! What a server tells of one request, as reporter `destination`, and the span of its own.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::SystemTime,
+};
+
+use http::{HeaderMap, Method, Uri, Version, header, request::Parts};
+use mesh_core::{
+    config::ServiceName,
+    outcome::{Flags, grpc_status},
+    request::is_grpc,
+};
+use tokio::time::Instant;
+
+use crate::{
+    source,
+    telemetry::{Event, LogHeaders, Peer, Reporter, Span, SpanKind, Telemetry, TraceContext},
+};
+
+/// Of one request; told when it is finished, or dropped: then the caller went away.
+pub(super) struct Story {
+    telemetry: Telemetry,
+    trace: TraceContext,
+    parent: Option<u64>,
+    peer: Option<Arc<Peer>>,
+    service: Arc<ServiceName>,
+    method: Method,
+    uri: Uri,
+    host: String,
+    version: Version,
+    headers: LogHeaders,
+    is_grpc: bool,
+    request_head: u64,
+    pub(super) request_bytes: Arc<AtomicU64>,
+    pub(super) response_bytes: u64,
+    begun: Instant,
+    start: SystemTime,
+    mutual_tls: bool,
+    status: u16,
+    pub(super) grpc_status: Option<u32>,
+    flags: Flags,
+    details: &'static str,
+    told: bool,
+    /// A gateway's requests are told by its client side.
+    silent: bool,
+}
+
+impl Story {
+    pub(super) fn begin(
+        telemetry: &Telemetry,
+        parts: &mut Parts,
+        peer: Option<Arc<Peer>>,
+        service: &Arc<ServiceName>,
+        mutual_tls: bool,
+    ) -> Self {
+        let parent = telemetry.spans().is_exporting().then(|| TraceContext::extract(&parts.headers)).flatten();
+        let trace = telemetry.begin(Reporter::Destination, parts, None);
+        let logs = telemetry.is_logging();
+        let host = parts.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+        Self {
+            telemetry: telemetry.clone(),
+            trace,
+            parent: parent.map(|parent| parent.span_id),
+            silent: peer.is_none(),
+            peer,
+            service: Arc::clone(service),
+            method: parts.method.clone(),
+            uri: parts.uri.clone(),
+            host: if logs { host.to_owned() } else { String::new() },
+            version: parts.version,
+            headers: if logs { LogHeaders::of(&parts.headers) } else { LogHeaders::default() },
+            is_grpc: is_grpc(&parts.headers),
+            request_head: head_bytes(&parts.headers),
+            request_bytes: Arc::default(),
+            response_bytes: 0,
+            begun: Instant::now(),
+            start: source::wall(),
+            mutual_tls,
+            status: 0,
+            grpc_status: None,
+            flags: Flags::NONE,
+            details: "downstream_remote_disconnect",
+            told: false,
+        }
+    }
+
+    /// Its place in the trace: what requests made meanwhile hang below.
+    pub(super) fn trace(&self) -> &TraceContext {
+        &self.trace
+    }
+
+    pub(super) fn is_grpc(&self) -> bool {
+        self.is_grpc
+    }
+
+    /// The head of the response is there.
+    pub(super) fn head(&mut self, status: u16, headers: &HeaderMap) {
+        self.status = status;
+        self.grpc_status = grpc_status(headers);
+        self.response_bytes = head_bytes(headers);
+        self.details = "via_upstream";
+    }
+
+    /// It was refused before the handler.
+    pub(super) fn refused(&mut self, flags: Flags, details: &'static str) {
+        self.flags |= flags;
+        self.details = details;
+    }
+
+    /// The handler's response broke off.
+    pub(super) fn broken(&mut self) {
+        self.flags |= Flags::UC;
+        self.details = "response_body_failed";
+    }
+
+    pub(super) fn finish(&mut self) {
+        if std::mem::replace(&mut self.told, true) {
+            return;
+        }
+        if !self.silent {
+            self.telemetry.record(&Event {
+                reporter: Reporter::Destination,
+                trace: &self.trace,
+                peer: self.peer.as_ref(),
+                service: Some(&self.service),
+                cluster: None,
+                route: None,
+                upstream: None,
+                method: &self.method,
+                authority: self.uri.authority().map_or(&self.host, |authority| authority.as_str()),
+                path: self.uri.path_and_query().map_or("/", |path| path.as_str()),
+                version: self.version,
+                headers: &self.headers,
+                is_grpc: self.is_grpc,
+                status: self.status,
+                grpc_status: self.grpc_status,
+                flags: self.flags,
+                details: self.details,
+                request_bytes: self.request_head + self.request_bytes.load(Ordering::Relaxed),
+                response_bytes: self.response_bytes,
+                duration: self.begun.elapsed(),
+                mutual_tls: self.mutual_tls,
+                attempts: 0,
+            });
+        }
+        self.export();
+    }
+
+    fn export(&self) {
+        if !self.trace.sampled || !self.telemetry.spans().is_exporting() {
+            return;
+        }
+        let local = self.telemetry.local().workload();
+        let mut attributes = vec![
+            ("http.request.method", self.method.to_string()),
+            ("url.path", self.uri.path().to_owned()),
+            ("response_flags", self.flags.to_string()),
+            ("istio.canonical_service", local.canonical_name.to_string()),
+            ("istio.canonical_revision", local.canonical_revision.to_string()),
+            ("istio.namespace", local.namespace.to_string()),
+        ];
+        if self.status != 0 {
+            attributes.push(("http.response.status_code", self.status.to_string()));
+        }
+        self.telemetry.spans().export(Span {
+            context: self.trace.clone(),
+            parent: self.parent,
+            kind: SpanKind::Server,
+            // Bounded: one a service and method. Source: Istio's route decorator.
+            name: format!("{} {}/*", self.method, self.service.host),
+            start: self.start,
+            end: source::wall(),
+            attributes,
+            error: self.status == 0 || self.status >= 500,
+        });
+    }
+}
+
+impl Drop for Story {
+    fn drop(&mut self) {
+        if !self.told {
+            self.flags |= Flags::DC;
+        }
+        self.finish();
+    }
+}
+
+/// What headers come to on the wire of HTTP/1.1, near enough for a histogram.
+fn head_bytes(headers: &HeaderMap) -> u64 {
+    headers.iter().map(|(name, value)| (name.as_str().len() + value.len() + 4) as u64).sum()
+}

@@ -1,0 +1,42 @@
+//! The one background task: ends ejections, closes idle connections, settles histograms; and tasks that end with their owner.
+
+use std::{future::Future, sync::Weak, time::Duration};
+
+use tokio::task::JoinHandle;
+
+use crate::{live::Live, pool::Pool, source::Source, telemetry};
+
+/// Between rounds.
+const ROUND: Duration = Duration::from_secs(5);
+
+/// A task that ends when its owner lets go of it.
+#[derive(Debug)]
+pub(crate) struct Owned(JoinHandle<()>);
+
+impl Owned {
+    /// Starts it.
+    pub(crate) fn spawn(task: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self(tokio::spawn(task))
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Looks after clusters and connections until `live` is gone.
+pub(crate) async fn upkeep(live: Weak<Live>, pool: Pool, source: Source) {
+    let mut rounds = tokio::time::interval(ROUND);
+    loop {
+        rounds.tick().await;
+        let Some(live) = live.upgrade() else { return };
+        pool.sweep();
+        let now = source.now();
+        if let Some(snapshot) = live.load() {
+            snapshot.clusters().for_each(|cluster| cluster.sweep(now));
+        }
+        telemetry::upkeep();
+    }
+}
