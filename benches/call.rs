@@ -113,7 +113,7 @@ async fn measure(path: usize, tasks: usize, requests: usize, server: SocketAddr,
             run(tasks, requests, move || unary(tonic::client::Grpc::new(channel.clone()))).await
         }
         _ => {
-            let client = mesh.grpc("echo:80");
+            let client = mesh.grpc("echo:80").unwrap();
             run(tasks, requests, move || unary(tonic::client::Grpc::new(client.clone()))).await
         }
     }
