@@ -11,9 +11,24 @@
 use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
-use mesh_core::config::{Cluster, Config, Endpoints, Inbound, Name, RouteTable};
+use mesh_core::config::{Cluster, Config, Discovery, Endpoints, Inbound, Name, RouteTable};
+use prost::Message;
 
+use self::read::{Ignored, Wrong};
 use crate::ads::{ResourceSet, TypeUrl};
+
+mod balancer;
+mod cluster;
+mod endpoint;
+mod filter;
+mod header;
+mod listener;
+mod matcher;
+mod policy;
+mod read;
+mod route;
+mod tls;
+mod value;
 
 /// A resource read.
 #[derive(Clone, Debug, PartialEq)]
@@ -88,30 +103,63 @@ impl std::error::Error for ResourceError {}
 
 /// Reads a `Listener`.
 pub fn listener(body: &Bytes) -> Result<Decoded<Listener>, ResourceError> {
-    let _ = body;
-    Ok(Decoded { name: Name::default(), value: Listener::Ignored(String::new()), ignored: Vec::new() })
+    decode(TypeUrl::Listener, body, listener::decode)
 }
 
 /// Reads a `RouteConfiguration`.
 pub fn route(body: &Bytes) -> Result<Decoded<Arc<RouteTable>>, ResourceError> {
-    let _ = body;
-    Ok(Decoded { name: Name::default(), value: Default::default(), ignored: Vec::new() })
+    decode(TypeUrl::Route, body, |body, name, ignored| route::decode(body, name, ignored).map(Arc::new))
 }
 
 /// Reads a `Cluster`. Its endpoints are empty unless they are listed in it.
 pub fn cluster(body: &Bytes) -> Result<Decoded<Arc<Cluster>>, ResourceError> {
-    let _ = body;
-    Ok(Decoded { name: Name::default(), value: Default::default(), ignored: Vec::new() })
+    decode(TypeUrl::Cluster, body, |body, name, ignored| cluster::decode(body, name, ignored).map(Arc::new))
 }
 
 /// Reads a `ClusterLoadAssignment`.
 pub fn endpoints(body: &Bytes) -> Result<Decoded<Arc<Endpoints>>, ResourceError> {
-    let _ = body;
-    Ok(Decoded { name: Name::default(), value: Default::default(), ignored: Vec::new() })
+    decode(TypeUrl::Endpoint, body, |body, name, ignored| endpoint::decode(body, name, ignored).map(Arc::new))
+}
+
+fn decode<T>(
+    kind: TypeUrl,
+    body: &Bytes,
+    read: impl FnOnce(&Bytes, &mut String, &mut Ignored) -> Result<T, Wrong>,
+) -> Result<Decoded<T>, ResourceError> {
+    let mut name = String::new();
+    let mut ignored = Ignored::default();
+    match read(body, &mut name, &mut ignored) {
+        Ok(value) => Ok(Decoded { name: name.into(), value, ignored: ignored.into_list() }),
+        Err(Wrong { field, message }) => Err(ResourceError { kind, resource: name, field, message }),
+    }
 }
 
 /// The resources that say what `config` says: listeners, routes, clusters, endpoints.
 pub fn encode(config: &Config, shape: Shape) -> ResourceSet {
-    let _ = (config, shape);
-    ResourceSet::default()
+    let mut set = ResourceSet::default();
+    for (&port, table) in &config.outbound {
+        let listener = format!("0.0.0.0_{port}");
+        let routes = match (&*table.name, shape) {
+            ("", Shape::Sidecar) => port.to_string(),
+            ("", Shape::Gateway) => format!("http.{port}"),
+            (name, _) => name.to_owned(),
+        };
+        let bind = shape == Shape::Gateway;
+        let message = listener::encode_outbound(&listener, port, &routes, bind);
+        set.insert(TypeUrl::Listener, listener, message.encode_to_vec());
+        set.insert(TypeUrl::Route, routes.as_str(), route::encode(&routes, table).encode_to_vec());
+    }
+    if !config.inbound.is_empty() {
+        let ports = config.inbound.iter().map(|(port, inbound)| (*port, &**inbound));
+        let message = listener::encode_inbound(ports);
+        set.insert(TypeUrl::Listener, listener::VIRTUAL_INBOUND, message.encode_to_vec());
+    }
+    for (name, cluster) in &config.clusters {
+        set.insert(TypeUrl::Cluster, name.clone(), cluster::encode(cluster).encode_to_vec());
+        if let Discovery::Eds(assignment) = &cluster.discovery {
+            let message = endpoint::encode(assignment, &cluster.endpoints);
+            set.insert(TypeUrl::Endpoint, assignment.clone(), message.encode_to_vec());
+        }
+    }
+    set
 }

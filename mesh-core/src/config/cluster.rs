@@ -32,6 +32,10 @@ pub struct Cluster {
     pub tls: TlsMode,
     /// Below this percentage of healthy endpoints all are used. Envoy `healthy_panic_threshold`, default 50; 0 is never.
     pub panic_threshold: u32,
+    /// The weights of localities count; otherwise localities only place endpoints.
+    ///
+    /// Envoy `locality_weighted_lb_config`, the policy `wrr_locality`; default false.
+    pub locality_weighted: bool,
     /// Why it cannot be used, when the control plane or the translation said so; every request answers 503 (XD14).
     pub failed: Option<String>,
     /// The object its policy was written in. Envoy metadata `istio.config`.
@@ -52,6 +56,7 @@ impl Default for Cluster {
             outlier_detection: None,
             tls: TlsMode::default(),
             panic_threshold: 50,
+            locality_weighted: false,
             failed: None,
             origin: None,
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Name, RouteTable};
+use super::{Name, RouteTable, StringMatch};
 
 /// The policy of one listening port.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -14,6 +14,10 @@ pub struct Inbound {
     pub name: Name,
     /// Who may speak at all.
     pub mtls: MtlsMode,
+    /// Any one must match the identity of a caller with a certificate; empty lets in every identity of the mesh's roots.
+    ///
+    /// Envoy `CertificateValidationContext.match_subject_alt_names` of the `DownstreamTlsContext`.
+    pub callers: Vec<StringMatch>,
     /// Protocols offered in the TLS handshake. Istio: `h2`, `http/1.1`.
     pub alpn: Vec<String>,
     /// The routes of what is let in; each is [`Action::NonForwarding`](super::Action) or a direct response.
@@ -28,6 +32,7 @@ impl Default for Inbound {
         Self {
             name: Name::default(),
             mtls: MtlsMode::Strict,
+            callers: Vec::new(),
             alpn: vec!["h2".to_owned(), "http/1.1".to_owned()],
             routes: Arc::default(),
             refused: None,

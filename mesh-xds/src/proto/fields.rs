@@ -26,16 +26,39 @@ enum Kind {
 
 static MESSAGES: &[Message] = include!("generated/fields.rs");
 
+/// What decoding a message drops.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Dropped {
+    /// Paths of fields that can be ignored, as long as somebody says so.
+    pub(crate) ignored: BTreeSet<String>,
+    /// Paths of fields within messages that narrow a condition or set up security; ignoring these would widen it.
+    pub(crate) refused: BTreeSet<String>,
+}
+
 /// The paths of the fields in `bytes`, a message called `name`, that decoding it drops.
-pub(crate) fn dropped(name: &str, bytes: &[u8]) -> BTreeSet<String> {
-    let mut found = BTreeSet::new();
+pub(crate) fn dropped(name: &str, bytes: &[u8]) -> Dropped {
+    let mut found = Dropped::default();
     if let Ok(index) = MESSAGES.binary_search_by(|message| message.name.cmp(name)) {
         walk(index, bytes, &mut Vec::new(), &mut found);
     }
     found
 }
 
-fn walk(index: usize, mut bytes: &[u8], path: &mut Vec<&'static str>, found: &mut BTreeSet<String>) -> Option<()> {
+/// Whether a message sets up security or is a condition, so that every field of it counts.
+fn is_strict(name: &str) -> bool {
+    name.starts_with("envoy.extensions.transport_sockets.tls.v3.")
+        || matches!(
+            name,
+            "envoy.config.listener.v3.FilterChainMatch"
+                | "envoy.config.route.v3.HeaderMatcher"
+                | "envoy.config.route.v3.QueryParameterMatcher"
+                | "envoy.config.route.v3.RouteMatch"
+                | "envoy.type.matcher.v3.RegexMatcher"
+                | "envoy.type.matcher.v3.StringMatcher"
+        )
+}
+
+fn walk(index: usize, mut bytes: &[u8], path: &mut Vec<&'static str>, found: &mut Dropped) -> Option<()> {
     let message = MESSAGES.get(index)?;
     while !bytes.is_empty() {
         let key = varint(&mut bytes)?;
@@ -43,8 +66,8 @@ fn walk(index: usize, mut bytes: &[u8], path: &mut Vec<&'static str>, found: &mu
         let inner = value(&mut bytes, key & 7)?;
         let field = message.fields.binary_search_by_key(&number, |field| field.0).ok().map(|i| &message.fields[i]);
         match field {
-            None => drop(found.insert(join(path, &format!("#{number}")))),
-            Some((_, name, Kind::LeftOut)) => drop(found.insert(join(path, name))),
+            None => note(found, message.name, join(path, &format!("#{number}"))),
+            Some((_, name, Kind::LeftOut)) => note(found, message.name, join(path, name)),
             Some((_, name, Kind::Message(next))) => {
                 path.push(name);
                 walk(*next, inner?, path, found);
@@ -54,6 +77,14 @@ fn walk(index: usize, mut bytes: &[u8], path: &mut Vec<&'static str>, found: &mu
         }
     }
     Some(())
+}
+
+fn note(found: &mut Dropped, message: &str, path: String) {
+    if is_strict(message) {
+        found.refused.insert(path)
+    } else {
+        found.ignored.insert(path)
+    };
 }
 
 fn join(path: &[&str], last: &str) -> String {
@@ -123,14 +154,25 @@ mod tests {
         let mut host = vec![0x1a, route.len() as u8];
         host.extend(route);
         let found = dropped("envoy.config.route.v3.VirtualHost", &host);
-        assert_eq!(found.into_iter().collect::<Vec<_>>(), ["routes.#999", "routes.route.request_mirror_policies"]);
+        assert_eq!(
+            found.ignored.into_iter().collect::<Vec<_>>(),
+            ["routes.#999", "routes.route.request_mirror_policies"]
+        );
     }
 
     #[test]
     fn broken_bytes_end_the_walk() {
         for bytes in [&[0xff][..], &[0x0a, 0xff], &[0x0a, 0x05, 0x00], &[0x0b], &[0xff; 12]] {
-            assert!(dropped("envoy.config.route.v3.VirtualHost", bytes).len() <= 1);
+            assert!(dropped("envoy.config.route.v3.VirtualHost", bytes).ignored.len() <= 1);
         }
-        assert!(dropped("no.such.Message", &[0x08, 0x01]).is_empty());
+        assert_eq!(dropped("no.such.Message", &[0x08, 0x01]), Dropped::default());
+    }
+
+    #[test]
+    fn a_condition_left_out_is_refused_not_ignored() {
+        // Route{match{dynamic_metadata{}}}
+        let found = dropped("envoy.config.route.v3.Route", &[0x0a, 0x02, 0x6a, 0x00]);
+        assert_eq!(found.refused.into_iter().collect::<Vec<_>>(), ["match.dynamic_metadata"]);
+        assert!(found.ignored.is_empty());
     }
 }

@@ -1,0 +1,417 @@
+//! Clusters. Source: Envoy `Cluster`.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use mesh_core::config::{
+    Cluster, Discovery, DnsName, Endpoint, EndpointAddress, Endpoints, Health, LocalityEndpoints, Name,
+    OutlierDetection, Protocol, ServiceName, Thresholds, TlsMode,
+};
+use prost_types::{ListValue, Value, value::Kind};
+
+use super::{
+    balancer, endpoint,
+    read::{Ignored, Within, Wrong, wrong},
+    tls, value,
+};
+use crate::proto::{
+    Any,
+    envoy::{
+        config::{
+            cluster::v3::{
+                CircuitBreakers, Cluster as Message, OutlierDetection as OutlierMessage, circuit_breakers,
+                cluster::{
+                    ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig, TransportSocketMatch,
+                    common_lb_config::{LocalityConfigSpecifier, LocalityWeightedLbConfig},
+                },
+            },
+            core::v3::{Http1ProtocolOptions, Http2ProtocolOptions, RoutingPriority, TransportSocket},
+            endpoint::v3::ClusterLoadAssignment,
+        },
+        extensions::upstreams::http::v3::{
+            HttpProtocolOptions,
+            http_protocol_options::{
+                ExplicitHttpConfig, UpstreamProtocolOptions, explicit_http_config::ProtocolConfig,
+            },
+        },
+        r#type::v3::Percent,
+    },
+};
+
+/// Key of the HTTP options among the extension options.
+const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+
+pub(super) fn decode(body: &Bytes, name: &mut String, ignored: &mut Ignored) -> Result<Cluster, Wrong> {
+    let mut message: Message = ignored.read(body, "")?;
+    name.clone_from(&message.name);
+    if name.is_empty() {
+        return Err(wrong("name", "is missing"));
+    }
+    let load_balancer = balancer::decode(&message, ignored)?;
+    let assignment = message.load_assignment.take();
+    let (discovery, endpoints) = discovery(&message, assignment, ignored)?;
+    let (panic_threshold, by_locality) = common(message.common_lb_config.as_ref())?;
+    let outlier = message.outlier_detection.as_ref();
+    Ok(Cluster {
+        name: message.name.as_str().into(),
+        service: service(&message),
+        discovery,
+        endpoints: Arc::new(endpoints),
+        connect_timeout: value::positive(message.connect_timeout, "connect_timeout")?
+            .unwrap_or_else(|| Cluster::default().connect_timeout),
+        protocol: protocol(&message, ignored)?,
+        thresholds: thresholds(message.circuit_breakers.as_ref(), ignored),
+        outlier_detection: outlier
+            .map(|outlier| outlier_detection(outlier, ignored))
+            .transpose()
+            .under("outlier_detection")?,
+        tls: tls_mode(&message, ignored)?,
+        panic_threshold,
+        locality_weighted: by_locality || load_balancer.by_locality,
+        load_balancer: load_balancer.choice,
+        failed: None,
+        origin: value::origin(message.metadata.as_ref()),
+    })
+}
+
+fn discovery(
+    message: &Message,
+    assignment: Option<ClusterLoadAssignment>,
+    ignored: &mut Ignored,
+) -> Result<(Discovery, Endpoints), Wrong> {
+    let kind = match &message.cluster_discovery_type {
+        None => DiscoveryType::Static,
+        Some(ClusterDiscoveryType::Type(kind)) => {
+            DiscoveryType::try_from(*kind).map_err(|_| wrong("type", format!("{kind} is no cluster type")))?
+        }
+        Some(ClusterDiscoveryType::ClusterType(custom)) => {
+            return Err(wrong("cluster_type", format!("{:?} is not supported", custom.name)));
+        }
+    };
+    match kind {
+        DiscoveryType::Static => {
+            let endpoints = endpoint::assignment(assignment.unwrap_or_default(), "load_assignment", ignored);
+            Ok((Discovery::Static, endpoints.under("load_assignment")?))
+        }
+        DiscoveryType::Eds => {
+            let Some(eds) = &message.eds_cluster_config else {
+                return Err(wrong("eds_cluster_config", "is missing in a cluster of type EDS"));
+            };
+            value::is_over_ads(eds.eds_config.as_ref(), "eds_cluster_config.eds_config")?;
+            let name = if eds.service_name.is_empty() { &message.name } else { &eds.service_name };
+            Ok((Discovery::Eds(name.as_str().into()), Endpoints::default()))
+        }
+        DiscoveryType::StrictDns => {
+            let names = dns_names(assignment.unwrap_or_default()).under("load_assignment")?;
+            Ok((Discovery::StrictDns(names), Endpoints::default()))
+        }
+        DiscoveryType::LogicalDns => {
+            let names = dns_names(assignment.unwrap_or_default()).under("load_assignment")?;
+            match <[DnsName; 1]>::try_from(names) {
+                Ok([name]) => Ok((Discovery::LogicalDns(name), Endpoints::default())),
+                Err(names) => {
+                    let why = format!("has {} endpoints; a cluster of type LOGICAL_DNS has exactly one", names.len());
+                    Err(wrong("load_assignment", why))
+                }
+            }
+        }
+        DiscoveryType::OriginalDst => Ok((Discovery::OriginalDestination, Endpoints::default())),
+    }
+}
+
+fn dns_names(assignment: ClusterLoadAssignment) -> Result<Vec<DnsName>, Wrong> {
+    // Ignored fields were noted when the cluster was read; weights and metadata of names are not kept.
+    let endpoints = endpoint::assignment(assignment, "load_assignment", &mut Ignored::default())?;
+    let endpoints = endpoints.localities.into_iter().flat_map(|locality| locality.endpoints);
+    endpoints
+        .map(|endpoint| match endpoint.address {
+            EndpointAddress::Host(host, port) => Ok((host, port)),
+            EndpointAddress::Socket(socket) => Ok((socket.ip().to_string(), socket.port())),
+            EndpointAddress::Unix(_) => Err(wrong("endpoints", "a Unix socket is no DNS name")),
+        })
+        .collect()
+}
+
+fn service(message: &Message) -> Option<ServiceName> {
+    let fields = value::metadata(message.metadata.as_ref(), "istio")?;
+    let Some(Kind::ListValue(services)) = &fields.get("services")?.kind else { return None };
+    let Some(Kind::StructValue(first)) = &services.values.first()?.kind else { return None };
+    let part = |key| Name::from(value::text(&first.fields, key).unwrap_or_default());
+    Some(ServiceName { host: part("host"), name: part("name"), namespace: part("namespace") })
+}
+
+/// Panic threshold in percent, and whether the weights of localities count.
+fn common(config: Option<&CommonLbConfig>) -> Result<(u32, bool), Wrong> {
+    let Some(config) = config else { return Ok((Cluster::default().panic_threshold, false)) };
+    let panic_threshold = match config.healthy_panic_threshold {
+        None => Cluster::default().panic_threshold,
+        // Whole percent only; the fraction is cut off (LO3).
+        Some(Percent { value }) if (0.0..=100.0).contains(&value) => value as u32,
+        Some(Percent { value }) => {
+            return Err(wrong("common_lb_config.healthy_panic_threshold", format!("{value} is no percentage")));
+        }
+    };
+    Ok((panic_threshold, config.locality_config_specifier.is_some()))
+}
+
+fn protocol(message: &Message, ignored: &mut Ignored) -> Result<Protocol, Wrong> {
+    const PLACE: &str = "typed_extension_protocol_options";
+    let mut found = if message.http2_protocol_options.is_some() { Protocol::Http2 } else { Protocol::Http1 };
+    for (key, any) in &message.typed_extension_protocol_options {
+        if !any.is::<HttpProtocolOptions>() {
+            ignored.add(PLACE, key);
+            continue;
+        }
+        let options: HttpProtocolOptions = ignored.open(any, PLACE).under(PLACE)?;
+        found = match options.upstream_protocol_options {
+            Some(UpstreamProtocolOptions::ExplicitHttpConfig(explicit)) => match explicit.protocol_config {
+                Some(ProtocolConfig::Http2ProtocolOptions(_)) => Protocol::Http2,
+                Some(ProtocolConfig::HttpProtocolOptions(_)) | None => Protocol::Http1,
+            },
+            // The caller's own protocol decides: gRPC requests go as HTTP/2 whatever the cluster says, others as HTTP/1.1.
+            Some(UpstreamProtocolOptions::UseDownstreamProtocolConfig(_)) => Protocol::Http1,
+            Some(UpstreamProtocolOptions::AutoConfig(_)) => {
+                ignored.add(PLACE, "auto_config");
+                Protocol::Http1
+            }
+            None => found,
+        };
+    }
+    Ok(found)
+}
+
+fn thresholds(breakers: Option<&CircuitBreakers>, ignored: &mut Ignored) -> Thresholds {
+    let Some(breakers) = breakers else { return Thresholds::default() };
+    if breakers.thresholds.iter().any(|limits| limits.priority != i32::from(RoutingPriority::Default)) {
+        ignored.add("circuit_breakers.thresholds", "priority HIGH");
+    }
+    let default = Thresholds::default();
+    // The first of the default priority counts (CB1).
+    breakers.thresholds.iter().find(|limits| limits.priority == i32::from(RoutingPriority::Default)).map_or(
+        default,
+        |limits| Thresholds {
+            max_connections: limits.max_connections.unwrap_or(default.max_connections),
+            max_pending_requests: limits.max_pending_requests.unwrap_or(default.max_pending_requests),
+            max_requests: limits.max_requests.unwrap_or(default.max_requests),
+            max_retries: limits.max_retries.unwrap_or(default.max_retries),
+        },
+    )
+}
+
+fn outlier_detection(message: &OutlierMessage, ignored: &mut Ignored) -> Result<OutlierDetection, Wrong> {
+    let default = OutlierDetection::default();
+    let base = value::positive(message.base_ejection_time, "base_ejection_time")?.unwrap_or(default.base_ejection_time);
+    let max = value::positive(message.max_ejection_time, "max_ejection_time")?;
+    let mut consecutive = |count: Option<u32>, enforcing: Option<u32>, usually: u32, field: &str| {
+        match enforcing.unwrap_or(usually) {
+            0 => return 0,
+            100 => {}
+            // A part of the ejections only; all of them are made.
+            _ => ignored.add("outlier_detection", field),
+        }
+        count.unwrap_or(5)
+    };
+    let detection = OutlierDetection {
+        consecutive_5xx: consecutive(
+            message.consecutive_5xx,
+            message.enforcing_consecutive_5xx,
+            100,
+            "enforcing_consecutive_5xx",
+        ),
+        consecutive_gateway_failure: consecutive(
+            message.consecutive_gateway_failure,
+            message.enforcing_consecutive_gateway_failure,
+            0,
+            "enforcing_consecutive_gateway_failure",
+        ),
+        interval: value::positive(message.interval, "interval")?.unwrap_or(default.interval),
+        base_ejection_time: base,
+        max_ejection_time: max.unwrap_or_else(|| base.max(default.max_ejection_time)),
+        max_ejection_percent: message.max_ejection_percent.unwrap_or(default.max_ejection_percent).min(100),
+    };
+    if detection.max_ejection_time < base {
+        return Err(wrong("max_ejection_time", "is below base_ejection_time"));
+    }
+    // By success rate is on unless switched off, by failure percentage off unless switched on.
+    if message.enforcing_success_rate != Some(0) {
+        ignored.add("outlier_detection", "enforcing_success_rate (on unless it is 0)");
+    }
+    if message.enforcing_failure_percentage.is_some_and(|share| share > 0) {
+        ignored.add("outlier_detection", "enforcing_failure_percentage");
+    }
+    Ok(detection)
+}
+
+fn tls_mode(message: &Message, ignored: &mut Ignored) -> Result<TlsMode, Wrong> {
+    let socket = |socket: Option<&TransportSocket>, place: &'static str, ignored: &mut Ignored| {
+        socket.map_or(Ok(None), |socket| tls::upstream(socket, place, ignored))
+    };
+    let mut otherwise =
+        socket(message.transport_socket.as_ref(), "transport_socket", ignored).under("transport_socket")?;
+    let mut if_able = None;
+    for (i, candidate) in message.transport_socket_matches.iter().enumerate() {
+        const PLACE: &str = "transport_socket_matches.transport_socket";
+        let at = || super::read::element("transport_socket_matches", i, &candidate.name);
+        let context =
+            socket(candidate.transport_socket.as_ref(), PLACE, ignored).under("transport_socket").within(at)?;
+        let fields = candidate.r#match.as_ref().map(|fields| &fields.fields);
+        match fields {
+            Some(fields)
+                if fields.len() == 1 && value::text(fields, endpoint::TLS_MODE.0) == Some(endpoint::TLS_MODE.1) =>
+            {
+                if_able.get_or_insert(context);
+            }
+            // Every endpoint: nothing behind it is ever looked at.
+            Some(fields) if !fields.is_empty() => {
+                return Err(wrong("match", "only {tlsMode: istio} and {} are supported")).within(at);
+            }
+            _ => {
+                otherwise = context;
+                break;
+            }
+        }
+    }
+    match (if_able, otherwise) {
+        (None | Some(None), None) => Ok(TlsMode::Disable),
+        (None, Some(tls)) => Ok(TlsMode::Always(tls)),
+        (Some(Some(tls)), None) => Ok(TlsMode::IfEndpointCan(tls)),
+        (Some(Some(tls)), Some(other)) if tls == other => Ok(TlsMode::Always(tls)),
+        (Some(_), Some(_)) => {
+            let why = "two kinds of TLS in one cluster are not supported: one of them must be plaintext";
+            Err(wrong("transport_socket_matches", why))
+        }
+    }
+}
+
+pub(super) fn encode(cluster: &Cluster) -> Message {
+    let weighted = cluster.locality_weighted;
+    let (kind, eds, assignment) = encode_discovery(cluster);
+    let (socket, matches) = encode_tls(&cluster.tls);
+    let (policy, lb_config) = balancer::encode(&cluster.load_balancer, &cluster.discovery);
+    Message {
+        name: cluster.name.to_string(),
+        cluster_discovery_type: Some(ClusterDiscoveryType::Type(kind.into())),
+        eds_cluster_config: eds,
+        load_assignment: assignment,
+        connect_timeout: Some(value::encode_duration(cluster.connect_timeout)),
+        lb_policy: policy.into(),
+        lb_config,
+        circuit_breakers: Some(encode_thresholds(&cluster.thresholds)),
+        typed_extension_protocol_options: [(HTTP_OPTIONS.to_owned(), encode_protocol(cluster.protocol))].into(),
+        outlier_detection: cluster.outlier_detection.as_ref().map(encode_outlier_detection),
+        common_lb_config: Some(CommonLbConfig {
+            healthy_panic_threshold: Some(Percent { value: cluster.panic_threshold.into() }),
+            locality_config_specifier: weighted
+                .then_some(LocalityConfigSpecifier::LocalityWeightedLbConfig(LocalityWeightedLbConfig {})),
+        }),
+        transport_socket: socket,
+        transport_socket_matches: matches,
+        metadata: encode_metadata(cluster),
+        ..Message::default()
+    }
+}
+
+fn encode_discovery(cluster: &Cluster) -> (DiscoveryType, Option<EdsClusterConfig>, Option<ClusterLoadAssignment>) {
+    match &cluster.discovery {
+        Discovery::Static => (DiscoveryType::Static, None, Some(endpoint::encode(&cluster.name, &cluster.endpoints))),
+        Discovery::Eds(name) => {
+            let service_name = if *name == cluster.name { String::new() } else { name.to_string() };
+            let config = EdsClusterConfig { eds_config: Some(value::over_ads()), service_name };
+            (DiscoveryType::Eds, Some(config), None)
+        }
+        Discovery::StrictDns(names) => (DiscoveryType::StrictDns, None, Some(encode_dns(&cluster.name, names))),
+        Discovery::LogicalDns(name) => {
+            (DiscoveryType::LogicalDns, None, Some(encode_dns(&cluster.name, std::slice::from_ref(name))))
+        }
+        Discovery::OriginalDestination => (DiscoveryType::OriginalDst, None, None),
+    }
+}
+
+fn encode_dns(cluster: &str, names: &[DnsName]) -> ClusterLoadAssignment {
+    let endpoints = names.iter().map(|(host, port)| Endpoint {
+        address: EndpointAddress::Host(host.clone(), *port),
+        weight: 1,
+        health: Health::Healthy,
+        mtls: false,
+        workload: None,
+    });
+    let locality = LocalityEndpoints { endpoints: endpoints.collect(), ..LocalityEndpoints::default() };
+    endpoint::encode(cluster, &Endpoints { localities: vec![locality], overprovisioning: 0 })
+}
+
+fn encode_protocol(protocol: Protocol) -> Any {
+    let config = match protocol {
+        Protocol::Http1 => ProtocolConfig::HttpProtocolOptions(Http1ProtocolOptions {}),
+        Protocol::Http2 => ProtocolConfig::Http2ProtocolOptions(Http2ProtocolOptions {}),
+    };
+    let explicit = ExplicitHttpConfig { protocol_config: Some(config) };
+    Any::pack(&HttpProtocolOptions {
+        upstream_protocol_options: Some(UpstreamProtocolOptions::ExplicitHttpConfig(explicit)),
+        ..HttpProtocolOptions::default()
+    })
+}
+
+fn encode_thresholds(limits: &Thresholds) -> CircuitBreakers {
+    CircuitBreakers {
+        thresholds: vec![circuit_breakers::Thresholds {
+            max_connections: Some(limits.max_connections),
+            max_pending_requests: Some(limits.max_pending_requests),
+            max_requests: Some(limits.max_requests),
+            max_retries: Some(limits.max_retries),
+            ..circuit_breakers::Thresholds::default()
+        }],
+    }
+}
+
+fn encode_outlier_detection(detection: &OutlierDetection) -> OutlierMessage {
+    let enforcing = |count| Some(if count > 0 { 100 } else { 0 });
+    let count = |count| (count > 0).then_some(count);
+    let time = |time: Duration| Some(value::encode_duration(time));
+    OutlierMessage {
+        consecutive_5xx: count(detection.consecutive_5xx),
+        enforcing_consecutive_5xx: enforcing(detection.consecutive_5xx),
+        consecutive_gateway_failure: count(detection.consecutive_gateway_failure),
+        enforcing_consecutive_gateway_failure: enforcing(detection.consecutive_gateway_failure),
+        interval: time(detection.interval),
+        base_ejection_time: time(detection.base_ejection_time),
+        max_ejection_time: time(detection.max_ejection_time.max(detection.base_ejection_time)),
+        max_ejection_percent: Some(detection.max_ejection_percent),
+        enforcing_success_rate: Some(0),
+        ..OutlierMessage::default()
+    }
+}
+
+fn encode_tls(mode: &TlsMode) -> (Option<TransportSocket>, Vec<TransportSocketMatch>) {
+    match mode {
+        TlsMode::Disable => (None, Vec::new()),
+        TlsMode::Always(context) => (Some(tls::encode_upstream(context)), Vec::new()),
+        TlsMode::IfEndpointCan(context) => {
+            let able = value::structure([(endpoint::TLS_MODE.0, value::text_value(endpoint::TLS_MODE.1))]);
+            let istio = TransportSocketMatch {
+                name: "tlsMode-istio".to_owned(),
+                r#match: Some(able),
+                transport_socket: Some(tls::encode_upstream(context)),
+            };
+            let disabled = TransportSocketMatch {
+                name: "tlsMode-disabled".to_owned(),
+                r#match: Some(value::structure([])),
+                transport_socket: Some(tls::encode_plaintext()),
+            };
+            (None, vec![istio, disabled])
+        }
+    }
+}
+
+fn encode_metadata(cluster: &Cluster) -> Option<crate::proto::envoy::config::core::v3::Metadata> {
+    let service = cluster.service.as_ref().map(|service| {
+        let service = value::structure([
+            ("host", value::text_value(&*service.host)),
+            ("name", value::text_value(&*service.name)),
+            ("namespace", value::text_value(&*service.namespace)),
+        ]);
+        let list = ListValue { values: vec![Value { kind: Some(Kind::StructValue(service)) }] };
+        ("services".to_owned(), Value { kind: Some(Kind::ListValue(list)) })
+    });
+    let origin = cluster.origin.as_ref().map(|origin| ("config".to_owned(), value::encode_origin(origin)));
+    value::istio_metadata(service.into_iter().chain(origin).collect())
+}

@@ -1,0 +1,258 @@
+//! Endpoints. Source: Envoy `ClusterLoadAssignment`, validated as gRFC A27 asks (NR7).
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use bytes::Bytes;
+use mesh_core::config::{Endpoint, EndpointAddress, Endpoints, Health, Locality, LocalityEndpoints, Name, Workload};
+
+use super::{
+    read::{Ignored, Within, Wrong, wrong},
+    value::{istio_metadata, metadata, structure, text, text_value},
+};
+use crate::proto::envoy::config::{
+    core::v3::{
+        self as core, Address, HealthStatus, Metadata, Pipe, SocketAddress,
+        address::Address as Kind,
+        socket_address::{PortSpecifier, Protocol},
+    },
+    endpoint::v3::{
+        ClusterLoadAssignment, LbEndpoint, LocalityLbEndpoints, cluster_load_assignment::Policy,
+        lb_endpoint::HostIdentifier,
+    },
+};
+
+/// Metadata key and value of an endpoint that takes Istio's mutual TLS.
+pub(super) const TLS_MODE: (&str, &str) = ("tlsMode", "istio");
+const SOCKET_MATCH: &str = "envoy.transport_socket_match";
+
+/// The highest priority there may be. Source: Envoy `LocalityLbEndpoints.priority`.
+const LAST_PRIORITY: u32 = 128;
+
+pub(super) fn decode(body: &Bytes, name: &mut String, ignored: &mut Ignored) -> Result<Endpoints, Wrong> {
+    let message: ClusterLoadAssignment = ignored.read(body, "")?;
+    name.clone_from(&message.cluster_name);
+    if name.is_empty() {
+        return Err(wrong("cluster_name", "is missing"));
+    }
+    assignment(message, "", ignored)
+}
+
+/// The endpoints of an assignment, in a resource of its own or within a cluster.
+pub(super) fn assignment(
+    message: ClusterLoadAssignment,
+    place: &str,
+    ignored: &mut Ignored,
+) -> Result<Endpoints, Wrong> {
+    let mut localities = Vec::with_capacity(message.endpoints.len());
+    let mut addresses = BTreeSet::new();
+    let mut seen = BTreeSet::new();
+    let mut weights: BTreeMap<u32, u64> = BTreeMap::new();
+    for (i, group) in message.endpoints.into_iter().enumerate() {
+        let group = locality(group, &mut addresses, place, ignored).within(|| format!("endpoints[{i}]"))?;
+        let sum = weights.entry(group.priority).or_default();
+        *sum += u64::from(group.weight.unwrap_or(0));
+        if *sum > u64::from(u32::MAX) {
+            let why = format!("exceeds {} in sum at priority {}", u32::MAX, group.priority);
+            return Err(wrong(format!("endpoints[{i}].load_balancing_weight"), why));
+        }
+        if !seen.insert((group.priority, group.locality.clone())) {
+            return Err(wrong(format!("endpoints[{i}].locality"), "occurs twice at one priority"));
+        }
+        localities.push(group);
+    }
+    // Sorted and distinct, so they are contiguous from 0 exactly if each is its own place.
+    for (expected, priority) in (0..).zip(weights.into_keys()) {
+        if expected != priority {
+            return Err(wrong("endpoints.priority", format!("{expected} is skipped: priorities count up from 0")));
+        }
+    }
+    let overprovisioning = message.policy.and_then(|policy| policy.overprovisioning_factor).unwrap_or(0);
+    Ok(Endpoints { localities, overprovisioning })
+}
+
+fn locality(
+    group: LocalityLbEndpoints,
+    addresses: &mut BTreeSet<EndpointAddress>,
+    place: &str,
+    ignored: &mut Ignored,
+) -> Result<LocalityEndpoints, Wrong> {
+    if group.priority > LAST_PRIORITY {
+        return Err(wrong("priority", format!("is {}, above {LAST_PRIORITY}", group.priority)));
+    }
+    let mut endpoints = Vec::with_capacity(group.lb_endpoints.len());
+    let mut sum = 0_u64;
+    for (i, message) in group.lb_endpoints.into_iter().enumerate() {
+        let at = || format!("lb_endpoints[{i}]");
+        let endpoint = endpoint(message, place, ignored).within(at)?;
+        sum += u64::from(endpoint.weight);
+        if sum > u64::from(u32::MAX) {
+            return Err(wrong("load_balancing_weight", format!("exceeds {} in sum", u32::MAX))).within(at);
+        }
+        if !addresses.insert(endpoint.address.clone()) {
+            return Err(wrong("endpoint.address", format!("{} occurs twice", endpoint.address))).within(at);
+        }
+        endpoints.push(endpoint);
+    }
+    let locality = group.locality.unwrap_or_default();
+    Ok(LocalityEndpoints {
+        locality: Locality {
+            region: locality.region.into(),
+            zone: locality.zone.into(),
+            sub_zone: locality.sub_zone.into(),
+        },
+        priority: group.priority,
+        weight: group.load_balancing_weight.filter(|weight| *weight > 0),
+        endpoints,
+    })
+}
+
+fn endpoint(message: LbEndpoint, place: &str, ignored: &mut Ignored) -> Result<Endpoint, Wrong> {
+    let weight = match message.load_balancing_weight {
+        Some(0) => return Err(wrong("load_balancing_weight", "is 0; leave the endpoint out instead")),
+        weight => weight.unwrap_or(1),
+    };
+    let health = match HealthStatus::try_from(message.health_status) {
+        Ok(HealthStatus::Unknown | HealthStatus::Healthy) => Health::Healthy,
+        Ok(HealthStatus::Unhealthy | HealthStatus::Timeout) => Health::Unhealthy,
+        Ok(HealthStatus::Draining) => Health::Draining,
+        Ok(HealthStatus::Degraded) => Health::Degraded,
+        Err(_) => return Err(wrong("health_status", format!("{} is no health status", message.health_status))),
+    };
+    let Some(HostIdentifier::Endpoint(host)) = message.host_identifier else {
+        return Err(wrong("endpoint", "is missing"));
+    };
+    if !host.hostname.is_empty() {
+        ignored.add(place, "endpoints.lb_endpoints.endpoint.hostname");
+    }
+    let mtls = metadata(message.metadata.as_ref(), SOCKET_MATCH)
+        .is_some_and(|fields| text(fields, TLS_MODE.0) == Some(TLS_MODE.1));
+    let workload = metadata(message.metadata.as_ref(), "istio").and_then(|fields| text(fields, "workload"));
+    Ok(Endpoint {
+        address: address(host.address).under("endpoint.address")?,
+        weight,
+        health,
+        mtls,
+        workload: workload.and_then(decode_workload),
+    })
+}
+
+/// An address, which may be a host name: clusters resolved by DNS have those.
+pub(super) fn address(address: Option<Address>) -> Result<EndpointAddress, Wrong> {
+    match address.and_then(|address| address.address) {
+        Some(Kind::SocketAddress(socket)) => {
+            let (host, port) = socket_address(socket).under("socket_address")?;
+            Ok(match host.parse::<IpAddr>() {
+                Ok(ip) => EndpointAddress::Socket((ip, port).into()),
+                Err(_) => EndpointAddress::Host(host, port),
+            })
+        }
+        Some(Kind::Pipe(pipe)) => Ok(EndpointAddress::Unix(pipe.path)),
+        None => Err(wrong("", "is missing or of a kind that is not supported")),
+    }
+}
+
+/// Host and port.
+pub(super) fn socket_address(socket: SocketAddress) -> Result<(String, u16), Wrong> {
+    if socket.protocol != i32::from(Protocol::Tcp) {
+        return Err(wrong("protocol", "must be TCP"));
+    }
+    if socket.address.is_empty() {
+        return Err(wrong("address", "is missing"));
+    }
+    match socket.port_specifier {
+        Some(PortSpecifier::PortValue(port)) => match u16::try_from(port) {
+            Ok(port) if port > 0 => Ok((socket.address, port)),
+            _ => Err(wrong("port_value", format!("is {port}, not in 1..=65535"))),
+        },
+        None => Err(wrong("port_value", "is missing")),
+    }
+}
+
+/// `workload;namespace;canonical name;canonical revision;cluster`, the last ones may be missing.
+fn decode_workload(description: &str) -> Option<Workload> {
+    let mut parts = description.split(';').map(Name::from);
+    let mut next = || parts.next().unwrap_or_default();
+    let workload = Workload {
+        name: next(),
+        namespace: next(),
+        canonical_name: next(),
+        canonical_revision: next(),
+        cluster: next(),
+        ..Workload::default()
+    };
+    (workload != Workload::default()).then_some(workload)
+}
+
+pub(super) fn encode(name: &str, endpoints: &Endpoints) -> ClusterLoadAssignment {
+    ClusterLoadAssignment {
+        cluster_name: name.to_owned(),
+        endpoints: endpoints.localities.iter().map(encode_locality).collect(),
+        policy: (endpoints.overprovisioning > 0)
+            .then_some(Policy { overprovisioning_factor: Some(endpoints.overprovisioning) }),
+    }
+}
+
+fn encode_locality(group: &LocalityEndpoints) -> LocalityLbEndpoints {
+    let Locality { region, zone, sub_zone } = &group.locality;
+    let locality =
+        core::Locality { region: region.to_string(), zone: zone.to_string(), sub_zone: sub_zone.to_string() };
+    LocalityLbEndpoints {
+        locality: (group.locality != Locality::default()).then_some(locality),
+        lb_endpoints: group.endpoints.iter().map(encode_endpoint).collect(),
+        load_balancing_weight: group.weight,
+        priority: group.priority,
+    }
+}
+
+fn encode_endpoint(endpoint: &Endpoint) -> LbEndpoint {
+    let health = match endpoint.health {
+        Health::Healthy => HealthStatus::Unknown,
+        Health::Draining => HealthStatus::Draining,
+        Health::Unhealthy => HealthStatus::Unhealthy,
+        Health::Degraded => HealthStatus::Degraded,
+    };
+    let host = crate::proto::envoy::config::endpoint::v3::Endpoint {
+        address: Some(encode_address(&endpoint.address)),
+        ..Default::default()
+    };
+    LbEndpoint {
+        host_identifier: Some(HostIdentifier::Endpoint(host)),
+        health_status: health.into(),
+        metadata: encode_metadata(endpoint),
+        load_balancing_weight: Some(endpoint.weight),
+    }
+}
+
+fn encode_metadata(endpoint: &Endpoint) -> Option<Metadata> {
+    let workload = endpoint.workload.iter().map(|workload| {
+        let Workload { name, namespace, canonical_name, canonical_revision, cluster, .. } = workload;
+        let description = format!("{name};{namespace};{canonical_name};{canonical_revision};{cluster}");
+        ("workload".to_owned(), text_value(description))
+    });
+    let mut metadata = istio_metadata(workload.collect());
+    if endpoint.mtls {
+        let tls_mode = structure([(TLS_MODE.0, text_value(TLS_MODE.1))]);
+        metadata.get_or_insert_default().filter_metadata.insert(SOCKET_MATCH.to_owned(), tls_mode);
+    }
+    metadata
+}
+
+pub(super) fn encode_address(address: &EndpointAddress) -> Address {
+    let kind = match address {
+        EndpointAddress::Socket(socket) => encode_socket_address(&socket.ip().to_string(), socket.port()),
+        EndpointAddress::Host(host, port) => encode_socket_address(host, *port),
+        EndpointAddress::Unix(path) => Kind::Pipe(Pipe { path: path.clone(), mode: 0 }),
+    };
+    Address { address: Some(kind) }
+}
+
+fn encode_socket_address(host: &str, port: u16) -> Kind {
+    Kind::SocketAddress(SocketAddress {
+        address: host.to_owned(),
+        port_specifier: Some(PortSpecifier::PortValue(port.into())),
+        ..SocketAddress::default()
+    })
+}

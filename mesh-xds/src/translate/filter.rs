@@ -1,0 +1,140 @@
+//! HTTP filters: which we run by other means, which have no effect here, and which guard the door.
+//!
+//! A control plane made for sidecars lists many filters no library runs. Most only observe; those are passed over in
+//! silence by name. Any other is reported as ignored. One that authorizes or authenticates callers must not be passed
+//! over: on the way in, its presence makes the port refuse every request until it is supported.
+
+use crate::proto::{
+    Any,
+    envoy::{
+        config::core::v3::TypedExtensionConfig,
+        extensions::filters::{
+            http::{fault::v3::HttpFault, router::v3::Router},
+            network::http_connection_manager::v3::{HttpFilter, http_filter::ConfigType},
+        },
+    },
+};
+
+use super::{
+    policy,
+    read::{Ignored, Within, Wrong, element, wrong},
+    route::Side,
+};
+
+const ROUTER: &str = "envoy.filters.http.router";
+/// The message of the authorization filter. Not declared among our sources: so far it is only ever refused.
+const RBAC: &str = "envoy.filters.http.rbac";
+const RBAC_URL: &str = "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC";
+
+/// What observes or decorates, in Istio's chains, and is done by other means here or not needed.
+const QUIET: [&str; 11] = [
+    "envoy.filters.http.cors",
+    "envoy.filters.http.grpc_stats",
+    "envoy.filters.http.grpc_web",
+    "envoy.filters.http.peer_metadata",
+    "istio.alpn",
+    "istio.metadata_exchange",
+    "istio.stats",
+    "istio_stats",
+    "waypoint_downstream_peer_metadata",
+    "waypoint_upstream_peer_metadata",
+    ROUTER,
+];
+
+/// Parts of names and types of filters that decide who may do what.
+const GUARDS: [&str; 11] = [
+    "rbac",
+    "authz",
+    "authn",
+    "authorization",
+    "authentication",
+    "jwt",
+    "oauth",
+    "basic_auth",
+    "api_key_auth",
+    "credential",
+    "csrf",
+];
+
+/// Whether a filter decides who may do what, judged by its name and the type of its settings.
+pub(super) fn guards(name: &str, any: &Any) -> bool {
+    let by_name = |text: &str| {
+        let text = text.to_ascii_lowercase();
+        GUARDS.iter().any(|part| text.contains(part))
+    };
+    by_name(name) || by_name(inner_type(any).as_deref().unwrap_or_else(|| any.message_name()))
+}
+
+/// The type a wrapped extension really has: `TypedStruct` carries its URL as first field.
+fn inner_type(any: &Any) -> Option<String> {
+    let wrapped = any.message_name().ends_with(".TypedStruct");
+    // Field 1 of TypedStruct is the type URL and field 1 of TypedExtensionConfig a string as well.
+    let inner = wrapped.then(|| <TypedExtensionConfig as prost::Message>::decode(any.value.clone()).ok())??;
+    Some(inner.name)
+}
+
+/// The filters of a chain: checks that it ends in the router; why the chain must refuse everything, if it must.
+pub(super) fn chain(
+    filters: &[HttpFilter],
+    side: Side,
+    place: &str,
+    ignored: &mut Ignored,
+) -> Result<Option<String>, Wrong> {
+    let place = format!("{place}.http_filters");
+    let mut refused = None;
+    for (i, filter) in filters.iter().enumerate().filter(|(_, filter)| !filter.disabled) {
+        let empty = Any::default();
+        let any = match &filter.config_type {
+            Some(ConfigType::TypedConfig(any)) => any,
+            None => &empty,
+        };
+        let at = || element("http_filters", i, &filter.name);
+        if side == Side::Inbound && guards(&filter.name, any) {
+            refused.get_or_insert_with(|| {
+                format!(
+                    "the HTTP filter {:?} guards this port and is not supported: all requests are refused",
+                    filter.name
+                )
+            });
+        } else if any.is::<Router>() {
+            ignored.open::<Router>(any, &place).within(at)?;
+        } else if any.is::<HttpFault>() {
+            let message: HttpFault = ignored.open(any, &place).within(at)?;
+            // The filter's own fault would be for every route; control planes leave it empty and set it route by route.
+            if policy::fault(message, &place, ignored).within(at)?.is_some() {
+                ignored.add(&place, &format!("{} (a fault for all routes)", filter.name));
+            }
+        } else if !QUIET.contains(&filter.name.as_str()) {
+            ignored.add(&place, &filter.name);
+        }
+    }
+    let last = filters.last().map(|filter| match &filter.config_type {
+        Some(ConfigType::TypedConfig(any)) => any.is::<Router>() || filter.name == ROUTER,
+        None => filter.name == ROUTER,
+    });
+    match last {
+        Some(true) => Ok(refused),
+        _ => Err(wrong("http_filters", format!("must end in {ROUTER:?} (RA17)"))),
+    }
+}
+
+/// The filters of a chain we write. A port that must refuse everything says so in a way every Envoy understands: an
+/// authorization filter that allows nobody.
+pub(super) fn encode(side: Side, refused: bool) -> Vec<HttpFilter> {
+    let typed = |name: &str, any| HttpFilter {
+        name: name.to_owned(),
+        config_type: Some(ConfigType::TypedConfig(any)),
+        ..HttpFilter::default()
+    };
+    // `rules`, there and empty: allow those whom any of no policies names.
+    let nobody = Any { type_url: RBAC_URL.to_owned(), value: vec![0x0a, 0x00].into() };
+    let mut filters = Vec::new();
+    if refused {
+        filters.push(typed(RBAC, nobody));
+    }
+    if side == Side::Outbound {
+        filters.push(typed(policy::FAULT, Any::pack(&HttpFault::default())));
+    }
+    filters.push(typed(ROUTER, Any::pack(&Router {})));
+    filters
+}

@@ -1,0 +1,265 @@
+//! Listeners. Source: Envoy `Listener`, in the shapes of Istio's sidecars and gateways.
+//!
+//! A listener on every address (`0.0.0.0_9080`) holds the routes of requests to that port; `virtualInbound` holds one
+//! or two filter chains per port of our own servers. Listeners of other shapes serve interception of TCP and apply to no
+//! library; they are told as ignored, with the reason.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use bytes::Bytes;
+use mesh_core::config::{Inbound, MtlsMode, Name, RouteTable};
+
+use super::{
+    Listener, RouteSource, endpoint, filter,
+    read::{Ignored, Within, Wrong, element, wrong},
+    route::{self, Side},
+    tls, value,
+};
+use crate::proto::{
+    Any,
+    envoy::{
+        config::{
+            core::v3::{Address, SocketAddress, TrafficDirection, address, socket_address::PortSpecifier},
+            listener::v3::{
+                Filter, FilterChain, FilterChainMatch, Listener as Message, ListenerFilter, filter::ConfigType,
+                listener_filter,
+            },
+        },
+        extensions::filters::{
+            listener::tls_inspector::v3::TlsInspector,
+            network::http_connection_manager::v3::{
+                HttpConnectionManager, Rds, http_connection_manager::RouteSpecifier,
+            },
+        },
+    },
+};
+
+/// The listener with the policy of our own servers.
+pub(super) const VIRTUAL_INBOUND: &str = "virtualInbound";
+/// Where Envoy takes intercepted inbound connections; said so that Envoys understand what we write.
+const INBOUND_PORT: u16 = 15006;
+const EVERY_ADDRESS: &str = "0.0.0.0";
+
+const HCM: &str = "envoy.filters.network.http_connection_manager";
+const TLS_INSPECTOR: &str = "envoy.filters.listener.tls_inspector";
+
+const CHAINS: &str = "filter_chains";
+const FILTERS: &str = "filter_chains.filters";
+
+pub(super) fn decode(body: &Bytes, name: &mut String, ignored: &mut Ignored) -> Result<Listener, Wrong> {
+    let message: Message = ignored.read(body, "")?;
+    name.clone_from(&message.name);
+    if name.is_empty() {
+        return Err(wrong("name", "is missing"));
+    }
+    if message.api_listener.is_some() {
+        return Ok(Listener::Ignored("api_listener is for gRPC's own view of a mesh".to_owned()));
+    }
+    if message.name == VIRTUAL_INBOUND {
+        return inbound(message.filter_chains, ignored).map(Listener::Inbound);
+    }
+    outbound(message, ignored)
+}
+
+fn outbound(message: Message, ignored: &mut Ignored) -> Result<Listener, Wrong> {
+    if message.traffic_direction == i32::from(TrafficDirection::Inbound) {
+        return Ok(Listener::Ignored(format!("an inbound listener that is not {VIRTUAL_INBOUND}")));
+    }
+    let port = match message.address.and_then(|address| address.address) {
+        Some(address::Address::SocketAddress(socket)) => {
+            let (host, port) = endpoint::socket_address(socket).under("address.socket_address")?;
+            if host != EVERY_ADDRESS && host != "::" {
+                return Ok(Listener::Ignored(format!("on {host} alone, for the interception of TCP")));
+            }
+            port
+        }
+        _ => return Err(wrong("address", "is missing or of a kind that is not supported")),
+    };
+    let chains = message.filter_chains.iter().chain(&message.default_filter_chain).enumerate();
+    for (i, chain) in chains {
+        let at = || element(CHAINS, i, &chain.name);
+        let Some(manager) = http(chain, ignored).within(at)? else { continue };
+        if chain.transport_socket.is_some() {
+            return Ok(Listener::Ignored("takes TLS from outside the mesh, which is not supported".to_owned()));
+        }
+        filter::chain(&manager.http_filters, Side::Outbound, FILTERS, ignored).within(at)?;
+        return routes(manager, Side::Outbound, ignored).map(|routes| Listener::Outbound { port, routes }).within(at);
+    }
+    Ok(Listener::Ignored("has no HTTP filter chain".to_owned()))
+}
+
+/// The HTTP connection manager of a chain, if it has one: it is the last filter then.
+fn http(chain: &FilterChain, ignored: &mut Ignored) -> Result<Option<HttpConnectionManager>, Wrong> {
+    match chain.filters.last().and_then(|filter| filter.config_type.as_ref()) {
+        Some(ConfigType::TypedConfig(any)) if any.is::<HttpConnectionManager>() => {
+            let at = || element("filters", chain.filters.len() - 1, HCM);
+            ignored.open(any, FILTERS).map(Some).within(at)
+        }
+        _ => Ok(None),
+    }
+}
+
+fn routes(manager: HttpConnectionManager, side: Side, ignored: &mut Ignored) -> Result<RouteSource, Wrong> {
+    match manager.route_specifier {
+        Some(RouteSpecifier::Rds(rds)) => {
+            value::is_over_ads(rds.config_source.as_ref(), "rds.config_source")?;
+            if rds.route_config_name.is_empty() {
+                return Err(wrong("rds.route_config_name", "is missing"));
+            }
+            Ok(RouteSource::Rds(rds.route_config_name.into()))
+        }
+        Some(RouteSpecifier::RouteConfig(config)) => {
+            let table = route::table(config, side, "filter_chains.filters.route_config", ignored);
+            table.map(|table| RouteSource::Inline(Arc::new(table))).under("route_config")
+        }
+        None => Err(wrong("route_specifier", "is missing or of a kind that is not supported")),
+    }
+}
+
+/// What the chains of one port come to.
+#[derive(Default)]
+struct Port {
+    name: Name,
+    tls: Option<tls::Downstream>,
+    plaintext: bool,
+    routes: Option<Arc<RouteTable>>,
+    refused: Option<String>,
+}
+
+fn inbound(chains: Vec<FilterChain>, ignored: &mut Ignored) -> Result<Vec<(u16, Arc<Inbound>)>, Wrong> {
+    let mut ports: BTreeMap<u16, Port> = BTreeMap::new();
+    for (i, chain) in chains.into_iter().enumerate() {
+        inbound_chain(&chain, &mut ports, ignored).within(|| element(CHAINS, i, &chain.name))?;
+    }
+    let inbound = |port: Port| {
+        let mtls = match (&port.tls, port.plaintext) {
+            (Some(_), true) => MtlsMode::Permissive,
+            (Some(_), false) => MtlsMode::Strict,
+            (None, _) => MtlsMode::Disable,
+        };
+        let default = Inbound::default();
+        let (callers, alpn) = port.tls.map_or((Vec::new(), default.alpn), |tls| (tls.callers, tls.alpn));
+        let routes = port.routes.unwrap_or_default();
+        Arc::new(Inbound { name: port.name, mtls, callers, alpn, routes, refused: port.refused })
+    };
+    Ok(ports.into_iter().map(|(port, chains)| (port, inbound(chains))).collect())
+}
+
+fn inbound_chain(chain: &FilterChain, ports: &mut BTreeMap<u16, Port>, ignored: &mut Ignored) -> Result<(), Wrong> {
+    let Some(manager) = http(chain, ignored)? else {
+        ignored.add(CHAINS, &format!("{} (not HTTP)", chain.name));
+        return Ok(());
+    };
+    let matches = chain.filter_chain_match.as_ref();
+    let Some(port) = matches.and_then(|matches| matches.destination_port) else {
+        // For servers that no service claims; such a port demands mutual TLS here.
+        ignored.add(CHAINS, &format!("{} (for every port)", chain.name));
+        return Ok(());
+    };
+    let port =
+        u16::try_from(port).map_err(|_| wrong("filter_chain_match.destination_port", format!("{port} is no port")))?;
+    let socket = chain.transport_socket.as_ref();
+    let tls = socket.map_or(Ok(None), |socket| tls::downstream(socket, ignored)).under("transport_socket")?;
+    let refused = guard(chain).or(filter::chain(&manager.http_filters, Side::Inbound, FILTERS, ignored)?);
+    let RouteSource::Inline(routes) = routes(manager, Side::Inbound, ignored)? else {
+        return Err(wrong("filters.rds", "is not supported in an inbound chain; send the routes inline"));
+    };
+
+    let entry = ports.entry(port).or_insert_with(|| Port { name: chain.name.as_str().into(), ..Port::default() });
+    match tls {
+        Some(tls) => {
+            entry.tls.get_or_insert(tls);
+        }
+        None => entry.plaintext = true,
+    }
+    entry.routes.get_or_insert(routes);
+    entry.refused = entry.refused.take().or(refused);
+    Ok(())
+}
+
+/// A network filter in front of HTTP that decides who may connect.
+fn guard(chain: &FilterChain) -> Option<String> {
+    let mut before = chain.filters.iter().rev().skip(1);
+    let guard = before.find(|filter| match &filter.config_type {
+        Some(ConfigType::TypedConfig(any)) => filter::guards(&filter.name, any),
+        None => filter::guards(&filter.name, &Any::default()),
+    })?;
+    Some(format!("the network filter {:?} guards this port and is not supported: all requests are refused", guard.name))
+}
+
+/// A listener of requests on their way out, with its routes in a resource of their own.
+pub(super) fn encode_outbound(name: &str, port: u16, routes: &str, bind_to_port: bool) -> Message {
+    let rds = Rds { config_source: Some(value::over_ads()), route_config_name: routes.to_owned() };
+    let manager = HttpConnectionManager {
+        stat_prefix: format!("outbound_{name}"),
+        route_specifier: Some(RouteSpecifier::Rds(rds)),
+        http_filters: filter::encode(Side::Outbound, false),
+        ..HttpConnectionManager::default()
+    };
+    Message {
+        name: name.to_owned(),
+        address: Some(on_every_address(port)),
+        filter_chains: vec![FilterChain { filters: vec![encode_manager(&manager)], ..FilterChain::default() }],
+        traffic_direction: TrafficDirection::Outbound.into(),
+        bind_to_port: (!bind_to_port).then_some(false),
+        ..Message::default()
+    }
+}
+
+/// The listener with the policy of our own servers.
+pub(super) fn encode_inbound<'a>(ports: impl Iterator<Item = (u16, &'a Inbound)>) -> Message {
+    let inspector = listener_filter::ConfigType::TypedConfig(Any::pack(&TlsInspector {}));
+    Message {
+        name: VIRTUAL_INBOUND.to_owned(),
+        address: Some(on_every_address(INBOUND_PORT)),
+        filter_chains: ports.flat_map(|(port, inbound)| encode_chains(port, inbound)).collect(),
+        use_original_dst: Some(true),
+        listener_filters: vec![ListenerFilter { name: TLS_INSPECTOR.to_owned(), config_type: Some(inspector) }],
+        traffic_direction: TrafficDirection::Inbound.into(),
+        ..Message::default()
+    }
+}
+
+fn encode_chains(port: u16, inbound: &Inbound) -> impl Iterator<Item = FilterChain> {
+    let routes =
+        if inbound.routes.name.is_empty() { format!("inbound|{port}||") } else { inbound.routes.name.to_string() };
+    let manager = HttpConnectionManager {
+        stat_prefix: format!("inbound_{EVERY_ADDRESS}_{port}"),
+        route_specifier: Some(RouteSpecifier::RouteConfig(route::encode(&routes, &inbound.routes))),
+        http_filters: filter::encode(Side::Inbound, inbound.refused.is_some()),
+        ..HttpConnectionManager::default()
+    };
+    let name = if inbound.name.is_empty() { format!("{EVERY_ADDRESS}_{port}") } else { inbound.name.to_string() };
+    let chain = |protocol: &str, transport_socket| FilterChain {
+        name: name.clone(),
+        filter_chain_match: Some(FilterChainMatch {
+            destination_port: Some(port.into()),
+            transport_protocol: protocol.to_owned(),
+            ..FilterChainMatch::default()
+        }),
+        filters: vec![encode_manager(&manager)],
+        transport_socket,
+        ..FilterChain::default()
+    };
+    let encrypted = || chain("tls", Some(tls::encode_downstream(&inbound.callers, &inbound.alpn)));
+    let plaintext = || chain("raw_buffer", None);
+    let chains = match inbound.mtls {
+        MtlsMode::Strict => vec![encrypted()],
+        MtlsMode::Permissive => vec![encrypted(), plaintext()],
+        MtlsMode::Disable => vec![plaintext()],
+    };
+    chains.into_iter()
+}
+
+fn encode_manager(manager: &HttpConnectionManager) -> Filter {
+    Filter { name: HCM.to_owned(), config_type: Some(ConfigType::TypedConfig(Any::pack(manager))) }
+}
+
+fn on_every_address(port: u16) -> Address {
+    let socket = SocketAddress {
+        address: EVERY_ADDRESS.to_owned(),
+        port_specifier: Some(PortSpecifier::PortValue(port.into())),
+        ..SocketAddress::default()
+    };
+    Address { address: Some(address::Address::SocketAddress(socket)) }
+}

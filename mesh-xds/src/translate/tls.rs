@@ -1,0 +1,282 @@
+//! TLS contexts, both directions. Nothing here is ignored: what cannot be honoured refuses the context.
+//!
+//! Certificates come by name: `default` is our own workload certificate and `ROOTCA` the mesh's roots, the names under
+//! which Istio's sidecars ask their agent; `certs.rs` is the agent here. Files and inline keys are not taken from a control
+//! plane. Source: Envoy `UpstreamTlsContext`, `DownstreamTlsContext`.
+
+use std::sync::Arc;
+
+use mesh_core::config::{StringMatch, UpstreamTls};
+
+use super::{
+    read::{Ignored, Within, Wrong, wrong},
+    value,
+};
+use crate::proto::{
+    Any,
+    envoy::{
+        config::core::v3::{TransportSocket, transport_socket::ConfigType},
+        extensions::transport_sockets::{
+            raw_buffer::v3::RawBuffer,
+            tls::v3::{
+                CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, SdsSecretConfig,
+                SubjectAltNameMatcher, TlsParameters, UpstreamTlsContext,
+                certificate_validation_context::SystemRootCerts,
+                common_tls_context::{CombinedCertificateValidationContext, ValidationContextType},
+                subject_alt_name_matcher::SanType,
+                tls_parameters::TlsProtocol,
+            },
+        },
+    },
+};
+
+/// The SDS name of our own certificate.
+const OWN: &str = "default";
+/// The SDS name of the mesh's roots.
+const ROOTS: &str = "ROOTCA";
+/// The SDS name, and the files, under which control planes mean the roots of the system.
+const SYSTEM_ROOTS: [&str; 3] =
+    ["file-root:system", "/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt"];
+
+const SOCKET_TLS: &str = "envoy.transport_sockets.tls";
+const SOCKET_RAW: &str = "envoy.transport_sockets.raw_buffer";
+
+/// How a server's filter chain takes TLS.
+pub(super) struct Downstream {
+    pub(super) callers: Vec<StringMatch>,
+    pub(super) alpn: Vec<String>,
+}
+
+/// The TLS of a cluster's transport socket; `None` is plaintext.
+pub(super) fn upstream(
+    socket: &TransportSocket,
+    place: &str,
+    ignored: &mut Ignored,
+) -> Result<Option<Arc<UpstreamTls>>, Wrong> {
+    let Some(any) = typed(socket)? else { return Ok(None) };
+    let context: UpstreamTlsContext = ignored.open(any, place).under("typed_config")?;
+    decode_upstream(context, place, ignored).map(|tls| Some(Arc::new(tls))).under("typed_config")
+}
+
+/// The TLS of a filter chain's transport socket; `None` is plaintext.
+pub(super) fn downstream(socket: &TransportSocket, ignored: &mut Ignored) -> Result<Option<Downstream>, Wrong> {
+    const PLACE: &str = "filter_chains.transport_socket";
+    let Some(any) = typed(socket)? else { return Ok(None) };
+    let context: DownstreamTlsContext = ignored.open(any, PLACE).under("typed_config")?;
+    if context.require_client_certificate != Some(true) {
+        let why = "is not set: only mutual TLS is served, one-sided TLS is not supported";
+        return Err(wrong("typed_config.require_client_certificate", why));
+    }
+    let common = context.common_tls_context.unwrap_or_default();
+    let common = decode_common(common, PLACE, ignored).under("typed_config.common_tls_context")?;
+    if !(common.own_certificate && common.roots == Roots::Mesh) {
+        let why = format!("must name the certificate {OWN:?} and the roots {ROOTS:?}; others are not supported");
+        return Err(wrong("typed_config.common_tls_context", why));
+    }
+    Ok(Some(Downstream { callers: common.names, alpn: common.alpn }))
+}
+
+fn typed(socket: &TransportSocket) -> Result<Option<&Any>, Wrong> {
+    match &socket.config_type {
+        Some(ConfigType::TypedConfig(any)) if any.is::<RawBuffer>() => Ok(None),
+        Some(ConfigType::TypedConfig(any)) => Ok(Some(any)),
+        None if socket.name == SOCKET_RAW => Ok(None),
+        None => Err(wrong("typed_config", format!("is missing in transport socket {:?}", socket.name))),
+    }
+}
+
+fn decode_upstream(context: UpstreamTlsContext, place: &str, ignored: &mut Ignored) -> Result<UpstreamTls, Wrong> {
+    if context.sni.len() > 255 {
+        return Err(wrong("sni", "is longer than 255 bytes"));
+    }
+    if context.allow_renegotiation {
+        return Err(wrong("allow_renegotiation", "is not supported"));
+    }
+    let common = context.common_tls_context.unwrap_or_default();
+    let common = decode_common(common, place, ignored).under("common_tls_context")?;
+    let workload_identity = match (common.own_certificate, common.roots) {
+        (true, Roots::Mesh) => true,
+        (false, Roots::System) => false,
+        (false, Roots::Unset) => {
+            // Envoy would verify nothing then. Verifying all the same refuses more, never less.
+            ignored.add(place, "common_tls_context.validation_context (absent: the server is verified all the same)");
+            false
+        }
+        _ => {
+            let why = format!(
+                "must name the certificate {OWN:?} with the roots {ROOTS:?}, or no certificate with the system's roots"
+            );
+            return Err(wrong("common_tls_context", why));
+        }
+    };
+    let by_host = context.auto_sni_san_validation;
+    if by_host && workload_identity {
+        return Err(wrong("auto_sni_san_validation", "is not supported with the workload's own certificate"));
+    }
+    Ok(UpstreamTls {
+        sni: if context.auto_host_sni { String::new() } else { context.sni },
+        alpn: common.alpn,
+        workload_identity,
+        subject_alt_names: if by_host { Vec::new() } else { common.names },
+    })
+}
+
+struct Common {
+    own_certificate: bool,
+    roots: Roots,
+    names: Vec<StringMatch>,
+    alpn: Vec<String>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Roots {
+    Unset,
+    Mesh,
+    System,
+}
+
+fn decode_common(context: CommonTlsContext, place: &str, ignored: &mut Ignored) -> Result<Common, Wrong> {
+    if let Some(parameters) = &context.tls_params {
+        check_parameters(parameters, place, ignored).under("tls_params")?;
+    }
+    let certificates = context.tls_certificate_sds_secret_configs.as_slice();
+    let own_certificate = match certificates {
+        [] => false,
+        [one] if one.name == OWN => true,
+        [one, ..] => {
+            let why = format!("names {:?}; only the workload's own certificate {OWN:?} is supported", one.name);
+            return Err(wrong("tls_certificate_sds_secret_configs", why));
+        }
+    };
+    let (roots, names) = match context.validation_context_type {
+        None => (Roots::Unset, Vec::new()),
+        Some(ValidationContextType::ValidationContext(validation)) => {
+            decode_validation(validation).under("validation_context")?
+        }
+        Some(ValidationContextType::ValidationContextSdsSecretConfig(secret)) => {
+            (roots_of(&secret).under("validation_context_sds_secret_config")?, Vec::new())
+        }
+        Some(ValidationContextType::CombinedValidationContext(combined)) => {
+            decode_combined(combined).under("combined_validation_context")?
+        }
+    };
+    Ok(Common { own_certificate, roots, names, alpn: context.alpn_protocols })
+}
+
+fn decode_combined(combined: CombinedCertificateValidationContext) -> Result<(Roots, Vec<StringMatch>), Wrong> {
+    let validation = combined.default_validation_context.unwrap_or_default();
+    let (roots, names) = decode_validation(validation).under("default_validation_context")?;
+    match combined.validation_context_sds_secret_config {
+        Some(secret) => Ok((roots_of(&secret).under("validation_context_sds_secret_config")?, names)),
+        None => Ok((roots, names)),
+    }
+}
+
+fn roots_of(secret: &SdsSecretConfig) -> Result<Roots, Wrong> {
+    match secret.name.as_str() {
+        ROOTS => Ok(Roots::Mesh),
+        name if SYSTEM_ROOTS.contains(&name) => Ok(Roots::System),
+        name => Err(wrong("name", format!("is {name:?}; only {ROOTS:?} and {:?} are supported", SYSTEM_ROOTS[0]))),
+    }
+}
+
+fn decode_validation(validation: CertificateValidationContext) -> Result<(Roots, Vec<StringMatch>), Wrong> {
+    use crate::proto::envoy::config::core::v3::data_source::Specifier;
+    let roots = match validation.trusted_ca.and_then(|source| source.specifier) {
+        None if validation.system_root_certs.is_some() => Roots::System,
+        None => Roots::Unset,
+        Some(Specifier::Filename(file)) if SYSTEM_ROOTS.contains(&file.as_str()) => Roots::System,
+        Some(_) => return Err(wrong("trusted_ca", format!("is not supported; name the roots {ROOTS:?} by SDS"))),
+    };
+    let mut names = Vec::new();
+    for (i, matcher) in validation.match_subject_alt_names.into_iter().enumerate() {
+        names.push(value::string(matcher).within(|| format!("match_subject_alt_names[{i}]"))?);
+    }
+    for (i, typed) in validation.match_typed_subject_alt_names.into_iter().enumerate() {
+        let place = || format!("match_typed_subject_alt_names[{i}]");
+        if !matches!(SanType::try_from(typed.san_type), Ok(SanType::Uri | SanType::Dns)) {
+            return Err(wrong("san_type", "must be URI or DNS; others are not supported")).within(place);
+        }
+        let matcher = typed.matcher.ok_or_else(|| wrong("matcher", "is missing")).within(place)?;
+        names.push(value::string(matcher).under("matcher").within(place)?);
+    }
+    Ok((roots, names))
+}
+
+/// TLS 1.2 and 1.3 are spoken, with forward-secret authenticated ciphers only; asking for less is met, asking for more
+/// cannot be promised.
+fn check_parameters(parameters: &TlsParameters, place: &str, ignored: &mut Ignored) -> Result<(), Wrong> {
+    match TlsProtocol::try_from(parameters.tls_minimum_protocol_version) {
+        Ok(TlsProtocol::TlsAuto | TlsProtocol::TlSv10 | TlsProtocol::TlSv11 | TlsProtocol::TlSv12) => {}
+        _ => return Err(wrong("tls_minimum_protocol_version", "above TLS 1.2 is not supported")),
+    }
+    match TlsProtocol::try_from(parameters.tls_maximum_protocol_version) {
+        Ok(TlsProtocol::TlsAuto | TlsProtocol::TlSv13) => {}
+        _ => return Err(wrong("tls_maximum_protocol_version", "below TLS 1.3 is not supported")),
+    }
+    if !parameters.cipher_suites.is_empty() {
+        ignored.add(place, "common_tls_context.tls_params.cipher_suites");
+    }
+    if !parameters.ecdh_curves.is_empty() {
+        ignored.add(place, "common_tls_context.tls_params.ecdh_curves");
+    }
+    Ok(())
+}
+
+pub(super) fn encode_upstream(tls: &UpstreamTls) -> TransportSocket {
+    let context = UpstreamTlsContext {
+        sni: tls.sni.clone(),
+        auto_host_sni: tls.sni.is_empty(),
+        common_tls_context: Some(CommonTlsContext {
+            alpn_protocols: tls.alpn.clone(),
+            ..encode_common(tls.workload_identity, &tls.subject_alt_names)
+        }),
+        ..UpstreamTlsContext::default()
+    };
+    socket(SOCKET_TLS, Any::pack(&context))
+}
+
+pub(super) fn encode_downstream(callers: &[StringMatch], alpn: &[String]) -> TransportSocket {
+    let context = DownstreamTlsContext {
+        require_client_certificate: Some(true),
+        common_tls_context: Some(CommonTlsContext { alpn_protocols: alpn.to_vec(), ..encode_common(true, callers) }),
+    };
+    socket(SOCKET_TLS, Any::pack(&context))
+}
+
+pub(super) fn encode_plaintext() -> TransportSocket {
+    socket(SOCKET_RAW, Any::pack(&RawBuffer {}))
+}
+
+fn socket(name: &str, any: Any) -> TransportSocket {
+    TransportSocket { name: name.to_owned(), config_type: Some(ConfigType::TypedConfig(any)) }
+}
+
+fn encode_common(workload_identity: bool, names: &[StringMatch]) -> CommonTlsContext {
+    let typed = |name: &StringMatch| {
+        let uri = matches!(name, StringMatch::Exact { value, .. } | StringMatch::Prefix { value, .. } if value.contains("://"));
+        let san_type = if uri || workload_identity { SanType::Uri } else { SanType::Dns };
+        SubjectAltNameMatcher { san_type: san_type.into(), matcher: Some(value::encode_string(name)) }
+    };
+    let validation = CertificateValidationContext {
+        system_root_certs: (!workload_identity).then_some(SystemRootCerts {}),
+        match_typed_subject_alt_names: names.iter().map(typed).collect(),
+        ..CertificateValidationContext::default()
+    };
+    let validation_context_type = match workload_identity {
+        true => ValidationContextType::CombinedValidationContext(CombinedCertificateValidationContext {
+            default_validation_context: Some(validation),
+            validation_context_sds_secret_config: Some(secret(ROOTS)),
+        }),
+        false => ValidationContextType::ValidationContext(validation),
+    };
+    CommonTlsContext {
+        tls_certificate_sds_secret_configs: workload_identity.then(|| secret(OWN)).into_iter().collect(),
+        validation_context_type: Some(validation_context_type),
+        ..CommonTlsContext::default()
+    }
+}
+
+fn secret(name: &str) -> SdsSecretConfig {
+    SdsSecretConfig { name: name.to_owned(), sds_config: Some(value::over_ads()) }
+}
