@@ -3,11 +3,24 @@
 //! The machines in `ads/` speak these plain types, so that a conversation can be written down as text and a stream of
 //! either protocol variant can carry it; only the drivers turn them into protobuf messages.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use bytes::Bytes;
 use mesh_core::config::Name;
 use xxhash_rust::xxh64::{Xxh64, xxh64};
+
+use crate::proto::Any;
+
+pub mod back_off;
+#[cfg(test)]
+mod pair;
+#[cfg(test)]
+mod script;
+pub mod server;
+pub mod sotw;
 
 /// A resource type this crate speaks, in the order in which a server sends them (XD12: make before break).
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -116,5 +129,144 @@ impl ResourceSet {
             hash.update(resource.version.as_bytes());
         }
         format!("{:016x}", hash.digest())
+    }
+}
+
+/// Which resources of a type a client wants.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Subscription {
+    /// Whatever the server has for it.
+    All,
+    /// These.
+    Names(BTreeSet<Name>),
+}
+
+impl Subscription {
+    /// Is this resource wanted?
+    pub fn wants(&self, name: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Names(names) => names.contains(name),
+        }
+    }
+
+    fn is_nothing(&self) -> bool {
+        matches!(self, Self::Names(names) if names.is_empty())
+    }
+}
+
+/// What a client sends. Source: Envoy `DiscoveryRequest`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Request {
+    /// It is the first on its stream and carries the node (XD1).
+    pub first: bool,
+    /// The type.
+    pub kind: TypeUrl,
+    /// The last version accepted, empty before the first.
+    pub version: String,
+    /// Of the response answered, empty when none of this stream is.
+    pub nonce: String,
+    /// Every name wanted; empty or `*` for all.
+    pub names: Vec<Name>,
+    /// The response is refused, and why.
+    pub error: Option<String>,
+}
+
+/// What a server sends. Source: Envoy `DiscoveryResponse`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Response {
+    /// The type.
+    pub kind: TypeUrl,
+    /// Of all resources together.
+    pub version: String,
+    /// Names this response on its stream.
+    pub nonce: String,
+    /// The resources.
+    pub resources: Vec<Any>,
+}
+
+/// The name of an encoded resource, without decoding it: field 1 of every type spoken here, the last if repeated.
+///
+/// It lets a resource that cannot be decoded be named all the same, and one that has not changed be skipped.
+pub fn name_of(mut body: &[u8]) -> Option<&str> {
+    let mut name = None;
+    while !body.is_empty() {
+        let key = varint(&mut body)?;
+        let length = match key & 7 {
+            0 => {
+                varint(&mut body)?;
+                continue;
+            }
+            1 => 8,
+            2 => usize::try_from(varint(&mut body)?).ok()?,
+            5 => 4,
+            _ => return None,
+        };
+        let (field, rest) = body.split_at_checked(length)?;
+        if key == 0b1_010 {
+            name = Some(std::str::from_utf8(field).ok()?);
+        }
+        body = rest;
+    }
+    name.filter(|name| !name.is_empty())
+}
+
+fn varint(bytes: &mut &[u8]) -> Option<u64> {
+    let mut value = 0;
+    for shift in (0..64).step_by(7) {
+        let (&byte, rest) = bytes.split_first()?;
+        *bytes = rest;
+        value |= u64::from(byte & 0x7f) << shift;
+        if byte < 0x80 {
+            return Some(value);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+    use super::*;
+
+    #[test]
+    fn name_is_read_without_decoding() {
+        let cases: [(&[u8], Option<&str>); 8] = [
+            (b"\x0a\x01a", Some("a")),
+            (b"\x12\x02xy\x0a\x01a\x18\x96\x01", Some("a")),
+            (b"\x0a\x01a\x0a\x01b", Some("b")),
+            (b"\x15abcd\x11abcdefgh\x0a\x01a", Some("a")),
+            (b"\x0a\x00", None),
+            (b"", None),
+            (b"\x0a\x05a", None),
+            (b"\x0a\x01\xff", None),
+        ];
+        for (body, name) in cases {
+            assert_eq!(name_of(body), name, "{body:?}");
+        }
+        assert_eq!(name_of(&[0x0a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]), None);
+    }
+
+    /// XD17: v2 type URLs are not known.
+    #[test]
+    fn only_v3_types_are_known() {
+        for kind in TypeUrl::ALL {
+            assert_eq!(TypeUrl::parse(kind.as_str()), Some(kind));
+        }
+        assert_eq!(TypeUrl::parse("type.googleapis.com/envoy.api.v2.Cluster"), None);
+    }
+
+    #[test]
+    fn version_follows_from_content() {
+        let mut set = ResourceSet::default();
+        let empty = set.version(TypeUrl::Cluster);
+        set.insert(TypeUrl::Cluster, "a", "1");
+        let one = set.version(TypeUrl::Cluster);
+        set.insert(TypeUrl::Cluster, "a", "2");
+        assert_ne!(set.version(TypeUrl::Cluster), one);
+        set.insert(TypeUrl::Cluster, "a", "1");
+        assert_eq!(set.version(TypeUrl::Cluster), one);
+        assert_eq!(set.version(TypeUrl::Listener), empty);
     }
 }

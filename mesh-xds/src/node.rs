@@ -3,8 +3,11 @@
 use std::collections::BTreeMap;
 
 use mesh_core::config::{Labels, Locality, Name, Workload};
+use prost_types::{ListValue, Struct, Value as ProtoValue, value::Kind};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+
+use crate::proto::envoy::config::core::v3;
 
 /// A node as the bootstrap states it and the first request of a stream carries it (XD20).
 ///
@@ -53,6 +56,38 @@ impl Node {
         format!("spiffe://{}/ns/{}/sa/{}", self.trust_domain(), self.namespace(), self.service_account())
     }
 
+    pub(crate) fn to_proto(&self) -> v3::Node {
+        v3::Node {
+            id: self.id.clone(),
+            cluster: self.cluster.clone(),
+            metadata: Some(to_struct(&self.metadata)),
+            locality: Some(v3::Locality {
+                region: self.locality.region.to_string(),
+                zone: self.locality.zone.to_string(),
+                sub_zone: self.locality.sub_zone.to_string(),
+            }),
+            user_agent_name: env!("CARGO_PKG_NAME").to_owned(),
+            user_agent_version_type: Some(v3::node::UserAgentVersionType::UserAgentVersion(
+                env!("CARGO_PKG_VERSION").to_owned(),
+            )),
+            ..v3::Node::default()
+        }
+    }
+
+    pub(crate) fn of_proto(node: v3::Node) -> Self {
+        let locality = node.locality.unwrap_or_default();
+        Self {
+            id: node.id,
+            cluster: node.cluster,
+            locality: Locality {
+                region: locality.region.into(),
+                zone: locality.zone.into(),
+                sub_zone: locality.sub_zone.into(),
+            },
+            metadata: of_struct(node.metadata.unwrap_or_default()),
+        }
+    }
+
     /// Metadata `LABELS`.
     pub fn labels(&self) -> Labels {
         let Some(Value::Object(labels)) = self.metadata.get("LABELS") else { return BTreeMap::new() };
@@ -80,6 +115,38 @@ impl Node {
             version: or(label(&["version"]), &Name::default()),
             name,
         }
+    }
+}
+
+fn to_struct(map: &Map<String, Value>) -> Struct {
+    Struct { fields: map.iter().map(|(key, value)| (key.clone(), to_value(value))).collect() }
+}
+
+fn to_value(value: &Value) -> ProtoValue {
+    let kind = match value {
+        Value::Null => Kind::NullValue(0),
+        Value::Bool(value) => Kind::BoolValue(*value),
+        Value::Number(value) => Kind::NumberValue(value.as_f64().unwrap_or_default()),
+        Value::String(value) => Kind::StringValue(value.clone()),
+        Value::Array(values) => Kind::ListValue(ListValue { values: values.iter().map(to_value).collect() }),
+        Value::Object(map) => Kind::StructValue(to_struct(map)),
+    };
+    ProtoValue { kind: Some(kind) }
+}
+
+fn of_struct(from: Struct) -> Map<String, Value> {
+    from.fields.into_iter().map(|(key, value)| (key, of_value(value))).collect()
+}
+
+/// Recursion is bounded by the decoder's limit of 100 levels.
+fn of_value(value: ProtoValue) -> Value {
+    match value.kind {
+        None | Some(Kind::NullValue(_)) => Value::Null,
+        Some(Kind::BoolValue(value)) => value.into(),
+        Some(Kind::NumberValue(value)) => value.into(),
+        Some(Kind::StringValue(value)) => value.into(),
+        Some(Kind::ListValue(list)) => list.values.into_iter().map(of_value).collect(),
+        Some(Kind::StructValue(map)) => of_struct(map).into(),
     }
 }
 
@@ -134,5 +201,15 @@ mod tests {
         assert_eq!((&*labelled.name, &*labelled.canonical_name), ("reviews-v2", "rev"));
         assert_eq!((&*labelled.canonical_revision, &*labelled.app, &*labelled.version), ("v2", "reviews", "v2"));
         assert_eq!(&*labelled.cluster, "c1");
+    }
+
+    /// XD20: what the bootstrap says of the node reaches the server.
+    #[test]
+    fn node_survives_the_wire() {
+        let node = node(json!({
+            "id": "i", "cluster": "c", "locality": {"region": "r", "zone": "z", "sub_zone": "s"},
+            "metadata": {"LABELS": {"app": "a"}, "N": 1.5, "B": true, "L": ["x", null], "PROXY_CONFIG": {}},
+        }));
+        assert_eq!(Node::of_proto(node.to_proto()), node);
     }
 }

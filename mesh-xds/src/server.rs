@@ -1,20 +1,29 @@
 //! Driver: the ADS service of tonic over a [`Source`] of resources, one server machine a stream.
+//!
+//! The source gives each stream a channel of resource sets and hears what became of them. A stream reads requests at any
+//! time and makes a response only when the transport has room for it, so a slow client costs one set, not a backlog.
 
 use std::{
-    convert::Infallible,
-    future::{Ready, ready},
+    fmt,
     net::SocketAddr,
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
 };
 
 use rustls_pki_types::CertificateDer;
-use tokio::sync::watch;
-use tonic::{Status, body::Body, codegen::Service, server::NamedService};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::{Empty, Stream, wrappers::ReceiverStream};
+use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
-    ads::{ResourceSet, TypeUrl},
+    ads::{
+        self, ResourceSet, TypeUrl,
+        server::{Outcome, Sotw},
+    },
     node::Node,
+    proto::{self, AggregatedDiscoveryService, AggregatedDiscoveryServiceServer},
+    task::Task,
 };
 
 /// Names one stream for as long as it lasts; given by the [`Source`].
@@ -34,8 +43,8 @@ pub struct Credentials {
 #[derive(Clone, Eq, PartialEq)]
 pub struct Token(pub String);
 
-impl std::fmt::Debug for Token {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Token(..)")
     }
 }
@@ -78,35 +87,153 @@ pub trait Source: Send + Sync + 'static {
 
 /// The ADS service, to be added to a tonic server.
 pub fn ads_service<S: Source>(source: Arc<S>) -> AdsServer<S> {
-    AdsServer { source }
+    AggregatedDiscoveryServiceServer::new(Ads { source }).max_decoding_message_size(MAX_REQUEST)
 }
 
 /// See [`ads_service`].
+pub type AdsServer<S> = AggregatedDiscoveryServiceServer<Ads<S>>;
+
+/// A request lists every name a client wants, so that a large mesh exceeds gRPC's own default of 4 MiB.
+const MAX_REQUEST: usize = 64 << 20;
+
+/// The ADS service over a [`Source`]; made by [`ads_service`].
 #[derive(Debug)]
-pub struct AdsServer<S> {
+pub struct Ads<S> {
     source: Arc<S>,
 }
 
-impl<S> Clone for AdsServer<S> {
-    fn clone(&self) -> Self {
-        Self { source: self.source.clone() }
+type Outgoing = Result<proto::DiscoveryResponse, Status>;
+
+#[tonic::async_trait]
+impl<S: Source> AggregatedDiscoveryService for Ads<S> {
+    type StreamAggregatedResourcesStream = Responses;
+    type DeltaAggregatedResourcesStream = Empty<Result<proto::DeltaDiscoveryResponse, Status>>;
+
+    async fn stream_aggregated_resources(
+        &self,
+        request: Request<Streaming<proto::DiscoveryRequest>>,
+    ) -> Result<Response<Responses>, Status> {
+        let credentials = credentials(&request);
+        let peer = Peer { address: request.remote_addr(), identity: self.source.verify(&credentials)? };
+        let (outgoing, responses) = mpsc::channel(1);
+        let source = self.source.clone();
+        let task = Task::spawn(async move {
+            if let Err(status) = serve(source, peer, request.into_inner(), &outgoing).await {
+                // The stream may be gone already; then nobody is left to tell.
+                let _ = outgoing.send(Err(status)).await;
+            }
+        });
+        Ok(Response::new(Responses { inner: ReceiverStream::new(responses), _task: task }))
+    }
+
+    async fn delta_aggregated_resources(
+        &self,
+        _: Request<Streaming<proto::DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        Err(Status::unimplemented("only the state-of-the-world stream is served"))
     }
 }
 
-impl<S> NamedService for AdsServer<S> {
-    const NAME: &'static str = "envoy.service.discovery.v3.AggregatedDiscoveryService";
+/// The responses of one stream; the stream's task ends with it.
+#[derive(Debug)]
+pub struct Responses {
+    inner: ReceiverStream<Outgoing>,
+    _task: Task,
 }
 
-impl<S: Source> Service<http::Request<Body>> for AdsServer<S> {
-    type Response = http::Response<Body>;
-    type Error = Infallible;
-    type Future = Ready<Result<Self::Response, Infallible>>;
+impl Stream for Responses {
+    type Item = Outgoing;
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Outgoing>> {
+        Pin::new(&mut self.inner).poll_next(cx)
     }
+}
 
-    fn call(&mut self, _: http::Request<Body>) -> Self::Future {
-        ready(Ok(Status::unimplemented("ADS").into_http()))
+/// A connection the source knows of; leaving it is told however the stream ends.
+struct Connection<S: Source> {
+    source: Arc<S>,
+    id: ConnectionId,
+}
+
+impl<S: Source> Drop for Connection<S> {
+    fn drop(&mut self) {
+        self.source.disconnect(self.id);
+    }
+}
+
+async fn serve<S: Source>(
+    source: Arc<S>,
+    peer: Peer,
+    mut incoming: Streaming<proto::DiscoveryRequest>,
+    outgoing: &mpsc::Sender<Outgoing>,
+) -> Result<(), Status> {
+    let Some(mut first) = incoming.message().await? else { return Ok(()) };
+    let node = match first.node.take() {
+        Some(node) if !node.id.is_empty() => Node::of_proto(node),
+        _ => return Err(Status::invalid_argument("missing node information: the first request must carry node.id")),
+    };
+    let (id, mut views) = source.connect(&peer, &node)?;
+    let connection = Connection { source, id };
+    let mut machine = Sotw::new(views.borrow_and_update().clone());
+    receive(&mut machine, &connection, first);
+    loop {
+        tokio::select! {
+            message = incoming.message() => match message? {
+                Some(request) => receive(&mut machine, &connection, request),
+                None => return Ok(()),
+            },
+            changed = views.changed() => match changed {
+                Ok(()) => machine.handle_resources(views.borrow_and_update().clone()),
+                // The source is closing down: the stream ends cleanly, and the client will come back.
+                Err(_) => return Ok(()),
+            },
+            room = outgoing.reserve(), if machine.is_due() => {
+                let Ok(room) = room else { return Ok(()) };
+                if let Some(response) = machine.poll_response() {
+                    connection.source.sent(connection.id, response.kind, &response.version);
+                    room.send(Ok(encode(response)));
+                }
+            }
+        }
+    }
+}
+
+fn receive<S: Source>(machine: &mut Sotw, connection: &Connection<S>, request: proto::DiscoveryRequest) {
+    // A type that is not served is asked for in vain; a client's timer tells it so.
+    let Some(kind) = TypeUrl::parse(&request.type_url) else { return };
+    machine.handle_request(&ads::Request {
+        first: false,
+        kind,
+        version: request.version_info,
+        nonce: request.response_nonce,
+        names: request.resource_names.into_iter().map(Into::into).collect(),
+        error: request.error_detail.map(|status| status.message),
+    });
+    while let Some(outcome) = machine.poll_outcome() {
+        match outcome {
+            Outcome::Acked(kind, version) => connection.source.acked(connection.id, kind, &version),
+            Outcome::Nacked(kind, version, why) => connection.source.nacked(connection.id, kind, &version, &why),
+        }
+    }
+}
+
+fn encode(response: ads::Response) -> proto::DiscoveryResponse {
+    proto::DiscoveryResponse {
+        version_info: response.version,
+        resources: response.resources,
+        type_url: response.kind.as_str().to_owned(),
+        nonce: response.nonce,
+        ..proto::DiscoveryResponse::default()
+    }
+}
+
+fn credentials<T>(request: &Request<T>) -> Credentials {
+    let header = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
+    // The scheme's case does not count (RFC 9110, 11.1).
+    let bearer =
+        header.and_then(|value| value.split_once(' ')).filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+    Credentials {
+        certificates: request.peer_certs().unwrap_or_default(),
+        bearer: bearer.map(|(_, token)| Token(token.trim().to_owned())),
     }
 }

@@ -1,0 +1,172 @@
+//! Machine: the server's side of a state-of-the-world ADS stream.
+//!
+//! Per type it holds what the client wants and which version of each resource it was sent; the next response is made only
+//! when it can be sent, from the resources of that moment, so a slow client gets the latest state and no backlog. CDS and
+//! LDS responses list everything, EDS and RDS only what is new to the client.
+//!
+//! Sources: the xDS protocol text; the rules istiod keeps (nonces, order, partial EDS and RDS).
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+};
+
+use mesh_core::config::Name;
+
+use super::{Request, Resource, ResourceSet, Response, Subscription, TypeUrl};
+use crate::proto::Any;
+
+/// The server's side of one stream.
+#[derive(Debug)]
+pub struct Sotw {
+    resources: Arc<ResourceSet>,
+    types: BTreeMap<TypeUrl, Watch>,
+    nonce: u64,
+    outcomes: VecDeque<Outcome>,
+}
+
+/// What the client made of a response.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// It uses this version.
+    Acked(TypeUrl, String),
+    /// It refused this version, or parts of it, with this message.
+    Nacked(TypeUrl, String, String),
+}
+
+#[derive(Debug)]
+struct Watch {
+    wanted: Subscription,
+    /// The client has named something on this stream, so that an empty list means nothing instead of everything (XD6).
+    named: bool,
+    /// Of the last response; empty before the first.
+    nonce: String,
+    version: String,
+    /// The client has said what it makes of the last response.
+    answered: bool,
+    /// The version of each resource the client has.
+    sent: BTreeMap<Name, Name>,
+    /// An answer is owed even if nothing has changed.
+    owed: bool,
+    /// The resources may have changed since the last look.
+    stale: bool,
+}
+
+impl Sotw {
+    /// A stream on which nothing was said yet.
+    pub fn new(resources: Arc<ResourceSet>) -> Self {
+        Self { resources, types: BTreeMap::new(), nonce: 0, outcomes: VecDeque::new() }
+    }
+
+    /// Takes a request in.
+    pub fn handle_request(&mut self, request: &Request) {
+        let kind = request.kind;
+        let watch = self.types.entry(kind).or_insert_with(Watch::new);
+        if request.nonce.is_empty() {
+            // The first word on this type, or a client that starts over: it may have nothing, so it gets everything.
+            watch.sent.clear();
+            watch.owed = true;
+        } else if request.nonce != watch.nonce {
+            // It crossed a later response; the answer to that one will say the same or better (XD3).
+            return;
+        } else {
+            let version = watch.version.clone();
+            // Said once a response; what follows on the same nonce only changes the subscription.
+            match &request.error {
+                _ if watch.answered => {}
+                Some(message) => self.outcomes.push_back(Outcome::Nacked(kind, version, message.clone())),
+                None => self.outcomes.push_back(Outcome::Acked(kind, version)),
+            }
+            watch.answered = true;
+        }
+        watch.subscribe(kind, &request.names);
+    }
+
+    /// Replaces the resources.
+    pub fn handle_resources(&mut self, resources: Arc<ResourceSet>) {
+        self.resources = resources;
+        for watch in self.types.values_mut() {
+            watch.stale = true;
+        }
+    }
+
+    /// May `poll_response` have something to say?
+    pub fn is_due(&self) -> bool {
+        self.types.values().any(|watch| watch.owed || watch.stale)
+    }
+
+    /// The next response, when one is due, in the order CDS, EDS, LDS, RDS (XD12). To be called only when it can be sent.
+    pub fn poll_response(&mut self) -> Option<Response> {
+        for (&kind, watch) in &mut self.types {
+            if let Some(resources) = watch.take_due(kind, &self.resources) {
+                self.nonce += 1;
+                watch.nonce = self.nonce.to_string();
+                watch.version = self.resources.version(kind);
+                watch.answered = false;
+                return Some(Response { kind, version: watch.version.clone(), nonce: watch.nonce.clone(), resources });
+            }
+        }
+        None
+    }
+
+    /// The next thing the client made of a response.
+    pub fn poll_outcome(&mut self) -> Option<Outcome> {
+        self.outcomes.pop_front()
+    }
+}
+
+impl Watch {
+    fn new() -> Self {
+        Self {
+            wanted: Subscription::Names(BTreeSet::new()),
+            named: false,
+            nonce: String::new(),
+            version: String::new(),
+            answered: false,
+            sent: BTreeMap::new(),
+            owed: false,
+            stale: false,
+        }
+    }
+
+    fn subscribe(&mut self, kind: TypeUrl, names: &[Name]) {
+        self.named |= !names.is_empty();
+        let wanted = if names.iter().any(|name| &**name == "*") || (kind.is_full_state() && !self.named) {
+            Subscription::All
+        } else {
+            Subscription::Names(names.iter().cloned().collect())
+        };
+        if self.wanted == wanted {
+            return;
+        }
+        // What is newly wanted is sent even if the client had it before on this stream.
+        let before = std::mem::replace(&mut self.wanted, wanted);
+        let is_new = |name: &Name| self.wanted.wants(name) && !before.wants(name);
+        self.owed |= kind.is_full_state() && (self.wanted == Subscription::All || names.iter().any(is_new));
+        self.stale = true;
+        self.sent.retain(|name, _| self.wanted.wants(name));
+    }
+
+    /// The resources to send now; `None` when nothing is due.
+    fn take_due(&mut self, kind: TypeUrl, all: &ResourceSet) -> Option<Vec<Any>> {
+        if !self.owed && !self.stale {
+            return None;
+        }
+        self.stale = false;
+        let owed = std::mem::take(&mut self.owed) && !self.wanted.is_nothing();
+        let wanted: BTreeMap<&Name, &Resource> = all.iter(kind).filter(|(name, _)| self.wanted.wants(name)).collect();
+        let changed = |(name, resource): &(&&Name, &&Resource)| self.sent.get(**name) != Some(&resource.version);
+        let body = |resource: &Resource| Any { type_url: kind.as_str().to_owned(), value: resource.body.clone() };
+        let bodies: Vec<Any> = if kind.is_full_state() {
+            let same = wanted.len() == self.sent.len() && !wanted.iter().any(|entry| changed(&entry));
+            if same && !owed {
+                return None;
+            }
+            wanted.values().map(|resource| body(resource)).collect()
+        } else {
+            wanted.iter().filter(changed).map(|(_, resource)| body(resource)).collect()
+        };
+        self.sent = wanted.into_iter().map(|(name, resource)| (name.clone(), resource.version.clone())).collect();
+        (kind.is_full_state() || !bodies.is_empty()).then_some(bodies)
+    }
+}

@@ -1,0 +1,103 @@
+//! How the drivers reach a server of the bootstrap: plaintext or TLS, keepalive, the bearer token.
+//!
+//! Files are read at each connect, since all of them are rotated. Errors are text: a status code of the control plane is
+//! never passed on as one (gRFC A54, XD11).
+
+use std::{error::Error, path::Path, time::Duration};
+
+use tonic::{
+    Status,
+    metadata::MetadataMap,
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
+};
+
+use crate::{
+    bootstrap::{Server, Tls},
+    node::Node,
+};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A dead server is noticed within 40 s; the values are ztunnel's.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A full push of a large mesh does not wait for window updates.
+const WINDOW: u32 = 1 << 20;
+
+/// Opens a connection.
+pub(crate) async fn connect(server: &Server) -> Result<Channel, String> {
+    let scheme = if server.tls.is_some() { "https" } else { "http" };
+    let mut endpoint = Endpoint::from_shared(format!("{scheme}://{}", server.address))
+        .and_then(|endpoint| endpoint.user_agent(concat!("mesh-xds/", env!("CARGO_PKG_VERSION"))))
+        .map_err(|error| format!("{}: {}", server.address, chain(&error)))?
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW);
+    if let Some(tls) = &server.tls {
+        let config = tls_config(tls).await?;
+        endpoint = endpoint.tls_config(config).map_err(|error| format!("{}: {}", server.address, chain(&error)))?;
+    }
+    endpoint.connect().await.map_err(|error| format!("{}: {}", server.address, chain(&error)))
+}
+
+/// The headers of a call: the token, if the bootstrap names one, and the cluster as Istio wants it.
+pub(crate) async fn headers(server: &Server, node: &Node) -> Result<MetadataMap, String> {
+    let mut headers = MetadataMap::new();
+    // A token never travels in the clear (gRFC A97), whatever made this value.
+    let (Some(file), true) = (&server.token_file, server.tls.is_some()) else { return Ok(headers) };
+    let token = read(file).await?;
+    let token = String::from_utf8_lossy(&token);
+    let bad = |_| format!("token file {} does not hold a token", file.display());
+    let mut value: tonic::metadata::AsciiMetadataValue = format!("Bearer {}", token.trim()).parse().map_err(bad)?;
+    value.set_sensitive(true);
+    headers.insert("authorization", value);
+    if let Some(Ok(cluster)) = node.meta("CLUSTER_ID").map(str::parse) {
+        headers.insert("clusterid", cluster);
+    }
+    Ok(headers)
+}
+
+/// A status as a sentence.
+pub(crate) fn describe(status: &Status) -> String {
+    let mut text = format!("{:?}: {}", status.code(), status.message());
+    if let Some(source) = status.source() {
+        text.push_str(": ");
+        text.push_str(&chain(source));
+    }
+    text
+}
+
+async fn tls_config(tls: &Tls) -> Result<ClientTlsConfig, String> {
+    let mut config = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(&tls.ca_file).await?));
+    if let Some(name) = &tls.server_name {
+        config = config.domain_name(name);
+    }
+    if let Some((certificate, key)) = &tls.client_files {
+        config = config.identity(Identity::from_pem(read(certificate).await?, read(key).await?));
+    }
+    Ok(config)
+}
+
+async fn read(path: &Path) -> Result<Vec<u8>, String> {
+    tokio::fs::read(path).await.map_err(|error| format!("{} cannot be read: {error}", path.display()))
+}
+
+/// An error with its causes, which alone tell a refused connection from a bad certificate.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        next = cause.source();
+    }
+    text
+}
