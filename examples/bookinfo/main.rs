@@ -1,22 +1,80 @@
-//! Bookinfo: four small services that put a page together, each its own process.
+//! Bookinfo on the mesh: one command starts a control plane, an ingress gateway and six workloads, each its own process.
+//!
+//! Without a subcommand this is the supervisor, which starts itself again once for each part: `control-plane`, `gateway`,
+//! and one of the four services. The services are plain axum (`services.rs` and what it names); the mesh is in `workload.rs`.
 
+mod control_plane;
+mod layout;
 #[path = "services.rs"]
 mod services;
+mod supervisor;
+mod workload;
 
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use axum::BoxError;
-use axum::body::Body;
-use hyper_util::client::legacy::Client;
-use hyper_util::rt::TokioExecutor;
-use tokio::net::TcpListener;
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
 
-use services::client::HttpClient;
-use services::{details, productpage, ratings, reviews};
+use workload::Service;
+
+/// Istio's Bookinfo on the mesh, on this machine, each part its own process.
+#[derive(Debug, Parser)]
+#[command(name = "bookinfo")]
+struct Cli {
+    #[command(flatten)]
+    options: supervisor::Options,
+    #[command(subcommand)]
+    part: Option<Part>,
+}
+
+/// One process of the whole; the supervisor starts them, but each can be started by hand as well.
+#[derive(Debug, Subcommand)]
+enum Part {
+    /// The control plane of a running Bookinfo.
+    #[command(hide = true)]
+    ControlPlane {
+        /// The directory of this run.
+        dir: PathBuf,
+    },
+    /// The ingress gateway: what arrives here enters the mesh by the routes of the `Gateway` server at this port.
+    #[command(hide = true)]
+    Gateway {
+        /// Where to listen.
+        addr: SocketAddr,
+        /// The port that the `Gateway` resource names.
+        port: u16,
+    },
+    /// The page.
+    #[command(hide = true)]
+    Productpage(Listen),
+    /// What is printed in the book.
+    #[command(hide = true)]
+    Details(Listen),
+    /// What readers wrote.
+    #[command(hide = true)]
+    Reviews(Listen),
+    /// How many stars they gave.
+    #[command(hide = true)]
+    Ratings(Listen),
+}
+
+/// Where a service listens.
+#[derive(Debug, clap::Args)]
+struct Listen {
+    /// An address and port.
+    #[arg(default_value = "127.0.0.1:9080")]
+    addr: SocketAddr,
+}
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match run().await {
+    let cli = Cli::parse();
+    let quiet = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(quiet).with_writer(std::io::stderr).init();
+    match run(cli).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
@@ -25,22 +83,17 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run() -> Result<(), BoxError> {
-    let mut arguments = std::env::args().skip(1);
-    let service = arguments.next().unwrap_or_default();
-    let address = arguments.next().unwrap_or_else(|| "127.0.0.1:9080".to_owned());
-    let client = HttpClient::new(Client::builder(TokioExecutor::new()).build_http::<Body>());
-    let router = match service.as_str() {
-        "productpage" => productpage::router(productpage::Settings::from_env(&process_env)?, client),
-        "details" => details::router(details::Settings::from_env(&process_env), client),
-        "reviews" => reviews::router(reviews::Settings::from_env(&process_env), client),
-        "ratings" => ratings::router(ratings::Behaviour::from_env(&process_env), rand::random),
-        _ => return Err("name a service: productpage, details, reviews or ratings".into()),
+async fn run(cli: Cli) -> Result<(), BoxError> {
+    let Some(part) = cli.part else {
+        return supervisor::run(cli.options).await;
     };
-    Ok(axum::serve(TcpListener::bind(address).await?, router).await?)
-}
-
-/// One variable of this process's environment; an empty one is none.
-fn process_env(name: &str) -> Option<String> {
-    std::env::var(name).ok().filter(|value| !value.is_empty())
+    supervisor::end_with_the_supervisor();
+    match part {
+        Part::ControlPlane { dir } => control_plane::run(&dir).await,
+        Part::Gateway { addr, port } => workload::gateway(addr, port).await,
+        Part::Productpage(listen) => workload::serve(Service::Productpage, listen.addr).await,
+        Part::Details(listen) => workload::serve(Service::Details, listen.addr).await,
+        Part::Reviews(listen) => workload::serve(Service::Reviews, listen.addr).await,
+        Part::Ratings(listen) => workload::serve(Service::Ratings, listen.addr).await,
+    }
 }
