@@ -5,7 +5,9 @@
 //! change waits [`DEBOUNCE`] for others to join it, so that a rollout of many files or workloads is one push.
 //!
 //! A workload whose stream ended is still an endpoint for the registry's grace, since only the control connection may have
-//! broken. While it lasts its port is tried: refused means that nobody runs there, and the endpoint goes at once.
+//! broken. Meanwhile its port is tried: refused means that nobody runs there, and the endpoint goes at once; answered means
+//! that it runs on and will be back, and the grace begins anew. So neither a restart of the control plane nor a client's
+//! long back-off empties a cluster, and a process that died is not called again.
 //!
 //! Source: istiod `pilot/pkg/xds` (authorisation of the node, debounce, proxy status).
 
@@ -64,6 +66,8 @@ struct Connection {
     node: NodeInfo,
     version: String,
     since: u64,
+    /// The version of the world that `view` was made from.
+    made: u64,
     view: watch::Sender<Arc<ResourceSet>>,
     types: BTreeMap<TypeUrl, Progress>,
 }
@@ -143,21 +147,30 @@ impl Push {
 
     /// Makes every view again; streams whose view is the same hear nothing.
     fn refresh(&self) {
-        let world = self.state.world();
+        let (version, world) = self.state.world();
         let nodes: Vec<(ConnectionId, NodeInfo)> =
             self.lock().iter().flatten().map(|(id, connection)| (*id, connection.node.clone())).collect();
         for (id, node) in nodes {
-            let view = view(&world, &node);
-            let connections = self.lock();
-            let Some(connection) = connections.as_ref().and_then(|connections| connections.get(&id)) else { continue };
-            connection.view.send_if_modified(|current| {
-                let differs = **current != view;
-                if differs {
-                    *current = Arc::new(view);
-                }
-                differs
-            });
+            self.show(id, version, &world, &node);
         }
+    }
+
+    /// Makes the view of one connection, unless it has ended meanwhile or has a view of a newer world.
+    fn show(&self, id: ConnectionId, version: u64, world: &World, node: &NodeInfo) {
+        let view = view(world, node);
+        let mut connections = self.lock();
+        let Some(connection) = connections.as_mut().and_then(|connections| connections.get_mut(&id)) else { return };
+        if connection.made > version {
+            return;
+        }
+        connection.made = version;
+        connection.view.send_if_modified(|current| {
+            let differs = **current != view;
+            if differs {
+                *current = Arc::new(view);
+            }
+            differs
+        });
     }
 
     async fn look_after_the_lost(&self) {
@@ -165,18 +178,15 @@ impl Push {
         let mut any = false;
         for workload in lost {
             any = true;
-            if nobody_listens(&workload).await && !self.is_connected(&workload.namespace, &workload.name) {
-                self.state.disconnected(&workload.namespace, &workload.name, true);
+            match probe(&workload).await {
+                Probe::Answered => self.state.still_lost(&workload, false),
+                Probe::Refused => self.state.still_lost(&workload, true),
+                Probe::Nothing => {}
             }
         }
         if any {
             self.state.expire();
         }
-    }
-
-    fn is_connected(&self, namespace: &str, name: &str) -> bool {
-        let is = |node: &NodeInfo| node.namespace == namespace && node.name == name;
-        self.lock().iter().flatten().any(|(_, connection)| is(&connection.node))
     }
 
     fn with(&self, id: ConnectionId, kind: TypeUrl, change: impl FnOnce(&mut Progress)) {
@@ -211,25 +221,27 @@ impl Source for Push {
         })?;
         let info = node_info(&workload);
         let id = ConnectionId(self.next.fetch_add(1, Ordering::Relaxed));
-        // Registered first, so that its own first view holds it.
-        self.state.connected(workload);
-        let (sender, receiver) = watch::channel(Arc::new(view(&self.state.world(), &info)));
+        let (sender, receiver) = watch::channel(Arc::default());
         let connection = Connection {
             version: node.meta("ISTIO_VERSION").unwrap_or_default().to_owned(),
             since: now(),
+            made: 0,
             view: sender,
             types: BTreeMap::new(),
-            node: info,
+            node: info.clone(),
         };
-        let mut connections = self.lock();
-        let Some(open) = connections.as_mut() else {
-            return Err(Status::unavailable("the control plane is stopping"));
-        };
-        tracing::info!(workload = connection.node.name, namespace = connection.node.namespace, "connected");
-        open.insert(id, connection);
-        drop(connections);
-        // Something may have changed between making the view and being there to be told.
-        self.state.tell(true);
+        tracing::info!(workload = info.name, namespace = info.namespace, "connected");
+        {
+            let mut connections = self.lock();
+            let Some(open) = connections.as_mut() else {
+                return Err(Status::unavailable("the control plane is stopping"));
+            };
+            open.insert(id, connection);
+            // Under the same lock, so that the end of an older stream of this workload comes before or after both.
+            self.state.connected(workload);
+        }
+        let (version, world) = self.state.world();
+        self.show(id, version, &world, &info);
         Ok((id, receiver))
     }
 
@@ -251,12 +263,14 @@ impl Source for Push {
     }
 
     fn disconnect(&self, id: ConnectionId) {
-        let removed = self.lock().as_mut().and_then(|connections| connections.remove(&id));
-        let Some(Connection { node, .. }) = removed else { return };
+        let mut connections = self.lock();
+        let Some(open) = connections.as_mut() else { return };
+        let Some(Connection { node, .. }) = open.remove(&id) else { return };
         tracing::info!(workload = node.name, namespace = node.namespace, "disconnected");
         // A workload that reconnects may be back before its old stream is found to be dead.
-        if !self.is_connected(&node.namespace, &node.name) {
-            self.state.disconnected(&node.namespace, &node.name, false);
+        let is_back = |other: &NodeInfo| other.namespace == node.namespace && other.name == node.name;
+        if !open.values().any(|connection| is_back(&connection.node)) {
+            self.state.disconnected(&node.namespace, &node.name);
         }
     }
 }
@@ -358,12 +372,22 @@ pub(crate) fn node_info(workload: &Registered) -> NodeInfo {
     }
 }
 
-/// Is the workload's first port refused? No answer at all proves nothing.
-async fn nobody_listens(workload: &Registered) -> bool {
-    let Some(port) = workload.ports.first() else { return false };
+/// What a workload's first port said to a connection.
+enum Probe {
+    /// Somebody listens.
+    Answered,
+    /// Nobody does.
+    Refused,
+    /// Not known: no port, no answer.
+    Nothing,
+}
+
+async fn probe(workload: &Registered) -> Probe {
+    let Some(port) = workload.ports.first() else { return Probe::Nothing };
     let address = SocketAddr::new(workload.address, port.number);
     match time::timeout(PROBE_TIMEOUT, TcpStream::connect(address)).await {
-        Ok(Err(error)) => error.kind() == ErrorKind::ConnectionRefused,
-        Ok(Ok(_)) | Err(_) => false,
+        Ok(Ok(_)) => Probe::Answered,
+        Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => Probe::Refused,
+        Ok(Err(_)) | Err(_) => Probe::Nothing,
     }
 }

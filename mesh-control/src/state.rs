@@ -71,10 +71,23 @@ impl State {
         self.tell(changed);
     }
 
-    /// A workload's stream ended; `gone` when it is known not to run any more.
-    pub(crate) fn disconnected(&self, namespace: &str, name: &str, gone: bool) {
-        let changed = self.lock().registry.disconnect(namespace, name, gone, now()).unwrap_or_else(not_written);
+    /// A workload's stream ended; whether it still runs is not known.
+    pub(crate) fn disconnected(&self, namespace: &str, name: &str) {
+        let changed = self.lock().registry.disconnect(namespace, name, false, now()).unwrap_or_else(not_written);
         self.tell(changed);
+    }
+
+    /// A lost workload was looked after: it is `gone`, or it runs and gets its grace anew. Nothing happens if it came back
+    /// in between.
+    pub(crate) fn still_lost(&self, workload: &Registered, gone: bool) {
+        let mut inner = self.lock();
+        let is_lost = inner.registry.workloads().iter().any(|known| **known == *workload);
+        if is_lost {
+            let Registered { namespace, name, .. } = workload;
+            let changed = inner.registry.disconnect(namespace, name, gone, now()).unwrap_or_else(not_written);
+            drop(inner);
+            self.tell(changed);
+        }
     }
 
     /// Removes workloads that did not come back in time.
@@ -87,10 +100,12 @@ impl State {
         self.lock().registry.workloads()
     }
 
-    /// Everything of this moment, indexed for compiling.
-    pub(crate) fn world(&self) -> World {
+    /// Everything of this moment, indexed for compiling, and how new it is at least, for comparing two of them.
+    pub(crate) fn world(&self) -> (u64, World) {
+        let version = *self.changes.borrow();
         let inner = self.lock();
-        World::new(inner.store.objects(), &inner.registry, self.mesh.clone())
+        let (objects, registry) = (inner.store.objects(), &inner.registry);
+        (version, World::new(objects, registry, self.mesh.clone()))
     }
 
     pub(crate) fn mesh(&self) -> &MeshSettings {
@@ -103,7 +118,7 @@ impl State {
     }
 
     /// Makes whoever listens to [`State::changes`] look again.
-    pub(crate) fn tell(&self, changed: bool) {
+    fn tell(&self, changed: bool) {
         if changed {
             self.changes.send_modify(|version| *version += 1);
         }

@@ -16,7 +16,7 @@ pub(super) fn explain(state: &State, push: &Push, request: &ExplainRequest) -> R
         Some(word) => find(state, push, word)?,
         None => NodeInfo { namespace: "default".to_owned(), name: "anybody".to_owned(), ..NodeInfo::default() },
     };
-    let config = compile(&state.world(), &node);
+    let config = compile(&state.world().1, &node);
     let snapshot = Snapshot::compile(&config, None)
         .map_err(|error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
     let port = if node.gateway { gateway_port(&parts.uri) } else { None };
