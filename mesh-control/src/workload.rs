@@ -32,7 +32,7 @@ pub struct WorkloadSpec {
     pub labels: Labels,
     /// Where it listens.
     pub ip: IpAddr,
-    /// The ports it listens on.
+    /// The ports it listens on; the first is also called `http`, for services that name their target port.
     pub ports: Vec<u16>,
     /// It is a gateway, which gets the routes of the `Gateway`s that select it.
     pub gateway: bool,
@@ -115,8 +115,10 @@ fn node(mesh: &MeshSettings, spec: &WorkloadSpec) -> Value {
     let workload = if spec.workload.is_empty() { name } else { &spec.workload };
     let app = spec.labels.get("app").unwrap_or(workload);
     let role = if spec.gateway { "router" } else { "sidecar" };
-    let ports: Vec<Value> =
-        spec.ports.iter().map(|port| json!({"name": "", "containerPort": port, "protocol": "TCP"})).collect();
+    // The first is what a Service's `targetPort: http` means.
+    let port_name = |index: usize, port: u16| if index == 0 { "http".to_owned() } else { format!("http-{port}") };
+    let port = |(index, port): (usize, &u16)| json!({"name": port_name(index, *port), "containerPort": port, "protocol": "TCP"});
+    let ports: Vec<Value> = spec.ports.iter().enumerate().map(port).collect();
     json!({
         "id": format!("{role}~{ip}~{name}.{namespace}~{namespace}.svc.{}", mesh.domain),
         "cluster": format!("{app}.{namespace}"),
