@@ -8,7 +8,37 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use crate::diagnostic::Diagnostic;
+use crate::diagnostic::{Diagnostic, Level, codes};
+
+mod deployment;
+mod destination_rule;
+mod gateway;
+mod parse;
+mod peer_authentication;
+mod read;
+mod refused;
+mod service;
+mod service_entry;
+mod virtual_service;
+mod workload_entry;
+mod yaml;
+
+pub use deployment::Deployment;
+pub use destination_rule::{
+    Balancing, ConnectionPool, DestinationRule, H2Upgrade, Settings, Subset, Tls, TlsKind, TrafficPolicy,
+};
+pub use gateway::{Gateway, Server};
+pub use parse::parse;
+pub use peer_authentication::PeerAuthentication;
+pub use service::{PortProtocol, Service, ServicePort, TargetPort};
+pub use service_entry::{Resolution, ServiceEntry};
+pub use virtual_service::{Destination, HttpAction, HttpMatch, HttpRoute, RedirectTo, VirtualService};
+pub use workload_entry::WorkloadEntry;
+pub use yaml::{At, Spot};
+
+pub(crate) use read::nearest;
+use read::{Fields, Reader};
+pub(crate) use workload_entry::locality;
 
 /// A kind of object this control plane takes.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
@@ -162,6 +192,8 @@ pub struct Object {
     /// First applied, in Unix milliseconds; kept over a re-apply, since the oldest of conflicting objects wins. 0 before
     /// the [`Store`](crate::store::Store) took it.
     pub created: u64,
+    /// What it says.
+    pub spec: Spec,
     /// What it says, as a tree, for `get -o yaml` and `-o json`.
     pub raw: Arc<serde_json::Value>,
     /// Where it was written.
@@ -175,6 +207,37 @@ impl PartialEq for Object {
     }
 }
 
+/// What an object says, by kind.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Spec {
+    /// A `Service`.
+    Service(Service),
+    /// A `ServiceAccount`; its name says all.
+    ServiceAccount,
+    /// A `Deployment`.
+    Deployment(Deployment),
+    /// A `ServiceEntry`.
+    ServiceEntry(ServiceEntry),
+    /// A `WorkloadEntry`.
+    WorkloadEntry(WorkloadEntry),
+    /// A `DestinationRule`.
+    DestinationRule(DestinationRule),
+    /// A `VirtualService`.
+    VirtualService(VirtualService),
+    /// A `Gateway`.
+    Gateway(Gateway),
+    /// A `PeerAuthentication`.
+    PeerAuthentication(PeerAuthentication),
+}
+
+impl Object {
+    /// A finding about this object, at a place in its document.
+    pub(crate) fn diagnostic(&self, code: &'static str, level: Level, at: Spot, message: &str) -> Diagnostic {
+        self.source.diagnostic(code, level, at, format!("{}: {message}", self.key))
+    }
+}
+
 /// What a file holds.
 #[derive(Clone, Debug, Default)]
 pub struct Parsed {
@@ -184,12 +247,13 @@ pub struct Parsed {
     pub diagnostics: Vec<Diagnostic>,
 }
 
-/// Reads a file of YAML documents.
-///
-/// # Errors
-///
-/// All that is wrong with it, warnings included, in the order of the file.
-pub fn parse(file: &str, text: &str) -> Result<Parsed, Vec<Diagnostic>> {
-    let _ = (file, text);
-    Ok(Parsed::default())
+/// Who may see an object: `.` its own namespace, `*` everyone (also when empty), `~` nobody, or namespaces.
+fn export_to(fields: &mut Fields<'_>, reader: &mut Reader<'_>) -> Vec<String> {
+    let names = fields.read("exportTo", |node, path| Some(reader.texts(node, path))).unwrap_or_default();
+    for (n, name) in names.iter().enumerate() {
+        if names.iter().take(n).any(|other| other == name) {
+            reader.report(codes::INVALID, Level::Error, name.at, format!("spec.exportTo names {:?} twice", name.value));
+        }
+    }
+    names.into_iter().map(|at| at.value).collect()
 }

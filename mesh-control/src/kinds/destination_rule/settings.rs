@@ -1,0 +1,229 @@
+//! The settings of a traffic policy, each `None` where the object is silent.
+
+use std::time::Duration;
+
+use mesh_core::config::{LeastRequest, LoadBalancer, OutlierDetection};
+
+use super::outlier;
+use crate::kinds::{
+    read::{Fields, Reader},
+    yaml::Node,
+};
+
+/// The settings of a policy; `None` says nothing.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Settings {
+    /// Which endpoint a request gets.
+    pub balancing: Option<Balancing>,
+    /// How many connections and requests.
+    pub pool: Option<ConnectionPool>,
+    /// When endpoints are left out, and below which percentage of healthy ones all are used all the same.
+    pub outlier: Option<(OutlierDetection, u32)>,
+    /// TLS towards the endpoints.
+    pub tls: Option<Tls>,
+}
+
+/// Source: Istio `LoadBalancerSettings`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Balancing {
+    /// Among the known endpoints.
+    Among(LoadBalancer),
+    /// The host the caller named, resolved as it is. `PASSTHROUGH`.
+    Passthrough,
+}
+
+/// Source: Istio `ConnectionPoolSettings`; `None` is no limit (2^32 - 1).
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ConnectionPool {
+    /// `tcp.maxConnections`.
+    pub max_connections: Option<u32>,
+    /// `tcp.connectTimeout`; `None` is the mesh's.
+    pub connect_timeout: Option<Duration>,
+    /// `http.http1MaxPendingRequests`.
+    pub max_pending_requests: Option<u32>,
+    /// `http.http2MaxRequests`.
+    pub max_requests: Option<u32>,
+    /// `http.maxRetries`.
+    pub max_retries: Option<u32>,
+    /// `http.h2UpgradePolicy`.
+    pub h2_upgrade: H2Upgrade,
+}
+
+/// Source: Istio `H2UpgradePolicy`.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum H2Upgrade {
+    /// As the port says.
+    #[default]
+    Default,
+    /// HTTP/1.1.
+    DoNotUpgrade,
+    /// HTTP/2.
+    Upgrade,
+}
+
+/// Source: Istio `ClientTLSSettings`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tls {
+    /// Which.
+    pub kind: TlsKind,
+    /// Server name sent; empty is the host.
+    pub sni: String,
+    /// Names the server's certificate must show one of.
+    pub subject_alt_names: Vec<String>,
+}
+
+/// Source: Istio `ClientTLSSettings.TLSmode`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum TlsKind {
+    /// Plaintext.
+    Disable,
+    /// TLS as on the web: the server shows a certificate the system trusts.
+    Simple,
+    /// Mutual TLS with the workload's certificate.
+    IstioMutual,
+}
+
+impl Settings {
+    pub(super) fn read(fields: &mut Fields<'_>, reader: &mut Reader<'_>) -> Self {
+        Self {
+            balancing: fields.read("loadBalancer", |node, path| balancing(node, path, reader)),
+            pool: fields.read("connectionPool", |node, path| pool(node, path, reader)),
+            outlier: fields.read("outlierDetection", |node, path| outlier(node, path, reader)),
+            tls: fields.read("tls", |node, path| tls(node, path, reader)),
+        }
+    }
+}
+
+fn balancing(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<Balancing> {
+    let mut fields = reader.fields(node, path)?;
+    #[derive(Clone, Copy)]
+    enum Word {
+        Least,
+        Turn,
+        Random,
+        Passthrough,
+    }
+    let mut simple = None;
+    if let Some((node, path)) = fields.take("simple") {
+        let words = [
+            ("LEAST_REQUEST", Word::Least),
+            ("ROUND_ROBIN", Word::Turn),
+            ("RANDOM", Word::Random),
+            ("PASSTHROUGH", Word::Passthrough),
+            ("UNSPECIFIED", Word::Least),
+            ("LEAST_CONN", Word::Least),
+        ];
+        simple = reader.word(node, &path, &words);
+        if matches!(&node.value, crate::kinds::yaml::Value::Text(text) if text == "LEAST_CONN") {
+            reader.deprecated(node.at, format!("{path}: LEAST_CONN is deprecated"), "write LEAST_REQUEST");
+        }
+    }
+    fields.refused(
+        reader,
+        &["consistentHash"],
+        "hashing by header, cookie or address is not supported yet; use simple: LEAST_REQUEST, ROUND_ROBIN or RANDOM",
+    );
+    fields.ignored(
+        reader,
+        &["localityLbSetting", "warmupDurationSecs", "warmup", "zoneAwareLbSetting"],
+        "endpoints are used regardless of where and since when they run",
+    );
+    fields.close(reader);
+    Some(match simple {
+        Some(Word::Turn) => Balancing::Among(LoadBalancer::RoundRobin),
+        Some(Word::Random) => Balancing::Among(LoadBalancer::Random),
+        Some(Word::Passthrough) => Balancing::Passthrough,
+        Some(Word::Least) | None => Balancing::Among(LoadBalancer::LeastRequest(LeastRequest::default())),
+    })
+}
+
+fn pool(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<ConnectionPool> {
+    let mut fields = reader.fields(node, path)?;
+    let mut pool = ConnectionPool::default();
+    // 0 is protobuf's absence, hence no limit, as in Istio.
+    let limit = |reader: &mut Reader<'_>, node: &Node, path: &str| reader.u32(node, path).filter(|n| *n > 0);
+    if let Some((node, path)) = fields.take("tcp") {
+        if let Some(mut tcp) = reader.fields(node, &path) {
+            pool.max_connections = tcp.read("maxConnections", |node, path| limit(reader, node, path));
+            pool.connect_timeout = tcp.read("connectTimeout", |node, path| reader.some_time(node, path));
+            tcp.ignored(
+                reader,
+                &["tcpKeepalive", "maxConnectionDuration", "idleTimeout"],
+                "connections are kept as long as they are of use",
+            );
+            tcp.close(reader);
+        }
+    }
+    if let Some((node, path)) = fields.take("http") {
+        if let Some(mut http) = reader.fields(node, &path) {
+            pool.max_pending_requests =
+                http.read("http1MaxPendingRequests", |node, path| limit(reader, node, path));
+            pool.max_requests = http.read("http2MaxRequests", |node, path| limit(reader, node, path));
+            pool.max_retries = http.read("maxRetries", |node, path| limit(reader, node, path));
+            let words = [
+                ("DEFAULT", H2Upgrade::Default),
+                ("DO_NOT_UPGRADE", H2Upgrade::DoNotUpgrade),
+                ("UPGRADE", H2Upgrade::Upgrade),
+            ];
+            pool.h2_upgrade =
+                http.read("h2UpgradePolicy", |node, path| reader.word(node, path, &words)).unwrap_or_default();
+            http.ignored(
+                reader,
+                &[
+                    "maxRequestsPerConnection",
+                    "idleTimeout",
+                    "useClientProtocol",
+                    "maxConcurrentStreams",
+                    "http2KeepAlive",
+                    "connectionAging",
+                ],
+                "connections are kept as long as they are of use",
+            );
+            http.close(reader);
+        }
+    }
+    fields.close(reader);
+    Some(pool)
+}
+
+fn tls(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<Tls> {
+    let mut fields = reader.fields(node, path)?;
+    let mut kind = TlsKind::Disable;
+    if let Some((node, path)) = fields.take("mode") {
+        let words = [
+            ("DISABLE", Some(TlsKind::Disable)),
+            ("SIMPLE", Some(TlsKind::Simple)),
+            ("ISTIO_MUTUAL", Some(TlsKind::IstioMutual)),
+            ("MUTUAL", None),
+        ];
+        match reader.word(node, &path, &words) {
+            Some(Some(known)) => kind = known,
+            Some(None) => reader.unsupported(
+                node.at,
+                &format!("{path} MUTUAL"),
+                "use ISTIO_MUTUAL, which shows the workload's own certificate",
+            ),
+            None => {}
+        }
+    }
+    let sni = fields.read("sni", |node, path| reader.text(node, path));
+    let names = fields.take("subjectAltNames");
+    if kind == TlsKind::IstioMutual {
+        // Istio refuses them too: SNI and names follow from the service.
+        for (at, path) in sni.as_ref().map(|at| (at.at, "sni")).into_iter().chain(names.as_ref().map(|(n, _)| (n.at, "subjectAltNames"))) {
+            reader.invalid(at, format!("{path} cannot be set with mode ISTIO_MUTUAL"));
+        }
+    }
+    let subject_alt_names = names.map(|(node, path)| reader.texts(node, &path)).unwrap_or_default();
+    fields.refused(
+        reader,
+        &["clientCertificate", "privateKey", "caCertificates", "caCrl", "credentialName", "insecureSkipVerify"],
+        "mode SIMPLE trusts the system's roots, ISTIO_MUTUAL the mesh's; others are not supported yet",
+    );
+    fields.close(reader);
+    Some(Tls {
+        kind,
+        sni: sni.map(|at| at.value).unwrap_or_default(),
+        subject_alt_names: subject_alt_names.into_iter().map(|at| at.value).collect(),
+    })
+}

@@ -1,0 +1,215 @@
+//! What a rule does: destinations with weights, a redirect, or an answer.
+//!
+//! Source: Istio `HTTPRouteDestination`, `HTTPRedirect`, `HTTPDirectResponse`.
+
+use base64::Engine as _;
+use mesh_core::config::{DirectResponse, HeaderChanges, PathMatch, RouteMatch};
+
+use super::policy;
+use crate::{
+    diagnostic::{Level, codes},
+    kinds::{
+        destination_rule::port_number,
+        read::{Fields, Reader},
+        yaml::{At, Node},
+    },
+};
+
+/// What a rule does.
+#[derive(Clone, Debug, PartialEq)]
+pub enum HttpAction {
+    /// Send it on, by weight.
+    Route(Vec<Destination>),
+    /// Send the caller elsewhere.
+    Redirect(RedirectTo),
+    /// Answer it here.
+    DirectResponse(DirectResponse),
+}
+
+/// Where requests go.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Destination {
+    /// The host; short names are of the object's namespace.
+    pub host: At<String>,
+    /// A subset of its destination rule.
+    pub subset: Option<At<String>>,
+    /// The service's port; `None` is its only one, else the one the request came for.
+    pub port: Option<u16>,
+    /// Its share among several.
+    pub weight: u32,
+    /// Changed headers.
+    pub headers: HeaderChanges,
+    /// New host, by a change of `:authority` or `host`.
+    pub host_rewrite: Option<String>,
+}
+
+/// Where a caller is sent.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RedirectTo {
+    /// 301 unless set.
+    pub status: u16,
+    /// New scheme.
+    pub scheme: Option<String>,
+    /// New host.
+    pub authority: Option<String>,
+    /// New port.
+    pub port: Option<u16>,
+    /// The port the request came for. `derivePort: FROM_REQUEST_PORT`.
+    pub request_port: bool,
+    /// The whole path.
+    pub uri: Option<String>,
+    /// Or what the matched prefix becomes.
+    pub prefix_rewrite: Option<String>,
+}
+
+/// The action among the fields of a rule; `None` when faulty.
+pub(super) fn read(fields: &mut Fields<'_>, reader: &mut Reader<'_>) -> Option<HttpAction> {
+    let route = fields.take("route");
+    let redirect = fields.take("redirect");
+    let direct = fields.take("directResponse");
+    let delegated = fields.seen("delegate");
+    let given: Vec<_> = [&route, &redirect, &direct].into_iter().flatten().collect();
+    match given.as_slice() {
+        [] => {
+            if !delegated {
+                reader.missing(fields, "route");
+            }
+            return None;
+        }
+        [_] => {}
+        [_, (node, path), ..] => {
+            reader.invalid(node.at, format!("{path}: only one of route, redirect and directResponse can be set"));
+            return None;
+        }
+    }
+    if let Some((node, path)) = redirect {
+        return redirect_to(node, &path, reader).map(HttpAction::Redirect);
+    }
+    if let Some((node, path)) = direct {
+        return direct_response(node, &path, reader).map(HttpAction::DirectResponse);
+    }
+    let (node, path) = route?;
+    let items = reader.list(node, &path);
+    if items.is_empty() {
+        reader.invalid(node.at, format!("{path} has no destination"));
+        return None;
+    }
+    let count = items.len();
+    let read: Vec<_> = items.into_iter().filter_map(|(node, path)| destination(node, &path, reader)).collect();
+    // A faulty destination is told already; half a split would only add confusion.
+    if read.len() < count {
+        return None;
+    }
+    if count > 1 && read.iter().all(|destination| destination.weight == 0) {
+        reader.invalid(node.at, format!("{path}: every weight is 0, so nothing would ever be sent")).help =
+            Some("give at least one destination a weight".to_owned());
+        return None;
+    }
+    Some(HttpAction::Route(read))
+}
+
+fn destination(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<Destination> {
+    let mut fields = reader.fields(node, path)?;
+    let weight = fields.take("weight").map(|(node, path)| weight(node, &path, reader));
+    let (headers, host_rewrite) =
+        fields.take("headers").map(|(node, path)| policy::headers(node, &path, reader)).unwrap_or_default();
+    let found = fields.take("destination");
+    if found.is_none() {
+        reader.missing(&fields, "destination");
+    }
+    let at = found.and_then(|(node, path)| {
+        let mut fields = reader.fields(node, &path)?;
+        let host = fields.read("host", |node, path| reader.text(node, path));
+        if host.is_none() && !fields.seen("host") {
+            reader.missing(&fields, "host");
+        }
+        let subset = fields.read("subset", |node, path| reader.text(node, path)).filter(|at| !at.is_empty());
+        let port = fields.read("port", |node, path| port_number(node, path, reader));
+        fields.close(reader);
+        Some((host?, subset, port))
+    });
+    fields.close(reader);
+    let (host, subset, port) = at?;
+    // A faulty weight is a faulty destination; an absent one is 0, which counts among several only.
+    let weight = weight.unwrap_or(Some(0))?;
+    Some(Destination { host, subset, port, weight, headers, host_rewrite })
+}
+
+fn weight(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<u32> {
+    if let crate::kinds::yaml::Value::Int(value) = node.value {
+        if value < 0 {
+            reader.invalid(node.at, format!("{path} is {value}; a weight cannot be negative")).help =
+                Some("weights are shares of their sum: 0 sends nothing, 80 and 20 send four of five".to_owned());
+            return None;
+        }
+    }
+    reader.u32(node, path)
+}
+
+fn redirect_to(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<RedirectTo> {
+    let mut fields = reader.fields(node, path)?;
+    let mut text = |fields: &mut Fields<'_>, reader: &mut Reader<'_>, name| {
+        fields.read(name, |node, path| reader.text(node, path)).map(|at| at.value)
+    };
+    let mut out = RedirectTo { status: 301, ..RedirectTo::default() };
+    out.uri = text(&mut fields, reader, "uri");
+    out.prefix_rewrite = text(&mut fields, reader, "prefixRewrite");
+    out.authority = text(&mut fields, reader, "authority");
+    out.scheme = text(&mut fields, reader, "scheme");
+    out.port = fields.read("port", |node, path| reader.port(node, path));
+    let ports = [("FROM_PROTOCOL_DEFAULT", false), ("FROM_REQUEST_PORT", true)];
+    out.request_port = fields.read("derivePort", |node, path| reader.word(node, path, &ports)).unwrap_or_default();
+    if let Some((node, path)) = fields.take("redirectCode") {
+        let status = reader.integer(node, &path, 300, 399)?;
+        if ![301, 302, 303, 307, 308].contains(&status.value) {
+            reader.invalid(node.at, format!("{path} cannot be {}", status.value)).help =
+                Some("it is one of 301, 302, 303, 307, 308".to_owned());
+            return None;
+        }
+        out.status = status.value as u16;
+    }
+    if out.uri.is_some() && out.prefix_rewrite.is_some() {
+        reader.invalid(node.at, format!("{path}: uri and prefixRewrite exclude each other"));
+    }
+    fields.close(reader);
+    Some(out)
+}
+
+fn direct_response(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<DirectResponse> {
+    let mut fields = reader.fields(node, path)?;
+    let status = fields.read("status", |node, path| reader.integer(node, path, 200, 599));
+    if status.is_none() && !fields.seen("status") {
+        reader.missing(&fields, "status");
+    }
+    let mut body = String::new();
+    if let Some((node, path)) = fields.take("body") {
+        if let Some(mut fields) = reader.fields(node, &path) {
+            if let Some(text) = fields.read("string", |node, path| reader.text(node, path)) {
+                body = text.value;
+            }
+            if let Some(text) = fields.read("bytes", |node, path| reader.text(node, path)) {
+                let bytes = base64::engine::general_purpose::STANDARD.decode(text.as_bytes()).ok();
+                match bytes.and_then(|bytes| String::from_utf8(bytes).ok()) {
+                    Some(decoded) => body = decoded,
+                    None => {
+                        let message = format!("{path}.bytes is no base64 of a UTF-8 text");
+                        reader.report(codes::INVALID, Level::Error, text.at, message);
+                    }
+                }
+            }
+            fields.close(reader);
+        }
+    }
+    fields.close(reader);
+    Some(DirectResponse { status: status?.value as u16, body })
+}
+
+/// Does every request match? Source: Istio `isCatchAllMatch`.
+pub(super) fn is_catch_all(request: &RouteMatch) -> bool {
+    let any_path = match &request.path {
+        PathMatch::Prefix { value, .. } => value.is_empty() || value == "/",
+        PathMatch::Regex(regex) => regex.as_str() == ".*",
+        _ => false,
+    };
+    any_path && request.headers.is_empty() && request.query.is_empty()
+}
