@@ -152,7 +152,7 @@ impl Source {
 
     /// The document as a tree.
     pub(crate) fn tree(&self) -> Result<Node, Box<Diagnostic>> {
-        let options = serde_saphyr::options! { with_snippet: false };
+        let options = serde_saphyr::options! { with_snippet: false, strict_booleans: true };
         match serde_saphyr::from_str_with_options::<Node>(&self.text, options) {
             Ok(mut node) => {
                 node.settle(self);
