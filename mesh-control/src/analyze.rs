@@ -1,16 +1,288 @@
 //! What only shows between objects: names that lead nowhere, rules nobody reaches, objects that contradict each other.
 //!
-//! Source: `istioctl analyze`, with its codes.
+//! Refused is only what cannot have been meant: a subset that no destination rule defines. Hosts and gateways that do not
+//! exist are warned of, since Istio's users apply them in any order. Source: `istioctl analyze`, with its codes.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
-use crate::{diagnostic::Diagnostic, kinds::Object};
+use crate::{
+    compile::{resolve, specificity},
+    diagnostic::{Diagnostic, Level, codes},
+    kinds::{At, HttpAction, Key, Kind, Object, Server, Spec, Spot, Subset, VirtualService, nearest},
+};
 
-/// What is wrong with `applied` in the company of `all`, which includes them.
+/// The domain services live in; what hosts are called in messages does not depend on another.
+const DOMAIN: &str = "cluster.local";
+
+/// What is wrong with `applied` in the company of `all`, which includes them (of an object applied twice the last).
 ///
 /// Errors refuse the apply. What a new object breaks in an object applied before is only a warning, as the old one was
 /// right when it was written.
 pub fn analyze(applied: &[Arc<Object>], all: &[Arc<Object>]) -> Vec<Diagnostic> {
-    let _ = (applied, all);
-    Vec::new()
+    let view = View::new(applied, all);
+    let mut found = Vec::new();
+    view.twice(&mut found);
+    for object in all {
+        let is_new = applied.iter().any(|new| Arc::ptr_eq(new, object) || (new.key == object.key && new == object));
+        match &object.spec {
+            Spec::VirtualService(spec) => {
+                view.subsets(object, spec, is_new, &mut found);
+                if is_new {
+                    view.hosts(object, spec, &mut found);
+                    view.gateways(object, spec, &mut found);
+                    rules(object, spec, &mut found);
+                }
+            }
+            Spec::DestinationRule(spec) if is_new && !spec.host.is_empty() => {
+                view.known_host(object, &spec.host, codes::UNKNOWN_HOST, &mut found);
+            }
+            Spec::Gateway(spec) if is_new => {
+                for server in &spec.servers {
+                    view.conflicting_servers(object, server, &mut found);
+                }
+            }
+            _ => {}
+        }
+    }
+    view.conflicting_hosts(&mut found);
+    found
+}
+
+struct View<'a> {
+    applied: &'a [Arc<Object>],
+    all: &'a [Arc<Object>],
+    /// Every host, with how many ports it has.
+    hosts: BTreeMap<String, usize>,
+}
+
+impl<'a> View<'a> {
+    fn new(applied: &'a [Arc<Object>], all: &'a [Arc<Object>]) -> Self {
+        let mut hosts = BTreeMap::new();
+        for object in all {
+            match &object.spec {
+                Spec::Service(service) => {
+                    hosts.insert(resolve(&object.key.name, &object.key.namespace, DOMAIN), service.ports.len());
+                }
+                Spec::ServiceEntry(entry) => {
+                    hosts.extend(entry.hosts.iter().map(|host| (host.to_ascii_lowercase(), entry.ports.len())));
+                }
+                _ => {}
+            }
+        }
+        Self { applied, all, hosts }
+    }
+
+    fn twice(&self, found: &mut Vec<Diagnostic>) {
+        let mut last: BTreeMap<&Key, &Object> = BTreeMap::new();
+        for object in self.applied.iter().rev() {
+            let Some(counts) = last.get(&object.key) else {
+                last.insert(&object.key, object);
+                continue;
+            };
+            let at = name_of(object);
+            let mut it = object.diagnostic(
+                codes::DEFINED_TWICE,
+                Level::Warning,
+                at,
+                "is defined more than once in this apply; the last one counts",
+            );
+            it.note = Some(format!("the last one is {}", place(counts, name_of(counts))));
+            found.push(it);
+        }
+    }
+
+    /// Destination rules for a host, those included that were overwritten within this apply.
+    fn rules_for(&self, host: &str) -> impl Iterator<Item = (&Arc<Object>, &[Subset], bool)> {
+        let current = self.all.iter().map(|object| (object, true));
+        let overwritten = self.applied.iter().map(|object| (object, false));
+        let host = host.to_owned();
+        current.chain(overwritten).filter_map(move |(object, counts)| {
+            let Spec::DestinationRule(rule) = &object.spec else { return None };
+            let own = resolve(&rule.host, &object.key.namespace, DOMAIN);
+            specificity(&own, &host).map(|_| (object, rule.subsets.as_slice(), counts))
+        })
+    }
+
+    fn subsets(&self, object: &Object, spec: &VirtualService, is_new: bool, found: &mut Vec<Diagnostic>) {
+        for destination in destinations(spec) {
+            let Some(subset) = &destination.subset else { continue };
+            let host = resolve(&destination.host, &object.key.namespace, DOMAIN);
+            let rules: Vec<_> = self.rules_for(&host).collect();
+            let defines = |counts: bool| {
+                rules.iter().any(|(_, subsets, now)| (*now || !counts) && subsets.iter().any(|it| it.name == *subset))
+            };
+            if defines(true) {
+                continue;
+            }
+            // Overwritten within this apply, or by it: the files were right one by one.
+            let level = if is_new && !defines(false) { Level::Error } else { Level::Warning };
+            let message = format!("subset {:?} of host {:?} is not defined", subset.value, destination.host.value);
+            let mut it = object.diagnostic(codes::NOT_FOUND, level, subset.at, &message);
+            let names = || rules.iter().filter(|(_, _, now)| *now).flat_map(|(_, subsets, _)| *subsets);
+            it.label =
+                nearest(subset, names().map(|it| it.name.as_str())).map(|near| format!("did you mean {near:?}?"));
+            match rules.iter().find(|(_, subsets, now)| *now && !subsets.is_empty()) {
+                Some((rule, subsets, _)) => {
+                    let known: Vec<&str> = names().map(|it| it.name.as_str()).collect();
+                    let at = subsets.first().map(|it| it.name.at).unwrap_or_default();
+                    it.note = Some(format!("defined in {}: {}", place(rule, at), known.join(", ")));
+                }
+                None => {
+                    it.note = Some(format!("no DestinationRule defines subsets of {host}"));
+                    it.help = Some("apply a DestinationRule with this subset before, or together with this".to_owned());
+                }
+            }
+            found.push(it);
+        }
+    }
+
+    fn hosts(&self, object: &Object, spec: &VirtualService, found: &mut Vec<Diagnostic>) {
+        for destination in destinations(spec) {
+            self.known_host(object, &destination.host, codes::NOT_FOUND, found);
+            let host = resolve(&destination.host, &object.key.namespace, DOMAIN);
+            if let (Some(ports @ 2..), None) = (self.hosts.get(&host), destination.port) {
+                let message = format!("{:?} has {ports} ports and none is named", destination.host.value);
+                let mut it = object.diagnostic(codes::PORT_REQUIRED, Level::Warning, destination.host.at, &message);
+                it.help =
+                    Some("add port: {number: ...} to the destination; without it the caller's port is used".into());
+                found.push(it);
+            }
+        }
+    }
+
+    fn known_host(&self, object: &Object, host: &At<String>, code: &'static str, found: &mut Vec<Diagnostic>) {
+        let full = resolve(host, &object.key.namespace, DOMAIN);
+        if self.hosts.keys().any(|known| specificity(&full, known).is_some() || specificity(known, &full).is_some()) {
+            return;
+        }
+        let message = format!("no service has the host {full:?}");
+        let mut it = object.diagnostic(code, Level::Warning, host.at, &message);
+        let suffix = format!(".{}.svc.{DOMAIN}", object.key.namespace);
+        let short = self.hosts.keys().map(|known| known.strip_suffix(&suffix).unwrap_or(known));
+        it.label = nearest(host, short).map(|near| format!("did you mean {near:?}?"));
+        it.note =
+            Some("it takes effect when a Service or ServiceEntry defines it; until then requests get 503".to_owned());
+        found.push(it);
+    }
+
+    fn gateways(&self, object: &Object, spec: &VirtualService, found: &mut Vec<Diagnostic>) {
+        for named in spec.gateways.iter().filter(|named| named.value != "mesh") {
+            let (namespace, name) = named.split_once('/').unwrap_or((&object.key.namespace, named));
+            let gateways = || self.all.iter().filter(|other| other.key.kind == Kind::Gateway);
+            let of = gateways().find(|other| other.key.namespace == namespace && other.key.name == name);
+            let Some(Spec::Gateway(gateway)) = of.map(|gateway| &gateway.spec) else {
+                let message = format!("gateway {:?} does not exist", named.value);
+                let mut it = object.diagnostic(codes::NOT_FOUND, Level::Warning, named.at, &message);
+                it.label = nearest(name, gateways().map(|other| other.key.name.as_str()))
+                    .map(|near| format!("did you mean {near:?}?"));
+                found.push(it);
+                continue;
+            };
+            for host in &spec.hosts {
+                let full = resolve(host, &object.key.namespace, DOMAIN);
+                let served = gateway.servers.iter().flat_map(|server| &server.hosts).any(|served| {
+                    let served = served.rsplit('/').next().unwrap_or_default().to_ascii_lowercase();
+                    specificity(&served, &full).is_some() || specificity(&full, &served).is_some()
+                });
+                if !served {
+                    let message = format!("gateway {:?} does not serve host {:?}", named.value, host.value);
+                    found.push(object.diagnostic(codes::NOT_IN_GATEWAY, Level::Warning, host.at, &message));
+                }
+            }
+        }
+    }
+
+    fn conflicting_servers(&self, object: &Object, server: &Server, found: &mut Vec<Diagnostic>) {
+        let Spec::Gateway(own) = &object.spec else { return };
+        for other in self.all.iter().filter(|other| other.key != object.key) {
+            let Spec::Gateway(gateway) = &other.spec else { continue };
+            if gateway.selector != own.selector {
+                continue;
+            }
+            for theirs in gateway.servers.iter().filter(|theirs| theirs.port == server.port) {
+                let Some(host) = server.hosts.iter().find(|host| theirs.hosts.contains(host)) else { continue };
+                let message = format!("port {} and host {:?} belong to {} too", server.port, host.value, other.key);
+                found.push(object.diagnostic(codes::CONFLICTING_GATEWAYS, Level::Warning, host.at, &message));
+            }
+        }
+    }
+
+    /// Of several virtual services of the mesh for one host the oldest counts; the others are told.
+    fn conflicting_hosts(&self, found: &mut Vec<Diagnostic>) {
+        let mut first: BTreeMap<String, (&Arc<Object>, &At<String>)> = BTreeMap::new();
+        let mut objects: Vec<&Arc<Object>> = self.all.iter().collect();
+        objects.sort_by_key(|object| (object.created, &object.key.name, &object.key.namespace));
+        for object in objects {
+            let Spec::VirtualService(spec) = &object.spec else { continue };
+            if !spec.gateways.is_empty() && !spec.gateways.iter().any(|gateway| gateway.value == "mesh") {
+                continue;
+            }
+            for host in &spec.hosts {
+                let full = resolve(host, &object.key.namespace, DOMAIN);
+                let Some((older, at)) = first.get(&full) else {
+                    first.insert(full, (object, host));
+                    continue;
+                };
+                let either_is_new = self.applied.iter().any(|new| new.key == object.key || new.key == older.key);
+                if older.key != object.key && either_is_new {
+                    let message = format!("host {:?} has a VirtualService already, which counts", host.value);
+                    let mut it = object.diagnostic(codes::CONFLICTING_HOSTS, Level::Warning, host.at, &message);
+                    it.note = Some(format!("{} in {} is older", older.key, place(older, at.at)));
+                    it.help = Some("write all rules of a host into one VirtualService".to_owned());
+                    found.push(it);
+                }
+            }
+        }
+    }
+}
+
+/// Rules that never get a request.
+fn rules(object: &Object, spec: &VirtualService, found: &mut Vec<Diagnostic>) {
+    let mut catch_all: Option<Spot> = None;
+    let mut seen = Vec::new();
+    for rule in &spec.http {
+        if let Some(at) = catch_all {
+            let message = "this rule is never reached, as an earlier one takes every request";
+            let mut it = object.diagnostic(codes::UNREACHABLE_RULE, Level::Warning, rule.at.at, message);
+            it.note = Some(format!("the earlier one is {}", place(object, at)));
+            it.help = Some("give the earlier rule a match, or move it to the end".to_owned());
+            found.push(it);
+            continue;
+        }
+        for condition in &rule.matches {
+            if seen.contains(&condition) {
+                let message = "this match is never reached, as an earlier one is the same";
+                found.push(object.diagnostic(codes::INEFFECTIVE_MATCH, Level::Info, condition.at.at, message));
+            }
+            seen.push(condition);
+        }
+        if rule.matches.is_empty() || rule.matches.iter().any(|it| it.is_catch_all() && it.is_for_all()) {
+            catch_all = Some(rule.at.at);
+        }
+    }
+}
+
+fn destinations(spec: &VirtualService) -> impl Iterator<Item = &crate::kinds::Destination> {
+    spec.http.iter().flat_map(|rule| match &rule.action {
+        HttpAction::Route(destinations) => destinations.as_slice(),
+        _ => &[],
+    })
+}
+
+/// Where an object names itself.
+fn name_of(object: &Object) -> Spot {
+    let name = &object.key.name;
+    for (n, line) in object.source.text.lines().enumerate() {
+        let Some(rest) = line.split_once("name:").map(|(_, rest)| rest) else { continue };
+        if rest.trim_start().starts_with(name.as_str()) {
+            let column = line.len() - rest.trim_start().len() + 1;
+            let line = object.source.first_line + n as u32;
+            return Spot { line, column: column as u32, length: name.chars().count() as u32 };
+        }
+    }
+    Spot { line: object.source.first_line, column: 1, length: 1 }
+}
+
+fn place(object: &Object, at: Spot) -> String {
+    format!("{}:{}", object.source.file, at.line)
 }

@@ -5,15 +5,21 @@
 //!
 //! Source: istiod `pilot/pkg/networking/core`, `pilot/pkg/model`.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use mesh_core::config::{Config, Labels, MtlsMode};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    kinds::Object,
+    kinds::{Object, Spec},
     registry::{Registered, Registry, WorkloadPort},
 };
+
+mod cluster;
+mod gateway;
+mod inbound;
+mod route;
+mod world;
 
 /// What holds for the whole mesh. Source: Istio `MeshConfig`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -57,19 +63,89 @@ impl Default for MeshSettings {
 /// What all workloads share, indexed.
 #[derive(Debug)]
 pub struct World {
-    /// Every object.
-    pub objects: Vec<Arc<Object>>,
-    /// Every workload that runs.
-    pub workloads: Vec<Arc<Registered>>,
-    /// What holds for the whole mesh.
-    pub mesh: MeshSettings,
+    /// Every object, by kind, namespace and name.
+    objects: Vec<Arc<Object>>,
+    /// Every object, the oldest first.
+    by_age: Vec<Arc<Object>>,
+    workloads: Vec<Arc<Registered>>,
+    mesh: MeshSettings,
+    services: Vec<world::Service>,
 }
 
 impl World {
     /// Indexes the objects and workloads of the moment.
     pub fn new(objects: Vec<Arc<Object>>, registry: &Registry, mesh: MeshSettings) -> Self {
-        Self { objects, workloads: registry.workloads(), mesh }
+        let mut by_age = objects.clone();
+        let age = |object: &Arc<Object>| (object.created, object.key.name.clone(), object.key.namespace.clone());
+        by_age.sort_by_cached_key(age);
+        let mut world = Self { objects, by_age, workloads: registry.workloads(), mesh, services: Vec::new() };
+        world.services = world::services(&world);
+        world
     }
+
+    /// The hosts of every service, for those who want to name one.
+    pub fn hosts(&self) -> impl Iterator<Item = &str> {
+        self.services.iter().map(|service| &*service.host)
+    }
+
+    /// A host as an object of a namespace names it: a name without a dot is a service of that namespace.
+    fn resolve(&self, host: &str, namespace: &str) -> String {
+        resolve(host, namespace, &self.mesh.domain)
+    }
+
+    /// The name in the certificate of an account.
+    fn san(&self, namespace: &str, account: &str) -> String {
+        format!("spiffe://{}/ns/{namespace}/sa/{account}", self.mesh.trust_domain)
+    }
+
+    /// The services a namespace sees; of several with one host its own, else the first.
+    fn services_for(&self, namespace: &str) -> Vec<&world::Service> {
+        let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
+        let mut out: Vec<&world::Service> = Vec::new();
+        for service in &self.services {
+            if !visible(&service.export_to, &service.namespace, namespace) {
+                continue;
+            }
+            match seen.get(&*service.host) {
+                Some(at) if *service.namespace == *namespace && *out[*at].namespace != *namespace => out[*at] = service,
+                Some(_) => {}
+                None => {
+                    seen.insert(&service.host, out.len());
+                    out.push(service);
+                }
+            }
+        }
+        out
+    }
+}
+
+/// A host in full. Source: Istio `ResolveShortnameToFQDN`.
+pub(crate) fn resolve(host: &str, namespace: &str, domain: &str) -> String {
+    let host = host.to_ascii_lowercase();
+    if host.contains('.') || host.contains(':') || host == "*" {
+        host
+    } else {
+        format!("{host}.{namespace}.svc.{domain}")
+    }
+}
+
+/// Does an object's `exportTo` let a namespace see it?
+fn visible(export_to: &[String], own: &str, namespace: &str) -> bool {
+    export_to.is_empty()
+        || export_to.iter().any(|to| match to.as_str() {
+            "*" => true,
+            "." => own == namespace,
+            to => to == namespace,
+        })
+}
+
+/// How closely a pattern names a host: exactly, by `*.suffix` (the longer the closer), by `*`, or not at all.
+pub(crate) fn specificity(pattern: &str, host: &str) -> Option<usize> {
+    if pattern == host {
+        return Some(usize::MAX);
+    }
+    let suffix = pattern.strip_prefix('*')?;
+    host.strip_prefix('*').unwrap_or(host).ends_with(suffix).then_some(suffix.len())
 }
 
 /// The workload a configuration is for.
@@ -95,6 +171,41 @@ pub struct NodeInfo {
 
 /// The configuration of one workload.
 pub fn compile(world: &World, node: &NodeInfo) -> Config {
-    let _ = (world, node);
-    Config::default()
+    let services = world.services_for(&node.namespace);
+    let mut config = Config {
+        outbound: if node.gateway {
+            gateway::tables(world, node, &services)
+        } else {
+            route::tables(world, node, &services)
+        },
+        ..Config::default()
+    };
+    let clusters = services.iter().flat_map(|service| cluster::of_service(world, node, service));
+    config.clusters = clusters.chain(cluster::special(world)).map(|cluster| (cluster.name.clone(), cluster)).collect();
+    // A gateway's callers are from outside the mesh and have no certificate of it.
+    if !node.gateway {
+        config.inbound = inbound::inbound(world, node).collect();
+    }
+    config
+}
+
+/// The virtual services bound to the mesh or a gateway, in the order in which they count: those meant for the node's own
+/// namespace alone, those meant for it by name, then those for all; the oldest of each first.
+fn virtual_services<'w>(world: &'w World, node: &NodeInfo) -> Vec<&'w Arc<Object>> {
+    let mut out: Vec<(u8, &Arc<Object>)> = Vec::new();
+    for object in &world.by_age {
+        let Spec::VirtualService(spec) = &object.spec else { continue };
+        if !visible(&spec.export_to, &object.key.namespace, &node.namespace) {
+            continue;
+        }
+        let class = match spec.export_to.as_slice() {
+            [one] if one == "." => 0,
+            [] => 2,
+            names if names.iter().any(|name| name == "*") => 2,
+            _ => 1,
+        };
+        out.push((class, object));
+    }
+    out.sort_by_key(|(class, _)| *class);
+    out.into_iter().map(|(_, object)| object).collect()
 }

@@ -29,6 +29,7 @@ pub use destination_rule::{
 };
 pub use gateway::{Gateway, Server};
 pub use parse::parse;
+pub(crate) use parse::parse_source;
 pub use peer_authentication::PeerAuthentication;
 pub use service::{PortProtocol, Service, ServicePort, TargetPort};
 pub use service_entry::{Resolution, ServiceEntry};
@@ -38,7 +39,7 @@ pub use yaml::{At, Spot};
 
 pub(crate) use read::nearest;
 use read::{Fields, Reader};
-pub(crate) use workload_entry::locality;
+pub(crate) use virtual_service::default_retries;
 
 /// A kind of object this control plane takes.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]

@@ -11,7 +11,7 @@ use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc, time::Du
 use mesh_core::config::{Labels, Locality};
 use serde::{Deserialize, Serialize};
 
-use crate::store::StoreError;
+use crate::store::{StoreError, read_json, write_json};
 
 /// Who runs where.
 #[derive(Debug, Default)]
@@ -68,8 +68,14 @@ impl Registry {
     ///
     /// When the directory or the file in it cannot be read.
     pub fn open(dir: Option<PathBuf>, now: u64) -> Result<Self, StoreError> {
-        let _ = now;
-        Ok(Self { path: dir.map(|dir| dir.join("workloads.json")), ..Self::default() })
+        let Some(dir) = dir else { return Ok(Self::default()) };
+        let path = dir.join("workloads.json");
+        let saved: Vec<Registered> = read_json(&path)?.unwrap_or_default();
+        let workloads = saved.into_iter().map(|mut workload| {
+            workload.lost = Some(now);
+            (key(&workload.namespace, &workload.name), Arc::new(workload))
+        });
+        Ok(Self { workloads: workloads.collect(), path: Some(path) })
     }
 
     /// A workload connected. True when endpoints changed by it.
@@ -77,22 +83,38 @@ impl Registry {
     /// # Errors
     ///
     /// When the state cannot be written; the registry in memory is right all the same.
-    pub fn connect(&mut self, workload: Registered) -> Result<bool, StoreError> {
-        self.workloads.insert(format!("{}/{}", workload.namespace, workload.name), Arc::new(workload));
-        let _ = &self.path;
-        Ok(true)
+    pub fn connect(&mut self, mut workload: Registered) -> Result<bool, StoreError> {
+        workload.lost = None;
+        let key = key(&workload.namespace, &workload.name);
+        let before = self.workloads.get(&key);
+        if let Some(before) = before {
+            // It came back: it runs since then.
+            workload.since = before.since;
+        }
+        let same = before.is_some_and(|before| Registered { lost: None, ..(**before).clone() } == workload);
+        self.workloads.insert(key, Arc::new(workload));
+        self.save()?;
+        Ok(!same)
     }
 
-    /// The stream of a workload ended at `now`; it stays an endpoint for [`Registry::GRACE`].
+    /// The stream of a workload ended at `now`; it stays an endpoint for [`Registry::GRACE`]. True when endpoints changed.
     ///
-    /// With `leaving` it is removed at once: it said goodbye, or its connection was refused.
+    /// With `leaving` it is removed at once: it said goodbye, or is known to be gone.
     ///
     /// # Errors
     ///
     /// When the state cannot be written; the registry in memory is right all the same.
     pub fn disconnect(&mut self, namespace: &str, name: &str, leaving: bool, now: u64) -> Result<bool, StoreError> {
-        let _ = (namespace, name, leaving, now);
-        Ok(false)
+        let key = key(namespace, name);
+        let Some(workload) = self.workloads.get_mut(&key) else { return Ok(false) };
+        if !leaving {
+            // Not saved: after a restart everyone counts as lost anyway.
+            Arc::make_mut(workload).lost = Some(now);
+            return Ok(false);
+        }
+        self.workloads.remove(&key);
+        self.save()?;
+        Ok(true)
     }
 
     /// Removes those that did not come back in time. True when any was removed.
@@ -101,17 +123,99 @@ impl Registry {
     ///
     /// When the state cannot be written; the registry in memory is right all the same.
     pub fn expire(&mut self, now: u64) -> Result<bool, StoreError> {
-        let _ = now;
-        Ok(false)
+        let before = self.workloads.len();
+        self.workloads.retain(|_, workload| deadline(workload).is_none_or(|deadline| now < deadline));
+        if self.workloads.len() == before {
+            return Ok(false);
+        }
+        self.save()?;
+        Ok(true)
     }
 
     /// When [`Registry::expire`] has something to do next, in Unix milliseconds.
     pub fn next_timeout(&self) -> Option<u64> {
-        None
+        self.workloads.values().filter_map(|workload| deadline(workload)).min()
     }
 
     /// Every workload, by namespace and name.
     pub fn workloads(&self) -> Vec<Arc<Registered>> {
         self.workloads.values().cloned().collect()
+    }
+
+    fn save(&self) -> Result<(), StoreError> {
+        let Some(path) = &self.path else { return Ok(()) };
+        let workloads: Vec<&Registered> = self.workloads.values().map(|workload| &**workload).collect();
+        write_json(path, &workloads)
+    }
+}
+
+fn key(namespace: &str, name: &str) -> String {
+    format!("{namespace}/{name}")
+}
+
+fn deadline(workload: &Registered) -> Option<u64> {
+    workload.lost.map(|lost| lost.saturating_add(Registry::GRACE.as_millis() as u64))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+    use super::*;
+
+    fn workload(name: &str, address: [u8; 4]) -> Registered {
+        Registered {
+            name: name.into(),
+            namespace: "default".into(),
+            workload: name.into(),
+            service_account: "bookinfo-reviews".into(),
+            address: address.into(),
+            ports: Vec::new(),
+            labels: Labels::new(),
+            locality: Locality::default(),
+            gateway: false,
+            since: 0,
+            lost: None,
+        }
+    }
+
+    #[test]
+    fn a_lost_workload_stays_for_the_grace_and_not_longer() {
+        let mut registry = Registry::open(None, 0).unwrap();
+        assert!(registry.connect(workload("reviews-v1", [127, 0, 0, 14])).unwrap());
+        assert!(!registry.connect(workload("reviews-v1", [127, 0, 0, 14])).unwrap(), "nothing changed");
+        assert!(registry.connect(workload("reviews-v1", [127, 0, 0, 15])).unwrap(), "it moved");
+        assert_eq!(registry.next_timeout(), None);
+        assert!(!registry.disconnect("default", "reviews-v1", false, 1_000).unwrap());
+        assert_eq!(registry.next_timeout(), Some(11_000));
+        assert!(!registry.expire(10_999).unwrap());
+        assert!(!registry.connect(workload("reviews-v1", [127, 0, 0, 15])).unwrap(), "back in time: no change");
+        assert_eq!(registry.next_timeout(), None);
+        registry.disconnect("default", "reviews-v1", false, 20_000).unwrap();
+        assert!(registry.expire(30_000).unwrap());
+        assert!(registry.workloads().is_empty());
+    }
+
+    #[test]
+    fn goodbye_is_at_once() {
+        let mut registry = Registry::open(None, 0).unwrap();
+        registry.connect(workload("reviews-v1", [127, 0, 0, 14])).unwrap();
+        assert!(registry.disconnect("default", "reviews-v1", true, 1).unwrap());
+        assert!(!registry.disconnect("default", "reviews-v1", true, 1).unwrap());
+        assert!(registry.workloads().is_empty());
+    }
+
+    #[test]
+    fn a_restart_gives_everyone_the_grace() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = |now| Registry::open(Some(dir.path().to_owned()), now).unwrap();
+        let mut registry = open(0);
+        registry.connect(workload("reviews-v1", [127, 0, 0, 14])).unwrap();
+        registry.connect(workload("reviews-v2", [127, 0, 0, 15])).unwrap();
+        let mut registry = open(100_000);
+        assert_eq!(registry.workloads().len(), 2);
+        assert!(!registry.connect(workload("reviews-v2", [127, 0, 0, 15])).unwrap());
+        assert!(registry.expire(110_000).unwrap());
+        assert_eq!(registry.workloads().iter().map(|it| it.name.as_str()).collect::<Vec<_>>(), ["reviews-v2"]);
     }
 }

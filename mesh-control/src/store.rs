@@ -4,13 +4,19 @@
 //! host the oldest counts (Istio's rule), and re-applying a file must not change which one that is. On disk it is one JSON
 //! file, replaced by an atomic rename.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
+    analyze::analyze,
     diagnostic::Diagnostic,
-    kinds::{Key, Kind, Object},
+    kinds::{Key, Kind, Object, Source, parse, parse_source},
 };
 
 /// Every object applied.
@@ -90,6 +96,21 @@ pub enum StoreError {
     },
 }
 
+/// The state file.
+#[derive(Deserialize, Serialize)]
+struct Saved {
+    version: u64,
+    objects: Vec<SavedObject>,
+}
+
+/// An object is kept as it was written, so that it is read again with its positions.
+#[derive(Deserialize, Serialize)]
+struct SavedObject {
+    created: u64,
+    key: Key,
+    source: Source,
+}
+
 impl Store {
     /// Opens the store in a directory (created if missing), or in memory only.
     ///
@@ -97,7 +118,24 @@ impl Store {
     ///
     /// When the directory or the file in it cannot be read.
     pub fn open(dir: Option<PathBuf>) -> Result<Self, StoreError> {
-        Ok(Self { path: dir.map(|dir| dir.join("objects.json")), ..Self::default() })
+        let Some(dir) = dir else { return Ok(Self::default()) };
+        let path = dir.join("objects.json");
+        let mut store = Self { path: Some(path.clone()), ..Self::default() };
+        let Some(saved) = read_json::<Saved>(&path)? else { return Ok(store) };
+        store.version = saved.version;
+        for SavedObject { created, key, source } in saved.objects {
+            let corrupt = |reason: String| StoreError::Corrupt { path: path.clone(), reason };
+            let parsed = parse_source(&source).map_err(|found| {
+                let first = found.iter().find(|it| it.is_error()).map(|it| it.message.clone());
+                corrupt(format!("{key} cannot be read any more: {}", first.unwrap_or_default()))
+            })?;
+            // A `List` is one document with several objects.
+            let found = parsed.objects.into_iter().find(|object| object.key == key);
+            let mut object = found.ok_or_else(|| corrupt(format!("{key} is not where it was")))?;
+            object.created = created;
+            store.objects.insert(key, Arc::new(object));
+        }
+        Ok(store)
     }
 
     /// Parses, analyses and puts files: what `meshctl apply` does. `now` is in Unix milliseconds.
@@ -106,8 +144,9 @@ impl Store {
     ///
     /// When a file has an error, or the state cannot be written; nothing is applied then.
     pub fn apply(&mut self, files: &[SourceFile], now: u64) -> Result<Applied, StoreError> {
-        let _ = (files, now);
-        Ok(Applied::default())
+        let (objects, diagnostics) = self.check(files)?;
+        let changes = self.put(objects, now)?;
+        Ok(Applied { changes, diagnostics, version: self.version })
     }
 
     /// What [`Store::apply`] would do, without doing it.
@@ -116,8 +155,9 @@ impl Store {
     ///
     /// When a file has an error.
     pub fn dry_run(&self, files: &[SourceFile]) -> Result<Applied, StoreError> {
-        let _ = files;
-        Ok(Applied::default())
+        let (objects, diagnostics) = self.check(files)?;
+        let (_, changes) = self.with(objects, 0);
+        Ok(Applied { changes, diagnostics, version: self.version })
     }
 
     /// Puts objects that are known to be right. `now` is in Unix milliseconds.
@@ -126,8 +166,11 @@ impl Store {
     ///
     /// When the state cannot be written; nothing is put then.
     pub fn put(&mut self, objects: Vec<Object>, now: u64) -> Result<Vec<Change>, StoreError> {
-        let _ = (objects, now);
-        Ok(Vec::new())
+        let (next, changes) = self.with(objects, now);
+        // An unchanged object may have moved to another file, which is worth keeping but is no new version.
+        let changed = changes.iter().any(|change| change.action != Action::Unchanged);
+        self.commit(next, changed)?;
+        Ok(changes)
     }
 
     /// Deletes objects; those that do not exist are left out of the answer.
@@ -136,8 +179,14 @@ impl Store {
     ///
     /// When the state cannot be written; nothing is deleted then.
     pub fn delete(&mut self, keys: &[Key]) -> Result<Vec<Change>, StoreError> {
-        let _ = keys;
-        Ok(Vec::new())
+        let mut next = self.objects.clone();
+        let deleted: Vec<Change> = keys
+            .iter()
+            .filter(|key| next.remove(key).is_some())
+            .map(|key| Change { key: key.clone(), action: Action::Deleted })
+            .collect();
+        self.commit(next, !deleted.is_empty())?;
+        Ok(deleted)
     }
 
     /// One object.
@@ -163,5 +212,146 @@ impl Store {
     /// Goes up with every change; 0 is an empty store never written to.
     pub fn version(&self) -> u64 {
         self.version
+    }
+
+    /// Files as objects, in the order written; of an object given twice the last stays.
+    fn check(&self, files: &[SourceFile]) -> Result<(Vec<Object>, Vec<Diagnostic>), StoreError> {
+        let mut objects = Vec::new();
+        let mut found = Vec::new();
+        for file in files {
+            match parse(&file.name, &file.text) {
+                Ok(mut parsed) => {
+                    objects.append(&mut parsed.objects);
+                    found.append(&mut parsed.diagnostics);
+                }
+                Err(mut diagnostics) => found.append(&mut diagnostics),
+            }
+        }
+        // What depends on other objects is told also when a file is broken, as far as it could be read.
+        let applied: Vec<Arc<Object>> = objects.iter().cloned().map(Arc::new).collect();
+        let (all, _) = self.with(objects.clone(), u64::MAX);
+        let all: Vec<Arc<Object>> = all.into_values().collect();
+        if !found.iter().any(Diagnostic::is_error) {
+            found.extend(analyze(&applied, &all));
+        }
+        if found.iter().any(Diagnostic::is_error) { Err(StoreError::Invalid(found)) } else { Ok((objects, found)) }
+    }
+
+    /// The objects after a put, and what it does to each.
+    fn with(&self, objects: Vec<Object>, now: u64) -> (BTreeMap<Key, Arc<Object>>, Vec<Change>) {
+        let mut next = self.objects.clone();
+        let mut changes: Vec<Change> = Vec::new();
+        for mut object in objects {
+            let before = self.objects.get(&object.key);
+            object.created = before.map_or(now, |before| before.created);
+            let action = match before {
+                None => Action::Created,
+                Some(before) if **before == object => Action::Unchanged,
+                Some(_) => Action::Configured,
+            };
+            let change = Change { key: object.key.clone(), action };
+            match changes.iter_mut().find(|other| other.key == change.key) {
+                Some(other) => *other = change,
+                None => changes.push(change),
+            }
+            next.insert(object.key.clone(), Arc::new(object));
+        }
+        (next, changes)
+    }
+
+    /// Writes first: what cannot be kept is not in force either.
+    fn commit(&mut self, next: BTreeMap<Key, Arc<Object>>, changed: bool) -> Result<(), StoreError> {
+        let version = self.version + u64::from(changed);
+        if let Some(path) = &self.path {
+            let objects = next.values().map(|object| SavedObject {
+                created: object.created,
+                key: object.key.clone(),
+                source: object.source.clone(),
+            });
+            write_json(path, &Saved { version, objects: objects.collect() })?;
+        }
+        self.objects = next;
+        self.version = version;
+        Ok(())
+    }
+}
+
+/// A state file, if it is there.
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StoreError> {
+    match fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .map(Some)
+            .map_err(|error| StoreError::Corrupt { path: path.to_owned(), reason: error.to_string() }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(StoreError::Io { path: path.to_owned(), source }),
+    }
+}
+
+/// Replaces a state file whole: a crash leaves the old one or the new one.
+pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<(), StoreError> {
+    let failed = |source: io::Error| StoreError::Io { path: path.to_owned(), source };
+    let dir = path.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(dir).map_err(failed)?;
+    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(failed)?;
+    serde_json::to_writer(&mut file, value).map_err(|error| failed(error.into()))?;
+    file.as_file().sync_all().map_err(failed)?;
+    file.persist(path).map_err(|error| failed(error.error))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+    use super::*;
+
+    const RULE: &str = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: reviews}\nspec:\n  host: reviews\n  subsets:\n  - {name: v1, labels: {version: v1}}\n";
+
+    fn file(text: &str) -> [SourceFile; 1] {
+        [SourceFile { name: "f.yaml".into(), text: text.into() }]
+    }
+
+    fn actions(applied: &Applied) -> Vec<Action> {
+        applied.changes.iter().map(|change| change.action).collect()
+    }
+
+    #[test]
+    fn creation_times_stay_and_only_differences_count() {
+        let mut store = Store::open(None).unwrap();
+        assert_eq!(actions(&store.apply(&file(RULE), 5).unwrap()), [Action::Created]);
+        let moved = format!("# moved down\n\n{RULE}");
+        assert_eq!(actions(&store.apply(&file(&moved), 6).unwrap()), [Action::Unchanged]);
+        assert_eq!(store.version(), 1);
+        let changed = RULE.replace("version: v1", "version: v2");
+        let would = store.dry_run(&file(&changed)).unwrap();
+        assert_eq!((actions(&would), store.version()), (vec![Action::Configured], 1));
+        assert_eq!(actions(&store.apply(&file(&changed), 7).unwrap()), [Action::Configured]);
+        let key = Key::new(Kind::DestinationRule, "default", "reviews");
+        assert_eq!((store.get(&key).unwrap().created, store.version()), (5, 2));
+        assert_eq!(store.delete(&[key.clone(), key.clone()]).unwrap().len(), 1);
+        assert!(store.get(&key).is_none());
+        assert_eq!(store.version(), 3);
+    }
+
+    #[test]
+    fn one_error_keeps_everything_out() {
+        let mut store = Store::open(None).unwrap();
+        let text = format!("{RULE}---\napiVersion: v1\nkind: Banana\nmetadata: {{name: x}}\n");
+        let StoreError::Invalid(found) = store.apply(&file(&text), 1).unwrap_err() else { panic!() };
+        assert_eq!(found.iter().filter(|it| it.is_error()).count(), 1);
+        assert_eq!((store.objects().len(), store.version()), (0, 0));
+    }
+
+    #[test]
+    fn it_survives_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || Store::open(Some(dir.path().join("state"))).unwrap();
+        open().apply(&file(&format!("# first\n---\n{RULE}")), 5).unwrap();
+        let mut store = open();
+        let object = store.objects().remove(0);
+        assert_eq!((object.created, object.source.first_line, store.version()), (5, 2, 1));
+        assert_eq!(actions(&store.apply(&file(RULE), 9).unwrap()), [Action::Unchanged]);
+        fs::write(dir.path().join("state/objects.json"), "nonsense").unwrap();
+        assert!(matches!(Store::open(Some(dir.path().join("state"))), Err(StoreError::Corrupt { .. })));
     }
 }

@@ -80,12 +80,7 @@ fn server(node: &Node, path: &str, names: &mut Vec<String>, reader: &mut Reader<
     Some(Server { port: number, hosts: hosts.unwrap_or_default(), https_redirect })
 }
 
-fn port(
-    node: &Node,
-    path: &str,
-    names: &mut Vec<String>,
-    reader: &mut Reader<'_>,
-) -> Option<(u16, PortProtocol)> {
+fn port(node: &Node, path: &str, names: &mut Vec<String>, reader: &mut Reader<'_>) -> Option<(u16, PortProtocol)> {
     let mut fields = reader.fields(node, path)?;
     let number = fields.read("number", |node, path| reader.port(node, path));
     if number.is_none() && !fields.seen("number") {

@@ -23,8 +23,17 @@ const ROOT_NAMESPACE: &str = "istio-system";
 ///
 /// All that is wrong with it, warnings included, in the order of the file.
 pub fn parse(file: &str, text: &str) -> Result<Parsed, Vec<Diagnostic>> {
+    parse_documents(Source::documents(file, text))
+}
+
+/// Reads a document that was cut out of its file before.
+pub(crate) fn parse_source(source: &Source) -> Result<Parsed, Vec<Diagnostic>> {
+    parse_documents(vec![source.clone()])
+}
+
+fn parse_documents(documents: Vec<Source>) -> Result<Parsed, Vec<Diagnostic>> {
     let mut parsed = Parsed::default();
-    for source in Source::documents(file, text) {
+    for source in documents {
         match source.tree() {
             Ok(tree) => document(&source, &tree, &mut parsed),
             Err(diagnostic) => parsed.diagnostics.push(*diagnostic),
@@ -126,7 +135,8 @@ fn known_kind(api_version: &At<String>, kind: &At<String>, tree: &Node, reader: 
     }
     let names = Kind::ALL.map(Kind::as_str);
     let near = nearest(&kind.value, names);
-    let diagnostic = reader.report(codes::UNKNOWN_KIND, Level::Error, kind.at, format!("unknown kind {:?}", kind.value));
+    let diagnostic =
+        reader.report(codes::UNKNOWN_KIND, Level::Error, kind.at, format!("unknown kind {:?}", kind.value));
     diagnostic.label = near.map(|near| format!("did you mean {near:?}?"));
     diagnostic.help = Some(format!("taken are {}", names.join(", ")));
     None
@@ -171,8 +181,9 @@ fn metadata(kind: Kind, fields: &mut Fields<'_>, reader: &mut Reader<'_>) -> Opt
         let Some(value) = value else { continue };
         if !is_dns_name(value, longest) {
             let message = format!("metadata.{field} {:?} is no DNS name", value.value);
-            reader.invalid(value.at, message).help =
-                Some("it has lower-case letters, digits, - and ., and begins and ends with a letter or digit".to_owned());
+            reader.invalid(value.at, message).help = Some(
+                "it has lower-case letters, digits, - and ., and begins and ends with a letter or digit".to_owned(),
+            );
         }
     }
     meta.close(reader);
@@ -189,13 +200,7 @@ fn is_dns_name(name: &str, longest: usize) -> bool {
         && name.ends_with(plain)
 }
 
-fn spec(
-    kind: Kind,
-    meta: &Metadata,
-    tree: &Node,
-    object: &mut Fields<'_>,
-    reader: &mut Reader<'_>,
-) -> Option<Spec> {
+fn spec(kind: Kind, meta: &Metadata, tree: &Node, object: &mut Fields<'_>, reader: &mut Reader<'_>) -> Option<Spec> {
     if kind == Kind::ServiceAccount {
         object.skip(&["secrets", "imagePullSecrets", "automountServiceAccountToken"]);
         return Some(Spec::ServiceAccount);
@@ -239,6 +244,7 @@ fn hints_once(parsed: &mut Parsed) {
         _ => format!("Deployments ({count} in this file) start nothing here; they are read as hints of who will run"),
     };
     let mut hint = first.source.diagnostic(codes::IGNORED_FIELD, Level::Info, at, message);
-    hint.note = Some("read are the labels, service account and ports of the pods; everything else is ignored".to_owned());
+    hint.note =
+        Some("read are the labels, service account and ports of the pods; everything else is ignored".to_owned());
     parsed.diagnostics.push(hint);
 }

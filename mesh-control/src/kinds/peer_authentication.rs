@@ -28,9 +28,8 @@ impl PeerAuthentication {
         let mut out = Self::default();
         if let Some((node, path)) = fields.take("selector") {
             if let Some(mut selector) = reader.fields(node, &path) {
-                out.selector = selector
-                    .read("matchLabels", |node, path| Some(reader.labels(node, path)))
-                    .unwrap_or_default();
+                out.selector =
+                    selector.read("matchLabels", |node, path| Some(reader.labels(node, path))).unwrap_or_default();
                 selector.close(reader);
             }
             if root && !out.selector.is_empty() {

@@ -235,7 +235,9 @@ impl<'n> Fields<'n> {
 
     /// The value of a field, with its path; absent and null are the same.
     pub(crate) fn take(&mut self, name: &'static str) -> Option<(&'n Node, String)> {
-        self.take_entry(name).filter(|(_, node, _)| !matches!(node.value, Value::Null)).map(|(_, node, path)| (node, path))
+        self.take_entry(name)
+            .filter(|(_, node, _)| !matches!(node.value, Value::Null))
+            .map(|(_, node, path)| (node, path))
     }
 
     /// As [`Fields::take`], with the place of the field's name, and null as it is.
@@ -249,9 +251,9 @@ impl<'n> Fields<'n> {
 
     /// Is the field there, whatever its value?
     pub(crate) fn seen(&self, name: &str) -> bool {
-        self.entries.iter().any(|(key, node)| {
-            (key.value == name || camel(&key.value) == name) && !matches!(node.value, Value::Null)
-        })
+        self.entries
+            .iter()
+            .any(|(key, node)| (key.value == name || camel(&key.value) == name) && !matches!(node.value, Value::Null))
     }
 
     /// A field read by `read`.
@@ -294,8 +296,7 @@ impl<'n> Fields<'n> {
             }
             let near = nearest(&camel(&key.value), self.known.iter().copied());
             let path = self.path_of(&key.value);
-            let diagnostic =
-                reader.report(codes::UNKNOWN_FIELD, Level::Error, key.at, format!("unknown field {path}"));
+            let diagnostic = reader.report(codes::UNKNOWN_FIELD, Level::Error, key.at, format!("unknown field {path}"));
             match near {
                 Some(near) => diagnostic.label = Some(format!("did you mean {near:?}?")),
                 None => {

@@ -23,9 +23,7 @@ pub(super) fn reason(group: &str, kind: &str) -> Option<&'static str> {
         ("telemetry.istio.io", "Telemetry") => {
             "not yet supported; metrics are always on, logs and traces are switched by the environment"
         }
-        ("gateway.networking.k8s.io", "HTTPRoute" | "GRPCRoute") => {
-            "not yet supported; write a VirtualService instead"
-        }
+        ("gateway.networking.k8s.io", "HTTPRoute" | "GRPCRoute") => "not yet supported; write a VirtualService instead",
         ("gateway.networking.k8s.io", "Gateway") => {
             "not yet supported; write a Gateway of networking.istio.io/v1 instead"
         }

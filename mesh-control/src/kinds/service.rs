@@ -150,9 +150,8 @@ impl ServicePort {
         let number = fields.read("port", |node, path| reader.port(node, path));
         let target = fields.read("targetPort", |node, path| target(node, path, reader)).unwrap_or_default();
         let app = fields.read("appProtocol", |node, path| reader.text(node, path)).map(|at| at.value);
-        let transport = fields.read("protocol", |node, path| {
-            reader.word(node, path, &[("TCP", true), ("UDP", false), ("SCTP", false)])
-        });
+        let transport = fields
+            .read("protocol", |node, path| reader.word(node, path, &[("TCP", true), ("UDP", false), ("SCTP", false)]));
         fields.skip(&["nodePort"]);
         if number.is_none() && !fields.seen("port") {
             reader.missing(&fields, "port");

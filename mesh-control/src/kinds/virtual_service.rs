@@ -18,6 +18,7 @@ mod matches;
 mod policy;
 
 pub use action::{Destination, HttpAction, RedirectTo};
+pub(crate) use policy::default_retries;
 
 /// A `VirtualService`.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -102,9 +103,8 @@ impl VirtualService {
         match hosts {
             None => reader.missing(fields, "hosts"),
             Some((node, path)) if out.hosts.is_empty() => {
-                reader.invalid(node.at, format!("{path} is empty")).help = Some(
-                    "name at least one host; a VirtualService to delegate to is not supported yet".to_owned(),
-                );
+                reader.invalid(node.at, format!("{path} is empty")).help =
+                    Some("name at least one host; a VirtualService to delegate to is not supported yet".to_owned());
             }
             Some(_) => {}
         }
@@ -158,7 +158,7 @@ fn http_route(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<HttpRo
     let timeout = fields.read("timeout", |node, path| reader.duration(node, path)).filter(|time| !time.is_zero());
     let retry = match fields.take("retries") {
         Some((node, path)) => policy::retries(node, &path, reader),
-        None => Some(policy::default_retries()),
+        None => Some(default_retries()),
     };
     let fault = fields.read("fault", |node, path| policy::fault(node, path, reader));
     fields.refused(

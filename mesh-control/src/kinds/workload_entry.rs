@@ -70,7 +70,7 @@ impl WorkloadEntry {
 }
 
 /// `region/zone/subzone`.
-pub(crate) fn locality(text: &str) -> Locality {
+fn locality(text: &str) -> Locality {
     let mut parts = text.split('/');
     let mut part = || parts.next().unwrap_or_default().into();
     Locality { region: part(), zone: part(), sub_zone: part() }

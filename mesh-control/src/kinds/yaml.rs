@@ -209,11 +209,7 @@ fn is_marker(line: &str) -> bool {
 
 fn spot(location: serde_saphyr::Location) -> Spot {
     let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
-    Spot {
-        line: small(location.line()),
-        column: small(location.column()),
-        length: small(location.span().len()).max(1),
-    }
+    Spot { line: small(location.line()), column: small(location.column()), length: small(location.span().len()).max(1) }
 }
 
 impl<'de> Deserialize<'de> for Node {
@@ -330,7 +326,10 @@ mod tests {
         assert_eq!(at(tree.get("q").unwrap()), (8, 4, 3));
         let Value::Map(entries) = &tree.value else { panic!() };
         assert_eq!((entries[0].0.at.line, entries[0].0.at.column, entries[0].0.at.length), (5, 1, 5));
-        assert_eq!(tree.to_json(), serde_json::json!({"hosts": ["reviews", {"name": "x y", "n": 2.5}], "q": "z", "m": {"k": true}}));
+        assert_eq!(
+            tree.to_json(),
+            serde_json::json!({"hosts": ["reviews", {"name": "x y", "n": 2.5}], "q": "z", "m": {"k": true}})
+        );
     }
 
     #[test]
@@ -345,7 +344,8 @@ mod tests {
 
     #[test]
     fn what_is_not_yaml_says_where() {
-        let error = Source::documents("f", "a: 1\n---\nb: [1\nc: 2\n")[0..].iter().find_map(|d| d.tree().err()).unwrap();
+        let error =
+            Source::documents("f", "a: 1\n---\nb: [1\nc: 2\n")[0..].iter().find_map(|d| d.tree().err()).unwrap();
         assert_eq!((error.code.as_ref(), error.line), ("MSH0001", 4), "{error}");
     }
 }

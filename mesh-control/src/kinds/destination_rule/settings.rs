@@ -156,8 +156,7 @@ fn pool(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<ConnectionPo
     }
     if let Some((node, path)) = fields.take("http") {
         if let Some(mut http) = reader.fields(node, &path) {
-            pool.max_pending_requests =
-                http.read("http1MaxPendingRequests", |node, path| limit(reader, node, path));
+            pool.max_pending_requests = http.read("http1MaxPendingRequests", |node, path| limit(reader, node, path));
             pool.max_requests = http.read("http2MaxRequests", |node, path| limit(reader, node, path));
             pool.max_retries = http.read("maxRetries", |node, path| limit(reader, node, path));
             let words = [
@@ -210,7 +209,12 @@ fn tls(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<Tls> {
     let names = fields.take("subjectAltNames");
     if kind == TlsKind::IstioMutual {
         // Istio refuses them too: SNI and names follow from the service.
-        for (at, path) in sni.as_ref().map(|at| (at.at, "sni")).into_iter().chain(names.as_ref().map(|(n, _)| (n.at, "subjectAltNames"))) {
+        for (at, path) in sni
+            .as_ref()
+            .map(|at| (at.at, "sni"))
+            .into_iter()
+            .chain(names.as_ref().map(|(n, _)| (n.at, "subjectAltNames")))
+        {
             reader.invalid(at, format!("{path} cannot be set with mode ISTIO_MUTUAL"));
         }
     }

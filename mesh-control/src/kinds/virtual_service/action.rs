@@ -148,7 +148,7 @@ fn weight(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<u32> {
 
 fn redirect_to(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<RedirectTo> {
     let mut fields = reader.fields(node, path)?;
-    let mut text = |fields: &mut Fields<'_>, reader: &mut Reader<'_>, name| {
+    let text = |fields: &mut Fields<'_>, reader: &mut Reader<'_>, name| {
         fields.read(name, |node, path| reader.text(node, path)).map(|at| at.value)
     };
     let mut out = RedirectTo { status: 301, ..RedirectTo::default() };

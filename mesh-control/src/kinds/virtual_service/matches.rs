@@ -13,8 +13,7 @@ pub(super) fn read(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<H
     let mut fields = reader.fields(node, path)?;
     let mut out = HttpMatch { at: mark(node.at), ..HttpMatch::default() };
     out.name = fields.read("name", |node, path| reader.text(node, path)).map(|at| at.value).unwrap_or_default();
-    let ignore_case =
-        fields.read("ignoreUriCase", |node, path| reader.boolean(node, path)).unwrap_or_default();
+    let ignore_case = fields.read("ignoreUriCase", |node, path| reader.boolean(node, path)).unwrap_or_default();
     if let Some((node, path)) = fields.take("uri") {
         out.request.path = match string(node, &path, reader)? {
             Some(StringMatch::Exact { value, .. }) => PathMatch::Exact { value, ignore_case },
@@ -46,8 +45,7 @@ pub(super) fn read(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<H
     }
     out.gateways = fields.read("gateways", |node, path| Some(reader.texts(node, path)));
     out.port = fields.read("port", |node, path| reader.port(node, path));
-    out.source_labels =
-        fields.read("sourceLabels", |node, path| Some(reader.labels(node, path))).unwrap_or_default();
+    out.source_labels = fields.read("sourceLabels", |node, path| Some(reader.labels(node, path))).unwrap_or_default();
     out.source_namespace =
         fields.read("sourceNamespace", |node, path| reader.text(node, path)).map(|at| at.value).unwrap_or_default();
     fields.ignored(reader, &["statPrefix"], "statistics have Istio's standard names only");

@@ -263,8 +263,6 @@ fn operations(node: &Node, path: &str, host: &mut Option<String>, reader: &mut R
             .filter(|(name, _)| usable(name))
             .map(|(name, value)| HeaderChange::Append { name: named(&name), value }),
     );
-    out.extend(
-        remove.into_iter().filter(|name| usable(name)).map(|name| HeaderChange::Remove { name: named(&name) }),
-    );
+    out.extend(remove.into_iter().filter(|name| usable(name)).map(|name| HeaderChange::Remove { name: named(&name) }));
     out
 }

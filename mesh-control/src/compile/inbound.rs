@@ -1,0 +1,75 @@
+//! What a workload's servers demand of callers: PeerAuthentication by precedence, then the mesh's default.
+//!
+//! Source: Istio `pilot/pkg/model/authentication.go`: workload before namespace before mesh, the oldest of a level.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use mesh_core::config::{Action, Inbound, Labels, MtlsMode, Route, RouteMatch, RouteTable, VirtualHost};
+
+use super::{NodeInfo, World, world::includes};
+use crate::kinds::{Spec, TargetPort};
+
+/// The policy of every port of a workload: those its services name, and those it says itself.
+pub(crate) fn inbound(world: &World, node: &NodeInfo) -> impl Iterator<Item = (u16, Arc<Inbound>)> {
+    let mut ports: BTreeSet<u16> = node.ports.iter().map(|port| port.number).collect();
+    for object in world.objects.iter().filter(|object| object.key.namespace == node.namespace) {
+        let Spec::Service(service) = &object.spec else { continue };
+        if service.selector.is_empty() || !includes(&node.labels, &service.selector) {
+            continue;
+        }
+        for port in &service.ports {
+            match &port.target {
+                TargetPort::Number(number) => drop(ports.insert(*number)),
+                // Known by the port's own name, which is in the list already.
+                TargetPort::Name(_) => {}
+                TargetPort::Same => drop(ports.insert(port.number)),
+            }
+        }
+    }
+    ports.into_iter().map(|port| (port, Arc::new(server(port, mode(world, &node.namespace, &node.labels, port)))))
+}
+
+fn server(port: u16, mtls: MtlsMode) -> Inbound {
+    let host = VirtualHost {
+        name: format!("inbound|http|{port}").into(),
+        domains: vec!["*".to_owned()],
+        routes: vec![Route {
+            name: "default".into(),
+            origin: None,
+            matches: RouteMatch::default(),
+            action: Action::NonForwarding,
+            fault: None,
+            headers: Default::default(),
+            operation: None,
+        }],
+        ..VirtualHost::default()
+    };
+    let routes = RouteTable {
+        name: format!("inbound|{port}||").into(),
+        virtual_hosts: vec![Arc::new(host)],
+        ..RouteTable::default()
+    };
+    Inbound { name: format!("0.0.0.0_{port}").into(), mtls, routes: Arc::new(routes), ..Inbound::default() }
+}
+
+/// What a port of a workload demands.
+pub(crate) fn mode(world: &World, namespace: &str, labels: &Labels, port: u16) -> MtlsMode {
+    let root = &world.mesh.root_namespace;
+    let policies = || {
+        world.by_age.iter().filter_map(|object| match &object.spec {
+            Spec::PeerAuthentication(policy) => Some((&object.key.namespace, policy)),
+            _ => None,
+        })
+    };
+    let of_workload = policies()
+        .find(|(of, policy)| *of == namespace && !policy.selector.is_empty() && includes(labels, &policy.selector));
+    let of_namespace = policies().find(|(of, policy)| *of == namespace && of != &root && policy.selector.is_empty());
+    let of_mesh = policies().find(|(of, policy)| *of == root && policy.selector.is_empty());
+    if let Some((_, policy)) = &of_workload {
+        if let Some(mode) = policy.ports.get(&port).copied().flatten() {
+            return mode;
+        }
+    }
+    let levels = [of_workload, of_namespace, of_mesh];
+    levels.into_iter().flatten().find_map(|(_, policy)| policy.mode).unwrap_or(world.mesh.mtls)
+}
