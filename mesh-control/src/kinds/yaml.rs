@@ -321,7 +321,7 @@ mod tests {
         let hosts = tree.get("hosts").unwrap();
         let Value::List(items) = &hosts.value else { panic!("{hosts:?}") };
         assert_eq!(at(&items[0]), (6, 3, 7));
-        assert_eq!(at(items[1].get("n").unwrap()), (7, 19, 3));
+        assert_eq!(at(items[1].get("n").unwrap()), (7, 20, 3));
         assert_eq!(at(items[1].get("name").unwrap()), (7, 10, 5));
         assert_eq!(at(tree.get("q").unwrap()), (8, 4, 3));
         let Value::Map(entries) = &tree.value else { panic!() };
