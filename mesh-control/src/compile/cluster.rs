@@ -175,9 +175,9 @@ fn cluster(world: &World, service: &Service, port: &ServicePort, rule: &Rule<'_>
         outlier_detection: settings.outlier.map(|(outlier, _)| outlier),
         tls,
         panic_threshold: settings.outlier.map_or(50, |(_, healthy)| healthy),
-        failed: None,
         origin: rule.origin.map(|key| format!("destination-rule/{}/{}", key.namespace, key.name).into()),
         name,
+        ..Cluster::default()
     }
 }
 

@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use mesh_core::config::{Action, Inbound, Labels, MtlsMode, Route, RouteMatch, RouteTable, VirtualHost};
+use mesh_core::config::{Action, Inbound, Labels, MtlsMode, Route, RouteMatch, RouteTable, StringMatch, VirtualHost};
 
 use super::{NodeInfo, World, world::includes};
 use crate::kinds::{Spec, TargetPort};
@@ -26,10 +26,12 @@ pub(crate) fn inbound(world: &World, node: &NodeInfo) -> impl Iterator<Item = (u
             }
         }
     }
-    ports.into_iter().map(|port| (port, Arc::new(server(port, mode(world, &node.namespace, &node.labels, port)))))
+    ports
+        .into_iter()
+        .map(|port| (port, Arc::new(server(world, port, mode(world, &node.namespace, &node.labels, port)))))
 }
 
-fn server(port: u16, mtls: MtlsMode) -> Inbound {
+fn server(world: &World, port: u16, mtls: MtlsMode) -> Inbound {
     let host = VirtualHost {
         name: format!("inbound|http|{port}").into(),
         domains: vec!["*".to_owned()],
@@ -49,7 +51,10 @@ fn server(port: u16, mtls: MtlsMode) -> Inbound {
         virtual_hosts: vec![Arc::new(host)],
         ..RouteTable::default()
     };
-    Inbound { name: format!("0.0.0.0_{port}").into(), mtls, routes: Arc::new(routes), ..Inbound::default() }
+    // Certificates of other trust domains may chain to the same roots; they are none of this mesh's.
+    let callers =
+        vec![StringMatch::Prefix { value: format!("spiffe://{}/", world.mesh.trust_domain), ignore_case: false }];
+    Inbound { name: format!("0.0.0.0_{port}").into(), mtls, routes: Arc::new(routes), callers, ..Inbound::default() }
 }
 
 /// What a port of a workload demands.
