@@ -102,7 +102,7 @@ fn back_off(message: Option<RetryBackOff>) -> Result<BackOff, Wrong> {
     let Some(base) = value::positive(message.base_interval, "base_interval")? else {
         return Err(wrong("base_interval", "is missing"));
     };
-    let max = value::positive(message.max_interval, "max_interval")?.unwrap_or(base.saturating_mul(10));
+    let max = value::positive(message.max_interval, "max_interval")?.unwrap_or_else(|| base.saturating_mul(10));
     if max < base {
         return Err(wrong("max_interval", "is below base_interval"));
     }

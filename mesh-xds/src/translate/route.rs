@@ -285,9 +285,8 @@ fn redirect(message: RedirectAction) -> Result<Redirect, Wrong> {
 }
 
 fn direct_response(message: DirectResponseAction) -> Result<DirectResponse, Wrong> {
-    let status = match u16::try_from(message.status) {
-        Ok(status @ 200..600) => status,
-        _ => return Err(wrong("status", format!("{} is not in 200..=599", message.status))),
+    let Ok(status @ 200..600) = u16::try_from(message.status) else {
+        return Err(wrong("status", format!("{} is not in 200..=599", message.status)));
     };
     let body = match message.body.and_then(|body| body.specifier) {
         None => String::new(),

@@ -1,0 +1,303 @@
+//! Rules of clusters and of the TLS towards them.
+
+use std::time::Duration;
+
+use mesh_core::config::{Cluster, LeastRequest, LoadBalancer, OutlierDetection, Protocol, Thresholds, TlsMode};
+use mesh_xds::{
+    proto::{
+        Any,
+        envoy::{
+            config::{
+                cluster::v3::{
+                    CircuitBreakers, Cluster as Message, LoadBalancingPolicy, OutlierDetection as OutlierMessage,
+                    circuit_breakers,
+                    cluster::{
+                        ClusterDiscoveryType, CommonLbConfig, CustomClusterType, DiscoveryType, EdsClusterConfig,
+                        LbConfig, LbPolicy, LeastRequestLbConfig, TransportSocketMatch,
+                    },
+                    load_balancing_policy::Policy,
+                },
+                core::v3::{
+                    ConfigSource, DataSource, Http2ProtocolOptions, TransportSocket, TypedExtensionConfig,
+                    data_source::Specifier, transport_socket::ConfigType,
+                },
+            },
+            extensions::{
+                load_balancing_policies::{
+                    least_request::v3::LeastRequest as LeastRequestPolicy, round_robin::v3::RoundRobin,
+                    wrr_locality::v3::WrrLocality,
+                },
+                transport_sockets::tls::v3::{
+                    CertificateValidationContext, CommonTlsContext, SdsSecretConfig, TlsParameters, UpstreamTlsContext,
+                    common_tls_context::ValidationContextType, tls_parameters::TlsProtocol,
+                },
+            },
+            r#type::v3::Percent,
+        },
+    },
+    translate::{self, Decoded},
+};
+use prost::Message as _;
+
+use crate::{any, body, seconds};
+
+fn decode(message: &Message) -> Result<Decoded<std::sync::Arc<Cluster>>, String> {
+    translate::cluster(&body(message)).map_err(|error| error.to_string())
+}
+
+fn named() -> Message {
+    Message { name: "c".into(), ..Message::default() }
+}
+
+fn refused(message: &Message, field: &str, why: &str) {
+    let error = decode(message).unwrap_err();
+    assert!(error.starts_with(&format!("CDS \"c\": field {field}: ")) && error.contains(why), "{error}");
+}
+
+/// CB1, CB2, CB3: limits nobody set are Envoy's, and the first of the default priority counts.
+#[test]
+fn limits_have_envoys_defaults() {
+    let defaults = Thresholds { max_connections: 1024, max_pending_requests: 1024, max_requests: 1024, max_retries: 3 };
+    assert_eq!(decode(&named()).unwrap().value.thresholds, defaults);
+    let limit = |priority, max_requests| circuit_breakers::Thresholds {
+        priority,
+        max_requests: Some(max_requests),
+        ..circuit_breakers::Thresholds::default()
+    };
+    let breakers = CircuitBreakers { thresholds: vec![limit(1, 9), limit(0, 1), limit(0, 2)] };
+    let decoded = decode(&Message { circuit_breakers: Some(breakers), ..named() }).unwrap();
+    assert_eq!(decoded.value.thresholds, Thresholds { max_requests: 1, ..defaults });
+    assert_eq!(decoded.ignored, ["circuit_breakers.thresholds.priority HIGH"]);
+}
+
+/// OD1, OD2, OD6: enforcing 0 switches off, and gateway failures are off unless enforced.
+#[test]
+fn outlier_detection_has_envoys_defaults() {
+    let decode = |message| {
+        let message = OutlierMessage { enforcing_success_rate: Some(0), ..message };
+        let decoded = decode(&Message { outlier_detection: Some(message), ..named() }).unwrap();
+        (decoded.value.outlier_detection.unwrap(), decoded.ignored)
+    };
+    assert_eq!(decode(OutlierMessage::default()), (OutlierDetection::default(), vec![]));
+    let off = OutlierMessage { enforcing_consecutive_5xx: Some(0), consecutive_5xx: Some(3), ..Default::default() };
+    assert_eq!(decode(off).0.consecutive_5xx, 0);
+    let gateway = OutlierMessage { consecutive_gateway_failure: Some(3), ..Default::default() };
+    assert_eq!(decode(gateway).0.consecutive_gateway_failure, 0);
+    let enforced = OutlierMessage { enforcing_consecutive_gateway_failure: Some(100), ..gateway };
+    assert_eq!(decode(enforced).0.consecutive_gateway_failure, 3);
+    let default_count = OutlierMessage { enforcing_consecutive_gateway_failure: Some(100), ..Default::default() };
+    assert_eq!(decode(default_count).0.consecutive_gateway_failure, 5);
+    let long = OutlierMessage { base_ejection_time: Some(seconds(600)), ..Default::default() };
+    assert_eq!(decode(long).0.max_ejection_time, Duration::from_secs(600), "at least the base");
+    let partly = OutlierMessage {
+        enforcing_consecutive_5xx: Some(50),
+        enforcing_failure_percentage: Some(1),
+        ..Default::default()
+    };
+    let fields = ["enforcing_consecutive_5xx", "enforcing_failure_percentage"];
+    assert_eq!(decode(partly).1, fields.map(|field| format!("outlier_detection.{field}")));
+}
+
+/// OD4: ejection by success rate is on by default in Envoy; that it has no effect here is said.
+#[test]
+fn success_rate_not_switched_off_is_reported() {
+    let message = Message { outlier_detection: Some(OutlierMessage::default()), ..named() };
+    assert_eq!(decode(&message).unwrap().ignored, ["outlier_detection.enforcing_success_rate (on unless it is 0)"]);
+    let zero = OutlierMessage { interval: Some(seconds(0)), ..OutlierMessage::default() };
+    refused(&Message { outlier_detection: Some(zero), ..named() }, "outlier_detection.interval", "greater than zero");
+}
+
+/// LB1, LB2, LB3, LB4: the list of policies wins, its first supported one; none supported is refused.
+#[test]
+fn the_first_supported_policy_counts() {
+    let policy = |configs: Vec<Any>| LoadBalancingPolicy {
+        policies: configs
+            .into_iter()
+            .map(|any| Policy {
+                typed_extension_config: Some(TypedExtensionConfig { name: "p".into(), typed_config: Some(any) }),
+            })
+            .collect(),
+    };
+    let balancer = |message: Message| decode(&message).unwrap().value.load_balancer.clone();
+    let with = |configs| Message {
+        load_balancing_policy: Some(policy(configs)),
+        lb_policy: LbPolicy::Random.into(),
+        ..named()
+    };
+    let unknown = || any("example.Unknown", &[]);
+    let least = || Any::pack(&LeastRequestPolicy { choice_count: Some(4) });
+    let four = LoadBalancer::LeastRequest(LeastRequest { choices: 4 });
+    assert_eq!(balancer(with(vec![unknown(), least(), Any::pack(&RoundRobin {})])), four);
+    let nested = WrrLocality { endpoint_picking_policy: Some(policy(vec![least()])) };
+    let decoded = decode(&with(vec![Any::pack(&nested)])).unwrap().value;
+    assert_eq!((&decoded.load_balancer, decoded.locality_weighted), (&four, true));
+    refused(&with(vec![unknown()]), "load_balancing_policy.policies", "none of them");
+
+    let scalar = |policy: LbPolicy| balancer(Message { lb_policy: policy.into(), ..named() });
+    assert_eq!(scalar(LbPolicy::RoundRobin), LoadBalancer::RoundRobin);
+    assert_eq!(scalar(LbPolicy::Random), LoadBalancer::Random);
+    assert_eq!(scalar(LbPolicy::LeastRequest), LoadBalancer::default());
+    let one = LbConfig::LeastRequestLbConfig(LeastRequestLbConfig { choice_count: Some(1) });
+    let message = Message { lb_policy: LbPolicy::LeastRequest.into(), lb_config: Some(one), ..named() };
+    refused(&message, "least_request_lb_config.choice_count", "below 2");
+
+    let mut deep = policy(vec![Any::pack(&RoundRobin {})]);
+    for _ in 0..17 {
+        deep = policy(vec![Any::pack(&WrrLocality { endpoint_picking_policy: Some(deep) })]);
+    }
+    let error = decode(&Message { load_balancing_policy: Some(deep), ..named() }).unwrap_err();
+    assert!(error.contains("nests deeper than 16"), "{error}");
+}
+
+/// NR5: kinds of clusters, and what each needs.
+#[test]
+fn discovery_is_checked() {
+    let of_type = |kind: DiscoveryType| Message {
+        cluster_discovery_type: Some(ClusterDiscoveryType::Type(kind.into())),
+        ..named()
+    };
+    refused(&of_type(DiscoveryType::Eds), "eds_cluster_config", "missing");
+    let elsewhere = EdsClusterConfig { eds_config: Some(ConfigSource::default()), ..EdsClusterConfig::default() };
+    let message = Message { eds_cluster_config: Some(elsewhere), ..of_type(DiscoveryType::Eds) };
+    refused(&message, "eds_cluster_config.eds_config", "`ads` or `self`");
+    refused(&of_type(DiscoveryType::LogicalDns), "load_assignment", "exactly one");
+    let custom = CustomClusterType { name: "envoy.clusters.aggregate".into(), ..CustomClusterType::default() };
+    let message = Message { cluster_discovery_type: Some(ClusterDiscoveryType::ClusterType(custom)), ..named() };
+    refused(&message, "cluster_type", "envoy.clusters.aggregate");
+}
+
+/// TO8, LO3, CP1: what is not set is Envoy's default.
+#[test]
+fn small_settings_have_envoys_defaults() {
+    let plain = decode(&named()).unwrap().value;
+    assert_eq!(
+        (plain.connect_timeout, plain.panic_threshold, plain.protocol),
+        (Duration::from_secs(5), 50, Protocol::Http1)
+    );
+    let panic = |value| CommonLbConfig { healthy_panic_threshold: Some(Percent { value }), ..Default::default() };
+    let message = Message {
+        common_lb_config: Some(panic(33.9)),
+        connect_timeout: Some(seconds(1)),
+        http2_protocol_options: Some(Http2ProtocolOptions {}),
+        ..named()
+    };
+    let set = decode(&message).unwrap().value;
+    assert_eq!((set.connect_timeout, set.panic_threshold, set.protocol), (Duration::from_secs(1), 33, Protocol::Http2));
+    let field = "common_lb_config.healthy_panic_threshold";
+    refused(&Message { common_lb_config: Some(panic(101.0)), ..named() }, field, "101 is no percentage");
+    refused(&Message { common_lb_config: Some(panic(f64::NAN)), ..named() }, field, "no percentage");
+    refused(&Message { connect_timeout: Some(seconds(0)), ..named() }, "connect_timeout", "greater than zero");
+}
+
+fn socket(any: Any) -> TransportSocket {
+    TransportSocket { name: "envoy.transport_sockets.tls".into(), config_type: Some(ConfigType::TypedConfig(any)) }
+}
+
+fn with_tls(context: &UpstreamTlsContext) -> Message {
+    Message { transport_socket: Some(socket(Any::pack(context))), ..named() }
+}
+
+fn secret(name: &str) -> SdsSecretConfig {
+    SdsSecretConfig { name: name.into(), sds_config: None }
+}
+
+fn istio_mutual() -> CommonTlsContext {
+    CommonTlsContext {
+        tls_certificate_sds_secret_configs: vec![secret("default")],
+        validation_context_type: Some(ValidationContextType::ValidationContextSdsSecretConfig(secret("ROOTCA"))),
+        ..CommonTlsContext::default()
+    }
+}
+
+/// AN1, AN2: what a TLS context asks for beyond what can be kept refuses the cluster.
+#[test]
+fn tls_that_cannot_be_kept_is_refused() {
+    let field = "transport_socket.typed_config";
+    let common = |common_tls_context| UpstreamTlsContext {
+        common_tls_context: Some(common_tls_context),
+        ..UpstreamTlsContext::default()
+    };
+    let parameters = |tls_params| common(CommonTlsContext { tls_params: Some(tls_params), ..istio_mutual() });
+    let minimum = TlsParameters { tls_minimum_protocol_version: TlsProtocol::TlSv13.into(), ..Default::default() };
+    let maximum = TlsParameters { tls_maximum_protocol_version: TlsProtocol::TlSv12.into(), ..Default::default() };
+    let other_name =
+        CommonTlsContext { tls_certificate_sds_secret_configs: vec![secret("file-cert:a~b")], ..istio_mutual() };
+    let no_roots = CommonTlsContext { validation_context_type: None, ..istio_mutual() };
+    let inline = CommonTlsContext {
+        validation_context_type: Some(ValidationContextType::ValidationContext(CertificateValidationContext {
+            trusted_ca: Some(DataSource { specifier: Some(Specifier::InlineString("PEM".into())) }),
+            ..CertificateValidationContext::default()
+        })),
+        ..CommonTlsContext::default()
+    };
+    for (context, rest, why) in [
+        (parameters(minimum), ".common_tls_context.tls_params.tls_minimum_protocol_version", "TLS 1.2"),
+        (parameters(maximum), ".common_tls_context.tls_params.tls_maximum_protocol_version", "TLS 1.3"),
+        (common(other_name), ".common_tls_context.tls_certificate_sds_secret_configs", "file-cert:a~b"),
+        (common(no_roots), ".common_tls_context", "ROOTCA"),
+        (common(inline), ".common_tls_context.validation_context.trusted_ca", "by SDS"),
+        (
+            UpstreamTlsContext { allow_renegotiation: true, ..common(istio_mutual()) },
+            ".allow_renegotiation",
+            "not supported",
+        ),
+        (UpstreamTlsContext { sni: "x".repeat(256), ..common(istio_mutual()) }, ".sni", "255"),
+    ] {
+        refused(&with_tls(&context), &format!("{field}{rest}"), why);
+    }
+    // custom_handshaker {}, and a field nobody knows.
+    for (tail, name) in [(vec![0x6a, 0x00], "custom_handshaker"), (vec![0xa2, 0x1f, 0x00], "#500")] {
+        let mut inner = istio_mutual().encode_to_vec();
+        inner.extend(tail);
+        let mut context = vec![0x0a, inner.len() as u8];
+        context.extend(inner);
+        let any = any("envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext", &context);
+        let message = Message { transport_socket: Some(socket(any)), ..named() };
+        refused(&message, &format!("{field}.common_tls_context.{name}"), "not supported");
+    }
+    let other = any("envoy.extensions.transport_sockets.quic.v3.QuicUpstreamTransport", &[]);
+    refused(&Message { transport_socket: Some(socket(other)), ..named() }, field, "QuicUpstreamTransport");
+}
+
+/// AN6, AN7: TLS to the outside verifies by host unless told otherwise; no validation is still validated.
+#[test]
+fn tls_without_own_certificate_uses_the_systems_roots() {
+    let simple = UpstreamTlsContext { sni: "example.com".into(), ..UpstreamTlsContext::default() };
+    let decoded = decode(&with_tls(&simple)).unwrap();
+    let TlsMode::Always(tls) = &decoded.value.tls else { panic!() };
+    assert!(!tls.workload_identity && tls.subject_alt_names.is_empty());
+    assert_eq!(tls.sni, "example.com");
+    assert!(decoded.ignored[0].contains("verified all the same"), "{:?}", decoded.ignored);
+    let by_host = UpstreamTlsContext { auto_host_sni: true, ..simple };
+    let TlsMode::Always(tls) = &decode(&with_tls(&by_host)).unwrap().value.tls else { panic!() };
+    assert_eq!(tls.sni, "");
+}
+
+/// AN11: only Istio's own key is understood among the matches of transport sockets.
+#[test]
+fn other_transport_socket_matches_are_refused() {
+    let mtls = UpstreamTlsContext { common_tls_context: Some(istio_mutual()), ..UpstreamTlsContext::default() };
+    let candidate = |fields: &[(&str, &str)], context: &UpstreamTlsContext| TransportSocketMatch {
+        name: "m".into(),
+        r#match: Some(prost_types::Struct {
+            fields: fields
+                .iter()
+                .map(|&(key, value)| {
+                    let kind = prost_types::value::Kind::StringValue(value.into());
+                    (key.into(), prost_types::Value { kind: Some(kind) })
+                })
+                .collect(),
+        }),
+        transport_socket: Some(socket(Any::pack(context))),
+    };
+    let with = |matches| Message { transport_socket_matches: matches, ..named() };
+    let message = with(vec![candidate(&[("zone", "a")], &mtls)]);
+    refused(&message, "transport_socket_matches[0 \"m\"].match", "tlsMode: istio");
+    let always = with(vec![candidate(&[("tlsMode", "istio")], &mtls), candidate(&[], &mtls)]);
+    assert!(matches!(decode(&always).unwrap().value.tls, TlsMode::Always(_)));
+    let able = with(vec![candidate(&[("tlsMode", "istio")], &mtls)]);
+    assert!(matches!(decode(&able).unwrap().value.tls, TlsMode::IfEndpointCan(_)));
+    let other = UpstreamTlsContext { sni: "other".into(), ..mtls.clone() };
+    let two = with(vec![candidate(&[("tlsMode", "istio")], &mtls), candidate(&[], &other)]);
+    refused(&two, "transport_socket_matches", "two kinds of TLS");
+}

@@ -1,0 +1,109 @@
+//! Rules of endpoint assignments.
+
+use mesh_core::config::{EndpointAddress, Endpoints, Health};
+use mesh_xds::{
+    proto::envoy::config::{
+        core::v3::{Address, HealthStatus, SocketAddress, address, socket_address::PortSpecifier},
+        endpoint::v3::{ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints, lb_endpoint::HostIdentifier},
+    },
+    translate,
+};
+
+use crate::body;
+
+fn endpoint(host: &str, port: u32) -> LbEndpoint {
+    let socket = SocketAddress {
+        address: host.into(),
+        port_specifier: Some(PortSpecifier::PortValue(port)),
+        ..SocketAddress::default()
+    };
+    let address = Address { address: Some(address::Address::SocketAddress(socket)) };
+    let host = Endpoint { address: Some(address), ..Endpoint::default() };
+    LbEndpoint { host_identifier: Some(HostIdentifier::Endpoint(host)), ..LbEndpoint::default() }
+}
+
+fn locality(zone: &str, priority: u32, endpoints: Vec<LbEndpoint>) -> LocalityLbEndpoints {
+    let locality = mesh_xds::proto::envoy::config::core::v3::Locality { zone: zone.into(), ..Default::default() };
+    LocalityLbEndpoints { locality: Some(locality), priority, lb_endpoints: endpoints, ..Default::default() }
+}
+
+fn decode(endpoints: Vec<LocalityLbEndpoints>) -> Result<Endpoints, String> {
+    let message = ClusterLoadAssignment { cluster_name: "c".into(), endpoints, policy: None };
+    let decoded = translate::endpoints(&body(&message)).map_err(|error| error.to_string())?;
+    assert_eq!(&*decoded.name, "c");
+    Ok((*decoded.value).clone())
+}
+
+fn weighing(weight: u32, endpoint: LbEndpoint) -> LbEndpoint {
+    LbEndpoint { load_balancing_weight: Some(weight), ..endpoint }
+}
+
+/// NR7, LB21: gaps, repetitions and weights beyond bounds are refused, each by name.
+#[test]
+fn broken_assignments_are_refused() {
+    let weighted =
+        |weight, zone| LocalityLbEndpoints { load_balancing_weight: Some(weight), ..locality(zone, 0, vec![]) };
+    let a = || endpoint("10.0.0.1", 80);
+    let cases = [
+        (vec![locality("a", 1, vec![])], "endpoints.priority", "0 is skipped"),
+        (vec![locality("a", 0, vec![]), locality("a", 2, vec![])], "endpoints.priority", "1 is skipped"),
+        (vec![locality("a", 129, vec![])], "endpoints[0].priority", "above 128"),
+        (vec![locality("a", 0, vec![]), locality("a", 0, vec![])], "endpoints[1].locality", "occurs twice"),
+        (vec![weighted(u32::MAX, "a"), weighted(1, "b")], "endpoints[1].load_balancing_weight", "exceeds"),
+        (
+            vec![locality("a", 0, vec![a(), a()])],
+            "endpoints[0].lb_endpoints[1].endpoint.address",
+            "10.0.0.1:80 occurs twice",
+        ),
+        (
+            vec![locality("a", 0, vec![a()]), locality("b", 0, vec![a()])],
+            "endpoints[1].lb_endpoints[0].endpoint.address",
+            "occurs twice",
+        ),
+        (vec![locality("a", 0, vec![weighing(0, a())])], "endpoints[0].lb_endpoints[0].load_balancing_weight", "is 0"),
+        (
+            vec![locality("a", 0, vec![weighing(u32::MAX, a()), weighing(1, endpoint("10.0.0.2", 80))])],
+            "endpoints[0].lb_endpoints[1].load_balancing_weight",
+            "exceeds",
+        ),
+        (
+            vec![locality("a", 0, vec![endpoint("10.0.0.1", 70_000)])],
+            "endpoints[0].lb_endpoints[0].endpoint.address.socket_address.port_value",
+            "70000",
+        ),
+        (vec![locality("a", 0, vec![LbEndpoint::default()])], "endpoints[0].lb_endpoints[0].endpoint", "missing"),
+    ];
+    for (message, field, why) in cases {
+        let error = decode(message).unwrap_err();
+        assert!(error.starts_with(&format!("EDS \"c\": field {field}: ")) && error.contains(why), "{error}");
+    }
+}
+
+/// NR7: one locality may stand at several priorities, and the order of the list does not matter.
+#[test]
+fn priorities_may_come_in_any_order() {
+    let good = decode(vec![
+        locality("a", 1, vec![endpoint("10.0.0.2", 80)]),
+        locality("a", 0, vec![endpoint("10.0.0.1", 80)]),
+    ]);
+    assert_eq!(good.unwrap().localities.len(), 2);
+}
+
+/// NR8: what each health status comes to.
+#[test]
+fn health_statuses_are_read() {
+    for (status, health) in [
+        (HealthStatus::Unknown, Health::Healthy),
+        (HealthStatus::Healthy, Health::Healthy),
+        (HealthStatus::Unhealthy, Health::Unhealthy),
+        (HealthStatus::Timeout, Health::Unhealthy),
+        (HealthStatus::Draining, Health::Draining),
+        (HealthStatus::Degraded, Health::Degraded),
+    ] {
+        let message = LbEndpoint { health_status: status.into(), ..endpoint("::1", 80) };
+        let decoded = decode(vec![locality("a", 0, vec![message])]).unwrap();
+        let endpoint = &decoded.localities[0].endpoints[0];
+        assert_eq!((endpoint.health, endpoint.weight), (health, 1));
+        assert_eq!(endpoint.address, EndpointAddress::Socket("[::1]:80".parse().unwrap()));
+    }
+}

@@ -1,0 +1,300 @@
+//! Rules of listeners: which are ours, what a port's chains come to, and filters that guard the door.
+
+use mesh_core::config::{Inbound, MtlsMode, StringMatch};
+use mesh_xds::{
+    proto::{
+        Any,
+        envoy::{
+            config::{
+                core::v3::{
+                    Address, AggregatedConfigSource, ConfigSource, SocketAddress, TransportSocket, address,
+                    config_source::ConfigSourceSpecifier, socket_address::PortSpecifier, transport_socket,
+                },
+                listener::v3::{ApiListener, Filter, FilterChain, FilterChainMatch, Listener as Message, filter},
+                route::v3::{
+                    Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost, route::Action,
+                    route_action::ClusterSpecifier, route_match::PathSpecifier,
+                },
+            },
+            extensions::{
+                filters::{
+                    http::router::v3::Router,
+                    network::http_connection_manager::v3::{
+                        HttpConnectionManager, HttpFilter, Rds, http_connection_manager::RouteSpecifier, http_filter,
+                    },
+                },
+                transport_sockets::tls::v3::{
+                    CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, SdsSecretConfig,
+                    TlsParameters,
+                    common_tls_context::{CombinedCertificateValidationContext, ValidationContextType},
+                    tls_parameters::TlsProtocol,
+                },
+            },
+            r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern},
+        },
+    },
+    translate::{self, Decoded, Listener, RouteSource},
+};
+
+use crate::{any, body};
+
+fn decode(message: &Message) -> Result<Decoded<Listener>, String> {
+    translate::listener(&body(message)).map_err(|error| error.to_string())
+}
+
+fn filter(name: &str, any: Any) -> HttpFilter {
+    HttpFilter {
+        name: name.into(),
+        config_type: Some(http_filter::ConfigType::TypedConfig(any)),
+        ..HttpFilter::default()
+    }
+}
+
+fn router() -> HttpFilter {
+    filter("envoy.filters.http.router", Any::pack(&Router {}))
+}
+
+fn chain(manager: &HttpConnectionManager) -> FilterChain {
+    let config = filter::ConfigType::TypedConfig(Any::pack(manager));
+    let hcm = Filter { name: "envoy.filters.network.http_connection_manager".into(), config_type: Some(config) };
+    FilterChain { filters: vec![hcm], ..FilterChain::default() }
+}
+
+fn on(host: &str, port: u32) -> Option<Address> {
+    let socket = SocketAddress {
+        address: host.into(),
+        port_specifier: Some(PortSpecifier::PortValue(port)),
+        ..SocketAddress::default()
+    };
+    Some(Address { address: Some(address::Address::SocketAddress(socket)) })
+}
+
+fn outbound(host: &str, source: ConfigSource) -> Message {
+    let rds = Rds { config_source: Some(source), route_config_name: "9080".into() };
+    let manager = HttpConnectionManager {
+        route_specifier: Some(RouteSpecifier::Rds(rds)),
+        http_filters: vec![router()],
+        ..HttpConnectionManager::default()
+    };
+    Message {
+        name: "0.0.0.0_9080".into(),
+        address: on(host, 9080),
+        filter_chains: vec![chain(&manager)],
+        ..Message::default()
+    }
+}
+
+fn ads() -> ConfigSource {
+    let ads = ConfigSourceSpecifier::Ads(AggregatedConfigSource {});
+    ConfigSource { config_source_specifier: Some(ads), ..ConfigSource::default() }
+}
+
+/// NR4: routes come over the same stream; listeners of other shapes are told as ignored, with the reason.
+#[test]
+fn listeners_on_every_address_are_ours() {
+    let decoded = decode(&outbound("0.0.0.0", ads())).unwrap();
+    assert_eq!(decoded.value, Listener::Outbound { port: 9080, routes: RouteSource::Rds("9080".into()) });
+    let error = decode(&outbound("0.0.0.0", ConfigSource::default())).unwrap_err();
+    assert!(error.contains("filter_chains[0].rds.config_source: must be `ads` or `self`"), "{error}");
+    let ignored = |message: &Message| match decode(message).unwrap().value {
+        Listener::Ignored(why) => why,
+        other => panic!("{other:?}"),
+    };
+    assert!(ignored(&outbound("10.0.0.1", ads())).contains("10.0.0.1"));
+    assert!(ignored(&Message { filter_chains: vec![], ..outbound("0.0.0.0", ads()) }).contains("no HTTP"));
+    let api = Message { api_listener: Some(ApiListener::default()), ..outbound("0.0.0.0", ads()) };
+    assert!(ignored(&api).contains("api_listener"));
+}
+
+/// RA17: a chain ends in the router.
+#[test]
+fn a_chain_without_router_is_refused() {
+    let manager = HttpConnectionManager {
+        route_specifier: Some(RouteSpecifier::RouteConfig(RouteConfiguration::default())),
+        http_filters: vec![router(), filter("envoy.filters.http.cors", Any::default())],
+        ..HttpConnectionManager::default()
+    };
+    let message = Message { filter_chains: vec![chain(&manager)], ..outbound("0.0.0.0", ads()) };
+    assert!(decode(&message).unwrap_err().contains("http_filters: must end in"), "router not last");
+}
+
+fn inbound_manager(filters: Vec<HttpFilter>) -> HttpConnectionManager {
+    let route = Route {
+        r#match: Some(RouteMatch { path_specifier: Some(PathSpecifier::Prefix("/".into())), ..RouteMatch::default() }),
+        action: Some(Action::Route(RouteAction {
+            cluster_specifier: Some(ClusterSpecifier::Cluster("inbound|9080||".into())),
+            ..RouteAction::default()
+        })),
+        ..Route::default()
+    };
+    let host = VirtualHost {
+        name: "inbound|http|9080".into(),
+        domains: vec!["*".into()],
+        routes: vec![route],
+        ..VirtualHost::default()
+    };
+    let table = RouteConfiguration {
+        name: "inbound|9080||".into(),
+        virtual_hosts: vec![host],
+        ..RouteConfiguration::default()
+    };
+    HttpConnectionManager {
+        route_specifier: Some(RouteSpecifier::RouteConfig(table)),
+        http_filters: filters,
+        ..HttpConnectionManager::default()
+    }
+}
+
+/// The context istiod gives its inbound chains.
+fn mutual() -> DownstreamTlsContext {
+    let secret = |name: &str| SdsSecretConfig { name: name.into(), sds_config: Some(ads()) };
+    let trust_domain = StringMatcher {
+        match_pattern: Some(MatchPattern::Prefix("spiffe://cluster.local/".into())),
+        ignore_case: false,
+    };
+    let validation = CombinedCertificateValidationContext {
+        default_validation_context: Some(CertificateValidationContext {
+            match_subject_alt_names: vec![trust_domain],
+            ..CertificateValidationContext::default()
+        }),
+        validation_context_sds_secret_config: Some(secret("ROOTCA")),
+    };
+    DownstreamTlsContext {
+        require_client_certificate: Some(true),
+        common_tls_context: Some(CommonTlsContext {
+            tls_params: Some(TlsParameters {
+                tls_minimum_protocol_version: TlsProtocol::TlSv12.into(),
+                cipher_suites: vec!["ECDHE-ECDSA-AES256-GCM-SHA384".into()],
+                ..TlsParameters::default()
+            }),
+            tls_certificate_sds_secret_configs: vec![secret("default")],
+            validation_context_type: Some(ValidationContextType::CombinedValidationContext(validation)),
+            alpn_protocols: vec!["h2".into(), "http/1.1".into()],
+        }),
+    }
+}
+
+fn encrypted(context: &DownstreamTlsContext) -> TransportSocket {
+    let any = transport_socket::ConfigType::TypedConfig(Any::pack(context));
+    TransportSocket { name: "envoy.transport_sockets.tls".into(), config_type: Some(any) }
+}
+
+fn port_chain(port: u32, tls: Option<TransportSocket>, filters: Vec<HttpFilter>) -> FilterChain {
+    FilterChain {
+        name: format!("0.0.0.0_{port}"),
+        filter_chain_match: Some(FilterChainMatch { destination_port: Some(port), ..FilterChainMatch::default() }),
+        transport_socket: tls,
+        ..chain(&inbound_manager(filters))
+    }
+}
+
+fn virtual_inbound(filter_chains: Vec<FilterChain>) -> Message {
+    Message { name: "virtualInbound".into(), address: on("0.0.0.0", 15006), filter_chains, ..Message::default() }
+}
+
+fn ports(chains: Vec<FilterChain>) -> Vec<(u16, Inbound)> {
+    match decode(&virtual_inbound(chains)).unwrap().value {
+        Listener::Inbound(ports) => ports.into_iter().map(|(port, inbound)| (port, (*inbound).clone())).collect(),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// AN4: what a port takes follows from the chains it has.
+#[test]
+fn the_chains_of_a_port_are_its_mode() {
+    let tls = || Some(encrypted(&mutual()));
+    let ports = ports(vec![
+        port_chain(9080, tls(), vec![router()]),
+        port_chain(9090, tls(), vec![router()]),
+        port_chain(9090, None, vec![router()]),
+        port_chain(9091, None, vec![router()]),
+        chain(&inbound_manager(vec![router()])),
+        FilterChain { name: "blackhole".into(), ..FilterChain::default() },
+    ]);
+    let modes: Vec<_> = ports.iter().map(|(port, inbound)| (*port, inbound.mtls)).collect();
+    assert_eq!(modes, [(9080, MtlsMode::Strict), (9090, MtlsMode::Permissive), (9091, MtlsMode::Disable)]);
+    let strict = &ports[0].1;
+    assert_eq!(strict.alpn, ["h2", "http/1.1"]);
+    let caller = StringMatch::Prefix { value: "spiffe://cluster.local/".into(), ignore_case: false };
+    assert_eq!((&*strict.name, strict.callers.as_slice()), ("0.0.0.0_9080", &[caller][..]));
+    let action = &strict.routes.virtual_hosts[0].routes[0].action;
+    assert_eq!(*action, mesh_core::config::Action::NonForwarding, "what Envoy forwards to its application is ours");
+}
+
+/// AN8: TLS that does not ask for a certificate is not served.
+#[test]
+fn one_sided_tls_is_refused() {
+    for context in [
+        DownstreamTlsContext { require_client_certificate: Some(false), ..mutual() },
+        DownstreamTlsContext { require_client_certificate: None, ..mutual() },
+        DownstreamTlsContext { common_tls_context: None, ..mutual() },
+    ] {
+        let error =
+            decode(&virtual_inbound(vec![port_chain(80, Some(encrypted(&context)), vec![router()])])).unwrap_err();
+        let place = "LDS \"virtualInbound\": field filter_chains[0 \"0.0.0.0_80\"].transport_socket.typed_config.";
+        assert!(error.starts_with(place), "{error}");
+    }
+}
+
+/// RA17: filters that only observe are passed over, others reported, guards close the port.
+#[test]
+fn filters_that_guard_close_the_port() {
+    let quiet = || {
+        vec![
+            filter("istio.metadata_exchange", any("io.istio.http.peer_metadata.Config", &[])),
+            filter("istio.stats", any("stats.PluginConfig", &[])),
+            filter(
+                "envoy.filters.http.grpc_stats",
+                any("envoy.extensions.filters.http.grpc_stats.v3.FilterConfig", &[]),
+            ),
+        ]
+    };
+    let decode = |mut filters: Vec<HttpFilter>, disabled| {
+        let mut list = quiet();
+        filters.iter_mut().for_each(|filter| filter.disabled = disabled);
+        list.extend(filters);
+        list.push(router());
+        let decoded = decode(&virtual_inbound(vec![port_chain(80, None, list)])).unwrap();
+        let Listener::Inbound(ports) = decoded.value else { panic!() };
+        (ports[0].1.refused.clone(), decoded.ignored)
+    };
+    assert_eq!(decode(vec![], false), (None, vec![]));
+    let unknown = filter("example.unknown", any("example.Unknown", &[]));
+    assert_eq!(decode(vec![unknown], false), (None, vec!["filter_chains.filters.http_filters.example.unknown".into()]));
+    let wrapped = any("udpa.type.v1.TypedStruct", &[&[0x0a, 32][..], b"type.googleapis.com/my.JwtPolicy"].concat());
+    for guard in [
+        filter("envoy.filters.http.rbac", any("envoy.extensions.filters.http.rbac.v3.RBAC", &[])),
+        filter(
+            "envoy.filters.http.jwt_authn",
+            any("envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication", &[]),
+        ),
+        filter("envoy.filters.http.ext_authz", any("envoy.extensions.filters.http.ext_authz.v3.ExtAuthz", &[])),
+        filter("istio_authn", any("istio.envoy.config.filter.http.authn.v2alpha1.FilterConfig", &[])),
+        filter("plain-name", any("envoy.extensions.filters.http.oauth2.v3.OAuth2", &[])),
+        filter("plain-name", wrapped),
+    ] {
+        let (refused, _) = decode(vec![guard.clone()], false);
+        assert!(refused.unwrap().contains(&format!("{:?}", guard.name)));
+        assert_eq!(decode(vec![guard], true).0, None, "disabled");
+    }
+    let mut guarded = port_chain(80, None, vec![router()]);
+    let rbac = filter::ConfigType::TypedConfig(any("envoy.extensions.filters.network.rbac.v3.RBAC", &[]));
+    guarded.filters.insert(0, Filter { name: "envoy.filters.network.rbac".into(), config_type: Some(rbac) });
+    assert!(ports(vec![guarded])[0].1.refused.as_ref().unwrap().contains("envoy.filters.network.rbac"));
+}
+
+/// SV2: a condition of a chain that is not understood refuses the listener.
+#[test]
+fn unknown_chain_conditions_are_refused() {
+    use prost::Message as _;
+    // server_names, then source_type, within filter_chain_match of the first chain.
+    for (bytes, name) in [(&[0x5a, 1, b'a'][..], "server_names"), (&[0x60, 1], "source_type")] {
+        let mut chain = vec![0x0a, bytes.len() as u8];
+        chain.extend(bytes);
+        let mut message = virtual_inbound(vec![]).encode_to_vec();
+        message.extend([0x1a, chain.len() as u8]);
+        message.extend(chain);
+        let error = translate::listener(&message.into()).unwrap_err();
+        assert_eq!(error.field, format!("filter_chains.filter_chain_match.{name}"));
+    }
+}

@@ -1,0 +1,309 @@
+//! A configuration with something in every field that has a form on the wire.
+
+use std::{sync::Arc, time::Duration};
+
+use mesh_core::config::*;
+
+/// One of everything.
+pub(crate) fn config() -> Config {
+    let mut config = Config::default();
+    config.outbound.insert(9080, Arc::new(table("9080")));
+    config.outbound.insert(80, Arc::new(RouteTable { name: "80".into(), ..RouteTable::default() }));
+    for (port, mtls) in [(9080, MtlsMode::Strict), (9090, MtlsMode::Permissive), (9091, MtlsMode::Disable)] {
+        config.inbound.insert(port, Arc::new(inbound(port, mtls)));
+    }
+    for cluster in clusters() {
+        config.clusters.insert(cluster.name.clone(), Arc::new(cluster));
+    }
+    config
+}
+
+fn exact(value: &str) -> StringMatch {
+    StringMatch::Exact { value: value.to_owned(), ignore_case: false }
+}
+
+fn regex(pattern: &str) -> Regex {
+    pattern.parse().unwrap()
+}
+
+fn changes(tag: &str) -> HeaderChanges {
+    let (name, value) = (|s: &str| format!("x-{tag}-{s}"), |s: &str| s.to_owned());
+    HeaderChanges {
+        request: vec![
+            HeaderChange::Remove { name: name("gone") },
+            HeaderChange::Set { name: name("set"), value: value("100%") },
+            HeaderChange::Append { name: name("add"), value: value("") },
+        ],
+        response: vec![
+            HeaderChange::Remove { name: name("gone") },
+            HeaderChange::Append { name: name("add"), value: value("b") },
+        ],
+    }
+}
+
+fn retry() -> RetryPolicy {
+    use HttpRetry::{ConnectFailure, RefusedStream, RetriableHeaders, RetriableStatusCodes, ServerError};
+    RetryPolicy {
+        on: RetryConditions {
+            http: vec![ConnectFailure, RefusedStream, ServerError, RetriableStatusCodes, RetriableHeaders],
+            grpc: vec![GrpcRetry::Unavailable, GrpcRetry::Cancelled],
+            status_codes: vec![503, 429],
+            headers: vec![header("x-retry", HeaderMatcher::Present(true))],
+        },
+        retries: 2,
+        per_try_timeout: Some(Duration::from_millis(1_500)),
+        back_off: BackOff { base: Duration::from_millis(10), max: Duration::from_secs(1) },
+        avoid_previous_hosts: 5,
+        only_idempotent: true,
+    }
+}
+
+fn header(name: &str, matcher: HeaderMatcher) -> HeaderMatch {
+    HeaderMatch { name: name.into(), matcher, invert: false, missing_as_empty: false }
+}
+
+fn route(matches: RouteMatch, action: Action) -> Route {
+    Route {
+        name: "".into(),
+        origin: None,
+        matches,
+        action,
+        fault: None,
+        headers: HeaderChanges::default(),
+        operation: None,
+    }
+}
+
+fn to(cluster: &str) -> Vec<WeightedCluster> {
+    vec![WeightedCluster { cluster: cluster.into(), weight: 1, ..WeightedCluster::default() }]
+}
+
+fn table(name: &str) -> RouteTable {
+    let forward = |clusters, path_rewrite| Action::Forward(Forward { clusters, path_rewrite, ..Forward::default() });
+    let path = |path| RouteMatch { path, ..RouteMatch::default() };
+    let text = |value: &str, ignore_case| (value.to_owned(), ignore_case);
+    let (value, ignore_case) = text("/exact", true);
+    let mut routes = vec![
+        route(path(PathMatch::Exact { value, ignore_case }), forward(to("a"), Some(PathRewrite::Full("/x\\1".into())))),
+        route(
+            path(PathMatch::SegmentPrefix { value: "/seg".into(), ignore_case: false }),
+            forward(to("a"), Some(PathRewrite::Prefix("/new".into()))),
+        ),
+        route(
+            path(PathMatch::Regex(regex("/r/[0-9]+"))),
+            forward(to("a"), Some(PathRewrite::Regex { pattern: regex("^/r/(.*)$"), substitution: r"/\1".into() })),
+        ),
+        route(
+            path(PathMatch::Prefix { value: "/full".into(), ignore_case: true }),
+            forward(to("a"), Some(PathRewrite::Full("/whole".into()))),
+        ),
+        route(
+            path(PathMatch::any()),
+            Action::Redirect(Redirect {
+                status: 308,
+                scheme: Some("https".into()),
+                host: Some("other".into()),
+                port: Some(8443),
+                path: Some(PathRewrite::Full("/moved".into())),
+                strip_query: true,
+            }),
+        ),
+        route(path(PathMatch::any()), Action::DirectResponse(DirectResponse { status: 418, body: "tea".into() })),
+        route(path(PathMatch::any()), Action::DirectResponse(DirectResponse { status: 502, body: String::new() })),
+        route(path(PathMatch::any()), Action::NonForwarding),
+    ];
+    // Not losslessly: `\` of a whole new path is escaped, and what is read back says the same as a regular expression.
+    routes.remove(0);
+    let mut matched = route(
+        RouteMatch {
+            path: PathMatch::any(),
+            headers: vec![
+                header("end-user", HeaderMatcher::Value(exact("jason"))),
+                HeaderMatch {
+                    invert: true,
+                    missing_as_empty: true,
+                    ..header(":method", HeaderMatcher::Value(StringMatch::Regex(regex("GET|HEAD"))))
+                },
+                header("x-n", HeaderMatcher::Range { start: -3, end: 10 }),
+                header("x-no", HeaderMatcher::Present(false)),
+                header("a", HeaderMatcher::Value(StringMatch::Prefix { value: "p".into(), ignore_case: true })),
+                header("b", HeaderMatcher::Value(StringMatch::Suffix { value: "s".into(), ignore_case: false })),
+                header("c", HeaderMatcher::Value(StringMatch::Contains { value: "c".into(), ignore_case: false })),
+            ],
+            query: vec![
+                QueryMatch { name: "q".into(), value: Some(exact("1")) },
+                QueryMatch { name: "present".into(), value: None },
+            ],
+            fraction: Some(Fraction { numerator: 25, denominator: 10_000 }),
+            grpc_only: true,
+        },
+        Action::Forward(Forward {
+            clusters: vec![
+                WeightedCluster { cluster: "v1".into(), weight: 80, headers: changes("v1") },
+                WeightedCluster { cluster: "v2".into(), weight: 20, headers: HeaderChanges::default() },
+                WeightedCluster { cluster: "v3".into(), weight: 0, headers: HeaderChanges::default() },
+            ],
+            timeout: Some(Duration::from_millis(2_500)),
+            max_stream_duration: Some(Duration::from_secs(60)),
+            retry: Some(retry()),
+            host_rewrite: Some("elsewhere".into()),
+            path_rewrite: None,
+        }),
+    );
+    matched.name = "canary".into();
+    matched.origin = Some("virtual-service/default/reviews".into());
+    matched.operation = Some("reviews:9080/*".into());
+    matched.headers = changes("route");
+    matched.fault = Some(Fault {
+        delay: Some(FaultDelay { duration: Duration::from_secs(7), fraction: Fraction::ALL }),
+        abort: Some(Abort {
+            status: AbortStatus::Http(500),
+            fraction: Fraction { numerator: 5, denominator: 1_000_000 },
+        }),
+    });
+    routes.insert(0, matched);
+    let mut aborted = route(RouteMatch::default(), forward(to("a"), None));
+    aborted.fault =
+        Some(Fault { delay: None, abort: Some(Abort { status: AbortStatus::Grpc(14), fraction: Fraction::NONE }) });
+    routes.push(aborted);
+    RouteTable {
+        name: name.into(),
+        virtual_hosts: vec![
+            Arc::new(VirtualHost {
+                name: "reviews.default.svc.cluster.local:9080".into(),
+                domains: vec!["reviews".into(), "reviews.default".into(), "*.reviews".into(), "reviews.*".into()],
+                routes,
+                retry: Some(RetryPolicy { back_off: BackOff::default(), ..retry() }),
+                headers: changes("host"),
+            }),
+            Arc::new(VirtualHost { name: "allow_any".into(), domains: vec!["*".into()], ..VirtualHost::default() }),
+        ],
+        ignore_port: true,
+        headers: changes("table"),
+    }
+}
+
+fn inbound(port: u16, mtls: MtlsMode) -> Inbound {
+    let host = VirtualHost {
+        name: format!("inbound|http|{port}").into(),
+        domains: vec!["*".into()],
+        routes: vec![route(RouteMatch::default(), Action::NonForwarding)],
+        ..VirtualHost::default()
+    };
+    let tls = mtls != MtlsMode::Disable;
+    Inbound {
+        name: format!("0.0.0.0_{port}").into(),
+        mtls,
+        callers: match tls {
+            true => vec![StringMatch::Prefix { value: "spiffe://cluster.local/".into(), ignore_case: false }],
+            false => Vec::new(),
+        },
+        alpn: Inbound::default().alpn,
+        routes: Arc::new(RouteTable {
+            name: format!("inbound|{port}||").into(),
+            virtual_hosts: vec![Arc::new(host)],
+            ..RouteTable::default()
+        }),
+        refused: None,
+    }
+}
+
+fn mtls() -> Arc<UpstreamTls> {
+    Arc::new(UpstreamTls {
+        sni: "outbound_.9080_.v1_.reviews.default.svc.cluster.local".into(),
+        alpn: vec!["istio-http/1.1".into(), "istio".into(), "http/1.1".into()],
+        workload_identity: true,
+        subject_alt_names: vec![exact("spiffe://cluster.local/ns/default/sa/bookinfo-reviews")],
+    })
+}
+
+fn clusters() -> Vec<Cluster> {
+    let endpoint = |address: &str, health, mtls| Endpoint {
+        address: EndpointAddress::Socket(address.parse().unwrap()),
+        weight: 3,
+        health,
+        mtls,
+        workload: Some(Workload {
+            name: "reviews-v1".into(),
+            namespace: "default".into(),
+            canonical_name: "reviews".into(),
+            canonical_revision: "v1".into(),
+            cluster: "Kubernetes".into(),
+            ..Workload::default()
+        }),
+    };
+    let endpoints = Arc::new(Endpoints {
+        localities: vec![
+            LocalityEndpoints {
+                locality: Locality { region: "eu".into(), zone: "a".into(), sub_zone: "1".into() },
+                priority: 0,
+                weight: Some(2),
+                endpoints: vec![
+                    endpoint("127.0.0.11:9080", Health::Healthy, true),
+                    endpoint("[::1]:9080", Health::Draining, false),
+                ],
+            },
+            LocalityEndpoints {
+                locality: Locality::default(),
+                priority: 1,
+                weight: None,
+                endpoints: vec![
+                    endpoint("127.0.0.13:9080", Health::Unhealthy, true),
+                    Endpoint {
+                        address: EndpointAddress::Unix("/run/x.sock".into()),
+                        workload: None,
+                        ..endpoint("127.0.0.1:1", Health::Degraded, false)
+                    },
+                ],
+            },
+        ],
+        overprovisioning: 150,
+    });
+    let named = |name: &str, discovery| Cluster { name: name.into(), discovery, ..Cluster::default() };
+    vec![
+        Cluster {
+            service: Some(ServiceName {
+                host: "reviews.default.svc.cluster.local".into(),
+                name: "reviews".into(),
+                namespace: "default".into(),
+            }),
+            endpoints: Arc::clone(&endpoints),
+            load_balancer: LoadBalancer::LeastRequest(LeastRequest { choices: 3 }),
+            connect_timeout: Duration::from_secs(10),
+            protocol: Protocol::Http2,
+            thresholds: Thresholds { max_connections: 1, max_pending_requests: 2, max_requests: 3, max_retries: 4 },
+            outlier_detection: Some(OutlierDetection {
+                consecutive_5xx: 0,
+                consecutive_gateway_failure: 7,
+                interval: Duration::from_secs(1),
+                base_ejection_time: Duration::from_secs(180),
+                max_ejection_time: Duration::from_secs(400),
+                max_ejection_percent: 100,
+            }),
+            tls: TlsMode::IfEndpointCan(mtls()),
+            panic_threshold: 0,
+            locality_weighted: true,
+            origin: Some("destination-rule/default/reviews".into()),
+            ..named("outbound|9080|v1|reviews.default.svc.cluster.local", Discovery::Eds("other-name".into()))
+        },
+        Cluster {
+            endpoints: Arc::clone(&endpoints),
+            tls: TlsMode::Always(mtls()),
+            outlier_detection: Some(OutlierDetection::default()),
+            ..named("own-name", Discovery::Eds("own-name".into()))
+        },
+        Cluster { endpoints, load_balancer: LoadBalancer::RoundRobin, ..named("static", Discovery::Static) },
+        Cluster {
+            load_balancer: LoadBalancer::Random,
+            tls: TlsMode::Always(Arc::new(UpstreamTls {
+                sni: "api.example.com".into(),
+                alpn: vec!["h2".into()],
+                workload_identity: false,
+                subject_alt_names: vec![exact("api.example.com")],
+            })),
+            ..named("strict", Discovery::StrictDns(vec![("api.example.com".into(), 443), ("10.0.0.1".into(), 80)]))
+        },
+        named("logical", Discovery::LogicalDns(("db.example.com".into(), 5432))),
+        named("PassthroughCluster", Discovery::OriginalDestination),
+    ]
+}

@@ -1,0 +1,113 @@
+//! What is encoded and decoded again is what it was.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use mesh_core::config::{Cluster, Config, Inbound, PathRewrite};
+use mesh_xds::{
+    ads::TypeUrl,
+    translate::{self, Listener, RouteSource, Shape, encode},
+};
+
+use crate::rich;
+
+/// All resources decoded, and put together as a client does.
+fn decode_all(config: &Config, shape: Shape) -> Config {
+    let set = encode(config, shape);
+    let mut decoded = Config::default();
+    for (name, resource) in set.iter(TypeUrl::Listener) {
+        let listener = translate::listener(&resource.body).unwrap();
+        assert_eq!((&listener.name, listener.ignored.as_slice()), (name, &[][..]));
+        match listener.value {
+            Listener::Outbound { port, routes: RouteSource::Rds(name) } => {
+                let routes = translate::route(&set.get(TypeUrl::Route, &name).unwrap().body).unwrap();
+                assert_eq!((routes.name, routes.ignored.as_slice()), (name, &[][..]));
+                decoded.outbound.insert(port, routes.value);
+            }
+            Listener::Inbound(ports) => decoded.inbound.extend(ports),
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+    for (name, resource) in set.iter(TypeUrl::Cluster) {
+        let cluster = translate::cluster(&resource.body).unwrap();
+        assert_eq!((&cluster.name, cluster.ignored.as_slice()), (name, &[][..]));
+        let mut cluster = Arc::unwrap_or_clone(cluster.value);
+        if let mesh_core::config::Discovery::Eds(service) = &cluster.discovery {
+            let endpoints = translate::endpoints(&set.get(TypeUrl::Endpoint, service).unwrap().body).unwrap();
+            assert_eq!((&endpoints.name, endpoints.ignored.as_slice()), (service, &[][..]));
+            cluster.endpoints = endpoints.value;
+        }
+        decoded.clusters.insert(name.clone(), Arc::new(cluster));
+    }
+    decoded
+}
+
+#[test]
+fn a_configuration_survives_the_wire() {
+    let config = rich::config();
+    let decoded = decode_all(&config, Shape::Sidecar);
+    // By part, so that a difference is readable.
+    assert_eq!(decoded.inbound, config.inbound);
+    for (name, cluster) in &config.clusters {
+        assert_eq!(&decoded.clusters[name], cluster);
+    }
+    for (port, table) in &config.outbound {
+        for (decoded, wanted) in decoded.outbound[port].virtual_hosts.iter().zip(&table.virtual_hosts) {
+            for (decoded, wanted) in decoded.routes.iter().zip(&wanted.routes) {
+                assert_eq!(decoded, wanted);
+            }
+        }
+    }
+    assert_eq!(decoded, config);
+}
+
+#[test]
+fn the_same_configuration_gives_the_same_bytes() {
+    let config = rich::config();
+    assert_eq!(encode(&config, Shape::Sidecar), encode(&config.clone(), Shape::Sidecar));
+}
+
+#[test]
+fn names_are_istios() {
+    let mut config = rich::config();
+    config.outbound = BTreeMap::from([(8080, Arc::default())]);
+    let names = |shape, kind| encode(&config, shape).iter(kind).map(|(name, _)| name.to_string()).collect::<Vec<_>>();
+    assert_eq!(names(Shape::Sidecar, TypeUrl::Listener), ["0.0.0.0_8080", "virtualInbound"]);
+    assert_eq!(names(Shape::Sidecar, TypeUrl::Route), ["8080"]);
+    assert_eq!(names(Shape::Gateway, TypeUrl::Route), ["http.8080"]);
+    assert_eq!(names(Shape::Sidecar, TypeUrl::Endpoint), ["other-name", "own-name"]);
+}
+
+#[test]
+fn a_port_that_refuses_everything_still_does_after_the_wire() {
+    let config = Config {
+        inbound: [(80, Arc::new(Inbound { refused: Some("a reason".into()), ..Inbound::default() }))].into(),
+        ..Config::default()
+    };
+    let decoded = decode_all(&config, Shape::Sidecar);
+    assert!(decoded.inbound[&80].refused.as_ref().unwrap().contains("envoy.filters.http.rbac"));
+}
+
+#[test]
+fn a_whole_new_path_with_a_backslash_is_taken_literally() {
+    let mut config = rich::config();
+    let table = Arc::make_mut(config.outbound.get_mut(&9080).unwrap());
+    let host = Arc::make_mut(&mut table.virtual_hosts[0]);
+    host.routes.truncate(1);
+    let mesh_core::config::Action::Forward(forward) = &mut host.routes[0].action else { panic!() };
+    forward.path_rewrite = Some(PathRewrite::Full(r"/a\1b".into()));
+    let decoded = decode_all(&config, Shape::Sidecar);
+    let mesh_core::config::Action::Forward(forward) = &decoded.outbound[&9080].virtual_hosts[0].routes[0].action else {
+        panic!()
+    };
+    let Some(PathRewrite::Regex { pattern, substitution }) = &forward.path_rewrite else { panic!() };
+    assert_eq!(pattern.rewrite("/old", substitution), r"/a\1b");
+}
+
+#[test]
+fn a_policy_that_xds_does_not_know_is_told_as_the_nearest() {
+    use mesh_core::config::LoadBalancer;
+    let mut config = Config::default();
+    let cluster = Cluster { name: "a".into(), load_balancer: LoadBalancer::PeakEwma, ..Cluster::default() };
+    config.clusters.insert("a".into(), Arc::new(cluster));
+    assert_eq!(decode_all(&config, Shape::Sidecar).clusters["a"].load_balancer, LoadBalancer::default());
+}

@@ -1,0 +1,549 @@
+//! Rules of route tables: what is accepted, what it means, what is refused and in which words.
+
+use std::time::Duration;
+
+use mesh_core::config::{
+    Abort, AbortStatus, Action, Fault, Forward, Fraction, GrpcRetry, HeaderChange, HeaderMatcher, HttpRetry, PathMatch,
+    PathRewrite, Redirect, RouteTable, StringMatch,
+};
+use mesh_xds::{
+    proto::{
+        Any,
+        envoy::{
+            config::{
+                core::v3::{
+                    DataSource, HeaderValue, HeaderValueOption, RuntimeFractionalPercent, data_source::Specifier,
+                },
+                route::v3::{
+                    DirectResponseAction, FilterConfig, HeaderMatcher as HeaderMessage, QueryParameterMatcher,
+                    RedirectAction, RetryPolicy, Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost,
+                    WeightedCluster,
+                    header_matcher::HeaderMatchSpecifier,
+                    redirect_action::PathRewriteSpecifier,
+                    retry_policy::{RetryBackOff, RetryHostPredicate},
+                    route::Action as ActionMessage,
+                    route_action::{ClusterSpecifier, MaxStreamDuration},
+                    route_match::PathSpecifier,
+                    weighted_cluster::ClusterWeight,
+                },
+            },
+            extensions::filters::{
+                common::fault::v3::{FaultDelay, fault_delay::FaultDelaySecifier},
+                http::fault::v3::{FaultAbort, HttpFault, fault_abort::ErrorType},
+            },
+            r#type::{
+                matcher::v3::{RegexMatcher, StringMatcher, string_matcher::MatchPattern},
+                v3::{FractionalPercent, Int64Range},
+            },
+        },
+    },
+    translate::{self, Decoded},
+};
+use prost::Message;
+
+use crate::{any, body, seconds};
+
+const PLACE: &str = r#"virtual_hosts[0 "host"].routes[0 "r"]"#;
+
+fn action() -> RouteAction {
+    RouteAction { cluster_specifier: Some(ClusterSpecifier::Cluster("c".into())), ..RouteAction::default() }
+}
+
+fn route() -> Route {
+    Route {
+        name: "r".into(),
+        r#match: Some(RouteMatch { path_specifier: Some(PathSpecifier::Prefix("/".into())), ..RouteMatch::default() }),
+        action: Some(ActionMessage::Route(action())),
+        ..Route::default()
+    }
+}
+
+fn host(routes: Vec<Route>) -> VirtualHost {
+    VirtualHost { name: "host".into(), domains: vec!["*".into()], routes, ..VirtualHost::default() }
+}
+
+fn table(hosts: Vec<VirtualHost>) -> RouteConfiguration {
+    RouteConfiguration { name: "9080".into(), virtual_hosts: hosts, ..RouteConfiguration::default() }
+}
+
+fn decode(route: Route) -> Result<Decoded<std::sync::Arc<RouteTable>>, String> {
+    translate::route(&body(&table(vec![host(vec![route])]))).map_err(|error| error.to_string())
+}
+
+fn decoded(route: Route) -> mesh_core::config::Route {
+    decode(route).unwrap().value.virtual_hosts[0].routes[0].clone()
+}
+
+fn forward(action: RouteAction) -> Forward {
+    match decoded(Route { action: Some(ActionMessage::Route(action)), ..route() }).action {
+        Action::Forward(forward) => forward,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn refused(route: Route, field: &str, why: &str) {
+    let error = decode(route).unwrap_err();
+    let wanted = format!("RDS \"9080\": field {PLACE}.{field}: ");
+    assert!(error.starts_with(&wanted) && error.contains(why), "{error}\nwanted {wanted}...{why}");
+}
+
+fn with_match(change: impl FnOnce(&mut RouteMatch)) -> Route {
+    let mut route = route();
+    change(route.r#match.as_mut().unwrap());
+    route
+}
+
+fn with_action(change: impl FnOnce(&mut RouteAction)) -> Route {
+    let mut action = action();
+    change(&mut action);
+    Route { action: Some(ActionMessage::Route(action)), ..route() }
+}
+
+/// TO1: absent is 15 s, zero is none.
+#[test]
+fn a_timeout_not_set_is_fifteen_seconds() {
+    let timeout = |timeout| forward(RouteAction { timeout, ..action() }).timeout;
+    assert_eq!(timeout(None), Some(Duration::from_secs(15)));
+    assert_eq!(timeout(Some(seconds(0))), None);
+    assert_eq!(timeout(Some(seconds(3))), Some(Duration::from_secs(3)));
+    refused(with_action(|action| action.timeout = Some(seconds(-1))), "route.timeout", "negative");
+}
+
+/// TO2: the limit of the gRPC header replaces the other, even with a longer one or none.
+#[test]
+fn the_grpc_timeout_limit_replaces_the_stream_limit() {
+    let limit = |max, header| {
+        let limit = MaxStreamDuration { max_stream_duration: max, grpc_timeout_header_max: header };
+        forward(RouteAction { max_stream_duration: Some(limit), ..action() }).max_stream_duration
+    };
+    assert_eq!(limit(Some(seconds(1)), None), Some(Duration::from_secs(1)));
+    assert_eq!(limit(Some(seconds(1)), Some(seconds(9))), Some(Duration::from_secs(9)));
+    assert_eq!(limit(Some(seconds(1)), Some(seconds(0))), None);
+    assert_eq!(limit(None, None), None);
+}
+
+/// RA3: no weight in sum and too much weight are refused; zero among others is fine.
+#[test]
+fn weights_need_a_sum_between_one_and_u32_max() {
+    let split = |weights: &[Option<u32>]| {
+        let clusters = weights.iter().map(|&weight| ClusterWeight { name: "c".into(), weight, ..Default::default() });
+        let split = WeightedCluster { clusters: clusters.collect(), ..WeightedCluster::default() };
+        with_action(|action| action.cluster_specifier = Some(ClusterSpecifier::WeightedClusters(split)))
+    };
+    for (weights, why) in
+        [(&[][..], "no weight"), (&[Some(0), None], "no weight"), (&[Some(u32::MAX), Some(1)], "more than 4294967295")]
+    {
+        refused(split(weights), "route.weighted_clusters.clusters", why);
+    }
+    let Action::Forward(forward) = decoded(split(&[Some(0), Some(u32::MAX)])).action else { panic!() };
+    assert_eq!(forward.clusters.iter().map(|cluster| cluster.weight).collect::<Vec<_>>(), [0, u32::MAX]);
+}
+
+/// RM2, RM3, RM19: kinds of path, their case, and what a segment prefix must look like.
+#[test]
+fn paths_are_read_with_their_case() {
+    let path = |specifier, case| {
+        decoded(with_match(|matches| {
+            matches.path_specifier = Some(specifier);
+            matches.case_sensitive = case;
+        }))
+        .matches
+        .path
+    };
+    let value = || "/a".to_owned();
+    assert_eq!(path(PathSpecifier::Path(value()), None), PathMatch::Exact { value: value(), ignore_case: false });
+    assert_eq!(
+        path(PathSpecifier::Prefix(value()), Some(true)),
+        PathMatch::Prefix { value: value(), ignore_case: false }
+    );
+    assert_eq!(
+        path(PathSpecifier::Prefix(value()), Some(false)),
+        PathMatch::Prefix { value: value(), ignore_case: true }
+    );
+    assert_eq!(
+        path(PathSpecifier::PathSeparatedPrefix(value()), Some(false)),
+        PathMatch::SegmentPrefix { value: value(), ignore_case: true }
+    );
+    for bad in ["/a/", "a", "/a?b", "/a#b", "/", ""] {
+        let route = with_match(|m| m.path_specifier = Some(PathSpecifier::PathSeparatedPrefix(bad.into())));
+        refused(route, "match.path_separated_prefix", "must begin");
+    }
+    refused(with_match(|matches| matches.path_specifier = None), "match.path_specifier", "missing");
+    let bad = RegexMatcher { regex: "(".into(), ..RegexMatcher::default() };
+    let route = with_match(|matches| matches.path_specifier = Some(PathSpecifier::SafeRegex(bad)));
+    refused(route, "match.safe_regex.regex", "cannot be used");
+}
+
+/// RM6, RM7, RM8: old scalar fields and string_match say the same; empty affixes are refused.
+#[test]
+fn header_conditions_of_both_generations_are_read() {
+    use HeaderMatchSpecifier::{
+        ContainsMatch, ExactMatch, PrefixMatch, PresentMatch, RangeMatch, SafeRegexMatch, StringMatch as StringForm,
+        SuffixMatch,
+    };
+    let header = |specifier| {
+        let header = HeaderMessage {
+            name: "End-User".into(),
+            header_match_specifier: specifier,
+            invert_match: true,
+            treat_missing_header_as_empty: true,
+        };
+        with_match(|matches| matches.headers = vec![header])
+    };
+    let string = |pattern| StringForm(StringMatcher { match_pattern: Some(pattern), ignore_case: false });
+    let text = || "a".to_owned();
+    let regex = || RegexMatcher { regex: text(), ..RegexMatcher::default() };
+    let old_and_new = [
+        (ExactMatch(text()), MatchPattern::Exact(text()), "a"),
+        (PrefixMatch(text()), MatchPattern::Prefix(text()), "ab"),
+        (SuffixMatch(text()), MatchPattern::Suffix(text()), "ba"),
+        (ContainsMatch(text()), MatchPattern::Contains(text()), "bab"),
+        (SafeRegexMatch(regex()), MatchPattern::SafeRegex(regex()), "a"),
+    ];
+    for (old, new, matching) in old_and_new {
+        let old = decoded(header(Some(old))).matches.headers;
+        assert_eq!(old, decoded(header(Some(string(new)))).matches.headers);
+        assert_eq!((&*old[0].name, old[0].invert, old[0].missing_as_empty), ("end-user", true, true));
+        let HeaderMatcher::Value(value) = &old[0].matcher else { panic!() };
+        assert!(value.is_match(matching) && !value.is_match("x"));
+    }
+    let matcher = |specifier| decoded(header(specifier)).matches.headers[0].matcher.clone();
+    assert_eq!(matcher(None), HeaderMatcher::Present(true), "no condition asks for presence");
+    assert_eq!(matcher(Some(PresentMatch(false))), HeaderMatcher::Present(false));
+    let range = Int64Range { start: -1, end: 9 };
+    assert_eq!(matcher(Some(RangeMatch(range))), HeaderMatcher::Range { start: -1, end: 9 });
+
+    let place = r#"match.headers[0 "End-User"]"#;
+    refused(header(Some(PrefixMatch(String::new()))), &format!("{place}.prefix_match"), "empty");
+    refused(header(Some(SuffixMatch(String::new()))), &format!("{place}.suffix_match"), "empty");
+    refused(header(Some(ContainsMatch(String::new()))), &format!("{place}.contains_match"), "empty");
+    let empty = string(MatchPattern::Prefix(String::new()));
+    refused(header(Some(empty)), &format!("{place}.string_match.prefix"), "empty");
+    let none = StringForm(StringMatcher::default());
+    refused(header(Some(none)), &format!("{place}.string_match.match_pattern"), "missing");
+}
+
+/// RM12: denominators, and the runtime key that nobody looks up.
+#[test]
+fn fractions_have_three_denominators() {
+    let fraction = |denominator| {
+        let default_value = Some(FractionalPercent { numerator: 5, denominator });
+        with_match(|matches| {
+            matches.runtime_fraction = Some(RuntimeFractionalPercent { default_value, runtime_key: "key".into() });
+        })
+    };
+    for (wire, denominator) in [(0, 100), (1, 10_000), (2, 1_000_000)] {
+        assert_eq!(decoded(fraction(wire)).matches.fraction, Some(Fraction { numerator: 5, denominator }));
+    }
+    refused(fraction(3), "match.runtime_fraction.default_value.denominator", "is 3");
+    assert_eq!(decode(fraction(0)).unwrap().ignored, ["virtual_hosts.routes.match.runtime_fraction.runtime_key"]);
+}
+
+/// RM13: a query parameter with a value or with any.
+#[test]
+fn query_parameters_are_read() {
+    let query = |specifier| {
+        let parameter = QueryParameterMatcher { name: "q".into(), query_parameter_match_specifier: specifier };
+        with_match(|matches| matches.query_parameters = vec![parameter])
+    };
+    use mesh_xds::proto::envoy::config::route::v3::query_parameter_matcher::QueryParameterMatchSpecifier as Query;
+    let exact = StringMatcher { match_pattern: Some(MatchPattern::Exact("1".into())), ignore_case: true };
+    let value = |specifier| decoded(query(specifier)).matches.query[0].value.clone();
+    let wanted = StringMatch::Exact { value: "1".into(), ignore_case: true };
+    assert_eq!(value(Some(Query::StringMatch(exact))), Some(wanted));
+    assert_eq!(value(Some(Query::PresentMatch(true))), None);
+    assert_eq!(value(None), None);
+    refused(query(Some(Query::PresentMatch(false))), "match.query_parameters[0].present_match", "not supported");
+}
+
+/// RM21, RM14: a condition this library does not know refuses the table; ignoring it would widen the route.
+#[test]
+fn unknown_conditions_are_refused() {
+    // By their tags within RouteMatch, which our sources do not declare.
+    let conditions = [(&[0x6a][..], "dynamic_metadata"), (&[0x5a], "tls_context"), (&[0x8a, 0x01], "cookies")];
+    for (key, name) in conditions {
+        let mut matches = route().r#match.unwrap().encode_to_vec();
+        matches.extend(key);
+        matches.push(0);
+        let mut message = vec![0x0a, matches.len() as u8];
+        message.extend(matches);
+        let mut host = vec![0x0a, 1, b'h', 0x12, 1, b'*', 0x1a, message.len() as u8];
+        host.extend(message);
+        let mut table = vec![0x0a, 1, b't', 0x12, host.len() as u8];
+        table.extend(host);
+        let error = translate::route(&table.into()).unwrap_err();
+        assert_eq!(error.field, format!("virtual_hosts.routes.match.{name}"));
+        assert!(error.message.contains("leave it out"), "{error}");
+    }
+}
+
+/// NR3: domains are compared in lower case, occur once, and have one wildcard at one end.
+#[test]
+fn domains_are_checked() {
+    let hosts = |lists: &[&[&str]]| {
+        let host = |domains: &&[&str]| VirtualHost {
+            name: "host".into(),
+            domains: domains.iter().map(|&domain| domain.into()).collect(),
+            ..VirtualHost::default()
+        };
+        translate::route(&body(&table(lists.iter().map(host).collect())))
+    };
+    let good = hosts(&[&["Reviews", "*.foo", "foo.*"], &["*"]]).unwrap().value;
+    assert_eq!(good.virtual_hosts[0].domains, ["reviews", "*.foo", "foo.*"]);
+    for (lists, place, why) in [
+        (&[&["a"][..], &["A"]][..], "virtual_hosts[1 \"host\"].domains", "\"a\" occurs twice"),
+        (&[&["*.a.*"]], "virtual_hosts[0 \"host\"].domains", "single `*`"),
+        (&[&["a.*.b"]], "virtual_hosts[0 \"host\"].domains", "single `*`"),
+        (&[&[""]], "virtual_hosts[0 \"host\"].domains", "single `*`"),
+        (&[&[]], "virtual_hosts[0 \"host\"].domains", "empty"),
+    ] {
+        let error = hosts(lists).unwrap_err();
+        assert!(error.field == place && error.message.contains(why), "{error}");
+    }
+}
+
+fn retry(policy: RetryPolicy) -> Route {
+    with_action(|action| action.retry_policy = Some(policy))
+}
+
+/// RT1, RT2, RT3: words are read, unknown ones reported, and one retry is the default.
+#[test]
+fn retry_words_are_read_and_unknown_ones_reported() {
+    let policy = RetryPolicy {
+        retry_on: "5xx, reset,deadline-exceeded,,http3-post-connect-failure".into(),
+        ..Default::default()
+    };
+    let decoded = decode(retry(policy)).unwrap();
+    assert_eq!(decoded.ignored, ["virtual_hosts.routes.route.retry_policy.retry_on \"http3-post-connect-failure\""]);
+    let Action::Forward(forward) = &decoded.value.virtual_hosts[0].routes[0].action else { panic!() };
+    let policy = forward.retry.as_ref().unwrap();
+    assert_eq!(policy.on.http, [HttpRetry::ServerError, HttpRetry::Reset]);
+    assert_eq!(policy.on.grpc, [GrpcRetry::DeadlineExceeded]);
+    assert_eq!((policy.retries, policy.avoid_previous_hosts, policy.per_try_timeout), (1, 0, None));
+}
+
+/// RT6: the longest wait is ten times the base unless set, and never below it.
+#[test]
+fn back_off_has_envoys_defaults() {
+    let back_off = |base: Option<i64>, max: Option<i64>| {
+        let back_off = RetryBackOff { base_interval: base.map(seconds), max_interval: max.map(seconds) };
+        retry(RetryPolicy { retry_back_off: Some(back_off), ..RetryPolicy::default() })
+    };
+    let Action::Forward(forward) = decoded(back_off(Some(1), None)).action else { panic!() };
+    assert_eq!(forward.retry.unwrap().back_off.max, Duration::from_secs(10));
+    refused(back_off(Some(2), Some(1)), "route.retry_policy.retry_back_off.max_interval", "below");
+    refused(back_off(Some(0), None), "route.retry_policy.retry_back_off.base_interval", "greater than zero");
+    refused(back_off(None, None), "route.retry_policy.retry_back_off.base_interval", "missing");
+}
+
+/// RT13: previous hosts are avoided once unless told how often; other predicates are reported.
+#[test]
+fn host_predicates_are_read() {
+    let predicate = |name: &str| RetryHostPredicate { name: name.into(), config_type: None };
+    let policy = RetryPolicy {
+        retry_host_predicate: vec![
+            predicate("envoy.retry_host_predicates.previous_hosts"),
+            predicate("envoy.retry_host_predicates.omit_canary_hosts"),
+        ],
+        ..RetryPolicy::default()
+    };
+    let decoded = decode(retry(policy)).unwrap();
+    assert!(decoded.ignored[0].contains("omit_canary_hosts"), "{:?}", decoded.ignored);
+    let Action::Forward(forward) = &decoded.value.virtual_hosts[0].routes[0].action else { panic!() };
+    assert_eq!(forward.retry.as_ref().unwrap().avoid_previous_hosts, 1);
+}
+
+fn fault(fault: &HttpFault) -> Route {
+    let settings = [("envoy.filters.http.fault".to_owned(), Any::pack(fault))];
+    Route { typed_per_filter_config: settings.into(), ..route() }
+}
+
+/// FI1, FI2: a fault without a percentage is never injected; delay and abort are drawn apart.
+#[test]
+fn a_fault_without_percentage_is_none() {
+    let delay =
+        |percentage| FaultDelay { fault_delay_secifier: Some(FaultDelaySecifier::FixedDelay(seconds(7))), percentage };
+    let abort = |percentage| FaultAbort { error_type: Some(ErrorType::HttpStatus(500)), percentage };
+    let half = Some(FractionalPercent { numerator: 50, denominator: 0 });
+    let both =
+        |percentage| HttpFault { delay: Some(delay(percentage)), abort: Some(abort(percentage)), ..Default::default() };
+    assert_eq!(decoded(fault(&both(None))).fault, None);
+    let Fault { delay, abort: decoded_abort } = decoded(fault(&both(half))).fault.unwrap();
+    assert_eq!(delay.unwrap().duration, Duration::from_secs(7));
+    let fraction = Fraction { numerator: 50, denominator: 100 };
+    assert_eq!(decoded_abort, Some(Abort { status: AbortStatus::Http(500), fraction }));
+    let bad = HttpFault {
+        abort: Some(FaultAbort { error_type: Some(ErrorType::HttpStatus(99)), percentage: half }),
+        ..HttpFault::default()
+    };
+    refused(fault(&bad), "typed_per_filter_config[\"envoy.filters.http.fault\"].abort.http_status", "200..=599");
+}
+
+/// FI5: a fault with conditions of its own is not injected, and that is reported.
+#[test]
+fn a_fault_with_conditions_is_left_out_and_reported() {
+    let narrowed = HttpFault {
+        abort: Some(FaultAbort {
+            error_type: Some(ErrorType::HttpStatus(500)),
+            percentage: Some(FractionalPercent { numerator: 100, denominator: 0 }),
+        }),
+        upstream_cluster: "other".into(),
+        ..HttpFault::default()
+    };
+    let decoded = decode(fault(&narrowed)).unwrap();
+    assert_eq!(decoded.value.virtual_hosts[0].routes[0].fault, None);
+    assert!(decoded.ignored[0].contains("upstream_cluster"), "{:?}", decoded.ignored);
+}
+
+/// RA16: a route's own setting replaces its host's; wrappers are opened, disabled ones are none.
+#[test]
+fn the_most_specific_filter_setting_counts() {
+    let delayed = |by: i64| HttpFault {
+        delay: Some(FaultDelay {
+            fault_delay_secifier: Some(FaultDelaySecifier::FixedDelay(seconds(by))),
+            percentage: Some(FractionalPercent { numerator: 100, denominator: 0 }),
+        }),
+        ..HttpFault::default()
+    };
+    let wrapped = |disabled| {
+        let wrapper = FilterConfig { config: Some(Any::pack(&delayed(3))), disabled, ..FilterConfig::default() };
+        let settings = [("envoy.filters.http.fault".to_owned(), Any::pack(&wrapper))];
+        Route { typed_per_filter_config: settings.into(), ..route() }
+    };
+    let host = VirtualHost {
+        typed_per_filter_config: fault(&delayed(1)).typed_per_filter_config,
+        ..host(vec![route(), fault(&delayed(2)), wrapped(false)])
+    };
+    let decoded = translate::route(&body(&table(vec![host]))).unwrap().value;
+    let delays = decoded.virtual_hosts[0].routes.iter().map(|route| route.fault.as_ref()?.delay);
+    let delays: Vec<_> = delays.map(|delay| delay.unwrap().duration.as_secs()).collect();
+    assert_eq!(delays, [1, 2, 3]);
+    assert_eq!(decoded_fault(wrapped(true)), None);
+}
+
+fn decoded_fault(route: Route) -> Option<Fault> {
+    decoded(route).fault
+}
+
+/// RA13, RA14: actions on headers, protected names, and operators that cannot be filled in.
+#[test]
+fn header_changes_are_read() {
+    let option = |key: &str, value: &str, append, append_action| HeaderValueOption {
+        header: Some(HeaderValue { key: key.into(), value: value.into(), ..HeaderValue::default() }),
+        append,
+        append_action,
+        keep_empty_value: false,
+    };
+    let decoded = decode(Route {
+        request_headers_to_add: vec![
+            option("X-A", "1", None, 0),
+            option("x-b", "100%%", None, 2),
+            option("x-c", "3", Some(false), 0),
+            option("x-d", "%REQ(x)%", None, 0),
+            option("x-e", "5", None, 1),
+            option("x-f", "", None, 0),
+        ],
+        request_headers_to_remove: vec!["X-G".into()],
+        ..route()
+    })
+    .unwrap();
+    let text = |text: &str| text.to_owned();
+    assert_eq!(
+        decoded.value.virtual_hosts[0].routes[0].headers.request,
+        [
+            HeaderChange::Remove { name: text("x-g") },
+            HeaderChange::Append { name: text("x-a"), value: text("1") },
+            HeaderChange::Set { name: text("x-b"), value: text("100%") },
+            HeaderChange::Set { name: text("x-c"), value: text("3") },
+        ]
+    );
+    assert_eq!(decoded.ignored.len(), 2, "{:?}", decoded.ignored);
+    for name in ["host", ":path", "a b"] {
+        refused(Route { request_headers_to_remove: vec![name.into()], ..route() }, "request_headers_to_remove", name);
+    }
+}
+
+/// RA9: status and body of direct responses are checked, and no file is read.
+#[test]
+fn direct_responses_are_inline() {
+    let response = |status, specifier| Route {
+        action: Some(ActionMessage::DirectResponse(DirectResponseAction {
+            status,
+            body: Some(DataSource { specifier: Some(specifier) }),
+        })),
+        ..route()
+    };
+    let text = || Specifier::InlineString("x".into());
+    let Action::DirectResponse(good) = decoded(response(200, text())).action else { panic!() };
+    assert_eq!((good.status, good.body.as_str()), (200, "x"));
+    refused(response(199, text()), "direct_response.status", "200..=599");
+    refused(response(600, text()), "direct_response.status", "200..=599");
+    refused(response(200, Specifier::Filename("/etc/passwd".into())), "direct_response.body", "inline");
+    refused(response(200, Specifier::EnvironmentVariable("HOME".into())), "direct_response.body", "inline");
+}
+
+/// RA10: every redirect status, and the three ways to a new path.
+#[test]
+fn redirects_are_read() {
+    let redirect = |message| match decoded(Route { action: Some(ActionMessage::Redirect(message)), ..route() }).action {
+        Action::Redirect(redirect) => redirect,
+        other => panic!("{other:?}"),
+    };
+    for (code, status) in [(0, 301), (1, 302), (2, 303), (3, 307), (4, 308)] {
+        assert_eq!(redirect(RedirectAction { response_code: code, ..Default::default() }).status, status);
+    }
+    let https = mesh_xds::proto::envoy::config::route::v3::redirect_action::SchemeRewriteSpecifier::HttpsRedirect(true);
+    let full = RedirectAction {
+        scheme_rewrite_specifier: Some(https),
+        path_rewrite_specifier: Some(PathRewriteSpecifier::PathRedirect("/new".into())),
+        ..RedirectAction::default()
+    };
+    let wanted = Redirect {
+        status: 301,
+        scheme: Some("https".into()),
+        path: Some(PathRewrite::Full("/new".into())),
+        ..Redirect::default()
+    };
+    assert_eq!(redirect(full), wanted);
+    let bad = RedirectAction { port_redirect: 70_000, ..RedirectAction::default() };
+    refused(Route { action: Some(ActionMessage::Redirect(bad)), ..route() }, "redirect.port_redirect", "no port");
+}
+
+#[test]
+fn what_cannot_be_done_is_refused_by_name() {
+    refused(Route { action: None, ..route() }, "action", "not supported");
+    refused(Route { r#match: None, ..route() }, "match", "missing");
+    let header = Some(ClusterSpecifier::ClusterHeader("x".into()));
+    refused(with_action(|action| action.cluster_specifier = header), "route.cluster_header", "not supported");
+    refused(with_action(|action| action.cluster_specifier = None), "route.cluster_specifier", "missing");
+    let both = with_action(|action| {
+        action.prefix_rewrite = "/x".into();
+        action.regex_rewrite = Some(Default::default());
+    });
+    refused(both, "route.prefix_rewrite", "only one");
+    let error = translate::route(&vec![0xff].into()).unwrap_err();
+    assert!(error.to_string().starts_with("RDS \"\": is no RouteConfiguration"), "{error}");
+}
+
+/// XD17: fields that have no effect are named, known to us or not.
+#[test]
+fn fields_without_effect_are_reported_once() {
+    let mut action = action().encode_to_vec();
+    // request_mirror_policies {} twice, hash_policy {}, and field 500.
+    action.extend([0xf2, 0x01, 0, 0xf2, 0x01, 0, 0x7a, 0, 0xa2, 0x1f, 0]);
+    let mut message = route().r#match.unwrap().encode_to_vec();
+    message.splice(0..0, [0x0a, message.len() as u8]);
+    message.extend([0x12, action.len() as u8]);
+    message.extend(action);
+    let mut host = vec![0x0a, 1, b'h', 0x12, 1, b'*', 0x1a, message.len() as u8];
+    host.extend(message);
+    let mut table = vec![0x0a, 1, b't', 0x12, host.len() as u8];
+    table.extend(host);
+    let place = "virtual_hosts.routes.route";
+    let wanted = ["#500", "hash_policy", "request_mirror_policies"].map(|field| format!("{place}.{field}"));
+    assert_eq!(translate::route(&table.into()).unwrap().ignored, wanted);
+    let settings =
+        [("envoy.filters.http.cors".to_owned(), any("envoy.extensions.filters.http.cors.v3.CorsPolicy", &[]))];
+    let decoded = decode(Route { typed_per_filter_config: settings.into(), ..route() }).unwrap();
+    assert_eq!(decoded.ignored, ["virtual_hosts.routes.typed_per_filter_config.envoy.filters.http.cors"]);
+}
