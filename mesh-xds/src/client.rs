@@ -34,6 +34,9 @@ use crate::{
     transport,
 };
 
+#[cfg(test)]
+mod tests;
+
 /// The largest response taken; gRPC's own default of 4 MiB is below what a large mesh needs.
 pub const MAX_RESPONSE: usize = 256 << 20;
 
@@ -115,6 +118,8 @@ struct Driver {
     ignored: BTreeMap<TypeUrl, BTreeMap<String, Vec<String>>>,
     connected_since: Option<SystemTime>,
     error: Option<String>,
+    /// Something has happened that the status does not say yet.
+    untold: bool,
     publish: watch::Sender<Option<Arc<Config>>>,
     tell: watch::Sender<Arc<Status>>,
 }
@@ -137,6 +142,7 @@ impl Driver {
             ignored: BTreeMap::new(),
             connected_since: None,
             error: None,
+            untold: false,
             publish,
             tell,
         }
@@ -150,6 +156,7 @@ impl Driver {
                 tracing::info!(server = %self.bootstrap.server.address, %why, "the stream to the control plane ended");
                 self.connected_since = None;
                 self.error = Some(why);
+                self.untold = true;
                 let now = self.now();
                 self.machine.handle_disconnected(now, &mut self.rng);
             } else {
@@ -170,16 +177,18 @@ impl Driver {
         // Some servers answer nothing, not even headers, before the first request: it is sent while waiting for them.
         let mut opening = std::pin::pin!(client.stream_aggregated_resources(call));
         let mut incoming = None;
+        let mut writable = true;
         self.machine.handle_connected();
         loop {
             self.settle();
             tokio::select! {
-                room = outgoing.reserve(), if self.machine.is_due() => {
-                    let room = room.map_err(|_| "the server closed the stream".to_owned())?;
-                    if let Some(request) = self.machine.poll_request(self.now()) {
+                room = outgoing.reserve(), if writable && self.machine.is_due() => match room {
+                    Ok(room) => if let Some(request) = self.machine.poll_request(self.now()) {
                         room.send(self.encode(request));
-                    }
-                }
+                    },
+                    // The server reads no more; what it has to say about that comes the other way.
+                    Err(_) => writable = false,
+                },
                 answer = &mut opening, if incoming.is_none() => {
                     incoming = Some(answer.map_err(|status| transport::describe(&status))?.into_inner());
                 }
@@ -196,6 +205,7 @@ impl Driver {
     fn receive(&mut self, response: proto::DiscoveryResponse) {
         self.connected_since.get_or_insert_with(SystemTime::now);
         self.error = None;
+        self.untold = true;
         let Some(kind) = TypeUrl::parse(&response.type_url) else {
             tracing::debug!(type_url = response.type_url, "a response of a type nobody asked for");
             return;
@@ -241,6 +251,7 @@ impl Driver {
             changed = true;
         }
         if changed {
+            self.untold = true;
             for kind in [TypeUrl::Endpoint, TypeUrl::Route] {
                 self.machine.subscribe(kind, Subscription::Names(self.graph.wanted(kind)));
             }
@@ -248,7 +259,9 @@ impl Driver {
         if let Some(config) = self.graph.poll_config(now) {
             self.publish.send_replace(Some(config));
         }
-        self.report();
+        if std::mem::take(&mut self.untold) {
+            self.report();
+        }
     }
 
     fn report(&self) {
@@ -299,9 +312,9 @@ impl Driver {
 
     fn next_timeout(&self) -> Instant {
         let next = self.machine.next_timeout().into_iter().chain(self.graph.next_timeout(self.now())).min();
-        // Nothing to wait for is an hour: a sleep that changes nothing.
-        let far = Duration::from_secs(3_600);
-        self.began + next.map_or(self.began.elapsed() + far, |time| Duration::from_nanos(time.as_nanos()))
+        // Nothing to wait for is an hour: a wake-up that changes nothing.
+        let hour = Time::ZERO + self.began.elapsed() + Duration::from_secs(3_600);
+        self.began + Duration::from_nanos(next.unwrap_or(hour).as_nanos())
     }
 }
 

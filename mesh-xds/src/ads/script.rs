@@ -143,7 +143,7 @@ impl Player {
                 self.client.handle_timeout(self.now);
             }
             ["next"] => {
-                let next = self.client.next_timeout().map_or("never".to_owned(), |time| time.to_string());
+                let next = self.client.next_timeout().map_or_else(|| "never".to_owned(), |time| time.to_string());
                 self.answers.push(format!("> next {next}"));
             }
             ["in-force"] => {
