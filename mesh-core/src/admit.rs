@@ -6,7 +6,7 @@
 use crate::{
     config::{Inbound, MtlsMode},
     error::NoRoute,
-    identity::SpiffeId,
+    identity::{SpiffeId, names_match},
     outcome::Flags,
     request::RequestView,
     route::Kind,
@@ -75,6 +75,9 @@ fn admit_peer(inbound: &Inbound, view: &InboundView<'_>) -> Admit {
     match (inbound.mtls, view.peer) {
         (MtlsMode::Strict, None) => {
             refuse(403, Flags::NONE, "this port takes mutual TLS only and the caller showed no identity".to_owned())
+        }
+        (_, Some(peer)) if !inbound.callers.is_empty() && !names_match(&inbound.callers, [peer.as_str()]) => {
+            refuse(403, Flags::NONE, format!("this port does not take callers of the identity {peer}"))
         }
         _ => Admit::Allow,
     }

@@ -133,7 +133,9 @@ impl Cluster {
             let level = rank.get(&locality.priority).copied().unwrap_or(0);
             let compiled: Vec<_> = locality.endpoints.iter().map(|endpoint| known.take(endpoint, level)).collect();
             endpoints.extend(compiled.iter().cloned());
-            by_priority.entry(locality.priority).or_default().push((locality.weight, compiled));
+            // Control planes send weights always; they are meant only where the cluster says so (LO4).
+            let weight = locality.weight.filter(|_| config.locality_weighted);
+            by_priority.entry(locality.priority).or_default().push((weight, compiled));
         }
         if config.outlier_detection.is_none() {
             // gRFC A50: without detection nobody stays ejected.

@@ -277,11 +277,14 @@ fn priorities_spill_over() {
     }
 }
 
-/// LO4, LB22: a locality gets its weight's share whatever its number of endpoints, less what it is short of.
+/// LO4, LB22: a locality gets its weight's share whatever its number of endpoints, less what it is short of; where the
+/// cluster does not weigh its localities, their weights mean nothing.
 #[test]
 fn localities_by_weight() {
     // (unhealthy of the 4 in the first, expected share of the first in percent): 1 x min(1, 1.4 x 1/4) to 3 is 10.4 %.
-    for (unhealthy, expected) in [(0, 2_500), (3, 1_045), (4, 0)] {
+    for (locality_weighted, unhealthy, expected) in
+        [(true, 0, 2_500), (true, 3, 1_045), (true, 4, 0), (false, 0, 6_667), (false, 3, 3_333)]
+    {
         let place = |weight, ports: std::ops::Range<u16>, sick: u16| LocalityEndpoints {
             weight: Some(weight),
             endpoints: ports.clone().map(|port| endpoint(port, 1, port - ports.start < sick)).collect(),
@@ -289,7 +292,8 @@ fn localities_by_weight() {
         };
         let localities = vec![place(1, 1..5, unhealthy), place(3, 11..13, 0)];
         let endpoints = Arc::new(config::Endpoints { localities, overprovisioning: 0 });
-        let cluster = compile(config::Cluster { endpoints, panic_threshold: 0, ..config::Cluster::default() }, None);
+        let config = config::Cluster { endpoints, panic_threshold: 0, locality_weighted, ..config::Cluster::default() };
+        let cluster = compile(config, None);
         let first = (0..10_000).filter(|n| port(&pick(&cluster, *n)) < 10).count() as i64;
         assert!((first - expected).abs() <= 220, "{unhealthy}: {first}");
     }

@@ -298,7 +298,8 @@ fn explain_tells_what_plan_does() {
     }
 }
 
-/// AN4: an identity where one is demanded, a route that leads to the application, a chain that can be enforced.
+/// AN4, AN6: an identity where one is demanded, one of those let in, a route that leads to the application, a chain
+/// that can be enforced.
 #[test]
 fn admission() {
     let peer: SpiffeId = "spiffe://cluster.local/ns/default/sa/productpage".parse().unwrap();
@@ -316,8 +317,16 @@ fn admission() {
     config.inbound.insert(4, inbound(MtlsMode::Strict, vec![to_application("/")], Some("filter x is not supported")));
     let routes = Arc::default();
     config.inbound.insert(5, Arc::new(Inbound { mtls: MtlsMode::Disable, routes, ..Inbound::default() }));
+    for (port, caller) in [(7, "spiffe://cluster.local/"), (8, "spiffe://elsewhere/")] {
+        let callers = vec![StringMatch::Prefix { value: caller.into(), ignore_case: false }];
+        let open = inbound(MtlsMode::Permissive, vec![to_application("/")], None);
+        config.inbound.insert(port, Arc::new(Inbound { callers, ..(*open).clone() }));
+    }
     let snapshot = compile(&config, None);
     for (port, peer, expected) in [
+        (7, Some(&peer), Ok(())),
+        (8, Some(&peer), Err((403, Flags::NONE))),
+        (8, None, Ok(())),
         (1, Some(&peer), Ok(())),
         (1, None, Err((403, Flags::NONE))),
         (2, None, Ok(())),
