@@ -19,6 +19,8 @@ mod cluster;
 mod gateway;
 mod inbound;
 mod route;
+#[cfg(test)]
+mod tests;
 mod world;
 
 /// What holds for the whole mesh. Source: Istio `MeshConfig`.

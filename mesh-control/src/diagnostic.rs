@@ -98,6 +98,8 @@ impl fmt::Display for Diagnostic {
 
 /// The codes, each with the one thing it says.
 pub mod codes {
+    /// A value that the schema allows and that is probably not meant. Istio `SchemaWarning`.
+    pub const INVALID_WARNING: &str = "IST0133";
     /// A name refers to something that does not exist. Istio `ReferencedResourceNotFound`.
     pub const NOT_FOUND: &str = "IST0101";
     /// A value that the schema does not allow. Istio `SchemaValidationError`.

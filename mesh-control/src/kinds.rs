@@ -19,6 +19,8 @@ mod read;
 mod refused;
 mod service;
 mod service_entry;
+#[cfg(test)]
+pub(crate) mod tests;
 mod virtual_service;
 mod workload_entry;
 mod yaml;

@@ -34,7 +34,7 @@ impl PeerAuthentication {
             }
             if root && !out.selector.is_empty() {
                 reader.report(
-                    codes::INVALID,
+                    codes::INVALID_WARNING,
                     Level::Warning,
                     node.at,
                     format!("{path} in the root namespace selects workloads of that namespace only"),

@@ -134,6 +134,13 @@ impl<'s> Reader<'s> {
 
     /// A duration as Go writes it: `7s`, `1h30m`, `0.5s`.
     pub(crate) fn duration(&mut self, node: &Node, path: &str) -> Option<Duration> {
+        if let Value::Int(number) = node.value {
+            self.wrong_type(node, path, "a string");
+            if let Some(last) = self.found.last_mut() {
+                last.help = Some(format!("a duration has a unit: write {number}s or {number}ms"));
+            }
+            return None;
+        }
         let text = self.text(node, path)?;
         let duration = duration(&text);
         if duration.is_none() {

@@ -1,6 +1,6 @@
 //! The conditions of a rule. Source: Istio `HTTPMatchRequest`, `StringMatch`.
 
-use mesh_core::config::{HeaderMatch, HeaderMatcher, PathMatch, QueryMatch, Regex, StringMatch};
+use mesh_core::config::{HeaderMatch, HeaderMatcher, PathMatch, QueryMatch, Regex, RegexError, StringMatch};
 
 use super::{HttpMatch, mark};
 use crate::kinds::{
@@ -108,7 +108,7 @@ pub(super) fn string(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option
         match value.parse::<Regex>() {
             Ok(regex) => Some(StringMatch::Regex(regex)),
             Err(error) => {
-                reader.invalid(value.at, format!("{path}.regex: {error}"));
+                reader.invalid(value.at, format!("{path}.regex: {}", one_line(&error)));
                 return None;
             }
         }
@@ -116,4 +116,10 @@ pub(super) fn string(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option
         None
     };
     Some(matcher)
+}
+
+/// The fault without the drawing of it, which has its own place in a diagnostic.
+pub(super) fn one_line(error: &RegexError) -> String {
+    let text = error.to_string();
+    text.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned()
 }

@@ -7,9 +7,13 @@ use mesh_core::config::{
     PathRewrite, Regex, RetryConditions, RetryPolicy,
 };
 
-use crate::kinds::{
-    read::{Fields, Reader, nearest},
-    yaml::{At, Node},
+use super::matches::one_line;
+use crate::{
+    diagnostic::{Level, codes},
+    kinds::{
+        read::{Fields, Reader, nearest},
+        yaml::{At, Node},
+    },
 };
 
 /// Istio's retries where an object says nothing: two more tries when the request was not processed, on another host.
@@ -122,20 +126,22 @@ pub(super) fn fault(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<
 fn delay(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<FaultDelay> {
     let mut fields = reader.fields(node, path)?;
     // Without a percentage no request is delayed: Envoy's default is 0 (FI1).
-    let fraction = percentage(&mut fields, reader).unwrap_or(Fraction::NONE);
+    let fraction = percentage(&mut fields, reader);
+    never_without_percentage(node, path, &fields, reader);
     let duration = fields.read("fixedDelay", |node, path| reader.some_time(node, path));
     if duration.is_none() && !fields.seen("fixedDelay") && !fields.seen("exponentialDelay") {
         reader.missing(&fields, "fixedDelay");
     }
     fields.refused(reader, &["exponentialDelay"], "write fixedDelay; Istio has not implemented it either");
     fields.close(reader);
-    Some(FaultDelay { duration: duration?, fraction })
+    Some(FaultDelay { duration: duration?, fraction: fraction.unwrap_or(Fraction::NONE) })
 }
 
 /// `Some(None)` is an abort that never happens: without a percentage Istio drops it.
 fn abort(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<Option<Abort>> {
     let mut fields = reader.fields(node, path)?;
     let fraction = percentage(&mut fields, reader);
+    never_without_percentage(node, path, &fields, reader);
     let http = fields.read("httpStatus", |node, path| reader.integer(node, path, 200, 599));
     let grpc = fields.read("grpcStatus", |node, path| grpc_status(node, path, reader));
     fields.refused(reader, &["http2Error"], "write httpStatus or grpcStatus; Istio has not implemented it either");
@@ -156,6 +162,15 @@ fn abort(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<Option<Abor
     fields.close(reader);
     let status = status?;
     Some(fraction.map(|fraction| Abort { status, fraction }))
+}
+
+/// Said aloud, as few expect it.
+fn never_without_percentage(node: &Node, path: &str, fields: &Fields<'_>, reader: &mut Reader<'_>) {
+    if !fields.seen("percentage") && !fields.seen("percent") {
+        let message = format!("{path} has no percentage, so it never happens");
+        reader.report(codes::INVALID_WARNING, Level::Warning, node.at, message).help =
+            Some("write percentage: {value: 100} for every request".to_owned());
+    }
 }
 
 /// `percentage: {value: 12.5}`, or the integer `percent` of Istio 1.0.
@@ -220,7 +235,7 @@ pub(super) fn rewrite(node: &Node, path: &str, reader: &mut Reader<'_>) -> (Opti
                         out = Some(PathRewrite::Regex { pattern: regex, substitution });
                     }
                     Err(error) => {
-                        reader.invalid(pattern.at, format!("{path}.match: {error}"));
+                        reader.invalid(pattern.at, format!("{path}.match: {}", one_line(&error)));
                     }
                 }
             }

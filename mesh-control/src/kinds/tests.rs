@@ -1,0 +1,286 @@
+//! What is read and what is refused: Istio's sample files as they are, and a table of broken ones.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::{fs, path::PathBuf};
+
+use super::*;
+use crate::store::{SourceFile, Store, StoreError};
+
+/// A folder of Istio's Bookinfo sample, or `None` (said aloud) where the data is not there.
+pub(crate) fn sample(folder: &str) -> Option<Vec<SourceFile>> {
+    let data = std::env::var_os("MESH_ISTIO_DATA")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/istio"), PathBuf::from);
+    let path = data.join("samples/bookinfo").join(folder);
+    let Ok(entries) = fs::read_dir(&path) else {
+        assert!(std::env::var_os("MESH_REQUIRE_PEERS").is_none(), "{} is missing", path.display());
+        println!("skipped: no Istio sample data at {} (set MESH_ISTIO_DATA)", path.display());
+        return None;
+    };
+    let mut files: Vec<SourceFile> = entries
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "yaml"))
+        .map(|path| SourceFile {
+            name: path.file_name().unwrap().to_string_lossy().into_owned(),
+            text: fs::read_to_string(path).unwrap(),
+        })
+        .collect();
+    files.sort_by(|a, b| a.name.cmp(&b.name));
+    Some(files)
+}
+
+pub(crate) fn file(name: &str, text: &str) -> SourceFile {
+    SourceFile { name: name.to_owned(), text: text.to_owned() }
+}
+
+fn codes(found: &[Diagnostic]) -> Vec<String> {
+    found.iter().map(|it| format!("{} {}:{}", it.code, it.line, it.column)).collect()
+}
+
+#[test]
+fn every_networking_sample_is_taken_unchanged() {
+    let Some(files) = sample("networking") else { return };
+    assert_eq!(files.len(), 21);
+    for SourceFile { name, text } in files {
+        let parsed = parse(&name, &text).unwrap_or_else(|found| panic!("{name}: {}", found[0]));
+        assert!(parsed.diagnostics.is_empty(), "{name}: {}", parsed.diagnostics[0]);
+        assert!(!parsed.objects.is_empty(), "{name}");
+    }
+}
+
+#[test]
+fn every_networking_sample_applies_after_the_destination_rules() {
+    let (Some(files), Some(platform)) = (sample("networking"), sample("platform/kube")) else { return };
+    let base: Vec<SourceFile> = platform
+        .into_iter()
+        .filter(|file| file.name == "bookinfo.yaml")
+        .chain(files.iter().filter(|file| file.name == "destination-rule-all.yaml").cloned())
+        .collect();
+    for file in &files {
+        let mut store = Store::open(None).unwrap();
+        store.apply(&base, 1).unwrap();
+        let applied =
+            store.apply(std::slice::from_ref(file), 2).unwrap_or_else(|error| panic!("{}: {error:?}", file.name));
+        let found: Vec<&str> = applied.diagnostics.iter().map(|it| it.code.as_ref()).collect();
+        let expected: &[&str] = match file.name.as_str() {
+            // The host is another installation's.
+            "certmanager-gateway.yaml" => &["IST0101"],
+            // Its second rule is never reached, by design.
+            "fault-injection-details-v1.yaml" => &["IST0130"],
+            _ => &[],
+        };
+        assert_eq!(found, expected, "{}: {:#?}", file.name, applied.diagnostics);
+    }
+    // The whole folder at once: many versions of one object, of which the last counts.
+    let mut store = Store::open(None).unwrap();
+    store.apply(&base, 1).unwrap();
+    let applied = store.apply(&files, 2).unwrap();
+    assert!(applied.diagnostics.iter().any(|it| it.code == codes::DEFINED_TWICE));
+}
+
+#[test]
+fn the_other_samples_are_read_or_refused_by_name() {
+    let Some(platform) = sample("platform/kube") else { return };
+    for SourceFile { name, text } in platform {
+        let parsed = parse(&name, &text).unwrap_or_else(|found| panic!("{name}: {}", found[0]));
+        let count = |kind| parsed.objects.iter().filter(|object| object.key.kind == kind).count();
+        if name == "bookinfo.yaml" {
+            let counts = (count(Kind::Service), count(Kind::ServiceAccount), count(Kind::Deployment));
+            assert_eq!(counts, (4, 4, 6));
+            assert_eq!(parsed.diagnostics.len(), 1, "said once: Deployments are hints");
+            assert_eq!(parsed.diagnostics[0].level, Level::Info);
+            let Some(Spec::Deployment(reviews)) = parsed
+                .objects
+                .iter()
+                .find(|it| it.key.name == "reviews-v3" && it.key.kind == Kind::Deployment)
+                .map(|it| &it.spec)
+            else {
+                panic!("reviews-v3")
+            };
+            assert_eq!(reviews.service_account, "bookinfo-reviews");
+            assert_eq!(reviews.labels["version"], "v3");
+            assert_eq!(reviews.ports[0].number, 9080);
+        }
+    }
+    for (folder, kinds) in [("gateway-api", &["HTTPRoute", "Gateway"][..]), ("policy", &["EnvoyFilter"][..])] {
+        for SourceFile { name, text } in sample(folder).unwrap_or_default() {
+            let found = parse(&name, &text).unwrap_err();
+            for it in &found {
+                assert_eq!(it.code, codes::UNSUPPORTED_KIND, "{it}");
+                assert!(kinds.iter().any(|kind| it.message.contains(kind)), "{it}");
+                assert!(it.help.is_some(), "{it}");
+            }
+        }
+    }
+}
+
+/// `file text`, then for each finding code, place, and a part of what is said beside or below it.
+const BROKEN: &[(&str, &[(&str, u32, u32, &str)])] = &[
+    ("a: [1\nb: 2\n", &[("MSH0001", 2, 2, "indent")]),
+    ("just text\n", &[("MSH0002", 1, 1, "apiVersion")]),
+    ("spec: {}\n", &[("MSH0002", 1, 1, "apiVersion"), ("MSH0002", 1, 1, "kind")]),
+    ("apiVersion: v1\nkind: Banana\nmetadata: {name: x}\n", &[("MSH0003", 2, 7, "VirtualService")]),
+    (
+        "apiVersion: networking.istio.io/v1\nkind: VirtualServise\nmetadata: {name: x}\n",
+        &[("MSH0003", 2, 7, "VirtualService")],
+    ),
+    (
+        "apiVersion: networking.istio.io/v2\nkind: VirtualService\nmetadata: {name: x}\n",
+        &[("MSH0003", 1, 13, "v1beta1")],
+    ),
+    ("apiVersion: v1\nkind: VirtualService\nmetadata: {name: x}\n", &[("MSH0003", 1, 13, "networking.istio.io/v1")]),
+    (
+        "apiVersion: authentication.istio.io/v1alpha1\nkind: Policy\nmetadata: {name: x}\n",
+        &[("MSH0004", 2, 7, "PeerAuthentication")],
+    ),
+    (
+        "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: Bad_Name}\nspec: {host: a}\n",
+        &[("IST0106", 3, 18, "lower-case")],
+    ),
+    ("apiVersion: networking.istio.io/v1\nkind: DestinationRule\nspec: {host: a}\n", &[("MSH0007", 1, 1, "metadata")]),
+    (
+        "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: x}\nspec:\n  hots: a\n  subsets: 3\n",
+        &[("MSH0007", 5, 3, "host"), ("MSH0005", 5, 3, "did you mean \"host\"?"), ("MSH0006", 6, 12, "a list")],
+    ),
+    (
+        "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: x}\nspec:\n  host: a\n  trafficPolicy:\n    loadBalancer: {simple: ROUND_ROBBIN}\n    tls: {mode: MUTUAL}\n  subsets:\n  - {name: v1, labels: {version: 1.5}}\n  - {name: v1}\n",
+        &[
+            ("IST0106", 7, 28, "ROUND_ROBIN"),
+            ("MSH0008", 8, 17, "ISTIO_MUTUAL"),
+            ("MSH0006", 10, 34, "quotes"),
+            ("IST0106", 11, 12, "line 10"),
+        ],
+    ),
+    (
+        "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: x}\nspec:\n  hosts: [reviews]\n  http:\n  - route:\n    - destination: {host: reviews}\n      weight: -1\n    - destination: {hsot: reviews}\n      weight: ten\n  - timeout: 5\n    retries: {attempts: 2, retryOn: \"5xx,conect-failure\"}\n    fault: {abort: {httpStatus: 1000, percentage: {value: 110}}}\n    match:\n    - uri: {prefix: /a, exact: /b}\n    - uri: /c\n    - headers: {x: {regex: \"(\"}}\n",
+        &[
+            ("IST0106", 9, 15, "shares"),
+            ("MSH0007", 10, 20, "host"),
+            ("MSH0005", 10, 21, "did you mean \"host\"?"),
+            ("MSH0006", 11, 15, "an integer"),
+            ("MSH0007", 12, 5, "route"),
+            ("MSH0006", 12, 14, "write 5s"),
+            ("IST0106", 13, 37, "connect-failure"),
+            ("IST0106", 14, 33, ""),
+            ("IST0106", 14, 59, ""),
+            ("IST0106", 16, 12, ""),
+            ("IST0106", 17, 12, "exact:"),
+            ("IST0106", 18, 28, ""),
+        ],
+    ),
+    (
+        "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: x}\nspec:\n  hosts: [\"*\"]\n  http:\n  - route: [{destination: {host: a}, weight: 0}, {destination: {host: b}, weight: 0}]\n  - redirect: {uri: /a}\n    route: [{destination: {host: a}}]\n  - delegate: {name: other}\n",
+        &[
+            ("IST0106", 5, 11, "spec.gateways"),
+            ("IST0106", 7, 12, "weight"),
+            ("IST0106", 8, 15, ""),
+            ("MSH0008", 10, 5, "delegation"),
+        ],
+    ),
+    (
+        "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: x}\nspec:\n  servers:\n  - port: {number: 443, name: https, protocol: HTTPS}\n    hosts: [\"*\"]\n    tls: {mode: SIMPLE, credentialName: c}\n",
+        &[("MSH0008", 6, 5, "TLS"), ("MSH0008", 8, 11, "terminate"), ("MSH0008", 8, 25, "terminate")],
+    ),
+    (
+        "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: x}\nspec:\n  hosts: [a.example.com]\n  ports: [{number: 70000, name: http, protocol: HTTQ}]\n  resolution: STATIC\n",
+        &[("IST0106", 5, 11, "STATIC"), ("IST0106", 6, 20, "65535"), ("IST0106", 6, 49, "GRPC")],
+    ),
+    (
+        "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: x}\nspec:\n  mtls: {mode: strict}\n  portLevelMtls: {http: {mode: DISABLE}}\n",
+        &[("IST0106", 5, 16, "STRICT"), ("IST0106", 6, 18, "selector"), ("IST0106", 6, 19, "port number")],
+    ),
+];
+
+/// OP3: every fault of a file is told at once, at its place, with what to do.
+#[test]
+fn broken_files_are_told_with_place_and_help() {
+    for (text, expected) in BROKEN {
+        let found = parse("f.yaml", text).expect_err(text);
+        let places: Vec<String> =
+            expected.iter().map(|(code, line, column, _)| format!("{code} {line}:{column}")).collect();
+        assert_eq!(codes(&found), places, "{text}\n{}", found.iter().map(ToString::to_string).collect::<String>());
+        for (it, (.., said)) in found.iter().zip(*expected) {
+            assert!(it.to_string().contains(said), "{said:?} is not in\n{it}");
+            assert_eq!(it.file, "f.yaml");
+            assert_eq!(Some(it.excerpt.as_str()), text.lines().nth(it.line as usize - 1));
+        }
+    }
+}
+
+/// OP3: a subset nobody defines refuses the apply and says where the known ones are.
+#[test]
+fn an_undefined_subset_is_refused_in_the_look_of_rustc() {
+    let rules = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: reviews}\nspec:\n  host: reviews\n  subsets:\n  - {name: v1, labels: {version: v1}}\n  - {name: v3, labels: {version: v3}}\n";
+    let routes = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata:\n  name: reviews\nspec:\n  hosts: [reviews]\n  http:\n  - route:\n    - destination: {host: reviews, subset: v33}\n";
+    let services =
+        "apiVersion: v1\nkind: Service\nmetadata: {name: reviews}\nspec: {ports: [{port: 9080, name: http}]}\n";
+    let mut store = Store::open(None).unwrap();
+    store.apply(&[file("rules.yaml", rules), file("services.yaml", services)], 1).unwrap();
+    let Err(StoreError::Invalid(found)) = store.apply(&[file("reviews.yaml", routes)], 2) else { panic!() };
+    assert_eq!(codes(&found), ["IST0101 9:44"]);
+    assert_eq!(
+        found[0].to_string(),
+        "error[IST0101]: VirtualService default/reviews: subset \"v33\" of host \"reviews\" is not defined\n \
+         --> reviews.yaml:9:44\n  |\n9 |     - destination: {host: reviews, subset: v33}\n  \
+         |                                            ^^^ did you mean \"v3\"?\n  |\n  = note: defined in rules.yaml:7: v1, v3"
+    );
+    assert!(found[0].render(true).contains("\u{1b}["));
+    assert_eq!(store.version(), 1);
+
+    // What takes a subset away from an object that was right before is told and taken.
+    store.apply(&[file("reviews.yaml", &routes.replace("v33", "v3"))], 3).unwrap();
+    let applied = store.apply(&[file("rules.yaml", &rules.replace("name: v3", "name: v4"))], 4).unwrap();
+    let it = &applied.diagnostics[0];
+    assert_eq!((it.code.as_ref(), it.level, it.file.as_str()), ("IST0101", Level::Warning, "reviews.yaml"));
+}
+
+#[test]
+fn what_istio_1_0_wrote_is_taken_with_a_warning() {
+    let text = "apiVersion: networking.istio.io/v1alpha3\nkind: VirtualService\nmetadata: {name: ratings}\nspec:\n  hosts: [ratings]\n  http:\n  - fault:\n      delay: {percent: 50, fixedDelay: 7s}\n      abort: {percent: 100, httpStatus: 500}\n    route: [{destination: {host: ratings}}]\n---\napiVersion: networking.istio.io/v1alpha3\nkind: DestinationRule\nmetadata: {name: ratings}\nspec:\n  host: ratings\n  traffic_policy:\n    load_balancer: {simple: LEAST_CONN}\n    outlier_detection: {consecutiveErrors: 1, base_ejection_time: 3m}\n";
+    let parsed = parse("f", text).unwrap();
+    assert_eq!(
+        codes(&parsed.diagnostics),
+        ["IST0002 8:24", "IST0002 9:24", "IST0002 18:29", "IST0002 19:44"],
+        "{:#?}",
+        parsed.diagnostics
+    );
+    let Spec::VirtualService(service) = &parsed.objects[0].spec else { panic!() };
+    let fault = service.http[0].fault.as_ref().unwrap();
+    assert_eq!(fault.delay.unwrap().fraction.numerator, 50);
+    assert_eq!(fault.abort.unwrap().fraction.numerator, 100);
+    let Spec::DestinationRule(rule) = &parsed.objects[1].spec else { panic!() };
+    let (outlier, _) = rule.policy.settings.outlier.unwrap();
+    assert_eq!((outlier.consecutive_gateway_failure, outlier.base_ejection_time.as_secs()), (1, 180));
+}
+
+#[test]
+fn fields_without_effect_are_named() {
+    let text = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: a}\nspec:\n  hosts: [a]\n  http:\n  - route: [{destination: {host: a}}]\n    mirror: {host: b}\n    corsPolicy: {maxAge: 1s}\n";
+    let parsed = parse("f", text).unwrap();
+    assert_eq!(codes(&parsed.diagnostics), ["MSH0009 8:5", "MSH0009 9:5"]);
+    assert!(parsed.diagnostics[0].message.contains("spec.http[0].mirror is accepted and ignored"));
+}
+
+#[test]
+fn a_list_is_its_items_and_status_and_upkeep_are_passed_over() {
+    let text = "apiVersion: v1\nkind: List\nitems:\n- apiVersion: networking.istio.io/v1\n  kind: DestinationRule\n  metadata: {name: a, uid: x, creationTimestamp: \"2020-01-01\"}\n  spec: {host: a}\n  status: {}\n- apiVersion: v1\n  kind: ServiceAccount\n  metadata: {name: a, namespace: other}\n";
+    let parsed = parse("f", text).unwrap();
+    let keys: Vec<String> = parsed.objects.iter().map(|object| object.key.to_string()).collect();
+    assert_eq!(keys, ["DestinationRule default/a", "ServiceAccount other/a"]);
+}
+
+#[test]
+fn kinds_are_found_by_any_of_their_names() {
+    for (word, kind) in [
+        ("vs", Kind::VirtualService),
+        ("virtualservices", Kind::VirtualService),
+        ("VirtualService", Kind::VirtualService),
+        ("serviceentries", Kind::ServiceEntry),
+        ("virtualservices.networking.istio.io", Kind::VirtualService),
+        ("svc", Kind::Service),
+        ("pa", Kind::PeerAuthentication),
+    ] {
+        assert_eq!(Kind::from_word(word), Some(kind), "{word}");
+    }
+    assert_eq!(Kind::from_word("bananas"), None);
+}
