@@ -1,5 +1,23 @@
-//! Bookinfo through the front door. The four services alone first: their unit tests stand beside them and run here,
-//! because an example has no test run of its own.
+//! Bookinfo through the front door: the example as built, `meshctl` as built, and requests through the gateway.
+//!
+//! The four services alone come first: their unit tests stand beside them and run here, because an example has no test run of
+//! its own. What needs Istio's sample files finds them by `MESH_ISTIO_DATA`, or beside the workspace, and says so if it does not.
 
+#[path = "bookinfo/bad_input.rs"]
+mod bad_input;
+#[path = "bookinfo/harness.rs"]
+mod harness;
+#[path = "bookinfo/identity.rs"]
+mod identity;
+#[path = "bookinfo/page.rs"]
+mod page;
 #[path = "../examples/bookinfo/services.rs"]
 mod services;
+#[path = "bookinfo/starting.rs"]
+mod starting;
+#[path = "bookinfo/survival.rs"]
+mod survival;
+#[path = "bookinfo/telling.rs"]
+mod telling;
+#[path = "bookinfo/tutorial.rs"]
+mod tutorial;

@@ -1,0 +1,322 @@
+//! Istio's Bookinfo tutorial with Istio's own files, step by step; the pages are what Istio's documentation describes.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::harness::{Bookinfo, PATIENCE, client, get, istio, meshctl, shared};
+use crate::page::{Stars, stars};
+
+const ALL: &str = "networking/destination-rule-all.yaml";
+const ALL_V1: &str = "networking/virtual-service-all-v1.yaml";
+const REQUESTS: usize = 2000;
+
+/// Begins a step: subsets for all, and everything to v1.
+async fn all_to_v1(bookinfo: &Bookinfo) {
+    bookinfo.reset().await;
+    bookinfo.apply_istio(ALL);
+    bookinfo.apply_istio(ALL_V1);
+    bookinfo.until_reviews_by(&["reviews-v1"], "").await;
+}
+
+macro_rules! shared_or_skip {
+    () => {{
+        if istio(ALL).is_none() {
+            return;
+        }
+        shared().await
+    }};
+}
+
+/// RM1, RA1: with every route on v1 no page has stars, for anybody.
+#[tokio::test(flavor = "multi_thread")]
+async fn all_traffic_goes_to_v1() {
+    let bookinfo = shared_or_skip!();
+    all_to_v1(&bookinfo).await;
+    assert_eq!(bookinfo.reviews(200, "").await, BTreeMap::from([("reviews-v1".to_owned(), 200)]));
+    let jason = bookinfo.sign_in("jason").await;
+    for cookie in ["", &jason] {
+        assert_eq!(stars(&bookinfo.page(cookie).await), Stars::None);
+    }
+}
+
+/// RM3: jason sees v2 and everybody else v1; `end-user` comes from the session alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn jason_sees_v2() {
+    let bookinfo = shared_or_skip!();
+    all_to_v1(&bookinfo).await;
+    bookinfo.apply_istio("networking/virtual-service-reviews-test-v2.yaml");
+    let jason = bookinfo.sign_in("jason").await;
+    bookinfo.until_reviews_by(&["reviews-v2"], &jason).await;
+    let other = bookinfo.sign_in("martha").await;
+    assert_eq!(stars(&bookinfo.page(&jason).await), Stars::Black);
+    assert_eq!(bookinfo.reviews(200, &jason).await, BTreeMap::from([("reviews-v2".to_owned(), 200)]));
+    for cookie in ["", &other] {
+        assert_eq!(bookinfo.reviews(200, cookie).await, BTreeMap::from([("reviews-v1".to_owned(), 200)]));
+    }
+    let page = format!("http://{}/api/v1/products/0/reviews", bookinfo.at(10, 9080));
+    for _ in 0..20 {
+        let forged = get(&client(), &page, &[("end-user", "jason")]).await;
+        assert_eq!(forged.json()["podname"], "reviews-v1", "a header from outside names nobody");
+    }
+
+    bookinfo.apply_istio("networking/virtual-service-reviews-jason-v2-v3.yaml");
+    bookinfo.until_reviews_by(&["reviews-v3"], "").await;
+    assert_eq!(stars(&bookinfo.page(&jason).await), Stars::Black);
+    assert_eq!(stars(&bookinfo.page("").await), Stars::Red);
+}
+
+/// RA2: half and half, then all to v3, then the two canaries: each count of 2,000 is within five standard deviations.
+#[tokio::test(flavor = "multi_thread")]
+async fn weights_are_kept() {
+    let bookinfo = shared_or_skip!();
+    for (file, first, second) in [
+        ("virtual-service-reviews-50-v3.yaml", ("reviews-v1", 50), ("reviews-v3", 50)),
+        ("virtual-service-reviews-80-20.yaml", ("reviews-v1", 80), ("reviews-v2", 20)),
+        ("virtual-service-reviews-90-10.yaml", ("reviews-v1", 90), ("reviews-v2", 10)),
+    ] {
+        all_to_v1(&bookinfo).await;
+        bookinfo.apply_istio(&format!("networking/{file}"));
+        bookinfo.until_reviews_by(&[first.0, second.0], "").await;
+        let count = bookinfo.reviews(REQUESTS, "").await;
+        eprintln!("{file}: {count:?}");
+        assert!(count.keys().eq([first.0, second.0]), "{file}: {count:?}");
+        for (name, percent) in [first, second] {
+            check_share(REQUESTS, count[name], percent);
+        }
+    }
+    bookinfo.apply_istio("networking/virtual-service-reviews-v3.yaml");
+    bookinfo.until_reviews_by(&["reviews-v3"], "").await;
+    assert_eq!(bookinfo.reviews(REQUESTS, "").await, BTreeMap::from([("reviews-v3".to_owned(), REQUESTS)]));
+    assert_eq!(stars(&bookinfo.page("").await), Stars::Red);
+}
+
+/// Five standard deviations of the binomial distribution: a right program fails once in 1.7 million counts.
+fn check_share(requests: usize, seen: usize, percent: u32) {
+    let (n, p) = (f64::from(u32::try_from(requests).unwrap()), f64::from(percent) / 100.0);
+    let band = 5.0 * (n * p * (1.0 - p)).sqrt();
+    let off = (f64::from(u32::try_from(seen).unwrap()) - n * p).abs();
+    assert!(off <= band, "{seen} of {requests} is not {percent} %: off by {off}, more than {band:.0}");
+}
+
+/// FI1, TO1: seven seconds of delay at ratings for jason. On v2 the page gives up on reviews after twice three seconds, although
+/// reviews waits ten; on v3 reviews gives up on ratings after 2.5 seconds. Nobody else notices.
+#[tokio::test(flavor = "multi_thread")]
+async fn jasons_delay_shows_the_bug_of_the_page() {
+    let bookinfo = shared_or_skip!();
+    all_to_v1(&bookinfo).await;
+    bookinfo.apply_istio("networking/virtual-service-reviews-test-v2.yaml");
+    let jason = bookinfo.sign_in("jason").await;
+    bookinfo.until_reviews_by(&["reviews-v2"], &jason).await;
+    bookinfo.apply_istio("networking/virtual-service-ratings-test-delay.yaml");
+
+    let page = until_stars(&bookinfo, &jason, Stars::NoReviews).await;
+    assert!((6.0..6.9).contains(&page.as_secs_f64()), "6 seconds, not {page:?}");
+    let other = bookinfo.page("").await;
+    assert_eq!(stars(&other), Stars::None);
+    assert!(other.took < Duration::from_secs(2), "{:?}", other.took);
+
+    bookinfo.apply_istio("networking/virtual-service-reviews-v3.yaml");
+    bookinfo.until_reviews_by(&["reviews-v3"], "").await;
+    assert_eq!(stars(&bookinfo.page("").await), Stars::Red);
+    let page = until_stars(&bookinfo, &jason, Stars::Unavailable).await;
+    assert!((2.5..3.0).contains(&page.as_secs_f64()), "2.5 seconds, not {page:?}");
+}
+
+/// FI2: status 500 from ratings for jason. He sees reviews without stars and is told why, at once; nobody else notices.
+#[tokio::test(flavor = "multi_thread")]
+async fn jasons_abort_costs_him_the_stars() {
+    let bookinfo = shared_or_skip!();
+    all_to_v1(&bookinfo).await;
+    bookinfo.apply_istio("networking/virtual-service-reviews-test-v2.yaml");
+    let jason = bookinfo.sign_in("jason").await;
+    bookinfo.until_reviews_by(&["reviews-v2"], &jason).await;
+    bookinfo.apply_istio("networking/virtual-service-ratings-test-abort.yaml");
+    let took = until_stars(&bookinfo, &jason, Stars::Unavailable).await;
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert_eq!(stars(&bookinfo.page("").await), Stars::None);
+    let ratings = bookinfo.get("/api/v1/products/0/ratings", &jason).await;
+    assert_eq!(ratings.status, 500);
+    assert_eq!(bookinfo.get("/api/v1/products/0/ratings", "").await.status, 200);
+}
+
+/// How long the first page took that shows these stars.
+async fn until_stars(bookinfo: &Bookinfo, cookie: &str, expected: Stars) -> Duration {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let page = bookinfo.page(cookie).await;
+        if stars(&page) == expected {
+            return page.took;
+        }
+        assert!(Instant::now() < until, "no {expected:?} in {}", page.body);
+    }
+}
+
+/// FI2: details answers 555, and the page says so and goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn details_can_be_made_to_fail() {
+    let bookinfo = shared_or_skip!();
+    all_to_v1(&bookinfo).await;
+    bookinfo.apply_istio("networking/fault-injection-details-v1.yaml");
+    bookinfo.until_status("/api/v1/products/0", 555).await;
+    let page = bookinfo.page("").await;
+    assert_eq!(stars(&page), Stars::None);
+    assert!(page.body.contains("Error fetching product details"), "{}", page.body);
+}
+
+/// OP7: Istio's gateway file is taken unchanged in place of ours; its port is the gateway's 8080.
+#[tokio::test(flavor = "multi_thread")]
+async fn istios_gateway_file_opens_the_gateway() {
+    let bookinfo = shared_or_skip!();
+    bookinfo.reset().await;
+    for (kind, name) in [("gateway", "bookinfo-gateway"), ("virtualservice", "bookinfo")] {
+        assert_eq!(bookinfo.meshctl(&["delete", kind, name]).code, 0);
+    }
+    bookinfo.until_status("/productpage", 404).await;
+    bookinfo.apply_istio("networking/bookinfo-gateway.yaml");
+    bookinfo.until_status("/productpage", 200).await;
+    assert_eq!(bookinfo.get("/productpage", "").await.status, 200);
+    assert_eq!(bookinfo.get("/not-listed", "").await.status, 404);
+}
+
+/// OP7, OP3: every file of the sample's networking folder is taken, or refused with its name and the reason.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_file_of_the_sample_is_taken_or_refused_by_name() {
+    let bookinfo = shared_or_skip!();
+    bookinfo.reset().await;
+    bookinfo.apply_istio("platform/kube/bookinfo.yaml");
+    let folder = istio("networking").unwrap();
+    let mut files: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    assert!(files.len() >= 21, "{files:?}");
+    for file in files {
+        let name = file.file_name().unwrap().to_str().unwrap().to_owned();
+        // Some of the files narrow the subsets that others use.
+        bookinfo.apply_istio(ALL);
+        let ran = bookinfo.meshctl(&["apply", "-f", file.to_str().unwrap()]);
+        eprintln!("{name}: {}", ran.code);
+        match ran.code {
+            0 => {}
+            65 => assert!(ran.err.contains(&name) && ran.err.contains("error"), "{name}: {}", ran.err),
+            other => panic!("{name}: exit {other}: {}{}", ran.out, ran.err),
+        }
+        assert_eq!(ran.code, 0, "{name} is one that works here: {}", ran.err);
+    }
+    bookinfo.reset().await;
+    let ran = bookinfo.meshctl(&["apply", "-f", folder.to_str().unwrap()]);
+    assert_eq!(ran.code, 0, "the folder at once: {}{}", ran.out, ran.err);
+}
+
+/// OP7: what `bookinfo.yaml` says of services and accounts is known, and its Deployments are read as hints.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_kubernetes_file_is_read_for_services_and_accounts() {
+    let bookinfo = shared_or_skip!();
+    bookinfo.reset().await;
+    bookinfo.apply_istio("platform/kube/bookinfo.yaml");
+    for (kind, name) in [("service", "reviews"), ("serviceaccount", "bookinfo-reviews"), ("deployment", "reviews-v3")] {
+        let ran = bookinfo.meshctl(&["get", kind, name, "-o", "json"]);
+        assert_eq!(ran.code, 0, "get {kind} {name}: {}", ran.err);
+        assert_eq!(serde_json::from_str::<Value>(&ran.out).unwrap()["metadata"]["name"], name);
+    }
+}
+
+/// OP7: get prints what was applied, in each form; delete takes it back.
+#[tokio::test(flavor = "multi_thread")]
+async fn get_and_delete_follow_apply() {
+    let bookinfo = shared_or_skip!();
+    all_to_v1(&bookinfo).await;
+    let table = bookinfo.meshctl(&["get", "virtualservices"]);
+    for name in ["bookinfo", "details", "productpage", "ratings", "reviews"] {
+        assert!(table.out.lines().any(|line| line.contains(name)), "no {name} in {}", table.out);
+    }
+    let one = bookinfo.meshctl(&["get", "virtualservice", "reviews", "-o", "json"]);
+    let one: Value = serde_json::from_str(&one.out).unwrap();
+    assert_eq!(one["spec"]["http"][0]["route"][0]["destination"], json!({ "host": "reviews", "subset": "v1" }));
+    let yaml = bookinfo.meshctl(&["get", "virtualservice", "reviews", "-o", "yaml"]);
+    assert!(yaml.out.contains("subset: v1"), "{}", yaml.out);
+    assert_eq!(meshctl(&bookinfo.server(), &["apply", "-f", "-"], &yaml.out).code, 0, "what get prints can be applied");
+
+    let deleted = bookinfo.meshctl(&["delete", "virtualservice", "reviews"]);
+    assert_eq!(deleted.code, 0, "{}", deleted.err);
+    bookinfo.until_reviews_by(&["reviews-v1", "reviews-v2", "reviews-v3"], "").await;
+    let gone = bookinfo.meshctl(&["get", "virtualservice", "reviews"]);
+    assert_ne!(gone.code, 0);
+    assert!(gone.err.contains("reviews"), "{}", gone.err);
+}
+
+/// AD6, OP6: explain names the rule, its weights, the cluster and the endpoints, and why the other rule was not it.
+#[tokio::test(flavor = "multi_thread")]
+async fn explain_says_why() {
+    let bookinfo = shared_or_skip!();
+    all_to_v1(&bookinfo).await;
+    bookinfo.apply_istio("networking/virtual-service-reviews-test-v2.yaml");
+    let explain = |headers: &[&str]| {
+        let mut arguments = vec!["explain", "GET", "http://reviews:9080/reviews/0", "--from", "productpage"];
+        headers.iter().for_each(|header| arguments.extend(["-H", header]));
+        let ran = bookinfo.meshctl(&arguments);
+        assert_eq!(ran.code, 0, "{}{}", ran.out, ran.err);
+        ran.out
+    };
+    let jason = explain(&["end-user:jason"]);
+    for part in ["outbound|9080|v2|reviews.default.svc.cluster.local", &bookinfo.workload("reviews-v2").to_string()] {
+        assert!(jason.contains(part), "no `{part}` in:\n{jason}");
+    }
+    let other = explain(&[]);
+    for part in
+        ["outbound|9080|v1|reviews.default.svc.cluster.local", &bookinfo.workload("reviews-v1").to_string(), "end-user"]
+    {
+        assert!(other.contains(part), "no `{part}` in:\n{other}");
+    }
+    assert!(!other.contains(&bookinfo.workload("reviews-v2").to_string()), "{other}");
+}
+
+/// XD1, OP10: a change is in force within 100 ms, by the median of nine changes, and every workload says that it has it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_is_soon_in_force() {
+    let bookinfo = shared_or_skip!();
+    all_to_v1(&bookinfo).await;
+    let route = |subset: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: reviews}}\n\
+             spec: {{hosts: [reviews], http: [{{route: [{{destination: {{host: reviews, subset: {subset}}}}}]}}]}}\n"
+        )
+    };
+    let (http, uri) = (client(), format!("http://{}/api/v1/products/0/reviews", bookinfo.at(10, 9080)));
+    let apply = |yaml: String| {
+        let body = json!({ "files": [{ "name": "route.yaml", "text": yaml }] }).to_string();
+        let request = http::Request::post(format!("http://{}/apply", bookinfo.server()))
+            .header("content-type", "application/json")
+            .body(axum::body::Body::from(body));
+        http.request(request.unwrap())
+    };
+    let mut took = Vec::new();
+    for subset in ["v3", "v1"].into_iter().cycle().take(9) {
+        let start = Instant::now();
+        assert_eq!(apply(route(subset)).await.unwrap().status(), 200);
+        while get(&http, &uri, &[]).await.json()["podname"] != format!("reviews-{subset}") {
+            assert!(start.elapsed() < PATIENCE);
+        }
+        took.push(start.elapsed());
+    }
+    took.sort();
+    eprintln!("from apply to in force: {took:?}");
+    // Without optimisation every step of it takes several times as long.
+    let limit = if cfg!(debug_assertions) { 400 } else { 100 };
+    assert!(took[4] < Duration::from_millis(limit), "{took:?}");
+
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let proxies = get(&http, &format!("http://{}/proxies", bookinfo.server()), &[]).await.json();
+        let items = proxies["items"].as_array().unwrap().clone();
+        let states: Vec<&Value> = items.iter().flat_map(|item| item["types"].as_object().unwrap().values()).collect();
+        if items.len() == 7
+            && states.iter().all(|state| ["SYNCED", "NOT_SENT"].contains(&state["state"].as_str().unwrap()))
+        {
+            break;
+        }
+        assert!(Instant::now() < until, "{proxies:#}");
+    }
+}
