@@ -66,8 +66,21 @@ impl State {
     }
 
     /// A workload's stream began.
+    ///
+    /// A lost one that had its address and port is gone: it is the new one that listens there.
     pub(crate) fn connected(&self, workload: Registered) {
-        let changed = self.lock().registry.connect(workload).unwrap_or_else(not_written);
+        let mut inner = self.lock();
+        let mut changed = false;
+        for other in inner.registry.workloads() {
+            let same_name = other.namespace == workload.namespace && other.name == workload.name;
+            let same_place = other.address == workload.address && other.ports == workload.ports;
+            if other.lost.is_some() && same_place && !same_name {
+                let gone = inner.registry.disconnect(&other.namespace, &other.name, true, now());
+                changed |= gone.unwrap_or_else(not_written);
+            }
+        }
+        changed |= inner.registry.connect(workload).unwrap_or_else(not_written);
+        drop(inner);
         self.tell(changed);
     }
 

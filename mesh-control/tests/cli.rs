@@ -126,7 +126,7 @@ async fn bad_input_is_pointed_at_and_changes_nothing() {
         ("kind: VirtualService", "kind: VirtualServise", "14:7", "kind: VirtualServise"),
         ("  hosts: [reviews]", "  hostz: [reviews]", "18:3", "hostz: [reviews]"),
         ("exact: jason", "exact: [jason]", "22:27", "exact: [jason]"),
-        ("subset: v1}", "subset: v33}", "26:43", "subset: v33"),
+        ("subset: v1}", "subset: v33}", "26:44", "subset: v33"),
         ("subset: v1}", "subset: v1}\n      weight: -1", "27:15", "weight: -1"),
     ];
     for (old, new, position, excerpt) in cases {
