@@ -46,7 +46,8 @@ fn parts(request: &ExplainRequest) -> Result<http::request::Parts, String> {
 
 /// A gateway routes by the port its listener was declared with, which the URL is taken to name.
 fn gateway_port(uri: &Uri) -> Option<u16> {
-    uri.port_u16().or(Some(if uri.scheme_str() == Some("https") { 443 } else { 80 }))
+    let default = if uri.scheme_str() == Some("https") { 443 } else { 80 };
+    uri.port_u16().or(Some(default))
 }
 
 /// A connected workload, else one that was there a moment ago.
