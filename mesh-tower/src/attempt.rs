@@ -128,6 +128,11 @@ impl Call {
         Self { location, ..self }
     }
 
+    /// It goes nowhere: there is nothing to time.
+    pub(crate) fn is_refused(&self) -> bool {
+        self.refused.is_some()
+    }
+
     /// The decision.
     pub fn plan(&self) -> &Plan {
         &self.plan

@@ -91,6 +91,11 @@ impl<L> HttpClient<L> {
         Self { live, telemetry, budget, leaf, stack }
     }
 
+    /// The configuration it reads.
+    pub fn live(&self) -> &Arc<Live> {
+        &self.live
+    }
+
     /// A client of one gRPC service, for a generated client: `RatingsClient::new(http.grpc("ratings:9080")?)`.
     ///
     /// # Errors
@@ -113,15 +118,19 @@ where
     /// # Errors
     ///
     /// `uri` is not a URI. See also [`request`](Self::request).
-    pub async fn get<U>(&self, uri: U) -> Result<http::Response<ClientBody<B>>, Error>
+    pub fn get<U>(&self, uri: U) -> Answer<B>
     where
         Uri: TryFrom<U>,
         <Uri as TryFrom<U>>::Error: Into<http::Error>,
     {
-        let uri = Uri::try_from(uri).map_err(|error| Error::new(ErrorKind::Invalid, error.into()))?;
-        let mut request = http::Request::new(Body::empty());
-        *request.uri_mut() = uri;
-        self.send(request).await
+        match Uri::try_from(uri) {
+            Ok(uri) => {
+                let mut request = http::Request::new(Body::empty());
+                *request.uri_mut() = uri;
+                self.send(request)
+            }
+            Err(error) => fail(Error::new(ErrorKind::Invalid, error.into())),
+        }
     }
 
     /// Sends a request.
@@ -149,6 +158,10 @@ where
             }
         })
     }
+}
+
+fn fail<B: Send + 'static>(error: Error) -> Answer<B> {
+    Box::pin(std::future::ready(Err(error)))
 }
 
 /// The mesh's own answer to a request that none of its destinations answered.
@@ -237,11 +250,222 @@ where
         uri.path_and_query = path.or_else(|| Some(http::uri::PathAndQuery::from_static("/")));
         match Uri::from_parts(uri) {
             Ok(uri) => *request.uri_mut() = uri,
-            Err(error) => return Box::pin(std::future::ready(Err(Error::new(ErrorKind::Invalid, error)))),
+            Err(error) => return fail(Error::new(ErrorKind::Invalid, error)),
         }
         *request.version_mut() = http::Version::HTTP_2;
         let grpc = header::HeaderValue::from_static("application/grpc");
         request.headers_mut().entry(header::CONTENT_TYPE).or_insert(grpc);
         self.http.send(request)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+    use std::time::Duration;
+
+    use http_body_util::{BodyExt, Full};
+    use mesh_core::{
+        config::{
+            Action, Config, DirectResponse, Forward, HeaderMatch, HeaderMatcher, HttpRetry, Redirect, RetryConditions,
+            RetryPolicy, RouteMatch, StringMatch, Thresholds, WeightedCluster,
+        },
+        rng::RequestRng,
+    };
+    use rand::RngCore;
+    use tokio::{task::JoinSet, time::sleep};
+    use tower::ServiceExt;
+
+    use super::*;
+    use crate::{
+        Context as Served,
+        testing::{Log, client, cluster, configured, endless, grpc_response, response, route, with_route},
+    };
+
+    /// RM1, RA1, RA9, RA10, CB1: what the mesh answers itself is a response, with its reason beside it.
+    #[tokio::test]
+    async fn refusals_are_the_responses_envoy_gives() {
+        let mut full = cluster("full", 1);
+        full.thresholds = Thresholds { max_requests: 0, ..Thresholds::default() };
+        let to = |name: &str| {
+            let clusters = vec![WeightedCluster { cluster: name.into(), weight: 1, ..Default::default() }];
+            Action::Forward(Forward { clusters, ..Default::default() })
+        };
+        let redirect = Redirect { status: 302, host: Some("elsewhere".into()), ..Default::default() };
+        let direct = DirectResponse { status: 418, body: "short and stout".into() };
+        let no_header = &[][..];
+        let cases: Vec<(Config, &str, u16, &str, &str, &[(&str, &str)])> = vec![
+            (Config::default(), "http://reviews/", 404, "", "NR route_not_found", no_header),
+            (with(to("gone")), "http://reviews/", 503, "", "NC cluster_not_found", no_header),
+            (
+                configured([cluster("empty", 0)], Forward::default()),
+                "http://reviews/",
+                503,
+                "no healthy upstream",
+                "UH no_healthy_upstream",
+                no_header,
+            ),
+            (
+                configured([full], Forward::default()),
+                "http://reviews/",
+                503,
+                "upstream connect error or disconnect/reset before headers. reset reason: overflow",
+                "UO upstream_reset_before_response_started{overflow}",
+                &[("x-envoy-overloaded", "true")],
+            ),
+            (
+                with(Action::Redirect(redirect)),
+                "http://reviews/a?b",
+                302,
+                "",
+                "- direct_response",
+                &[("location", "http://elsewhere/a?b")],
+            ),
+            (
+                with(Action::DirectResponse(direct)),
+                "http://reviews/",
+                418,
+                "short and stout",
+                "- direct_response",
+                no_header,
+            ),
+        ];
+        for (config, uri, status, body, flags, headers) in cases {
+            let client = client(&config, |_| async { Ok(response(200, &["from an endpoint"])) });
+            let answer = client.get(uri).await.unwrap();
+            assert_eq!(answer.status().as_u16(), status, "{flags}");
+            assert_eq!(answer.extensions().get::<ResponseFlags>().unwrap().to_string(), flags);
+            for (name, value) in headers {
+                assert_eq!(answer.headers()[*name], *value, "{flags}");
+            }
+            assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), body, "{flags}");
+            let grpc = client.grpc("reviews").unwrap();
+            let answer = grpc.oneshot(http::Request::get("/a.B/C").body(Body::empty()).unwrap()).await.unwrap();
+            assert_eq!(answer.status(), 200);
+            assert_eq!(answer.headers()["content-type"], "application/grpc");
+            let expected = if flags.starts_with('-') { "2" } else { "14" };
+            assert_eq!(answer.headers()["grpc-status"], expected, "{flags}");
+        }
+    }
+
+    /// A gRPC client reaches its authority over HTTP/2, and its trailers come through.
+    #[tokio::test]
+    async fn a_grpc_client_names_its_destination() {
+        let seen = Log::new();
+        let log = seen.clone();
+        let client = client(&configured([cluster("reviews", 1)], Forward::default()), move |picked| {
+            log.push((picked.request.uri().to_string(), picked.request.version()));
+            async { Ok(grpc_response(&["message"], 5)) }
+        });
+        let grpc = client.grpc("reviews:80").unwrap();
+        let answer =
+            grpc.oneshot(http::Request::post("/a.B/C").body(Full::new(Bytes::from("x"))).unwrap()).await.unwrap();
+        let body = answer.into_body().collect().await.unwrap();
+        assert_eq!(body.trailers().unwrap()["grpc-status"], "5");
+        assert_eq!(seen.all(), [("http://reviews:80/a.B/C".to_owned(), http::Version::HTTP_2)]);
+        assert!(client.grpc("not an authority").is_err());
+    }
+
+    /// C12: routing by `end-user` works for a request whose handler copied no header.
+    #[tokio::test]
+    async fn context_headers_take_part_in_routing() {
+        let jason = HeaderMatch {
+            name: "end-user".into(),
+            matcher: HeaderMatcher::Value(StringMatch::Exact { value: "jason".into(), ignore_case: false }),
+            invert: false,
+            missing_as_empty: false,
+        };
+        let clusters = vec![WeightedCluster { cluster: "reviews".into(), weight: 1, ..Default::default() }];
+        let mut all = route(Action::Forward(Forward { clusters, ..Default::default() }));
+        all.matches = RouteMatch { headers: vec![jason], ..RouteMatch::default() };
+        let config = with_route(configured([cluster("reviews", 1)], Forward::default()), all);
+        let client = client(&config, |picked| async move {
+            assert_eq!(picked.request.headers()["end-user"], "jason");
+            Ok(response(200, &[]))
+        });
+        assert_eq!(client.get("http://reviews/").await.unwrap().status(), 404);
+        let mut received = http::HeaderMap::new();
+        received.insert("end-user", "jason".parse().unwrap());
+        let served = Served::received(&received, &Served::PROPAGATED);
+        assert_eq!(served.scope(client.get("http://reviews/")).await.unwrap().status(), 200);
+    }
+
+    /// A request sent before any configuration is there waits for it, up to its deadline.
+    #[tokio::test(start_paused = true)]
+    async fn a_request_waits_for_the_first_configuration() {
+        let live = Arc::new(Live::new());
+        let leaf = crate::testing::Scripted(|_| async { Ok(response(200, &[])) });
+        let client = HttpClient::new(Arc::clone(&live), Telemetry::new(Default::default()), leaf);
+        let waiting = tokio::spawn({
+            let client = client.clone();
+            async move { client.get("http://reviews/").await.unwrap().status() }
+        });
+        let hasty =
+            Served { deadline: Some(tokio::time::Instant::now() + Duration::from_secs(1)), ..Served::default() };
+        let refused = hasty.scope(client.get("http://reviews/")).await.unwrap();
+        assert_eq!(refused.status(), 503);
+        assert_eq!(refused.extensions().get::<ResponseFlags>().unwrap().details, "configuration_not_ready");
+        live.update(&configured([cluster("reviews", 1)], Forward::default())).unwrap();
+        assert_eq!(waiting.await.unwrap(), 200);
+    }
+
+    /// No mesh, on purpose: the request goes to the host it names.
+    #[tokio::test]
+    async fn off_goes_where_the_request_says() {
+        let seen = Log::new();
+        let log = seen.clone();
+        let leaf = crate::testing::Scripted(move |picked: Picked| {
+            log.push(picked.endpoint().address().to_string());
+            async { Ok(response(200, &[])) }
+        });
+        let client = HttpClient::new(Arc::new(Live::off()), Telemetry::new(Default::default()), leaf);
+        for uri in ["http://example.com/", "http://example.com:81/", "http://127.0.0.1:82/", "http://[::1]:83/"] {
+            assert_eq!(client.get(uri).await.unwrap().status(), 200, "{uri}");
+        }
+        assert_eq!(seen.all(), ["example.com:80", "example.com:81", "127.0.0.1:82", "[::1]:83"]);
+    }
+
+    /// L7, P1: nothing stays counted as under way, however calls end: well, badly, or dropped at any moment.
+    #[tokio::test(start_paused = true)]
+    async fn every_slot_is_free_after_a_thousand_calls_however_they_end() {
+        let on = RetryConditions { http: vec![HttpRetry::ServerError], ..Default::default() };
+        let forward = Forward {
+            retry: Some(RetryPolicy { on, per_try_timeout: Some(Duration::from_millis(40)), ..Default::default() }),
+            timeout: Some(Duration::from_millis(60)),
+            ..Default::default()
+        };
+        let client = client(&configured([cluster("reviews", 3)], forward), |_| async {
+            let bits = crate::source::Source::system().next_request().next_u64();
+            sleep(Duration::from_millis(bits % 50)).await;
+            match bits >> 8 & 7 {
+                0 => Err(Error::msg(ErrorKind::Connect, "refused")),
+                1 => Ok(response(503, &["no"])),
+                2 => Ok(endless(200)),
+                _ => Ok(response(200, &["some", "words"])),
+            }
+        });
+        let mut calls = JoinSet::new();
+        for n in 0..1_000 {
+            let client = client.clone();
+            let mut rng = RequestRng::new(42, n);
+            calls.spawn(async move {
+                let read = async { client.get("http://reviews/").await.unwrap().into_body().collect().await };
+                // A third is read to its end or its timeout, the rest is dropped at some moment.
+                let patience = if n % 3 == 0 { 1_000 } else { rng.next_u64() % 70 };
+                let _ = tokio::time::timeout(Duration::from_millis(patience), read).await;
+            });
+        }
+        while calls.join_next().await.is_some() {}
+        let snapshot = client.live().load().unwrap();
+        let reviews = snapshot.cluster("reviews").unwrap();
+        assert_eq!(reviews.requests_in_flight(), 0);
+        assert!(reviews.endpoints().iter().all(|endpoint| endpoint.in_flight() == 0));
+        let retries: Vec<_> = (0..3).map_while(|_| reviews.retry_slot()).collect();
+        assert_eq!(retries.len(), 3, "all of max_retries is free");
+    }
+
+    fn with(action: Action) -> Config {
+        with_route(Config::default(), route(action))
     }
 }

@@ -24,6 +24,8 @@ mod error;
 mod live;
 mod mesh;
 mod pool;
+#[cfg(test)]
+mod testing;
 mod upkeep;
 
 pub use mesh_core::{cluster, config, plan, retry};

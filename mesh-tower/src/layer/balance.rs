@@ -6,15 +6,17 @@
 //! cancelled one and counts for nothing, unless its time had run out, which is the endpoint's doing.
 
 use std::{
+    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, header, uri::Authority};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use mesh_core::{
+    config::{Discovery, EndpointAddress},
     endpoint::Pick,
     error::PickError,
     outcome::{Failure, Outcome, grpc_status},
@@ -25,6 +27,7 @@ use tower_layer::Layer;
 
 use super::{Attempt, Call, Picked, Routed, Stage};
 use crate::{
+    body::Body,
     error::{BoxError, Error, ErrorKind},
     source::Source,
 };
@@ -64,12 +67,17 @@ pub struct Balance<S> {
 }
 
 impl<S> Balance<S> {
-    fn pick(&self, call: &Call, number: u32) -> Result<Pick, Error> {
+    fn pick(&self, call: &Call, number: u32, request: &http::Request<Body>) -> Result<Pick, Error> {
         let Some(cluster) = call.plan().cluster() else { return Err(Error::of(ErrorKind::NoCluster)) };
+        let now = self.source.now();
         let mut journal = call.journal();
         journal.attempts = number;
         let journal = &mut *journal;
-        let pick = cluster.pick(&journal.tried, self.source.now(), &mut journal.rng).map_err(|error| match error {
+        let picked = match cluster.config().discovery {
+            Discovery::OriginalDestination => cluster.pick_address(named_address(request)?, now),
+            _ => cluster.pick(&journal.tried, now, &mut journal.rng),
+        };
+        let pick = picked.map_err(|error| match error {
             PickError::Overflow => Error::new(ErrorKind::Overflow, error),
             PickError::Failed(why) => Error::msg(ErrorKind::NoCluster, why),
             _ => Error::new(ErrorKind::NoEndpoint, error),
@@ -78,6 +86,23 @@ impl<S> Balance<S> {
         journal.endpoint = Some(Arc::clone(pick.endpoint()));
         Ok(pick)
     }
+}
+
+/// The address that the request itself names.
+fn named_address(request: &http::Request<Body>) -> Result<EndpointAddress, Error> {
+    let of_header = || request.headers().get(header::HOST)?.to_str().ok()?.parse().ok();
+    let authority: Option<Authority> = request.uri().authority().cloned().or_else(of_header);
+    let Some(authority) = authority else {
+        return Err(Error::msg(ErrorKind::Invalid, "it names no host, neither in its URI nor in a Host header"));
+    };
+    let default = if request.uri().scheme_str() == Some("https") { 443 } else { 80 };
+    let (host, port) = (authority.host(), authority.port_u16().unwrap_or(default));
+    // IPv6 addresses stand in brackets here and nowhere else.
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    Ok(match bare.parse() {
+        Ok(ip) => EndpointAddress::Socket(SocketAddr::new(ip, port)),
+        Err(_) => EndpointAddress::Host(host.to_owned(), port),
+    })
 }
 
 impl<S, B> Stage<Attempt> for Balance<S>
@@ -92,7 +117,7 @@ where
         if let Some(answer) = call.own_answer() {
             return Err(answer);
         }
-        let pick = self.pick(&call, number)?;
+        let pick = self.pick(&call, number, &request)?;
         let (cluster, endpoint) = (Arc::clone(pick.cluster()), Arc::clone(pick.endpoint()));
         let is_grpc = call.plan().is_grpc;
         let mut guard =
@@ -230,5 +255,132 @@ where
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+    use std::time::Duration;
+
+    use http_body_util::BodyExt;
+    use mesh_core::config::{Forward, LoadBalancer, OutlierDetection, Thresholds};
+
+    use super::*;
+    use crate::{
+        Body,
+        layer::{Fixed, LeafLayer},
+        plan::RoutePolicy,
+        testing::{Log, client, cluster, compiled, configured, endless, grpc_response, response},
+    };
+
+    /// CB1, L7: the slot is held to the end of the response's body, and one request too many is refused at once.
+    #[tokio::test]
+    async fn a_slot_is_held_to_the_end_of_the_body() {
+        let mut reviews = cluster("reviews", 2);
+        reviews.thresholds = Thresholds { max_requests: 1, ..Thresholds::default() };
+        let client =
+            client(&configured([reviews], Forward::default()), |_| async { Ok(response(200, &["one", "two"])) });
+        let mut body = client.get("http://reviews/").await.unwrap().into_body();
+        body.frame().await.unwrap().unwrap();
+        let refused = client.get("http://reviews/").await.unwrap();
+        assert_eq!(refused.headers()["x-envoy-overloaded"], "true");
+        body.collect().await.unwrap();
+        assert_eq!(client.get("http://reviews/").await.unwrap().status(), 200);
+    }
+
+    /// OD1: an endpoint that fails in a row is left out, whether its responses are read or dropped.
+    #[tokio::test(start_paused = true)]
+    async fn a_failing_endpoint_is_left_out_and_comes_back() {
+        let mut reviews = cluster("reviews", 2);
+        reviews.load_balancer = LoadBalancer::RoundRobin;
+        reviews.outlier_detection = Some(OutlierDetection {
+            consecutive_5xx: 3,
+            base_ejection_time: Duration::from_secs(30),
+            max_ejection_percent: 50,
+            ..Default::default()
+        });
+        let client = client(&configured([reviews], Forward::default()), |picked| async move {
+            let bad = picked.endpoint().address().to_string() == "10.0.0.1:80";
+            Ok(response(if bad { 500 } else { 200 }, &["words"]))
+        });
+        let failures = async |requests| {
+            let mut failed = 0;
+            for n in 0..requests {
+                let answer = client.get("http://reviews/").await.unwrap();
+                failed += usize::from(answer.status() == 500);
+                if n % 2 == 0 {
+                    answer.into_body().collect().await.unwrap();
+                }
+            }
+            failed
+        };
+        assert_eq!(failures(100).await, 3);
+        tokio::time::advance(Duration::from_secs(41)).await;
+        assert_eq!(failures(100).await, 3);
+    }
+
+    /// OD1: a gRPC call is judged by its status at the end, and a caller that goes away before counts for nothing.
+    #[tokio::test]
+    async fn a_grpc_call_is_judged_by_its_trailers() {
+        let mut reviews = cluster("reviews", 1);
+        reviews.outlier_detection =
+            Some(OutlierDetection { consecutive_5xx: 2, max_ejection_percent: 100, ..Default::default() });
+        let client = client(&configured([reviews], Forward::default()), |_| async { Ok(grpc_response(&["x"], 14)) });
+        let ejected = || client.live().load().unwrap().cluster("reviews").unwrap().endpoints()[0].is_ejected();
+        let call = async || {
+            let request = http::Request::post("/a.B/C").body(Body::empty()).unwrap();
+            tower::ServiceExt::oneshot(client.grpc("reviews").unwrap(), request).await.unwrap()
+        };
+        for _ in 0..5 {
+            drop(call().await);
+        }
+        assert!(!ejected());
+        for _ in 0..2 {
+            call().await.into_body().collect().await.unwrap();
+        }
+        assert!(ejected());
+    }
+
+    /// A call that is dropped before it is answered frees its slots and blames nobody.
+    #[tokio::test(start_paused = true)]
+    async fn a_cancelled_call_counts_for_nothing() {
+        let mut reviews = cluster("reviews", 1);
+        reviews.outlier_detection =
+            Some(OutlierDetection { consecutive_5xx: 1, max_ejection_percent: 100, ..Default::default() });
+        let client = client(&configured([reviews], Forward::default()), |_| async {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            Ok(endless(200))
+        });
+        let call = client.get("http://reviews/");
+        assert!(tokio::time::timeout(Duration::from_secs(1), call).await.is_err());
+        let snapshot = client.live().load().unwrap();
+        let reviews = snapshot.cluster("reviews").unwrap();
+        assert_eq!(reviews.requests_in_flight(), 0);
+        assert!(!reviews.endpoints()[0].is_ejected());
+    }
+
+    /// Alone around any service: the URI names the endpoint, `Host` the service.
+    #[tokio::test]
+    async fn it_works_alone_around_an_ordinary_service() {
+        let seen = Log::new();
+        let log = seen.clone();
+        let service = tower::service_fn(move |request: http::Request<Body>| {
+            log.push((request.uri().to_string(), request.headers()["host"].to_str().unwrap().to_owned()));
+            async { Ok::<_, std::convert::Infallible>(response(200, &[])) }
+        });
+        let mut reviews = cluster("reviews", 2);
+        reviews.load_balancer = LoadBalancer::RoundRobin;
+        let fixed = Fixed::new(RoutePolicy::default()).cluster(compiled(reviews));
+        let stack = (fixed, BalanceLayer::new(), LeafLayer::new()).layer(service);
+        for _ in 0..2 {
+            let request = http::Request::get("http://reviews:9080/a").body(Body::empty()).unwrap();
+            tower::ServiceExt::oneshot(stack.clone(), request).await.unwrap();
+        }
+        let mut seen = seen.all();
+        seen.sort();
+        let host = "reviews:9080".to_owned();
+        assert_eq!(seen, [("http://10.0.0.1:80/a".into(), host.clone()), ("http://10.0.0.2:80/a".into(), host)]);
     }
 }

@@ -62,3 +62,115 @@ impl<S: Stage<Routed>> Stage<Routed> for Faulty<S> {
         self.inner.call(routed).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+    use std::time::Duration;
+
+    use mesh_core::config::{
+        Abort, Fault, FaultDelay, Fraction, HttpRetry, OutlierDetection, RetryConditions, RetryPolicy,
+    };
+
+    use super::*;
+    use crate::{
+        Body, Context, ErrorKind, ResponseFlags,
+        config::{self, Action, Forward, WeightedCluster},
+        testing::{Log, client, cluster, configured, response, route, with_route},
+    };
+
+    /// FI1: the delay comes once per request, before its first try, and is visible.
+    #[tokio::test(start_paused = true)]
+    async fn a_delay_comes_once_and_before_the_first_try() {
+        let tries = Log::new();
+        let delay = FaultDelay { duration: Duration::from_secs(7), fraction: Fraction::ALL };
+        let log = tries.clone();
+        let config = faulty(Fault { delay: Some(delay), abort: None }, Some(Duration::from_secs(1)));
+        let client = client(&config, move |_| {
+            log.push(Instant::now());
+            async { Ok(response(503, &[])) }
+        });
+        let start = Instant::now();
+        let answer = client.get("http://reviews/").await.unwrap();
+        assert_eq!(answer.status(), 503, "the delay does not count towards the route's timeout of 1 s");
+        assert_eq!(tries.len(), 3);
+        assert_eq!(tries.all()[0] - start, Duration::from_secs(7));
+        assert!(tries.all()[2] - start < Duration::from_secs(8), "{:?}", tries.all()[2] - start);
+        assert!(answer.extensions().get::<ResponseFlags>().unwrap().flags.contains(Flags::DI));
+    }
+
+    /// FI2, FI7: an abort answers at once, is not retried and blames nobody.
+    #[tokio::test(start_paused = true)]
+    async fn an_abort_reaches_no_endpoint_and_is_not_retried() {
+        let abort = |status| Fault { delay: None, abort: Some(Abort { status, fraction: Fraction::ALL }) };
+        let tries = Log::new();
+        let client_of = |status| {
+            let tries = tries.clone();
+            client(&faulty(abort(status), None), move |_| {
+                tries.push(());
+                async { Ok(response(200, &[])) }
+            })
+        };
+        let client = client_of(AbortStatus::Http(503));
+        for _ in 0..10 {
+            let answer = client.get("http://reviews/").await.unwrap();
+            assert_eq!(answer.status(), 503);
+            assert_eq!(answer.extensions().get::<ResponseFlags>().unwrap().to_string(), "FI fault_filter_abort");
+            let text = http_body_util::BodyExt::collect(answer.into_body()).await.unwrap().to_bytes();
+            assert_eq!(text, "fault filter abort");
+        }
+        let grpc = client_of(AbortStatus::Grpc(8)).grpc("reviews").unwrap();
+        let request = http::Request::get("/a.B/C").body(Body::empty()).unwrap();
+        let answer = tower::ServiceExt::oneshot(grpc, request).await.unwrap();
+        assert_eq!(answer.headers()["grpc-status"], "8");
+        assert_eq!(tries.len(), 0);
+    }
+
+    /// FI7: endpoints are not ejected for faults that were injected.
+    #[tokio::test(start_paused = true)]
+    async fn no_endpoint_is_ejected_for_an_abort() {
+        let abort = Abort { status: AbortStatus::Http(503), fraction: Fraction { numerator: 50, denominator: 100 } };
+        let client =
+            client(&faulty(Fault { delay: None, abort: Some(abort) }, None), |_| async { Ok(response(200, &[])) });
+        let mut aborted = 0;
+        for _ in 0..100 {
+            aborted += usize::from(client.get("http://reviews/").await.unwrap().status() == 503);
+        }
+        // Binomial(100, 1/2): five standard deviations are 25.
+        assert!((25..=75).contains(&aborted), "{aborted}");
+        let snapshot = client.live().load().unwrap();
+        assert!(!snapshot.cluster("reviews").unwrap().endpoints()[0].is_ejected());
+    }
+
+    /// FI1, C11: only the caller's own deadline cuts a delay short.
+    #[tokio::test(start_paused = true)]
+    async fn the_callers_deadline_cuts_a_delay_short() {
+        let delay = FaultDelay { duration: Duration::from_secs(7), fraction: Fraction::ALL };
+        let fault = Fault { delay: Some(delay), abort: None };
+        let client = client(&faulty(fault, None), |_| async { Ok(response(200, &[])) });
+        let start = Instant::now();
+        let context = Context { deadline: Some(start + Duration::from_secs(2)), ..Context::default() };
+        let answer = context.scope(client.get("http://reviews/")).await.unwrap();
+        assert_eq!((answer.status().as_u16(), start.elapsed()), (504, Duration::from_secs(2)));
+        assert_eq!(Error::of(ErrorKind::Deadline).grpc_status(), 4);
+    }
+
+    fn faulty(fault: Fault, timeout: Option<Duration>) -> config::Config {
+        let mut reviews = cluster("reviews", 1);
+        reviews.outlier_detection =
+            Some(OutlierDetection { consecutive_5xx: 2, max_ejection_percent: 100, ..Default::default() });
+        if timeout.is_some() {
+            reviews.outlier_detection = None;
+        }
+        let on = RetryConditions { http: vec![HttpRetry::ServerError], ..Default::default() };
+        let forward = Forward {
+            clusters: vec![WeightedCluster { cluster: "reviews".into(), weight: 1, ..Default::default() }],
+            retry: Some(RetryPolicy { on, retries: 2, ..Default::default() }),
+            timeout,
+            ..Default::default()
+        };
+        let route = config::Route { fault: Some(fault), ..route(Action::Forward(forward)) };
+        with_route(configured([reviews], Forward::default()), route)
+    }
+}

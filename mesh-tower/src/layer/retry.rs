@@ -186,7 +186,9 @@ impl<S> Retry<S> {
             }
         };
         let now = self.layer.source.now();
-        match verdict(policy, number, method, is_grpc, &outcome, headers, now, &mut call.journal().rng) {
+        // Apart from the match below, which notes in the journal that is locked here.
+        let verdict = verdict(policy, number, method, is_grpc, &outcome, headers, now, &mut call.journal().rng);
+        match verdict {
             Verdict::After(wait) => Some(wait),
             Verdict::GiveUp(why) => {
                 if why == Why::LimitReached && policy.retries > 0 {
@@ -248,5 +250,221 @@ fn mark(headers: &mut HeaderMap, number: u32, is_grpc: bool, deadline: Option<In
     headers.insert(ATTEMPT_COUNT, HeaderValue::from(number));
     if is_grpc && number > 1 {
         headers.insert(PREVIOUS_ATTEMPTS, HeaderValue::from(number - 1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use http_body::Frame;
+    use http_body_util::{BodyExt, StreamBody};
+    use mesh_core::config::{Forward, GrpcRetry, HttpRetry, RetryConditions, Thresholds};
+
+    use super::*;
+    use crate::{
+        Body, HttpClient, ResponseFlags,
+        layer::Picked,
+        testing::{Log, Scripted, TestResponse, client, cluster, configured, endless, grpc_response, response},
+    };
+
+    /// RT1, RT3, RT11, RT13: a failure is tried again, elsewhere, as often as the policy says, and each try is marked.
+    #[tokio::test(start_paused = true)]
+    async fn tries_go_elsewhere_until_one_succeeds_or_none_is_left() {
+        let mut policy = on(&[HttpRetry::ServerError]);
+        policy.avoid_previous_hosts = 5;
+        let tries = Log::new();
+        let log = tries.clone();
+        let client = of(policy, move |picked| {
+            let count = picked.request.headers()[ATTEMPT_COUNT].to_str().unwrap().to_owned();
+            log.push((count, picked.endpoint().address().to_string()));
+            async { Ok(response(503, &[])) }
+        });
+        let answer = client.get("http://reviews/").await.unwrap();
+        assert_eq!(answer.status(), 503);
+        assert_eq!(answer.extensions().get::<ResponseFlags>().unwrap().flags, Flags::URX);
+        let (counts, mut endpoints): (Vec<_>, Vec<_>) = tries.all().into_iter().unzip();
+        assert_eq!(counts, ["1", "2", "3"]);
+        endpoints.sort();
+        endpoints.dedup();
+        assert_eq!(endpoints.len(), 3);
+    }
+
+    /// RT15: what may have been processed is not sent twice unless its method allows it.
+    #[tokio::test(start_paused = true)]
+    async fn a_post_is_tried_again_only_if_it_was_never_sent() {
+        for (kind, method, expected) in [
+            (ErrorKind::Reset, "POST", 1),
+            (ErrorKind::Reset, "PUT", 3),
+            (ErrorKind::Connect, "POST", 3),
+            (ErrorKind::RefusedStream, "POST", 3),
+        ] {
+            let tries = Log::new();
+            let log = tries.clone();
+            let client =
+                of(on(&[HttpRetry::ServerError, HttpRetry::ConnectFailure, HttpRetry::RefusedStream]), move |_| {
+                    log.push(());
+                    async move { Err(Error::msg(kind, "gone")) }
+                });
+            let request = http::Request::builder().method(method).uri("http://reviews/").body(Body::from("x")).unwrap();
+            assert_eq!(client.request(request).await.unwrap().status(), 503);
+            assert_eq!(tries.len(), expected, "{kind:?} {method}");
+        }
+    }
+
+    /// RT12, RT21: a streamed body is sent again as it was, and one past the limit is sent once.
+    #[tokio::test(start_paused = true)]
+    async fn a_streamed_body_is_sent_again_up_to_the_limit() {
+        for (chunk, expected) in [(1_000, 3), (RetryLayer::REPLAY_LIMIT, 1)] {
+            let bodies = Log::new();
+            let log = bodies.clone();
+            let client = of(on(&[HttpRetry::ServerError]), move |picked: Picked| {
+                let log = log.clone();
+                async move {
+                    log.push(picked.request.into_body().collect().await.unwrap().to_bytes());
+                    Ok(response(500, &[]))
+                }
+            });
+            let chunks =
+                [vec![b'a'; chunk], vec![b'b'; chunk]].map(|bytes| Ok::<_, BoxError>(Frame::data(Bytes::from(bytes))));
+            let body = StreamBody::new(futures_util::stream::iter(chunks));
+            client.request(http::Request::put("http://reviews/").body(body).unwrap()).await.unwrap();
+            assert_eq!(bodies.len(), expected, "{chunk}");
+            assert!(bodies.all().iter().all(|body| body.len() == 2 * chunk && body == &bodies.all()[0]));
+        }
+    }
+
+    /// TO5: each try has its own limit, the first too; and it ends with the response's headers.
+    #[tokio::test(start_paused = true)]
+    async fn each_try_has_its_own_limit() {
+        let mut policy = on(&[HttpRetry::ServerError]);
+        policy.per_try_timeout = Some(Duration::from_secs(1));
+        let client = of(policy.clone(), |_| std::future::pending::<Result<TestResponse, Error>>());
+        let start = Instant::now();
+        let answer = client.get("http://reviews/").await.unwrap();
+        assert_eq!(answer.status(), 504);
+        assert_eq!(answer.extensions().get::<ResponseFlags>().unwrap().flags, Flags::UT | Flags::URX);
+        assert!((3_000..4_000).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
+        let client = of(policy, |_| async { Ok(endless(200)) });
+        let mut body = client.get("http://reviews/").await.unwrap().into_body();
+        let cut = tokio::time::timeout(Duration::from_secs(5), body.frame()).await;
+        assert!(cut.is_err(), "a response that has begun is not cut by the limit of a try");
+    }
+
+    /// RT16, C3: however much fails, retries stay within a tenth of the requests and the ten there were to begin with.
+    #[tokio::test(start_paused = true)]
+    async fn a_full_outage_is_not_multiplied() {
+        let tries = Log::new();
+        let log = tries.clone();
+        let client = of(on(&[HttpRetry::ServerError]), move |_| {
+            log.push(());
+            async { Ok(response(503, &[])) }
+        });
+        for _ in 0..1_000 {
+            client.get("http://reviews/").await.unwrap();
+        }
+        assert!((1_100..=1_110).contains(&tries.len()), "{}", tries.len());
+    }
+
+    /// RT17: no more retries at once than the cluster allows, told as `UO`.
+    #[tokio::test(start_paused = true)]
+    async fn a_cluster_limits_retries_under_way() {
+        let mut reviews = cluster("reviews", 3);
+        reviews.thresholds = Thresholds { max_retries: 0, ..Thresholds::default() };
+        let forward = Forward { retry: Some(on(&[HttpRetry::ServerError])), ..Forward::default() };
+        let client = client(&configured([reviews], forward), |_| async { Ok(response(503, &[])) });
+        let answer = client.get("http://reviews/").await.unwrap();
+        assert_eq!(answer.extensions().get::<ResponseFlags>().unwrap().flags, Flags::UO);
+    }
+
+    /// A failed response is let go of before the next try begins: its endpoint is free again.
+    #[tokio::test(start_paused = true)]
+    async fn the_failed_response_is_dropped_first() {
+        let tries = AtomicUsize::new(0);
+        let mut reviews = cluster("reviews", 1);
+        reviews.thresholds = Thresholds { max_requests: 1, ..Thresholds::default() };
+        let forward = Forward { retry: Some(on(&[HttpRetry::ServerError])), ..Forward::default() };
+        let client = client(&configured([reviews], forward), move |_| {
+            let first = tries.fetch_add(1, Ordering::Relaxed) == 0;
+            async move { Ok(if first { endless(503) } else { response(200, &[]) }) }
+        });
+        assert_eq!(client.get("http://reviews/").await.unwrap().status(), 200);
+    }
+
+    /// C4, RT2: a gRPC status is acted on wherever it stands; a stream that goes on is given to its caller at once.
+    #[tokio::test(start_paused = true)]
+    async fn a_grpc_status_in_trailers_is_tried_again() {
+        let mut policy = on(&[]);
+        policy.on.grpc = vec![GrpcRetry::Unavailable];
+        for (chunks, status, expected) in [
+            (&[][..], 14, 3),
+            (&["one message"][..], 14, 3),
+            (&["one message"][..], 0, 1),
+            (&[][..], 5, 1),
+            (&["one", "two"][..], 14, 1),
+        ] {
+            let tries = Log::new();
+            let log = tries.clone();
+            let client = of(policy.clone(), move |picked| {
+                log.push(picked.request.headers().contains_key(PREVIOUS_ATTEMPTS));
+                async move { Ok(grpc_response(chunks, status)) }
+            });
+            let grpc = client.grpc("reviews").unwrap();
+            let request = http::Request::post("/a.B/C").body(Body::from("x")).unwrap();
+            let answer = tower::ServiceExt::oneshot(grpc, request).await.unwrap();
+            let body = answer.into_body().collect().await.unwrap();
+            assert_eq!(tries.len(), expected, "{chunks:?} {status}");
+            assert_eq!(tries.all()[1..], [true, true][..expected - 1]);
+            assert_eq!(body.trailers().unwrap()["grpc-status"], status.to_string());
+            assert_eq!(body.to_bytes(), chunks.concat());
+        }
+        let client = of(policy, |_| async { Ok(endless(200)) });
+        let stream = StreamBody::new(futures_util::stream::pending::<Result<Frame<Bytes>, BoxError>>());
+        let request = http::Request::post("/a.B/C").body(stream).unwrap();
+        let answer = tower::ServiceExt::oneshot(client.grpc("reviews").unwrap(), request);
+        let answer = tokio::time::timeout(Duration::from_secs(1), answer).await;
+        assert!(answer.is_ok(), "while its caller still sends, a stream is not waited for");
+    }
+
+    /// TO3: each try is told how much time is left, in the header of its protocol.
+    #[tokio::test(start_paused = true)]
+    async fn each_try_is_told_the_time_left() {
+        let forward = Forward {
+            retry: Some(on(&[HttpRetry::ServerError])),
+            timeout: Some(Duration::from_secs(10)),
+            ..Forward::default()
+        };
+        let told = Log::new();
+        let log = told.clone();
+        let client = client(&configured([cluster("reviews", 3)], forward), move |picked: Picked| {
+            let headers = picked.request.headers();
+            let name = if picked.plan().is_grpc { "grpc-timeout" } else { "x-envoy-expected-rq-timeout-ms" };
+            log.push(headers[name].to_str().unwrap().to_owned());
+            async {
+                sleep(Duration::from_secs(4)).await;
+                Ok(response(503, &[]))
+            }
+        });
+        client.get("http://reviews/").await.unwrap();
+        let told: Vec<u64> = told.all().iter().map(|text| text.parse().unwrap()).collect();
+        assert_eq!(told[0], 10_000);
+        assert!((5_900..=6_000).contains(&told[1]), "{told:?}");
+        assert!((1_800..=2_000).contains(&told[2]), "{told:?}");
+    }
+
+    fn on(http: &[HttpRetry]) -> RetryPolicy {
+        let on = RetryConditions { http: http.to_vec(), ..RetryConditions::default() };
+        RetryPolicy { on, retries: 2, ..RetryPolicy::default() }
+    }
+
+    fn of<F, R>(policy: RetryPolicy, leaf: F) -> HttpClient<Scripted<F>>
+    where
+        F: Fn(Picked) -> R + Send + Sync,
+        R: Future<Output = Result<TestResponse, Error>> + Send,
+    {
+        let forward = Forward { retry: Some(policy), ..Forward::default() };
+        client(&configured([cluster("reviews", 3)], forward), leaf)
     }
 }

@@ -255,3 +255,71 @@ impl Departure {
         Arc::new(Call::refused(why, is_grpc(&self.parts.headers), rng, Arc::clone(&self.progress)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+    use std::collections::BTreeMap;
+
+    use mesh_core::config::{Forward, HttpRetry, RetryConditions, RetryPolicy, WeightedCluster};
+
+    use super::*;
+    use crate::{
+        layer::LeafLayer,
+        testing::{Log, client, cluster, configured, response},
+    };
+
+    /// RA3, RA6: alone around any service, requests are split by weight; `Host` keeps the name asked for.
+    #[tokio::test]
+    async fn a_split_alone_rewrites_the_authority() {
+        let seen = Log::new();
+        let log = seen.clone();
+        let service = tower::service_fn(move |request: http::Request<Body>| {
+            assert_eq!(request.headers()["host"], "reviews:9080");
+            log.push(request.uri().to_string());
+            async { Ok::<_, std::convert::Infallible>(response(200, &[])) }
+        });
+        let split = RouteLayer::split([("v1:9080", 80), ("v2:9080", 20), ("v3:9080", 0)]).unwrap();
+        let stack = (split.seed(1), LeafLayer::new()).layer(service);
+        for _ in 0..2_000 {
+            let request = http::Request::get("http://reviews:9080/a?b").body(Body::empty()).unwrap();
+            tower::ServiceExt::oneshot(stack.clone(), request).await.unwrap();
+        }
+        let mut counts = BTreeMap::new();
+        for uri in seen.all() {
+            *counts.entry(uri).or_insert(0) += 1;
+        }
+        // Binomial(2 000, 0.8): five standard deviations are 90.
+        assert!((1_510..=1_690).contains(&counts["http://v1:9080/a?b"]), "{counts:?}");
+        assert_eq!(counts.len(), 2);
+        assert!(RouteLayer::split([("v1:9080", 0)]).is_err());
+        assert!(RouteLayer::split(Vec::<(String, u32)>::new()).is_err());
+    }
+
+    /// RA4: every try of a request stays in the cluster that was drawn for it.
+    #[tokio::test(start_paused = true)]
+    async fn retries_stay_in_the_cluster_drawn() {
+        let on = RetryConditions { http: vec![HttpRetry::ServerError], ..Default::default() };
+        let of = |name: &str| WeightedCluster { cluster: name.into(), weight: 1, ..Default::default() };
+        let forward = Forward {
+            clusters: vec![of("v1"), of("v2")],
+            retry: Some(RetryPolicy { on, retries: 2, ..Default::default() }),
+            ..Default::default()
+        };
+        let seen = Log::new();
+        let log = seen.clone();
+        let client = client(&configured([cluster("v1", 1), cluster("v2", 1)], forward), move |picked| {
+            log.push(picked.cluster().name().clone());
+            async { Ok(response(503, &[])) }
+        });
+        // Few enough for the retry budget.
+        for _ in 0..5 {
+            let before = seen.len();
+            client.get("http://reviews/").await.unwrap();
+            let tries = &seen.all()[before..];
+            assert_eq!(tries.len(), 3);
+            assert!(tries.iter().all(|name| name == &tries[0]), "{tries:?}");
+        }
+    }
+}

@@ -57,7 +57,7 @@ where
         let mut limit = Limit::of(&routed);
         limit.start_if_sent();
         if let Some((at, kind)) = limit.at {
-            if at <= Instant::now() {
+            if at <= Instant::now() && !routed.call.is_refused() {
                 return Err(Error::of(kind));
             }
             routed.deadline = Some(at);
@@ -66,10 +66,10 @@ where
             self.inner.call(routed).await?
         } else {
             let mut answer = pin!(self.inner.call(routed));
-            let mut timer = pin!(Timer { limit: limit.clone(), sleep: None });
+            let mut timer = Timer { limit: limit.clone(), sleep: None };
             std::future::poll_fn(|cx| match answer.as_mut().poll(cx) {
                 Poll::Ready(answer) => Poll::Ready(answer),
-                Poll::Pending => timer.as_mut().poll_expired(cx).map(|kind| Err(Error::of(kind))),
+                Poll::Pending => timer.poll_expired(cx).map(|kind| Err(Error::of(kind))),
             })
             .await?
         };
@@ -111,34 +111,24 @@ impl Limit {
     }
 }
 
-pin_project! {
-    /// A limit and the timer that tells when it is reached.
-    struct Timer {
-        limit: Limit,
-        #[pin]
-        sleep: Option<Sleep>,
-    }
+/// A limit and the timer that tells when it is reached, set when first waited for.
+struct Timer {
+    limit: Limit,
+    /// Boxed, so that bodies stay `Unpin` and those that never make anybody wait stay small.
+    sleep: Option<Pin<Box<Sleep>>>,
 }
 
 impl Timer {
-    fn poll_expired(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<ErrorKind> {
-        let mut this = self.project();
-        if let Some((timeout, call)) = &this.limit.after_request
-            && call.progress.poll_ended(cx).is_ready()
+    fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<ErrorKind> {
+        if let Some((timeout, _)) =
+            self.limit.after_request.take_if(|(_, call)| call.progress.poll_ended(cx).is_ready())
         {
-            let timeout = *timeout;
-            this.limit.after_request = None;
-            this.limit.start(timeout);
-            this.sleep.set(None);
+            self.limit.start(timeout);
+            self.sleep = None;
         }
-        let Some((at, kind)) = this.limit.at else { return Poll::Pending };
-        if this.sleep.is_none() {
-            this.sleep.set(Some(sleep_until(at)));
-        }
-        if let Some(sleep) = this.sleep.as_pin_mut() {
-            ready!(sleep.poll(cx));
-        }
-        Poll::Ready(kind)
+        let Some((at, kind)) = self.limit.at else { return Poll::Pending };
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(at)));
+        sleep.as_mut().poll(cx).map(|()| kind)
     }
 }
 
@@ -148,7 +138,6 @@ pin_project! {
     pub struct Timed<B> {
         #[pin]
         body: Option<B>,
-        #[pin]
         timer: Timer,
     }
 }
@@ -179,5 +168,136 @@ where
 
     fn size_hint(&self) -> SizeHint {
         self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), HttpBody::size_hint)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+    use std::time::Duration;
+
+    use http_body_util::{BodyExt, StreamBody};
+    use mesh_core::{
+        config::{Forward, HttpRetry, OutlierDetection, RetryConditions, RetryPolicy},
+        outcome::Flags,
+    };
+    use tokio::time::sleep;
+
+    use super::*;
+    use crate::{
+        Body, Context as Served, HttpClient, ResponseFlags,
+        layer::Picked,
+        testing::{Scripted, TestResponse, client, cluster, configured, endless, grpc_response, response},
+    };
+
+    /// TO1: the route's timeout spans all tries, and answers 504.
+    #[tokio::test(start_paused = true)]
+    async fn the_timeout_spans_all_tries() {
+        let on = RetryConditions { http: vec![HttpRetry::ServerError], ..Default::default() };
+        let retry = Some(RetryPolicy { on, retries: 100, ..Default::default() });
+        let client = limited(Forward { retry, ..two_seconds() }, |_| async {
+            sleep(Duration::from_millis(300)).await;
+            Ok(response(503, &[]))
+        });
+        let start = Instant::now();
+        let answer = client.get("http://reviews/").await.unwrap();
+        assert_eq!((answer.status().as_u16(), start.elapsed()), (504, Duration::from_secs(2)));
+        assert_eq!(answer.extensions().get::<ResponseFlags>().unwrap().flags, Flags::UT);
+    }
+
+    /// TO1: it ends with the response's last byte, not with its headers.
+    #[tokio::test(start_paused = true)]
+    async fn the_timeout_covers_the_body() {
+        let client = limited(two_seconds(), |_| async { Ok(endless(200)) });
+        let start = Instant::now();
+        let answer = client.get("http://reviews/").await.unwrap();
+        assert_eq!(start.elapsed(), Duration::ZERO);
+        let error = answer.into_body().collect().await.unwrap_err();
+        assert_eq!((error.kind(), start.elapsed()), (ErrorKind::Timeout, Duration::from_secs(2)));
+    }
+
+    /// TO1: it begins when the request has been read to its end.
+    #[tokio::test(start_paused = true)]
+    async fn the_timeout_begins_after_the_request() {
+        let client = limited(two_seconds(), |picked: Picked| async {
+            let _ = picked.request.into_body().collect().await;
+            std::future::pending::<Result<TestResponse, Error>>().await
+        });
+        let slow = futures_util::stream::once(async {
+            sleep(Duration::from_secs(30)).await;
+            Ok::<_, BoxError>(Frame::data(Bytes::from_static(b"late")))
+        });
+        let request = http::Request::put("http://reviews/").body(StreamBody::new(Box::pin(slow))).unwrap();
+        let start = Instant::now();
+        assert_eq!(client.request(request).await.unwrap().status(), 504);
+        assert_eq!(start.elapsed(), Duration::from_secs(32));
+    }
+
+    /// TO2: a limit of streams counts from the beginning, whatever the caller still sends.
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_has_a_limit_of_its_own() {
+        let forward = Forward { max_stream_duration: Some(Duration::from_secs(5)), ..two_seconds() };
+        let client = limited(forward, |picked: Picked| {
+            // As a connection does that goes on reading the request.
+            std::mem::forget(picked.request);
+            async { Ok(endless(200)) }
+        });
+        let never = StreamBody::new(futures_util::stream::pending::<Result<Frame<Bytes>, BoxError>>());
+        let start = Instant::now();
+        let answer = client.request(http::Request::put("http://reviews/").body(never).unwrap()).await.unwrap();
+        answer.into_body().collect().await.unwrap_err();
+        assert_eq!(start.elapsed(), Duration::from_secs(5));
+    }
+
+    /// TO3, TO4, C11: the caller's deadline and `grpc-timeout` shorten the route's timeout and never lengthen it.
+    #[tokio::test(start_paused = true)]
+    async fn the_earliest_limit_counts() {
+        for (inherited, own, expected) in [(1_000, None, 1_000), (9_000, None, 2_000), (9_000, Some("500m"), 500)] {
+            let client = limited(two_seconds(), |_| std::future::pending::<Result<TestResponse, Error>>());
+            let mut request = http::Request::post("http://reviews/a.B/C").body(Body::from("x")).unwrap();
+            if let Some(own) = own {
+                request.headers_mut().insert("grpc-timeout", own.parse().unwrap());
+            }
+            let start = Instant::now();
+            let served = Served { deadline: Some(start + Duration::from_millis(inherited)), ..Served::default() };
+            let grpc = client.grpc("reviews").unwrap();
+            let answer = served.scope(tower::ServiceExt::oneshot(grpc, request)).await.unwrap();
+            assert_eq!(answer.headers()["grpc-status"], "4");
+            assert_eq!(start.elapsed(), Duration::from_millis(expected));
+        }
+        let client = limited(two_seconds(), |_| async { panic!("its time is over") });
+        let served = Served { deadline: Some(Instant::now()), ..Served::default() };
+        assert_eq!(served.scope(client.get("http://reviews/")).await.unwrap().status(), 504);
+    }
+
+    /// TO1: an endpoint that lets time run out is blamed, and the caller of a gRPC stream gets a status.
+    #[tokio::test(start_paused = true)]
+    async fn running_out_of_time_is_the_endpoints_failure() {
+        let client = limited(two_seconds(), |_| std::future::pending::<Result<TestResponse, Error>>());
+        for _ in 0..2 {
+            client.get("http://reviews/").await.unwrap();
+        }
+        let snapshot = client.live().load().unwrap();
+        assert!(snapshot.cluster("reviews").unwrap().endpoints()[0].is_ejected());
+        let client = limited(two_seconds(), |_| async { Ok(grpc_response(&[], 0)) });
+        let request = http::Request::post("/a.B/C").body(Body::from("x")).unwrap();
+        let answer = tower::ServiceExt::oneshot(client.grpc("reviews").unwrap(), request).await.unwrap();
+        assert_eq!(answer.into_body().collect().await.unwrap().trailers().unwrap()["grpc-status"], "0");
+    }
+
+    fn two_seconds() -> Forward {
+        Forward { timeout: Some(Duration::from_secs(2)), ..Forward::default() }
+    }
+
+    fn limited<F, R>(forward: Forward, leaf: F) -> HttpClient<Scripted<F>>
+    where
+        F: Fn(Picked) -> R + Send + Sync,
+        R: Future<Output = Result<TestResponse, Error>> + Send,
+    {
+        let mut reviews = cluster("reviews", 1);
+        reviews.outlier_detection =
+            Some(OutlierDetection { consecutive_5xx: 2, max_ejection_percent: 100, ..Default::default() });
+        client(&configured([reviews], forward), leaf)
     }
 }
