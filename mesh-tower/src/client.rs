@@ -27,6 +27,7 @@ use crate::{
         Stage, TelemetryLayer, Telling, Timed, Timeout, TimeoutLayer, Told,
     },
     live::Live,
+    pool::Pool,
     telemetry::Telemetry,
 };
 
@@ -67,7 +68,7 @@ type Answer<B> = Pin<Box<dyn Future<Output = Result<http::Response<ClientBody<B>
 /// Clones share everything and are cheap. Inside the mesh the URI's scheme is `http`: whether the wire is encrypted is
 /// the mesh's business.
 #[derive(Debug)]
-pub struct HttpClient<L> {
+pub struct HttpClient<L = Pool> {
     live: Arc<Live>,
     telemetry: Telemetry,
     budget: Arc<RetryBudget>,
@@ -212,7 +213,7 @@ where
 
 /// A client of one gRPC service: what a generated client takes as its channel.
 #[derive(Debug)]
-pub struct GrpcClient<L> {
+pub struct GrpcClient<L = Pool> {
     http: HttpClient<L>,
     authority: Authority,
 }

@@ -146,6 +146,14 @@ pub struct Endpoint {
     pub workload: Option<Workload>,
 }
 
+impl From<SocketAddr> for Endpoint {
+    /// A healthy endpoint of weight 1 in plaintext, of which nothing else is known: for clusters made in code.
+    fn from(address: SocketAddr) -> Self {
+        let address = EndpointAddress::Socket(address);
+        Self { address, weight: 1, health: Health::Healthy, mtls: false, workload: None }
+    }
+}
+
 /// Where an endpoint listens.
 #[derive(Clone, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "snake_case")]
