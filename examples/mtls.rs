@@ -27,23 +27,18 @@ async fn main() -> Result<(), BoxError> {
     let acceptor = MtlsAcceptor::new(identity(&ours, "ratings")?);
     let app = Router::new().route("/", get(|| async { "five stars" }));
     tokio::spawn(axum::serve(MtlsListener::new(listener, acceptor), app).into_future());
-
     // The client: who it is and whom it expects, around the connector it has anyway.
     let shop = MtlsConnectorLayer::new(identity(&ours, "shop")?).with_peers([spiffe_id("ratings")]);
     let stranger = MtlsConnectorLayer::new(identity(&theirs, "shop")?);
-    for (name, layer) in [("shop", shop), ("a stranger", stranger)] {
+    for (who, layer) in [("shop", shop), ("a stranger", stranger)] {
         let client = Client::builder(TokioExecutor::new()).build(layer.layer(HttpConnector::new()));
-        tell(name, client.request(hyper::Request::get(&url).body(Empty::<Bytes>::new())?).await).await?;
+        match client.request(hyper::Request::get(&url).body(Empty::<Bytes>::new())?).await {
+            Ok(answer) => println!("{who} gets {:?}", answer.into_body().collect().await?.to_bytes()),
+            Err(error) => println!("{who} is refused: {error}"),
+        }
     }
-    let plain = Client::builder(TokioExecutor::new()).build_http();
-    tell("a caller in plaintext", plain.request(hyper::Request::get(&url).body(Empty::<Bytes>::new())?).await).await
-}
-
-async fn tell<E: std::error::Error>(who: &str, answer: Result<hyper::Response<hyper::body::Incoming>, E>) -> Result<(), BoxError> {
-    match answer {
-        Ok(answer) => println!("{who} gets {:?}", answer.into_body().collect().await?.to_bytes()),
-        Err(error) => println!("{who} is refused: {error}"),
-    }
+    let plain = Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
+    println!("in plaintext: {}", plain.get(url.parse()?).await.expect_err("refused"));
     Ok(())
 }
 

@@ -49,7 +49,8 @@ async fn start() -> std::io::Result<SocketAddr> {
         let call = CALLS.fetch_add(1, Ordering::Relaxed) + 1;
         println!("call {call} arrives");
         let message = if call < 3 { &b""[..] } else { &b"\0\0\0\0\x10\x0a\x0efive stars: ok"[..] };
-        let trailers: HeaderMap = [("grpc-status".parse()?, if call < 3 { 14 } else { 0 }.into())].into_iter().collect();
+        let trailers: HeaderMap =
+            [("grpc-status".parse()?, if call < 3 { 14 } else { 0 }.into())].into_iter().collect();
         let body = Full::new(Bytes::from(message)).with_trailers(std::future::ready(Some(Ok(trailers))));
         Response::builder().header("content-type", "application/grpc").body(body)
     });

@@ -6,12 +6,7 @@
 use std::{convert::Infallible, net::SocketAddr};
 
 use http_body_util::{BodyExt, Full};
-use hyper::{
-    Request, Response,
-    body::{Bytes, Incoming},
-    server::conn::http1,
-    service::service_fn,
-};
+use hyper::{Request, Response, body::Bytes, server::conn::http1, service::service_fn};
 use hyper_util::{
     client::legacy::Client,
     rt::{TokioExecutor, TokioIo},
@@ -49,7 +44,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 async fn start() -> std::io::Result<SocketAddr> {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
-    let answer = service_fn(async |request: Request<Incoming>| {
+    let answer = service_fn(async |request: Request<hyper::body::Incoming>| {
         let trace = request.headers().get("traceparent").map(|trace| trace.as_bytes().to_vec()).unwrap_or_default();
         Ok::<_, Infallible>(Response::new(Full::new(Bytes::from([b"called in trace ", &trace[..]].concat()))))
     });

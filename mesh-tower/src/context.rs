@@ -14,7 +14,7 @@ use tokio::{
     time::Instant,
 };
 
-use crate::telemetry::TraceContext;
+use crate::{source, telemetry::TraceContext};
 
 tokio::task_local! {
     static CURRENT: Arc<Context>;
@@ -50,7 +50,7 @@ impl Context {
             }
         }
         let left = if is_grpc(headers) { grpc_timeout(headers) } else { expected_timeout(headers) };
-        Self { trace: None, deadline: left.map(|left| Instant::now() + left), headers: kept }
+        Self { trace: None, deadline: left.map(|left| source::instant() + left), headers: kept }
     }
 
     /// Runs the future in this context: requests it makes inherit from it.

@@ -22,6 +22,8 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
+use crate::source;
+
 /// What requests read and the control plane's updates replace.
 #[derive(Debug, Default)]
 pub struct Live {
@@ -75,7 +77,7 @@ impl Live {
         if let Some(snapshot) = self.load() {
             return Some(snapshot);
         }
-        let patience = Instant::now() + Self::PATIENCE;
+        let patience = source::instant() + Self::PATIENCE;
         let until = deadline.map_or(patience, |deadline| deadline.min(patience));
         let first = async {
             loop {

@@ -26,7 +26,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Semaphore, watch},
     task::JoinSet,
-    time::{Instant, sleep, timeout},
+    time::{sleep, timeout},
 };
 use tower_service::Service;
 
@@ -35,6 +35,7 @@ use crate::{
     error::BoxError,
     live::Live,
     pool::remove_hop_by_hop,
+    source,
     telemetry::{PEER_METADATA, PeerCache, Telemetry},
     tls::{Accepted, LiveIdentity, MtlsAcceptor},
 };
@@ -272,7 +273,7 @@ impl Server {
     /// Why the application does not get it, if it does not.
     fn refusal(&self, caller: &Caller, parts: &Parts, context: &Context) -> Option<(StatusCode, Flags, String)> {
         let Role::Workload(port) = self.role else { return None };
-        if context.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+        if context.deadline.is_some_and(|deadline| deadline <= source::instant()) {
             let reason = "the deadline had passed on arrival".to_owned();
             return Some((StatusCode::GATEWAY_TIMEOUT, Flags::UT, reason));
         }

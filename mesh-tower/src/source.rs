@@ -59,6 +59,11 @@ impl Source {
     }
 }
 
+/// The runtime's clock, to sleep by: deadlines and durations.
+pub(crate) fn instant() -> Instant {
+    Instant::now()
+}
+
 /// The wall clock: for certificates and for people.
 pub(crate) fn wall() -> SystemTime {
     SystemTime::now()

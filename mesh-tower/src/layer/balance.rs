@@ -6,6 +6,7 @@
 //! cancelled one and counts for nothing, unless its time had run out, which is the endpoint's doing.
 
 use std::{
+    fmt,
     net::SocketAddr,
     pin::Pin,
     sync::Arc,
@@ -29,7 +30,7 @@ use super::{Attempt, Call, Picked, Routed, Stage};
 use crate::{
     body::Body,
     error::{BoxError, Error, ErrorKind},
-    source::Source,
+    source::{self, Source},
 };
 
 /// Picks an endpoint of the plan's cluster for each try.
@@ -199,7 +200,7 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        if self.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+        if self.deadline.is_some_and(|deadline| deadline <= source::instant()) {
             self.settle(&Outcome::failed(Failure::Timeout));
         } else if let Some(seen) = self.seen {
             self.settle(&seen);
@@ -214,6 +215,12 @@ pin_project! {
         #[pin]
         body: B,
         guard: Guard,
+    }
+}
+
+impl<B> fmt::Debug for Guarded<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Guarded").finish_non_exhaustive()
     }
 }
 

@@ -5,11 +5,14 @@
 //! delay short. The draw was made with the plan. Source: Envoy `HTTPFault`, gRFC A33.
 
 use mesh_core::{config::AbortStatus, fault, outcome::Flags};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::sleep_until;
 use tower_layer::Layer;
 
 use super::{Routed, Stage};
-use crate::error::{Error, ErrorKind};
+use crate::{
+    error::{Error, ErrorKind},
+    source,
+};
 
 /// Injects the faults that plans ask for.
 #[derive(Clone, Copy, Debug, Default)]
@@ -43,7 +46,7 @@ impl<S: Stage<Routed>> Stage<Routed> for Faulty<S> {
         let decision = routed.call.plan().fault;
         if let Some(delay) = decision.delay {
             routed.call.note(Flags::DI);
-            let until = Instant::now() + delay;
+            let until = source::instant() + delay;
             match routed.deadline {
                 Some(deadline) if deadline < until => {
                     sleep_until(deadline).await;
@@ -72,6 +75,8 @@ mod tests {
     use mesh_core::config::{
         Abort, Fault, FaultDelay, Fraction, HttpRetry, OutlierDetection, RetryConditions, RetryPolicy,
     };
+
+    use tokio::time::Instant;
 
     use super::*;
     use crate::{

@@ -24,7 +24,7 @@ use super::{Attempt, Call, Routed, Stage};
 use crate::{
     context::tell_time_left,
     error::{BoxError, Error, ErrorKind},
-    source::Source,
+    source::{self, Source},
 };
 
 mod peek;
@@ -238,14 +238,14 @@ fn outcome(status: u16, headers: &HeaderMap, is_grpc: bool) -> Outcome {
 
 /// When this try's headers have to be here: a limit of the try that is not below that of the whole does not count.
 fn try_deadline(policy: &RetryPolicy, deadline: Option<Instant>) -> Option<Instant> {
-    let own = policy.per_try_timeout.map(|limit| Instant::now() + limit);
+    let own = policy.per_try_timeout.map(|limit| source::instant() + limit);
     own.into_iter().chain(deadline).min()
 }
 
 /// Tells the destination how much time is left, and which try this is (RT11, TO3).
 fn mark(headers: &mut HeaderMap, number: u32, is_grpc: bool, deadline: Option<Instant>) {
     if let Some(deadline) = deadline {
-        tell_time_left(headers, is_grpc, deadline.saturating_duration_since(Instant::now()));
+        tell_time_left(headers, is_grpc, deadline.saturating_duration_since(source::instant()));
     }
     headers.insert(ATTEMPT_COUNT, HeaderValue::from(number));
     if is_grpc && number > 1 {

@@ -34,7 +34,7 @@ use crate::{
     context,
     error::{BoxError, Error, ErrorKind, ResponseFlags},
     live::Live,
-    source::Source,
+    source::{self, Source},
 };
 
 /// Finds each request's policy.
@@ -227,7 +227,7 @@ impl Departure {
         let (mut parts, body) = request.into_parts();
         let progress = Arc::new(Progress::default());
         let inherited = context::current().and_then(|context| context.depart(&mut parts.headers));
-        let own = context::grpc_timeout(&parts.headers).map(|timeout| Instant::now() + timeout);
+        let own = context::grpc_timeout(&parts.headers).map(|timeout| source::instant() + timeout);
         let deadline = inherited.into_iter().chain(own).min();
         Self { parts, body: body.watched_by(&progress), progress, deadline }
     }

@@ -5,6 +5,7 @@
 //! to whom is `telemetry.rs`; here is only when.
 
 use std::{
+    fmt,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -25,6 +26,7 @@ use super::{Call, Routed, Stage};
 use crate::{
     context,
     error::{BoxError, Error, ErrorKind},
+    source,
     telemetry::{Event, LogHeaders, Peer, Reporter, Telemetry, TraceContext},
 };
 
@@ -91,7 +93,7 @@ where
             version: parts.version,
             headers: if logs { LogHeaders::of(&parts.headers) } else { LogHeaders::default() },
             request_head: head_bytes(&parts.headers),
-            begun: Instant::now(),
+            begun: source::instant(),
             status: 0,
             grpc_status: None,
             response_bytes: 0,
@@ -222,6 +224,12 @@ pin_project! {
         #[pin]
         body: B,
         story: Story,
+    }
+}
+
+impl<B> fmt::Debug for Told<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Told").finish_non_exhaustive()
     }
 }
 

@@ -6,6 +6,7 @@
 //! response's body is only set when the body makes its reader wait.
 
 use std::{
+    fmt,
     future::Future,
     pin::{Pin, pin},
     sync::Arc,
@@ -19,7 +20,10 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use tower_layer::Layer;
 
 use super::{Call, Routed, Stage};
-use crate::error::{BoxError, Error, ErrorKind};
+use crate::{
+    error::{BoxError, Error, ErrorKind},
+    source,
+};
 
 /// Ends what takes too long, with 504 and flag `UT`.
 #[derive(Clone, Copy, Debug, Default)]
@@ -57,7 +61,7 @@ where
         let mut limit = Limit::of(&routed);
         limit.start_if_sent();
         if let Some((at, kind)) = limit.at {
-            if at <= Instant::now() && !routed.call.is_refused() {
+            if at <= source::instant() && !routed.call.is_refused() {
                 return Err(Error::of(kind));
             }
             routed.deadline = Some(at);
@@ -89,7 +93,7 @@ struct Limit {
 impl Limit {
     fn of(routed: &Routed) -> Self {
         let route = &routed.call.plan().route;
-        let stream = route.max_stream_duration.map(|most| (Instant::now() + most, ErrorKind::Timeout));
+        let stream = route.max_stream_duration.map(|most| (source::instant() + most, ErrorKind::Timeout));
         let caller = routed.deadline.map(|deadline| (deadline, ErrorKind::Deadline));
         let at = [stream, caller].into_iter().flatten().min_by_key(|(at, _)| *at);
         Self { at, after_request: route.timeout.map(|timeout| (timeout, Arc::clone(&routed.call))) }
@@ -106,7 +110,7 @@ impl Limit {
     }
 
     fn start(&mut self, timeout: std::time::Duration) {
-        let route = (Instant::now() + timeout, ErrorKind::Timeout);
+        let route = (source::instant() + timeout, ErrorKind::Timeout);
         self.at = Some(self.at.map_or(route, |other| if other.0 <= route.0 { other } else { route }));
     }
 }
@@ -139,6 +143,12 @@ pin_project! {
         #[pin]
         body: Option<B>,
         timer: Timer,
+    }
+}
+
+impl<B> fmt::Debug for Timed<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Timed").finish_non_exhaustive()
     }
 }
 

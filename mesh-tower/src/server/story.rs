@@ -77,7 +77,7 @@ impl Story {
             request_head: head_bytes(&parts.headers),
             request_bytes: Arc::default(),
             response_bytes: 0,
-            begun: Instant::now(),
+            begun: source::instant(),
             start: source::wall(),
             mutual_tls,
             status: 0,
