@@ -19,6 +19,7 @@ use mesh_xds::{
     client::Client,
     peer,
 };
+#[cfg(feature = "xds")]
 use serde_json::Value;
 use tokio::{
     net::{TcpListener, TcpSocket, ToSocketAddrs, lookup_host},
@@ -26,18 +27,24 @@ use tokio::{
 };
 
 use crate::{
-    admin::{Admin, Shown},
+    admin::Admin,
     client::{GrpcClient, HttpClient},
-    context::Context,
     error::{BoxError, Error},
     live::Live,
     pool::Pool,
     server::{Handler, Role, Server, signalled},
-    source::Source,
-    telemetry::{AccessLog, Peer, PeerMetadata, Spans, Telemetry},
-    tls::{ClientTls, Identity, LiveIdentity},
-    upkeep::{Owned, upkeep},
+    telemetry::Telemetry,
+    tls::LiveIdentity,
+    upkeep::Owned,
 };
+#[cfg(feature = "xds")]
+use crate::{telemetry::PeerMetadata, tls::Identity};
+
+mod builder;
+mod error;
+
+pub use builder::Builder;
+pub use error::MeshError;
 
 /// A process's membership of the mesh: makes clients, and serves. Clones share everything; the last one ends it.
 ///
@@ -231,18 +238,6 @@ impl Mesh {
     }
 }
 
-/// Makes a [`Mesh`].
-#[derive(Debug, Default)]
-pub struct Builder {
-    origin: Origin,
-    workload: Option<Workload>,
-    identity: Option<Identity>,
-    propagated: Option<Vec<HeaderName>>,
-    admin: Option<SocketAddr>,
-    log: AccessLog,
-    spans: bool,
-}
-
 /// Where configuration comes from.
 #[derive(Debug, Default)]
 enum Origin {
@@ -254,215 +249,60 @@ enum Origin {
     Xds(Arc<Bootstrap>),
 }
 
-impl Builder {
-    /// As the variables say, read through `variable`:
-    ///
-    /// | variable | meaning |
-    /// |---|---|
-    /// | `MESH_MODE` | `off`: no mesh, every request goes to the host it names |
-    /// | `GRPC_XDS_BOOTSTRAP`, `GRPC_XDS_BOOTSTRAP_CONFIG` | the control plane: a file, or its text |
-    /// | `MESH_PROPAGATE_HEADERS` | names, by commas, of headers that travel; default `end-user,x-request-id` |
-    /// | `MESH_ADMIN_ADDR` | the admin port, default `127.0.0.1:0` (any free one, logged); `off` |
-    /// | `MESH_ACCESS_LOG` | `text` or `json`: a line per request on standard output |
-    /// | `OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_*` | where spans go |
-    ///
-    /// # Errors
-    ///
-    /// No source of configuration, or a variable that cannot be understood.
-    pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Self, MeshError> {
-        let wrong = |name: &'static str, message: String| MeshError::Variable { name, message };
-        let mode = variable("MESH_MODE");
-        let origin = match mode.as_deref() {
-            Some("off") => Origin::Off,
-            None | Some("on") => Self::discover(&variable)?,
-            Some(other) => return Err(wrong("MESH_MODE", format!("is {other:?}; it may be \"off\" or \"on\""))),
-        };
-        let log = AccessLog::parse(variable("MESH_ACCESS_LOG").as_deref())
-            .map_err(|_| wrong("MESH_ACCESS_LOG", "may be \"text\", \"json\" or \"off\"".to_owned()))?;
-        let admin = match variable("MESH_ADMIN_ADDR").as_deref() {
-            Some("off") => None,
-            None => Some(SocketAddr::from(([127, 0, 0, 1], 0))),
-            Some(text) => Some(text.parse().map_err(|_| {
-                wrong(
-                    "MESH_ADMIN_ADDR",
-                    format!("is {text:?}; it may be an address such as 127.0.0.1:15000, or \"off\""),
-                )
-            })?),
-        };
-        let propagated = match variable("MESH_PROPAGATE_HEADERS") {
-            None => None,
-            Some(list) => {
-                let names = list.split(',').map(str::trim).filter(|name| !name.is_empty());
-                let names = names.map(|name| {
-                    let lower = name.to_ascii_lowercase();
-                    HeaderName::try_from(lower)
-                        .map_err(|_| wrong("MESH_PROPAGATE_HEADERS", format!("{name:?} is no header name")))
-                });
-                Some(names.collect::<Result<_, _>>()?)
-            }
-        };
-        Ok(Self { origin, workload: None, identity: None, propagated, admin, log, spans: true })
-    }
-
+impl Origin {
     #[cfg(feature = "xds")]
-    fn discover(variable: &impl Fn(&str) -> Option<String>) -> Result<Origin, MeshError> {
+    fn discover(variable: &impl Fn(&str) -> Option<String>) -> Result<Self, MeshError> {
         match Bootstrap::from_variables(variable) {
-            Ok(bootstrap) => Ok(Origin::Xds(Arc::new(bootstrap))),
+            Ok(bootstrap) => Ok(Self::Xds(Arc::new(bootstrap))),
             Err(BootstrapError::NotConfigured) => Err(MeshError::NoSource),
             Err(error) => Err(MeshError::Bootstrap(error.to_string())),
         }
     }
 
     #[cfg(not(feature = "xds"))]
-    fn discover(_: &impl Fn(&str) -> Option<String>) -> Result<Origin, MeshError> {
+    fn discover(_: &impl Fn(&str) -> Option<String>) -> Result<Self, MeshError> {
         Err(MeshError::NoSource)
     }
+}
 
-    /// With this configuration, which stays until changed through [`Mesh::live`].
-    #[must_use]
-    pub fn config(mut self, config: Config) -> Self {
-        self.origin = Origin::Fixed(Box::new(config));
-        self
-    }
-
-    /// No mesh: every request goes to the host it names, found by DNS, in plaintext.
-    #[must_use]
-    pub fn off(mut self) -> Self {
-        self.origin = Origin::Off;
-        self
-    }
-
+#[cfg(feature = "xds")]
+impl Builder {
     /// With a control plane.
-    #[cfg(feature = "xds")]
     #[must_use]
     pub fn bootstrap(mut self, bootstrap: Bootstrap) -> Self {
         self.origin = Origin::Xds(Arc::new(bootstrap));
         self
     }
+}
 
-    /// Who this process is, for telemetry; a control plane's bootstrap says it otherwise.
-    #[must_use]
-    pub fn workload(mut self, workload: Workload) -> Self {
-        self.workload = Some(workload);
-        self
-    }
+/// What a control plane makes of a process.
+#[cfg(feature = "xds")]
+struct Joined {
+    live: Arc<Live>,
+    workload: Workload,
+    metadata: Option<PeerMetadata>,
+    secure: bool,
+    principal: Option<String>,
+    status: Arc<dyn Fn() -> Value + Send + Sync>,
+    tasks: Vec<Owned>,
+}
 
-    /// With a certificate of your own: mutual TLS without a control plane.
-    #[must_use]
-    pub fn identity(mut self, identity: Identity) -> Self {
-        self.identity = Some(identity);
-        self
+/// Starts speaking with a control plane; a certificate is asked for where there is a CA and `wants_identity`.
+#[cfg(feature = "xds")]
+fn join(bootstrap: Arc<Bootstrap>, workload: Option<Workload>, identity: LiveIdentity, wants_identity: bool) -> Joined {
+    let live = Arc::new(Live::new());
+    let workload = workload.unwrap_or_else(|| bootstrap.node.workload());
+    let metadata = own_metadata(&bootstrap.node.id, &workload);
+    let secure = bootstrap.ca.is_some() && wants_identity;
+    let principal = secure.then(|| bootstrap.node.identity());
+    let mut tasks = Vec::new();
+    if secure {
+        tasks.push(Owned::spawn(follow_identity(CertSource::start(Arc::clone(&bootstrap)), identity)));
     }
-
-    /// The headers that travel from requests served to requests made meanwhile, in place of [`Context::PROPAGATED`].
-    #[must_use]
-    pub fn propagate_headers(mut self, names: impl IntoIterator<Item = HeaderName>) -> Self {
-        self.propagated = Some(names.into_iter().collect());
-        self
-    }
-
-    /// With an admin port, on a loopback address.
-    #[must_use]
-    pub fn admin_addr(mut self, address: SocketAddr) -> Self {
-        self.admin = Some(address);
-        self
-    }
-
-    /// With a line per request on standard output.
-    #[must_use]
-    pub fn access_log(mut self, log: AccessLog) -> Self {
-        self.log = log;
-        self
-    }
-
-    /// Starts it, within a tokio runtime.
-    ///
-    /// # Errors
-    ///
-    /// No source of configuration, a configuration that does not compile, or an admin port that cannot be opened.
-    pub async fn build(self) -> Result<Mesh, MeshError> {
-        let identity = LiveIdentity::default();
-        let source = Source::system();
-        let (ending, is_ending) = watch::channel(false);
-        let mut secure = self.identity.is_some();
-        let mut principal = self.identity.as_ref().map(|identity| identity.id().to_string());
-        if let Some(own) = self.identity {
-            identity.replace(own);
-        }
-        let mut workload = self.workload;
-        let mut metadata = None;
-        let mut tasks = Vec::new();
-        let mut status: Arc<dyn Fn() -> Value + Send + Sync> = Arc::new(|| Value::Null);
-        let live = match self.origin {
-            Origin::Nowhere => return Err(MeshError::NoSource),
-            Origin::Off => {
-                tracing::warn!(target: "mesh", "the mesh is off: requests go where DNS says, in plaintext, without policy");
-                Arc::new(Live::off())
-            }
-            Origin::Fixed(config) => {
-                let live = Live::new();
-                live.update(&config).map_err(|error| MeshError::Config(error.to_string()))?;
-                Arc::new(live)
-            }
-            #[cfg(feature = "xds")]
-            Origin::Xds(bootstrap) => {
-                let live = Arc::new(Live::new());
-                let node = &bootstrap.node;
-                let own = workload.get_or_insert_with(|| node.workload());
-                metadata = own_metadata(&node.id, own);
-                if bootstrap.ca.is_some() && !secure {
-                    secure = true;
-                    principal = Some(node.identity());
-                    tasks.push(Owned::spawn(follow_identity(
-                        CertSource::start(Arc::clone(&bootstrap)),
-                        identity.clone(),
-                    )));
-                }
-                let client = Arc::new(Client::start(bootstrap));
-                tasks.push(Owned::spawn(follow_config(Arc::clone(&client), Arc::clone(&live))));
-                status = Arc::new(move || serde_json::to_value(&*client.status()).unwrap_or_default());
-                live
-            }
-        };
-        let workload = workload.unwrap_or_default();
-        let service = service_of(&workload);
-        let spans = if self.spans { Spans::from_env(&workload.canonical_name) } else { Spans::none() };
-        let local = Peer::new(workload, principal.map(Into::into));
-        let telemetry = Telemetry::with(local, metadata, spans, self.log);
-        let pool = Pool::new(ClientTls::new(identity.clone()), telemetry.clone(), source.clone());
-        let http = HttpClient::new(Arc::clone(&live), telemetry.clone(), pool.clone());
-        tasks.push(Owned::spawn(upkeep(Arc::downgrade(&live), pool, source.clone())));
-        let admin = match self.admin {
-            None => None,
-            Some(address) => {
-                let shown = Shown {
-                    live: Arc::clone(&live),
-                    identity: identity.clone(),
-                    secure,
-                    source,
-                    status,
-                    ending: is_ending,
-                };
-                let admin = Admin::open(address, shown).await.map_err(|error| MeshError::Admin { address, error })?;
-                tracing::info!(target: "mesh::admin", address = %admin.address(), "admin port open");
-                Some(admin)
-            }
-        };
-        let propagated = self.propagated.unwrap_or_else(|| Context::PROPAGATED.to_vec()).into();
-        let shared = Shared {
-            live,
-            identity,
-            secure,
-            telemetry,
-            http,
-            propagated,
-            service: Arc::new(service),
-            admin,
-            ending,
-            _tasks: tasks,
-        };
-        Ok(Mesh { shared: Arc::new(shared) })
-    }
+    let client = Arc::new(Client::start(bootstrap));
+    tasks.push(Owned::spawn(follow_config(Arc::clone(&client), Arc::clone(&live))));
+    let status = move || serde_json::to_value(&*client.status()).unwrap_or_default();
+    Joined { live, workload, metadata, secure, principal, status: Arc::new(status), tasks }
 }
 
 /// Puts each configuration of the control plane in force.
@@ -534,73 +374,4 @@ async fn bind(address: impl ToSocketAddrs + fmt::Debug) -> Result<TcpSocket, Mes
         }
     }
     Err(failed(last))
-}
-
-/// Why there is no [`Mesh`], or it does not serve.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum MeshError {
-    /// Nothing says where configuration comes from.
-    NoSource,
-    /// The bootstrap of the control plane cannot be used.
-    Bootstrap(String),
-    /// An environment variable cannot be understood.
-    Variable {
-        /// Which.
-        name: &'static str,
-        /// What is wrong with it, and what it may be.
-        message: String,
-    },
-    /// The configuration given in code does not compile.
-    Config(String),
-    /// The admin port cannot be opened.
-    Admin {
-        /// Where.
-        address: SocketAddr,
-        /// Why.
-        error: io::Error,
-    },
-    /// An address cannot be served on.
-    Bind {
-        /// Which.
-        address: String,
-        /// Why.
-        error: io::Error,
-    },
-    /// A listener failed.
-    Listen(io::Error),
-}
-
-impl fmt::Display for MeshError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoSource => f.write_str(
-                "nothing says where the mesh's configuration comes from. Tried, in this order:\n  \
-                 in code: neither config, bootstrap nor off was called on the builder\n  \
-                 MESH_MODE: not \"off\" (no mesh, requests go where DNS says)\n  \
-                 GRPC_XDS_BOOTSTRAP: not set (the path of a bootstrap file, which names the control plane)\n  \
-                 GRPC_XDS_BOOTSTRAP_CONFIG: not set (the text of one)",
-            ),
-            Self::Bootstrap(message) => f.write_str(message),
-            Self::Variable { name, message } => write!(f, "{name} {message}"),
-            Self::Config(message) => write!(f, "the configuration cannot be used: {message}"),
-            Self::Admin { address, error } => {
-                write!(
-                    f,
-                    "the admin port {address} cannot be opened: {error}; set MESH_ADMIN_ADDR to another, or to off"
-                )
-            }
-            Self::Bind { address, error } => write!(f, "cannot serve on {address}: {error}"),
-            Self::Listen(error) => write!(f, "cannot listen: {error}"),
-        }
-    }
-}
-
-impl std::error::Error for MeshError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Admin { error, .. } | Self::Bind { error, .. } | Self::Listen(error) => Some(error),
-            _ => None,
-        }
-    }
 }

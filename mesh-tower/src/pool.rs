@@ -5,7 +5,6 @@
 //! request that hyper hands back unsent is tried on another connection, or reported as unsent: safe to retry anywhere.
 
 use std::{
-    collections::HashMap,
     fmt,
     sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
@@ -14,7 +13,7 @@ use std::{
 use http::{Request, Response};
 use mesh_core::{
     cluster::Cluster,
-    config::{Discovery, EndpointAddress, Protocol, TlsMode, UpstreamTls},
+    config::{Protocol, TlsMode, UpstreamTls},
     endpoint::Endpoint,
     time::Time,
 };
@@ -43,8 +42,6 @@ pub use response::PooledBody;
 /// How long a connection may lie idle. Envoy's default is an hour; servers commonly close after a minute or so, and
 /// closing first means never writing to a connection that is just being closed.
 const IDLE: Duration = Duration::from_secs(50);
-/// Hosts of passthrough clusters whose connections are kept.
-const HOSTS: usize = 1024;
 
 /// The connections of one client; clones share them.
 #[derive(Clone)]
@@ -59,15 +56,13 @@ struct Shared {
     resolver: Resolver,
     /// Every endpoint's, for [`Pool::sweep`].
     pools: Mutex<Vec<Weak<EndpointPool>>>,
-    /// Of endpoints the configuration does not know: what callers named, in passthrough clusters.
-    hosts: Mutex<HashMap<EndpointAddress, Arc<EndpointPool>>>,
 }
 
 impl Pool {
     /// Without any connection yet.
     pub fn new(tls: ClientTls, telemetry: Telemetry, source: Source) -> Self {
         let resolver = Resolver::new(source.clone());
-        let shared = Shared { tls, telemetry, source, resolver, pools: Mutex::default(), hosts: Mutex::default() };
+        let shared = Shared { tls, telemetry, source, resolver, pools: Mutex::default() };
         Self { shared: Arc::new(shared) }
     }
 
@@ -83,8 +78,6 @@ impl Pool {
             }
             None => false,
         });
-        drop(pools);
-        self.shared.hosts.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, pool| !pool.is_unused());
     }
 
     async fn send(&self, picked: Picked) -> Result<Response<PooledBody>, Error> {
@@ -144,24 +137,13 @@ impl Pool {
         }
     }
 
-    fn pool_of(shared: &Shared, cluster: &Cluster, endpoint: &Endpoint) -> Arc<EndpointPool> {
-        let new = || {
+    fn pool_of(shared: &Shared, endpoint: &Endpoint) -> Arc<EndpointPool> {
+        let pool = endpoint.attached(|| {
             let pool = Arc::new(EndpointPool::default());
             shared.pools.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&pool));
             pool
-        };
-        if !matches!(cluster.config().discovery, Discovery::OriginalDestination) {
-            return Arc::clone(endpoint.attached(new));
-        }
-        let mut hosts = shared.hosts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(pool) = hosts.get(endpoint.address()) {
-            return Arc::clone(pool);
-        }
-        let pool = new();
-        if hosts.len() < HOSTS {
-            hosts.insert(endpoint.address().clone(), Arc::clone(&pool));
-        }
-        pool
+        });
+        Arc::clone(pool)
     }
 }
 
@@ -199,7 +181,7 @@ impl<'a> Route<'a> {
         };
         // gRPC is HTTP/2 whatever the cluster says.
         let protocol = if is_grpc { Protocol::Http2 } else { cluster.config().protocol };
-        Self { shared, cluster, endpoint, pool: Pool::pool_of(shared, cluster, endpoint), tls, protocol }
+        Self { shared, cluster, endpoint, pool: Pool::pool_of(shared, endpoint), tls, protocol }
     }
 
     fn now(&self) -> Time {

@@ -118,11 +118,6 @@ impl EndpointPool {
         }
     }
 
-    /// No connection is left.
-    pub(super) fn is_unused(&self) -> bool {
-        self.open.load(Ordering::Relaxed) == 0 && lock(&self.shared).is_empty()
-    }
-
     /// Closes what lay idle too long, and what belongs to an earlier identity once nothing is under way on it.
     pub(super) fn sweep(&self, now: Time, generation: u64) {
         let fresh = |of: u64, since: Time| (of == 0 || of == generation) && now.saturating_since(since) < IDLE;

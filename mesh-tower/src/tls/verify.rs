@@ -144,7 +144,6 @@ fn spiffe_id(certificate: &EndEntityCert<'_>) -> Result<SpiffeId, IdentityError>
 }
 
 /// Why a certificate does not say who its owner is, or says the wrong one.
-#[derive(Debug)]
 pub(super) enum IdentityError {
     Unreadable,
     NotOneName(usize),
@@ -164,6 +163,13 @@ impl fmt::Display for IdentityError {
                 write!(f, "the peer is {peer}, which is none of those expected here: {expected:?}")
             }
         }
+    }
+}
+
+impl fmt::Debug for IdentityError {
+    /// The sentence: rustls shows errors that are not its own in their debug form.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 

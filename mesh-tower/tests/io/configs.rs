@@ -8,12 +8,12 @@ use mesh_tower::config::{
 };
 
 /// `http://HOST:9080/` goes to `cluster`.
-pub fn config(host: &str, cluster: Cluster) -> Config {
+pub(crate) fn config(host: &str, cluster: Cluster) -> Config {
     config_at(9080, host, cluster)
 }
 
 /// As [`config`], for the listener of a port.
-pub fn config_at(port: u16, host: &str, cluster: Cluster) -> Config {
+pub(crate) fn config_at(port: u16, host: &str, cluster: Cluster) -> Config {
     let forward = Forward {
         clusters: vec![WeightedCluster { cluster: cluster.name.clone(), weight: 1, ..WeightedCluster::default() }],
         ..Forward::default()
@@ -41,7 +41,7 @@ pub fn config_at(port: u16, host: &str, cluster: Cluster) -> Config {
     }
 }
 
-pub fn cluster(name: &str, addresses: &[SocketAddr]) -> Cluster {
+pub(crate) fn cluster(name: &str, addresses: &[SocketAddr]) -> Cluster {
     let endpoint = |address: &SocketAddr| Endpoint {
         address: EndpointAddress::Socket(*address),
         weight: 1,
@@ -63,7 +63,7 @@ pub fn cluster(name: &str, addresses: &[SocketAddr]) -> Cluster {
 }
 
 /// Mutual TLS with whoever has one of these ids.
-pub fn mutual(ids: &[&str]) -> TlsMode {
+pub(crate) fn mutual(ids: &[&str]) -> TlsMode {
     let exact = |id: &&str| StringMatch::Exact { value: (*id).to_owned(), ignore_case: false };
     TlsMode::Always(Arc::new(UpstreamTls {
         workload_identity: true,

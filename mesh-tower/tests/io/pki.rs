@@ -7,23 +7,23 @@ use rcgen::{
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
-pub const REVIEWS: &str = "spiffe://cluster.local/ns/default/sa/reviews";
-pub const RATINGS: &str = "spiffe://cluster.local/ns/default/sa/ratings";
+pub(crate) const REVIEWS: &str = "spiffe://cluster.local/ns/default/sa/reviews";
+pub(crate) const RATINGS: &str = "spiffe://cluster.local/ns/default/sa/ratings";
 
-pub type Chain = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+pub(crate) type Chain = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
-pub struct Ca {
+pub(crate) struct Ca {
     issuer: Issuer<'static, KeyPair>,
     root: CertificateDer<'static>,
 }
 
 /// A leaf to be signed.
-pub struct Leaf<'a> {
-    pub uris: &'a [&'a str],
-    pub dns: &'a [&'a str],
-    pub from: i32,
-    pub until: i32,
-    pub usage: &'a [ExtendedKeyUsagePurpose],
+pub(crate) struct Leaf<'a> {
+    pub(crate) uris: &'a [&'a str],
+    pub(crate) dns: &'a [&'a str],
+    pub(crate) from: i32,
+    pub(crate) until: i32,
+    pub(crate) usage: &'a [ExtendedKeyUsagePurpose],
 }
 
 impl Default for Leaf<'_> {
@@ -34,7 +34,7 @@ impl Default for Leaf<'_> {
 }
 
 impl Ca {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -45,11 +45,11 @@ impl Ca {
         Self { issuer: Issuer::new(params, key), root }
     }
 
-    pub fn root(&self) -> CertificateDer<'static> {
+    pub(crate) fn root(&self) -> CertificateDer<'static> {
         self.root.clone()
     }
 
-    pub fn sign(&self, leaf: &Leaf<'_>) -> Chain {
+    pub(crate) fn sign(&self, leaf: &Leaf<'_>) -> Chain {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         let uris = leaf.uris.iter().map(|uri| SanType::URI((*uri).try_into().unwrap()));
@@ -63,12 +63,12 @@ impl Ca {
         (vec![certificate.der().clone()], key)
     }
 
-    pub fn identity(&self, id: &str) -> Identity {
+    pub(crate) fn identity(&self, id: &str) -> Identity {
         let (chain, key) = self.sign(&Leaf { uris: &[id], ..Leaf::default() });
         Identity::from_der(chain, key, vec![self.root()]).unwrap()
     }
 
-    pub fn live(&self, id: &str) -> LiveIdentity {
+    pub(crate) fn live(&self, id: &str) -> LiveIdentity {
         LiveIdentity::new(self.identity(id))
     }
 }

@@ -173,7 +173,7 @@ async fn text(mesh: &Mesh, path: &str) -> (StatusCode, String) {
 }
 
 /// A server outside any mesh, counting its connections.
-pub async fn serve(router: Router) -> (SocketAddr, Arc<AtomicUsize>) {
+pub(crate) async fn serve(router: Router) -> (SocketAddr, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (address, opened) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
     let count = Arc::clone(&opened);

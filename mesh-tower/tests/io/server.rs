@@ -40,8 +40,8 @@ async fn members_speak_mutual_tls_and_both_tell() {
     let line = |reporter: &str| {
         let reporter = format!("reporter=\"{reporter}\"");
         let about = |line: &&str| line.starts_with("istio_requests_total") && line.contains(&reporter);
-        let of = format!("destination_service=\"reviews-sv.default.svc.cluster.local\"");
-        metrics.lines().filter(about).find(|line| line.contains(&of)).unwrap_or_else(|| panic!("{metrics}")).to_owned()
+        let of = "destination_service=\"reviews-sv.default.svc.cluster.local\"";
+        metrics.lines().filter(about).find(|line| line.contains(of)).unwrap_or_else(|| panic!("{metrics}")).to_owned()
     };
     let (source, destination) = (line("source"), line("destination"));
     assert!(source.contains("connection_security_policy=\"unknown\""), "{source}");
@@ -260,7 +260,7 @@ impl Drop for Aborted {
     }
 }
 
-pub async fn fetch(mesh: &Mesh, uri: &str) -> (StatusCode, String) {
+pub(crate) async fn fetch(mesh: &Mesh, uri: &str) -> (StatusCode, String) {
     let response = mesh.http().get(uri).await.unwrap();
     let status = response.status();
     let body = response.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();

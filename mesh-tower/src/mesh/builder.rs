@@ -1,0 +1,216 @@
+//! How a [`Mesh`] is made: what the environment or code says of it, and the parts put together.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use http::HeaderName;
+use mesh_core::config::{Config, Workload};
+use serde_json::Value;
+use tokio::sync::watch;
+
+#[cfg(feature = "xds")]
+use super::join;
+use super::{Mesh, MeshError, Origin, Shared, service_of};
+use crate::{
+    admin::{Admin, Shown},
+    client::HttpClient,
+    context::Context,
+    live::Live,
+    pool::Pool,
+    source::Source,
+    telemetry::{AccessLog, Peer, Spans, Telemetry},
+    tls::{ClientTls, Identity, LiveIdentity},
+    upkeep::{Owned, upkeep},
+};
+
+/// Makes a [`Mesh`].
+#[derive(Debug, Default)]
+pub struct Builder {
+    pub(super) origin: Origin,
+    workload: Option<Workload>,
+    identity: Option<Identity>,
+    propagated: Option<Vec<HeaderName>>,
+    admin: Option<SocketAddr>,
+    log: AccessLog,
+    spans: bool,
+}
+
+impl Builder {
+    /// As the variables say, read through `variable`:
+    ///
+    /// | variable | meaning |
+    /// |---|---|
+    /// | `MESH_MODE` | `off`: no mesh, every request goes to the host it names |
+    /// | `GRPC_XDS_BOOTSTRAP`, `GRPC_XDS_BOOTSTRAP_CONFIG` | the control plane: a file, or its text |
+    /// | `MESH_PROPAGATE_HEADERS` | names, by commas, of headers that travel; default `end-user,x-request-id` |
+    /// | `MESH_ADMIN_ADDR` | the admin port, default `127.0.0.1:0` (any free one, logged); `off` |
+    /// | `MESH_ACCESS_LOG` | `text` or `json`: a line per request on standard output |
+    /// | `OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_*` | where spans go |
+    ///
+    /// # Errors
+    ///
+    /// No source of configuration, or a variable that cannot be understood.
+    pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Self, MeshError> {
+        let wrong = |name: &'static str, message: String| MeshError::Variable { name, message };
+        let mode = variable("MESH_MODE");
+        let origin = match mode.as_deref() {
+            Some("off") => Origin::Off,
+            None | Some("on") => Origin::discover(&variable)?,
+            Some(other) => return Err(wrong("MESH_MODE", format!("is {other:?}; it may be \"off\" or \"on\""))),
+        };
+        let log = AccessLog::parse(variable("MESH_ACCESS_LOG").as_deref())
+            .map_err(|_| wrong("MESH_ACCESS_LOG", "may be \"text\", \"json\" or \"off\"".to_owned()))?;
+        let admin = match variable("MESH_ADMIN_ADDR").as_deref() {
+            Some("off") => None,
+            None => Some(SocketAddr::from(([127, 0, 0, 1], 0))),
+            Some(text) => Some(text.parse().map_err(|_| {
+                wrong(
+                    "MESH_ADMIN_ADDR",
+                    format!("is {text:?}; it may be an address such as 127.0.0.1:15000, or \"off\""),
+                )
+            })?),
+        };
+        let propagated = match variable("MESH_PROPAGATE_HEADERS") {
+            None => None,
+            Some(list) => {
+                let names = list.split(',').map(str::trim).filter(|name| !name.is_empty());
+                let names = names.map(|name| {
+                    let lower = name.to_ascii_lowercase();
+                    HeaderName::try_from(lower)
+                        .map_err(|_| wrong("MESH_PROPAGATE_HEADERS", format!("{name:?} is no header name")))
+                });
+                Some(names.collect::<Result<_, _>>()?)
+            }
+        };
+        Ok(Self { origin, workload: None, identity: None, propagated, admin, log, spans: true })
+    }
+
+    /// With this configuration, which stays until changed through [`Mesh::live`].
+    #[must_use]
+    pub fn config(mut self, config: Config) -> Self {
+        self.origin = Origin::Fixed(Box::new(config));
+        self
+    }
+
+    /// No mesh: every request goes to the host it names, found by DNS, in plaintext.
+    #[must_use]
+    pub fn off(mut self) -> Self {
+        self.origin = Origin::Off;
+        self
+    }
+
+    /// Who this process is, for telemetry; a control plane's bootstrap says it otherwise.
+    #[must_use]
+    pub fn workload(mut self, workload: Workload) -> Self {
+        self.workload = Some(workload);
+        self
+    }
+
+    /// With a certificate of your own: mutual TLS without a control plane.
+    #[must_use]
+    pub fn identity(mut self, identity: Identity) -> Self {
+        self.identity = Some(identity);
+        self
+    }
+
+    /// The headers that travel from requests served to requests made meanwhile, in place of [`Context::PROPAGATED`].
+    #[must_use]
+    pub fn propagate_headers(mut self, names: impl IntoIterator<Item = HeaderName>) -> Self {
+        self.propagated = Some(names.into_iter().collect());
+        self
+    }
+
+    /// With an admin port, on a loopback address.
+    #[must_use]
+    pub fn admin_addr(mut self, address: SocketAddr) -> Self {
+        self.admin = Some(address);
+        self
+    }
+
+    /// With a line per request on standard output.
+    #[must_use]
+    pub fn access_log(mut self, log: AccessLog) -> Self {
+        self.log = log;
+        self
+    }
+
+    /// Starts it, within a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// No source of configuration, a configuration that does not compile, or an admin port that cannot be opened.
+    pub async fn build(self) -> Result<Mesh, MeshError> {
+        let identity = LiveIdentity::default();
+        let source = Source::system();
+        let (ending, is_ending) = watch::channel(false);
+        let mut secure = self.identity.is_some();
+        let mut principal = self.identity.as_ref().map(|identity| identity.id().to_string());
+        if let Some(own) = self.identity {
+            identity.replace(own);
+        }
+        let mut workload = self.workload;
+        let mut metadata = None;
+        let mut tasks = Vec::new();
+        let mut status: Arc<dyn Fn() -> Value + Send + Sync> = Arc::new(|| Value::Null);
+        let live = match self.origin {
+            Origin::Nowhere => return Err(MeshError::NoSource),
+            Origin::Off => {
+                tracing::warn!(target: "mesh", "the mesh is off: requests go where DNS says, in plaintext, without policy");
+                Arc::new(Live::off())
+            }
+            Origin::Fixed(config) => {
+                let live = Live::new();
+                live.update(&config).map_err(|error| MeshError::Config(error.to_string()))?;
+                Arc::new(live)
+            }
+            #[cfg(feature = "xds")]
+            Origin::Xds(bootstrap) => {
+                let joined = join(bootstrap, workload.take(), identity.clone(), !secure);
+                secure |= joined.secure;
+                principal = principal.or(joined.principal);
+                workload = Some(joined.workload);
+                metadata = joined.metadata;
+                status = joined.status;
+                tasks.extend(joined.tasks);
+                joined.live
+            }
+        };
+        let workload = workload.unwrap_or_default();
+        let service = service_of(&workload);
+        let spans = if self.spans { Spans::from_env(&workload.canonical_name) } else { Spans::none() };
+        let local = Peer::new(workload, principal.map(Into::into));
+        let telemetry = Telemetry::with(local, metadata, spans, self.log);
+        let pool = Pool::new(ClientTls::new(identity.clone()), telemetry.clone(), source.clone());
+        let http = HttpClient::new(Arc::clone(&live), telemetry.clone(), pool.clone());
+        tasks.push(Owned::spawn(upkeep(Arc::downgrade(&live), pool, source.clone())));
+        let admin = match self.admin {
+            None => None,
+            Some(address) => {
+                let shown = Shown {
+                    live: Arc::clone(&live),
+                    identity: identity.clone(),
+                    secure,
+                    source,
+                    status,
+                    ending: is_ending,
+                };
+                let admin = Admin::open(address, shown).await.map_err(|error| MeshError::Admin { address, error })?;
+                tracing::info!(target: "mesh::admin", address = %admin.address(), "admin port open");
+                Some(admin)
+            }
+        };
+        let propagated = self.propagated.unwrap_or_else(|| Context::PROPAGATED.to_vec()).into();
+        let shared = Shared {
+            live,
+            identity,
+            secure,
+            telemetry,
+            http,
+            propagated,
+            service: Arc::new(service),
+            admin,
+            ending,
+            _tasks: tasks,
+        };
+        Ok(Mesh { shared: Arc::new(shared) })
+    }
+}
