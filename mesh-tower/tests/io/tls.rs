@@ -50,7 +50,7 @@ async fn callers_who_are_not_of_the_mesh_are_refused() {
         (
             "a server's certificate",
             leaf(Leaf { usage: &[ExtendedKeyUsagePurpose::ServerAuth], ..Leaf::default() }),
-            "ExtendedKeyUsage",
+            "RequiredEku",
         ),
     ];
     let acceptor = MtlsAcceptor::new(ca.live(REVIEWS));
@@ -89,7 +89,7 @@ async fn servers_who_are_not_expected_are_refused() {
             "a caller's certificate",
             ca.sign(&Leaf { usage: &[ExtendedKeyUsagePurpose::ClientAuth], ..Leaf::default() }),
             &[],
-            Some("ExtendedKeyUsage"),
+            Some("RequiredEku"),
         ),
     ];
     for (what, chain, expected, reason) in cases {
