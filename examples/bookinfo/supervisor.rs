@@ -15,7 +15,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use self::child::{Child, Ended};
 use crate::layout::{GATEWAY_PORT, Layout, Member, Place};
@@ -127,26 +127,29 @@ impl Parts<'_> {
             Err(_) => return Err(format!("Bookinfo was not ready within {} seconds", START_TIMEOUT.as_secs()).into()),
         }
         self.tell();
-        let mut wait = restart_after;
+        let (mut wait, mut restart_at) = (Duration::ZERO, None::<Instant>);
         loop {
-            let (index, ended) = self.next_end().await;
-            let (name, age) = (self.children[index].name().to_owned(), self.children[index].age());
+            let (index, ended) = tokio::select! {
+                ended = self.next_end() => ended,
+                () = until(restart_at) => {
+                    restart_at = None;
+                    self.start_control_plane()?;
+                    say(&format!("{CONTROL_PLANE} runs again, as process {}.", self.children[0].id()));
+                    continue;
+                }
+            };
+            let child = self.children.remove(index);
             let how = describe(ended);
-            if name != CONTROL_PLANE {
-                self.children.remove(index);
-                say(&format!("{name} ended ({how}); the others go on without it."));
+            if child.name() != CONTROL_PLANE {
+                say(&format!("{} ended ({how}); the others go on without it.", child.name()));
                 continue;
             }
-            wait = if age < SOUND { wait } else { restart_after };
+            wait = if child.age() < SOUND { (wait * 2).min(LONGEST_WAIT).max(restart_after) } else { restart_after };
+            restart_at = Some(Instant::now() + wait);
+            let seconds = wait.as_secs();
             say(&format!(
-                "{name} ended ({how}); starting it again in {} s. Requests go on as they are.",
-                wait.as_secs()
+                "{CONTROL_PLANE} ended ({how}); starting it again in {seconds} s. Requests go on as they are."
             ));
-            sleep(wait).await;
-            wait = (wait * 2).min(LONGEST_WAIT);
-            self.children.remove(index);
-            self.start_control_plane()?;
-            say(&format!("{CONTROL_PLANE} runs again, as process {}.", self.children[0].id()));
         }
     }
 
@@ -177,8 +180,11 @@ impl Parts<'_> {
         Err(format!("{} ended before all was ready ({how})", self.children.remove(index).name()).into())
     }
 
-    /// The next process that ends by itself.
+    /// The next process that ends by itself; none ends if there is none.
     async fn next_end(&mut self) -> (usize, Ended) {
+        if self.children.is_empty() {
+            return std::future::pending().await;
+        }
         let ends = self.children.iter_mut().map(|child| Box::pin(child.ended()));
         let (how, index, _) = futures_util::future::select_all(ends).await;
         (index, how)
@@ -238,6 +244,14 @@ fn start(member: &Member, dir: &Path) -> Result<Child, BoxError> {
     ];
     environment.extend(member.environment.iter().map(|(name, value)| (name.clone(), value.into())));
     Child::start(&member.name, arguments, environment)
+}
+
+/// Returns at that time, if there is one.
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Returns once the file is there.

@@ -30,7 +30,7 @@ const WORKLOADS: [(&str, &str); 6] = [
 ];
 const REQUEST: &[u8] = b"GET /health HTTP/1.1\r\nhost: reviews:9080\r\nconnection: close\r\n\r\n";
 
-/// AN1, AN2: a plaintext request gets no answer; mutual TLS is the only way in.
+/// AN4: a plaintext request gets no answer; mutual TLS is the only way in.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_plaintext_call_is_refused() {
     let bookinfo = shared().await;
@@ -41,7 +41,7 @@ async fn a_plaintext_call_is_refused() {
     }
 }
 
-/// AN1, CT1: every workload shows a certificate with its own SPIFFE identity, and refuses callers that show none, or one that
+/// AN5, AN8, CT5: every workload shows a certificate with its own SPIFFE identity, and refuses callers that show none, or one that
 /// another authority made, whatever identity it claims.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_caller_of_another_authority_is_refused() {

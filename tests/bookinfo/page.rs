@@ -49,7 +49,7 @@ pub(crate) fn stars(page: &Answer) -> Stars {
     }
 }
 
-/// GW1, SV1: the page, its login and its JSON come through the gateway, and what its routes do not list gets 404.
+/// GW1: the page, its login and its JSON come through the gateway, and what its routes do not list gets 404.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_gateway_serves_the_page_and_404_for_the_rest() {
     let bookinfo = shared().await;
@@ -74,7 +74,7 @@ async fn check_gateway(bookinfo: &Bookinfo) {
     assert!(page.body.contains("jason") && page.body.contains(">Sign out</a>"), "{}", page.body);
 }
 
-/// LB1: without any rule for reviews, its three workloads take turns.
+/// NR7: without any rule for reviews, its three workloads take turns.
 #[tokio::test(flavor = "multi_thread")]
 async fn without_rules_every_version_answers() {
     let bookinfo = shared().await;

@@ -74,7 +74,7 @@ impl Load {
     }
 }
 
-/// RT1, RT15: one of three reviews dies under load; with retries no page is without its reviews, and the others take over.
+/// RT1: one of three reviews dies under load; with retries no page is without its reviews, and the others take over.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_workload_costs_no_page() {
     let _turn = turn().await;
@@ -90,7 +90,7 @@ async fn a_killed_workload_costs_no_page() {
     bookinfo.until_reviews_by(&["reviews-v1", "reviews-v3"], "").await;
 }
 
-/// XD12: the control plane dies under load: every page is whole, before and after it is back, and then it is obeyed again. A
+/// XD8, XD9: the control plane dies under load: every page is whole, before and after it is back, and then it is obeyed again. A
 /// workload started meanwhile waits for it and then takes part.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_control_plane_costs_no_page() {

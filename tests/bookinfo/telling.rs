@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use crate::harness::{Bookinfo, PATIENCE, client, get, shared, turn};
 
-/// TE1, SV8: both ends of a call count it with Istio's names, labels and buckets.
+/// TE1, SV8, TE21: both ends of a call count it with Istio's names, labels and buckets.
 #[tokio::test(flavor = "multi_thread")]
 async fn both_ends_of_a_call_count_it() {
     let bookinfo = shared().await;

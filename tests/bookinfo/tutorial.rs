@@ -31,7 +31,7 @@ macro_rules! shared_or_skip {
     }};
 }
 
-/// RM1, RA1: with every route on v1 no page has stars, for anybody.
+/// RA1, RA7: with every route on v1 no page has stars, for anybody.
 #[tokio::test(flavor = "multi_thread")]
 async fn all_traffic_goes_to_v1() {
     let bookinfo = shared_or_skip!();
@@ -43,7 +43,7 @@ async fn all_traffic_goes_to_v1() {
     }
 }
 
-/// RM3: jason sees v2 and everybody else v1; `end-user` comes from the session alone.
+/// RM1, RM17: jason sees v2 and everybody else v1; `end-user` comes from the session alone.
 #[tokio::test(flavor = "multi_thread")]
 async fn jason_sees_v2() {
     let bookinfo = shared_or_skip!();
@@ -69,7 +69,7 @@ async fn jason_sees_v2() {
     assert_eq!(stars(&bookinfo.page("").await), Stars::Red);
 }
 
-/// RA2: half and half, then all to v3, then the two canaries: each count of 2,000 is within five standard deviations.
+/// RA3, RA6: half and half, then all to v3, then the two canaries: each count of 2,000 is within five standard deviations.
 #[tokio::test(flavor = "multi_thread")]
 async fn weights_are_kept() {
     let bookinfo = shared_or_skip!();
@@ -102,7 +102,7 @@ fn check_share(requests: usize, seen: usize, percent: u32) {
     assert!(off <= band, "{seen} of {requests} is not {percent} %: off by {off}, more than {band:.0}");
 }
 
-/// FI1, TO1: seven seconds of delay at ratings for jason. On v2 the page gives up on reviews after twice three seconds, although
+/// FI1: seven seconds of delay at ratings for jason. On v2 the page gives up on reviews after twice three seconds, although
 /// reviews waits ten; on v3 reviews gives up on ratings after 2.5 seconds. Nobody else notices.
 #[tokio::test(flavor = "multi_thread")]
 async fn jasons_delay_shows_the_bug_of_the_page() {
@@ -167,7 +167,7 @@ async fn details_can_be_made_to_fail() {
     assert!(page.body.contains("Error fetching product details"), "{}", page.body);
 }
 
-/// OP7: Istio's gateway file is taken unchanged in place of ours; its port is the gateway's 8080.
+/// GW1, XD39: Istio's gateway file is taken unchanged in place of ours; its port is the gateway's 8080.
 #[tokio::test(flavor = "multi_thread")]
 async fn istios_gateway_file_opens_the_gateway() {
     let bookinfo = shared_or_skip!();
@@ -182,7 +182,7 @@ async fn istios_gateway_file_opens_the_gateway() {
     assert_eq!(bookinfo.get("/not-listed", "").await.status, 404);
 }
 
-/// OP7, OP3: every file of the sample's networking folder is taken, or refused with its name and the reason.
+/// XD39, OP3: every file of the sample's networking folder is taken, or refused with its name and the reason.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_file_of_the_sample_is_taken_or_refused_by_name() {
     let bookinfo = shared_or_skip!();
@@ -210,7 +210,7 @@ async fn every_file_of_the_sample_is_taken_or_refused_by_name() {
     assert_eq!(ran.code, 0, "the folder at once: {}{}", ran.out, ran.err);
 }
 
-/// OP7: what `bookinfo.yaml` says of services and accounts is known, and its Deployments are read as hints.
+/// XD39: what `bookinfo.yaml` says of services and accounts is known, and its Deployments are read as hints.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_kubernetes_file_is_read_for_services_and_accounts() {
     let bookinfo = shared_or_skip!();
@@ -273,7 +273,7 @@ async fn explain_says_why() {
     assert!(!other.contains(&bookinfo.workload("reviews-v2").to_string()), "{other}");
 }
 
-/// XD1, OP10: a change is in force within 100 ms, by the median of nine changes, and every workload says that it has it.
+/// XD1, XD3, OP1, OP10: a change is in force within 100 ms, by the median of nine changes, and every workload says that it has it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_is_soon_in_force() {
     let bookinfo = shared_or_skip!();
@@ -309,14 +309,11 @@ async fn a_change_is_soon_in_force() {
 
     let until = Instant::now() + PATIENCE;
     loop {
-        let proxies = get(&http, &format!("http://{}/proxies", bookinfo.server()), &[]).await.json();
-        let items = proxies["items"].as_array().unwrap().clone();
-        let states: Vec<&Value> = items.iter().flat_map(|item| item["types"].as_object().unwrap().values()).collect();
-        if items.len() == 7
-            && states.iter().all(|state| ["SYNCED", "NOT_SENT"].contains(&state["state"].as_str().unwrap()))
-        {
+        let status = bookinfo.meshctl(&["proxy-status"]);
+        let lines: Vec<&str> = status.out.lines().skip(1).collect();
+        if lines.len() == 7 && lines.iter().all(|line| line.matches("SYNCED").count() == 4) {
             break;
         }
-        assert!(Instant::now() < until, "{proxies:#}");
+        assert!(status.code == 0 && Instant::now() < until, "{}{}", status.out, status.err);
     }
 }
