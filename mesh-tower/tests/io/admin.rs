@@ -9,7 +9,7 @@ use crate::{
     pki::{Ca, REVIEWS},
 };
 
-/// AD2, TE11: metrics, readiness, configuration, endpoints and certificates over loopback; keys never.
+/// AD2: metrics, readiness, configuration, endpoints and certificates over loopback; keys never.
 #[tokio::test]
 async fn the_admin_port_shows_what_the_process_knows() {
     let address = "127.0.0.1:1".parse().unwrap();

@@ -21,7 +21,7 @@ use crate::{
     pki::{Ca, RATINGS, REVIEWS},
 };
 
-/// AN3, AN4, SV1, TE1: two members speak mutual TLS; who called is told by the destination.
+/// AN3, AN4, TE1: two members speak mutual TLS; who called is told by the destination.
 #[tokio::test]
 async fn members_speak_mutual_tls_and_both_tell() {
     let ca = Ca::new();
@@ -93,7 +93,7 @@ async fn permissive_ports_take_plaintext_too() {
     }
 }
 
-/// TO4, TE13, TE21: trace, request id and chosen headers travel through a handler that copies nothing; the headers peers
+/// TE13: trace, request id and chosen headers travel through a handler that copies nothing; the headers peers
 /// introduce themselves with, and the others, do not.
 #[tokio::test]
 async fn context_travels_through_a_handler() {

@@ -32,7 +32,7 @@ async fn both_ends_prove_who_they_are() {
     echo(&mut client, &mut server).await;
 }
 
-/// AN1, AN5, AN8, AN10: a caller without a certificate of our trust domain is refused by STRICT, whatever is wrong with it.
+/// AN1, AN5, AN8: a caller without a certificate of our trust domain is refused by STRICT, whatever is wrong with it.
 #[tokio::test]
 async fn callers_who_are_not_of_the_mesh_are_refused() {
     let (ca, other) = (Ca::new(), Ca::new());
