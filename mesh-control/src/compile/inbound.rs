@@ -70,10 +70,10 @@ pub(crate) fn mode(world: &World, namespace: &str, labels: &Labels, port: u16) -
         .find(|(of, policy)| *of == namespace && !policy.selector.is_empty() && includes(labels, &policy.selector));
     let of_namespace = policies().find(|(of, policy)| *of == namespace && of != &root && policy.selector.is_empty());
     let of_mesh = policies().find(|(of, policy)| *of == root && policy.selector.is_empty());
-    if let Some((_, policy)) = &of_workload {
-        if let Some(mode) = policy.ports.get(&port).copied().flatten() {
-            return mode;
-        }
+    if let Some((_, policy)) = &of_workload
+        && let Some(mode) = policy.ports.get(&port).copied().flatten()
+    {
+        return mode;
     }
     let levels = [of_workload, of_namespace, of_mesh];
     levels.into_iter().flatten().find_map(|(_, policy)| policy.mode).unwrap_or(world.mesh.mtls)

@@ -49,10 +49,10 @@ impl Deployment {
             self.labels = reader.labels(node, &format!("{path}.metadata.labels"));
         }
         let Some(spec) = node.get("spec") else { return };
-        if let Some(account) = spec.get("serviceAccountName").or_else(|| spec.get("serviceAccount")) {
-            if let Some(name) = reader.text(account, &format!("{path}.spec.serviceAccountName")) {
-                self.service_account = name.value;
-            }
+        if let Some(account) = spec.get("serviceAccountName").or_else(|| spec.get("serviceAccount"))
+            && let Some(name) = reader.text(account, &format!("{path}.spec.serviceAccountName"))
+        {
+            self.service_account = name.value;
         }
         let Some(containers) = spec.get("containers") else { return };
         for (container, path) in reader.list(containers, &format!("{path}.spec.containers")) {

@@ -71,11 +71,11 @@ impl DestinationRule {
             }
         }
         let mut callers = None;
-        if let Some((node, path)) = fields.take("workloadSelector") {
-            if let Some(mut selector) = reader.fields(node, &path) {
-                callers = selector.read("matchLabels", |node, path| Some(reader.labels(node, path)));
-                selector.close(reader);
-            }
+        if let Some((node, path)) = fields.take("workloadSelector")
+            && let Some(mut selector) = reader.fields(node, &path)
+        {
+            callers = selector.read("matchLabels", |node, path| Some(reader.labels(node, path)));
+            selector.close(reader);
         }
         let export_to = super::export_to(fields, reader);
         Self { host: host.unwrap_or_default(), policy, subsets, export_to, callers }

@@ -67,10 +67,10 @@ impl<'s> Reader<'s> {
         if wanted == "a string" && matches!(node.value, Value::Int(_) | Value::Float(_) | Value::Bool(_)) {
             diagnostic.help = Some("put it in quotes".to_owned());
         }
-        if let (Value::Text(text), true) = (&node.value, wanted.contains("number") || wanted.contains("integer")) {
-            if text.trim().parse::<f64>().is_ok() {
-                diagnostic.help = Some("remove the quotes".to_owned());
-            }
+        if let (Value::Text(text), true) = (&node.value, wanted.contains("number") || wanted.contains("integer"))
+            && text.trim().parse::<f64>().is_ok()
+        {
+            diagnostic.help = Some("remove the quotes".to_owned());
         }
     }
 

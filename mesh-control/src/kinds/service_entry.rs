@@ -82,12 +82,11 @@ impl ServiceEntry {
             ];
             out.resolution = reader.word(node, path, &words).unwrap_or_default();
         }
-        if let Some((node, path)) = fields.take("workloadSelector") {
-            if let Some(mut selector) = reader.fields(node, &path) {
-                out.selector =
-                    selector.read("labels", |node, path| Some(reader.labels(node, path))).unwrap_or_default();
-                selector.close(reader);
-            }
+        if let Some((node, path)) = fields.take("workloadSelector")
+            && let Some(mut selector) = reader.fields(node, &path)
+        {
+            out.selector = selector.read("labels", |node, path| Some(reader.labels(node, path))).unwrap_or_default();
+            selector.close(reader);
         }
         let endpoints = fields.take("endpoints");
         if let Some((node, path)) = &endpoints {

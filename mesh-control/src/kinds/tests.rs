@@ -114,8 +114,11 @@ fn the_other_samples_are_read_or_refused_by_name() {
     }
 }
 
-/// `file text`, then for each finding code, place, and a part of what is said beside or below it.
-const BROKEN: &[(&str, &[(&str, u32, u32, &str)])] = &[
+/// Code, line, column, and a part of what is said.
+type Fault = (&'static str, u32, u32, &'static str);
+
+/// A file, and all that is found in it.
+const BROKEN: &[(&str, &[Fault])] = &[
     ("a: [1\nb: 2\n", &[("MSH0001", 2, 2, "indent")]),
     ("just text\n", &[("MSH0002", 1, 1, "apiVersion")]),
     ("spec: {}\n", &[("MSH0002", 1, 1, "apiVersion"), ("MSH0002", 1, 1, "kind")]),

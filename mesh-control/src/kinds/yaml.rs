@@ -126,15 +126,13 @@ impl Source {
         let mut documents = Vec::new();
         let mut start = (1, 0);
         let mut offset = 0;
-        let mut line = 1;
-        for content in text.split_inclusive('\n') {
+        for (line, content) in (1..).zip(text.split_inclusive('\n')) {
             if is_marker(content) {
                 documents.push((start, offset));
                 // `...` ends a document and belongs to none; `---` may carry the beginning of the next.
                 start = if content.starts_with("...") { (line + 1, offset + content.len()) } else { (line, offset) };
             }
             offset += content.len();
-            line += 1;
         }
         documents.push((start, offset));
         documents

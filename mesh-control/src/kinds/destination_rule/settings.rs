@@ -142,44 +142,44 @@ fn pool(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<ConnectionPo
     let mut pool = ConnectionPool::default();
     // 0 is protobuf's absence, hence no limit, as in Istio.
     let limit = |reader: &mut Reader<'_>, node: &Node, path: &str| reader.u32(node, path).filter(|n| *n > 0);
-    if let Some((node, path)) = fields.take("tcp") {
-        if let Some(mut tcp) = reader.fields(node, &path) {
-            pool.max_connections = tcp.read("maxConnections", |node, path| limit(reader, node, path));
-            pool.connect_timeout = tcp.read("connectTimeout", |node, path| reader.some_time(node, path));
-            tcp.ignored(
-                reader,
-                &["tcpKeepalive", "maxConnectionDuration", "idleTimeout"],
-                "connections are kept as long as they are of use",
-            );
-            tcp.close(reader);
-        }
+    if let Some((node, path)) = fields.take("tcp")
+        && let Some(mut tcp) = reader.fields(node, &path)
+    {
+        pool.max_connections = tcp.read("maxConnections", |node, path| limit(reader, node, path));
+        pool.connect_timeout = tcp.read("connectTimeout", |node, path| reader.some_time(node, path));
+        tcp.ignored(
+            reader,
+            &["tcpKeepalive", "maxConnectionDuration", "idleTimeout"],
+            "connections are kept as long as they are of use",
+        );
+        tcp.close(reader);
     }
-    if let Some((node, path)) = fields.take("http") {
-        if let Some(mut http) = reader.fields(node, &path) {
-            pool.max_pending_requests = http.read("http1MaxPendingRequests", |node, path| limit(reader, node, path));
-            pool.max_requests = http.read("http2MaxRequests", |node, path| limit(reader, node, path));
-            pool.max_retries = http.read("maxRetries", |node, path| limit(reader, node, path));
-            let words = [
-                ("DEFAULT", H2Upgrade::Default),
-                ("DO_NOT_UPGRADE", H2Upgrade::DoNotUpgrade),
-                ("UPGRADE", H2Upgrade::Upgrade),
-            ];
-            pool.h2_upgrade =
-                http.read("h2UpgradePolicy", |node, path| reader.word(node, path, &words)).unwrap_or_default();
-            http.ignored(
-                reader,
-                &[
-                    "maxRequestsPerConnection",
-                    "idleTimeout",
-                    "useClientProtocol",
-                    "maxConcurrentStreams",
-                    "http2KeepAlive",
-                    "connectionAging",
-                ],
-                "connections are kept as long as they are of use",
-            );
-            http.close(reader);
-        }
+    if let Some((node, path)) = fields.take("http")
+        && let Some(mut http) = reader.fields(node, &path)
+    {
+        pool.max_pending_requests = http.read("http1MaxPendingRequests", |node, path| limit(reader, node, path));
+        pool.max_requests = http.read("http2MaxRequests", |node, path| limit(reader, node, path));
+        pool.max_retries = http.read("maxRetries", |node, path| limit(reader, node, path));
+        let words = [
+            ("DEFAULT", H2Upgrade::Default),
+            ("DO_NOT_UPGRADE", H2Upgrade::DoNotUpgrade),
+            ("UPGRADE", H2Upgrade::Upgrade),
+        ];
+        pool.h2_upgrade =
+            http.read("h2UpgradePolicy", |node, path| reader.word(node, path, &words)).unwrap_or_default();
+        http.ignored(
+            reader,
+            &[
+                "maxRequestsPerConnection",
+                "idleTimeout",
+                "useClientProtocol",
+                "maxConcurrentStreams",
+                "http2KeepAlive",
+                "connectionAging",
+            ],
+            "connections are kept as long as they are of use",
+        );
+        http.close(reader);
     }
     fields.close(reader);
     Some(pool)

@@ -136,12 +136,12 @@ fn destination(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<Desti
 }
 
 fn weight(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<u32> {
-    if let crate::kinds::yaml::Value::Int(value) = node.value {
-        if value < 0 {
-            reader.invalid(node.at, format!("{path} is {value}; a weight cannot be negative")).help =
-                Some("weights are shares of their sum: 0 sends nothing, 80 and 20 send four of five".to_owned());
-            return None;
-        }
+    if let crate::kinds::yaml::Value::Int(value) = node.value
+        && value < 0
+    {
+        reader.invalid(node.at, format!("{path} is {value}; a weight cannot be negative")).help =
+            Some("weights are shares of their sum: 0 sends nothing, 80 and 20 send four of five".to_owned());
+        return None;
     }
     reader.u32(node, path)
 }
@@ -182,23 +182,23 @@ fn direct_response(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<D
         reader.missing(&fields, "status");
     }
     let mut body = String::new();
-    if let Some((node, path)) = fields.take("body") {
-        if let Some(mut fields) = reader.fields(node, &path) {
-            if let Some(text) = fields.read("string", |node, path| reader.text(node, path)) {
-                body = text.value;
-            }
-            if let Some(text) = fields.read("bytes", |node, path| reader.text(node, path)) {
-                let bytes = base64::engine::general_purpose::STANDARD.decode(text.as_bytes()).ok();
-                match bytes.and_then(|bytes| String::from_utf8(bytes).ok()) {
-                    Some(decoded) => body = decoded,
-                    None => {
-                        let message = format!("{path}.bytes is no base64 of a UTF-8 text");
-                        reader.report(codes::INVALID, Level::Error, text.at, message);
-                    }
+    if let Some((node, path)) = fields.take("body")
+        && let Some(mut fields) = reader.fields(node, &path)
+    {
+        if let Some(text) = fields.read("string", |node, path| reader.text(node, path)) {
+            body = text.value;
+        }
+        if let Some(text) = fields.read("bytes", |node, path| reader.text(node, path)) {
+            let bytes = base64::engine::general_purpose::STANDARD.decode(text.as_bytes()).ok();
+            match bytes.and_then(|bytes| String::from_utf8(bytes).ok()) {
+                Some(decoded) => body = decoded,
+                None => {
+                    let message = format!("{path}.bytes is no base64 of a UTF-8 text");
+                    reader.report(codes::INVALID, Level::Error, text.at, message);
                 }
             }
-            fields.close(reader);
         }
+        fields.close(reader);
     }
     fields.close(reader);
     Some(DirectResponse { status: status?.value as u16, body })

@@ -223,20 +223,20 @@ pub(super) fn rewrite(node: &Node, path: &str, reader: &mut Reader<'_>) -> (Opti
     let Some(mut fields) = reader.fields(node, path) else { return (None, None) };
     let mut out = fields.read("uri", |node, path| reader.text(node, path)).map(|uri| PathRewrite::Prefix(uri.value));
     let authority = fields.read("authority", |node, path| reader.text(node, path)).map(|at| at.value);
-    if let Some((node, path)) = fields.take("uriRegexRewrite") {
-        if let Some(mut fields) = reader.fields(node, &path) {
-            let pattern = fields.read("match", |node, path| reader.text(node, path));
-            let substitution = fields.read("rewrite", |node, path| reader.text(node, path));
-            fields.close(reader);
-            if let Some(pattern) = pattern {
-                match pattern.parse::<Regex>() {
-                    Ok(regex) => {
-                        let substitution = substitution.map(|at| at.value).unwrap_or_default();
-                        out = Some(PathRewrite::Regex { pattern: regex, substitution });
-                    }
-                    Err(error) => {
-                        reader.invalid(pattern.at, format!("{path}.match: {}", one_line(&error)));
-                    }
+    if let Some((node, path)) = fields.take("uriRegexRewrite")
+        && let Some(mut fields) = reader.fields(node, &path)
+    {
+        let pattern = fields.read("match", |node, path| reader.text(node, path));
+        let substitution = fields.read("rewrite", |node, path| reader.text(node, path));
+        fields.close(reader);
+        if let Some(pattern) = pattern {
+            match pattern.parse::<Regex>() {
+                Ok(regex) => {
+                    let substitution = substitution.map(|at| at.value).unwrap_or_default();
+                    out = Some(PathRewrite::Regex { pattern: regex, substitution });
+                }
+                Err(error) => {
+                    reader.invalid(pattern.at, format!("{path}.match: {}", one_line(&error)));
                 }
             }
         }
