@@ -53,6 +53,19 @@ spec:
     - destination: {host: reviews, subset: v1}
 ";
 
+const DEPLOYMENT: &str = "\
+apiVersion: apps/v1
+kind: Deployment
+metadata:
+  name: productpage-v1
+spec:
+  template:
+    metadata:
+      labels: {app: productpage, version: v1}
+    spec:
+      serviceAccountName: bookinfo-productpage
+";
+
 /// OP7, XD39: apply, get and delete speak kubectl's words, and `unchanged` is true.
 #[tokio::test(flavor = "multi_thread")]
 async fn objects_are_applied_shown_and_deleted() {
@@ -87,6 +100,8 @@ async fn objects_are_applied_shown_and_deleted() {
     assert!(table.starts_with("NAMESPACE   NAME      HOST      AGE\ndefault     reviews   reviews   "), "{table}");
     assert!(!mesh.ok(&["get", "dr", "--no-headers"]).contains("NAME"));
     assert_eq!(mesh.ok(&["get", "VirtualService", "-o", "name"]), "virtualservice.networking.istio.io/reviews\n");
+    let two = mesh.ok(&["get", "vs,dr"]);
+    assert!(two.contains("virtualservice.networking.istio.io/reviews") && !two.contains("\nservice/reviews "), "{two}");
     let all = mesh.ok(&["get", "all"]);
     assert!(all.contains("service/reviews") && all.contains("destinationrule.networking.istio.io/reviews"), "{all}");
     let one: Value = serde_json::from_str(&mesh.ok(&["get", "dr", "reviews", "-o", "json"])).unwrap();
@@ -140,6 +155,7 @@ async fn bad_input_is_pointed_at_and_changes_nothing() {
         assert_eq!(stdout(&output), "", "{new}");
         assert!(shown.contains(&format!("bad.yaml:{position}")), "{new} should be shown at {position}:\n{shown}");
         assert!(shown.contains(excerpt), "{new} should show {excerpt}:\n{shown}");
+        assert!(shown.contains("error: nothing was applied because of "), "{shown}");
         assert!(!shown.contains('\u{1b}'), "no colour off a terminal");
         assert_eq!(mesh.ok(&["get", "all", "-A", "-o", "json"]), before, "{new}");
     }
@@ -167,6 +183,13 @@ async fn requests_are_explained() {
     let json: Value = serde_json::from_str(&mesh.ok(&["explain", "GET", url, "-o", "json"])).unwrap();
     assert!(json.is_object(), "{json}");
 
+    // Nothing runs, but a Deployment says who will.
+    let file = mesh.write("deployment.yaml", DEPLOYMENT);
+    mesh.ok(&["apply", "-f", &file]);
+    for from in ["productpage", "productpage-v1"] {
+        let announced = mesh.ok(&["explain", "GET", url, "--from", from]);
+        assert!(announced.starts_with("from productpage-v1.default\n"), "{announced}");
+    }
     let unknown = mesh.run(&["explain", "GET", url, "--from", "nobody"]);
     assert_eq!(unknown.status.code(), Some(1));
     assert!(stderr(&unknown).contains("no workload is called \"nobody\""), "{unknown:?}");

@@ -1,11 +1,12 @@
 //! Explaining a made-up request: the configuration a workload has, compiled and asked as the workload itself would.
 
 use axum::http::{self, HeaderName, HeaderValue, Method, StatusCode, Uri};
-use mesh_core::{request::RequestView, rng::RequestRng, snapshot::Snapshot};
+use mesh_core::{config::Config, request::RequestView, rng::RequestRng, snapshot::Snapshot};
 
 use super::{ExplainRequest, Explained, Refusal};
 use crate::{
     compile::{NodeInfo, compile},
+    kinds::{Kind, Object, Spec},
     push::{Push, node_info},
     state::State,
 };
@@ -19,7 +20,7 @@ pub(super) fn explain(state: &State, push: &Push, request: &ExplainRequest) -> R
     let config = compile(&state.world().1, &node);
     let snapshot = Snapshot::compile(&config, None)
         .map_err(|error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
-    let port = if node.gateway { gateway_port(&parts.uri) } else { None };
+    let port = node.gateway.then(|| gateway_port(&parts.uri, &config));
     let explanation = snapshot.explain(&RequestView::of(&parts, port), &mut RequestRng::new(0, 0));
     let text = explanation.to_string();
     let explanation = serde_json::to_value(&explanation)
@@ -44,13 +45,18 @@ fn parts(request: &ExplainRequest) -> Result<http::request::Parts, String> {
     Ok(parts)
 }
 
-/// A gateway routes by the port its listener was declared with, which the URL is taken to name.
-fn gateway_port(uri: &Uri) -> Option<u16> {
+/// A gateway routes by the port its listener was declared with. The URL may name that, or the one it is mapped to, which
+/// only the gateway's process knows; when there is but one listener, either means that.
+fn gateway_port(uri: &Uri, config: &Config) -> u16 {
     let default = if uri.scheme_str() == Some("https") { 443 } else { 80 };
-    uri.port_u16().or(Some(default))
+    let named = uri.port_u16().unwrap_or(default);
+    match config.outbound.keys().next() {
+        Some(only) if config.outbound.len() == 1 => *only,
+        _ => named,
+    }
 }
 
-/// A connected workload, else one that was there a moment ago.
+/// A connected workload, else one that was there a moment ago, else one that a `Deployment` announces.
 fn find(state: &State, push: &Push, word: &str) -> Result<NodeInfo, Refusal> {
     if let Some(node) = push.find(word) {
         return Ok(node);
@@ -59,7 +65,25 @@ fn find(state: &State, push: &Push, word: &str) -> Result<NodeInfo, Refusal> {
     if let Some(workload) = workloads.iter().find(|workload| workload.name == word || workload.workload == word) {
         return Ok(node_info(workload));
     }
+    let deployments = state.list(Some(Kind::Deployment), None);
+    if let Some(node) = deployments.iter().find_map(|object| announced(object, word)) {
+        return Ok(node);
+    }
     let known = push.names().into_iter().collect::<Vec<_>>().join(", ");
     let known = if known.is_empty() { "none is connected".to_owned() } else { format!("connected are {known}") };
     Err(Refusal::new(StatusCode::NOT_FOUND, format!("no workload is called {word:?}; {known}")))
+}
+
+fn announced(object: &Object, word: &str) -> Option<NodeInfo> {
+    let Spec::Deployment(deployment) = &object.spec else { return None };
+    let is_app = deployment.labels.get("app").is_some_and(|app| app == word);
+    (object.key.name == word || is_app).then(|| NodeInfo {
+        name: object.key.name.clone(),
+        namespace: object.key.namespace.clone(),
+        workload: object.key.name.clone(),
+        service_account: deployment.service_account.clone(),
+        labels: deployment.labels.clone(),
+        ports: deployment.ports.clone(),
+        ..NodeInfo::default()
+    })
 }

@@ -22,7 +22,14 @@ impl Apply {
             return Err(Failure::new(USAGE, "nothing to apply: name a file, a directory or - with -f"));
         }
         let request = ApplyRequest { files: self.files.read()?, dry_run: self.dry_run };
-        let applied: Applied = server.post("/apply", &request).await?;
+        let applied: Applied = server.post("/apply", &request).await.map_err(|mut failure: Failure| {
+            let errors = failure.diagnostics.iter().filter(|diagnostic| diagnostic.is_error()).count();
+            if errors > 0 {
+                let plural = if errors == 1 { "" } else { "s" };
+                failure.message = format!("nothing was applied because of {errors} error{plural}");
+            }
+            failure
+        })?;
         output::diagnostics(&applied.diagnostics);
         let suffix = if self.dry_run { " (dry run)" } else { "" };
         let mut text = String::new();

@@ -11,7 +11,7 @@ use super::{FAILURE, Failure, USAGE, client::Server, output};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Get {
-    /// What, such as vs, virtualservice or virtualservices; all is every kind.
+    /// What, such as vs, virtualservice or virtualservices; several as vs,dr; all is every kind.
     kind: String,
     /// Which; all of them without.
     name: Option<String>,
@@ -39,16 +39,20 @@ enum Format {
 
 impl Get {
     pub(super) async fn run(self, server: &Server) -> Result<(), Failure> {
-        let kind = if self.kind == "all" { None } else { Some(kind(&self.kind)?) };
-        let mut query = Vec::new();
-        query.extend(kind.map(|kind| format!("kind={}", kind.as_str())));
-        if !self.all_namespaces {
-            query.push(format!("namespace={}", escape(&self.namespace)));
-        }
-        let objects: Objects = server.get(&format!("/objects?{}", query.join("&"))).await?;
-        let mut items = objects.items;
+        let kinds = match self.kind.as_str() {
+            "all" => Kind::ALL.to_vec(),
+            words => words.split(',').map(kind).collect::<Result<Vec<_>, _>>()?,
+        };
+        let namespace = match self.all_namespaces {
+            true => String::new(),
+            false => format!("?namespace={}", escape(&self.namespace)),
+        };
+        let mut items = server.get::<Objects>(&format!("/objects{namespace}")).await?.items;
+        items.retain(|item| kinds.contains(&item.key.kind));
         if let Some(name) = &self.name {
-            let kind = kind.ok_or_else(|| Failure::new(USAGE, "a name needs a kind other than all"))?;
+            let &[kind] = kinds.as_slice() else {
+                return Err(Failure::new(USAGE, "a name needs one kind"));
+            };
             items.retain(|item| item.key.name == *name);
             if items.is_empty() {
                 return Err(Failure::new(FAILURE, not_found(&Key::new(kind, &self.namespace, name))));
@@ -108,9 +112,9 @@ impl Get {
         let mut row = Vec::new();
         row.extend(self.all_namespaces.then(|| item.key.namespace.clone()));
         // With several kinds in one answer a name alone does not say which.
-        row.push(match self.kind.as_str() {
-            "all" => format!("{}/{}", output::resource(&item.key), item.key.name),
-            _ => item.key.name.clone(),
+        row.push(match self.kind == "all" || self.kind.contains(',') {
+            true => format!("{}/{}", output::resource(&item.key), item.key.name),
+            false => item.key.name.clone(),
         });
         row.extend(columns.iter().map(|(_, pointer)| cell(item.object.pointer(pointer))));
         row.push(output::age(item.created));
