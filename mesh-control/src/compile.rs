@@ -19,8 +19,6 @@ mod cluster;
 mod gateway;
 mod inbound;
 mod route;
-#[cfg(test)]
-mod tests;
 mod world;
 
 /// What holds for the whole mesh. Source: Istio `MeshConfig`.
@@ -211,3 +209,6 @@ fn virtual_services<'w>(world: &'w World, node: &NodeInfo) -> Vec<&'w Arc<Object
     out.sort_by_key(|(class, _)| *class);
     out.into_iter().map(|(_, object)| object).collect()
 }
+
+#[cfg(test)]
+mod tests;

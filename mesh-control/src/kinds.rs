@@ -19,8 +19,6 @@ mod read;
 mod refused;
 mod service;
 mod service_entry;
-#[cfg(test)]
-pub(crate) mod tests;
 mod virtual_service;
 mod workload_entry;
 mod yaml;
@@ -260,3 +258,6 @@ fn export_to(fields: &mut Fields<'_>, reader: &mut Reader<'_>) -> Vec<String> {
     }
     names.into_iter().map(|at| at.value).collect()
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,4 +1,4 @@
-//! What objects mean: Istio's sample files, looked at from productpage, reviews and the gateway.
+//! What objects mean: Istio's sample files, looked at from productpage, reviews and the gateway. Other objects: `tests/`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -7,8 +7,7 @@ use std::time::Duration;
 use http::Request;
 use mesh_core::{
     config::{
-        AbortStatus, Action, Cluster, Discovery, Forward, LoadBalancer, OutlierDetection, Protocol, Thresholds,
-        TlsMode, VirtualHost,
+        AbortStatus, Action, Cluster, Discovery, Forward, LoadBalancer, Protocol, Thresholds, TlsMode, VirtualHost,
     },
     plan::Target,
     request::RequestView,
@@ -24,6 +23,8 @@ use crate::{
     },
     store::{SourceFile, Store},
 };
+
+mod policies;
 
 /// Bookinfo's services, with accounts by hint.
 const SERVICES: [&str; 4] = ["productpage", "details", "reviews", "ratings"];
@@ -424,197 +425,4 @@ fn matches_are_filtered_by_who_asks() {
     assert_eq!(to(&NodeInfo { namespace: "other".into(), ..node("details-v1") }), ["v3"]);
     let config = mesh.config(&node("details-v1"));
     assert_eq!(&*host(&config, 9080, &format!("{REVIEWS}:9080")).routes[0].name, "rest.all");
-}
-
-#[test]
-fn of_two_virtual_services_for_a_host_the_oldest_counts() {
-    let mut mesh = Mesh::bookinfo();
-    mesh.apply(RULES);
-    let rule = |name: &str, subset: &str| {
-        format!(
-            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: {name}}}\nspec:\n  hosts: [reviews]\n  http: [{{route: [{{destination: {{host: reviews, subset: {subset}}}}}]}}]\n"
-        )
-    };
-    mesh.apply(&rule("z-first", "v1"));
-    mesh.apply(&rule("a-second", "v2"));
-    let to = |mesh: &Mesh| goes(&mesh.config(&node("productpage-v1")), "http://reviews:9080/", &[], None);
-    assert_eq!(to(&mesh), format!("outbound|9080|v1|{REVIEWS}"));
-    // Applying the older one again does not make it younger.
-    mesh.apply(&rule("z-first", "v3"));
-    assert_eq!(to(&mesh), format!("outbound|9080|v3|{REVIEWS}"));
-}
-
-/// RA1: a subset that went away leaves a route that names the missing cluster.
-#[test]
-fn a_missing_subset_is_named_by_the_route() {
-    let mut mesh = Mesh::bookinfo();
-    mesh.apply(RULES);
-    mesh.apply("apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: reviews}\nspec:\n  hosts: [reviews]\n  http: [{route: [{destination: {host: reviews, subset: v2}}]}]\n");
-    mesh.apply(&RULES.replace("name: v2", "name: v9"));
-    let went = goes(&mesh.config(&node("productpage-v1")), "http://reviews:9080/", &[], None);
-    assert_eq!(went, format!("missing outbound|9080|v2|{REVIEWS}"));
-}
-
-/// OD8: policies are overridden field by field, by subset and by port.
-#[test]
-fn policies_are_merged_field_by_field() {
-    let mut mesh = Mesh::bookinfo();
-    mesh.apply("apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: reviews}\nspec:\n  host: reviews\n  trafficPolicy:\n    loadBalancer: {simple: RANDOM}\n    connectionPool: {tcp: {maxConnections: 7, connectTimeout: 30ms}, http: {http1MaxPendingRequests: 1, http2MaxRequests: 2, maxRetries: 3, h2UpgradePolicy: UPGRADE}}\n    outlierDetection: {consecutive5xxErrors: 1, interval: 1s, baseEjectionTime: 3m, maxEjectionPercent: 100, minHealthPercent: 20}\n    tls: {mode: DISABLE}\n  subsets:\n  - name: v1\n    labels: {version: v1}\n    trafficPolicy: {loadBalancer: {simple: ROUND_ROBIN}}\n  - name: v2\n    labels: {version: v2}\n    trafficPolicy: {portLevelSettings: [{port: {number: 9080}, tls: {mode: ISTIO_MUTUAL}}]}\n");
-    let config = mesh.config(&node("productpage-v1"));
-    let of = |subset: &str| cluster(&config, &format!("outbound|9080|{subset}|{REVIEWS}"));
-    assert_eq!(of("").load_balancer, LoadBalancer::Random);
-    let v1 = of("v1");
-    assert_eq!(v1.load_balancer, LoadBalancer::RoundRobin);
-    assert_eq!(
-        (v1.connect_timeout, v1.protocol, &v1.tls),
-        (Duration::from_millis(30), Protocol::Http2, &TlsMode::Disable)
-    );
-    let limits = Thresholds { max_connections: 7, max_pending_requests: 1, max_requests: 2, max_retries: 3 };
-    assert_eq!(v1.thresholds, limits);
-    let outlier = OutlierDetection {
-        consecutive_5xx: 1,
-        interval: Duration::from_secs(1),
-        base_ejection_time: Duration::from_secs(180),
-        max_ejection_percent: 100,
-        ..OutlierDetection::default()
-    };
-    assert_eq!((v1.outlier_detection, v1.panic_threshold), (Some(outlier), 20));
-    // A port's settings stand for all four: what they leave open is the default again.
-    let v2 = of("v2");
-    assert_eq!((&v2.load_balancer, v2.outlier_detection), (&LoadBalancer::default(), None));
-    assert!(matches!(&v2.tls, TlsMode::Always(tls) if tls.workload_identity));
-}
-
-#[test]
-fn destination_rules_are_looked_for_with_the_caller_then_the_service_then_the_mesh() {
-    let mut mesh = Mesh::bookinfo();
-    let rule = |namespace: &str, host: &str, simple: &str| {
-        format!(
-            "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: r, namespace: {namespace}}}\nspec: {{host: \"{host}\", trafficPolicy: {{loadBalancer: {{simple: {simple}}}}}}}\n"
-        )
-    };
-    let balancing = |mesh: &Mesh, namespace: &str| {
-        let config = mesh.config(&NodeInfo { namespace: namespace.into(), ..node("productpage-v1") });
-        cluster(&config, &format!("outbound|9080||{REVIEWS}")).load_balancer.clone()
-    };
-    mesh.apply(&rule("istio-system", "*.svc.cluster.local", "RANDOM"));
-    assert_eq!(balancing(&mesh, "default"), LoadBalancer::Random);
-    mesh.apply(&rule("default", "reviews", "ROUND_ROBIN"));
-    assert_eq!(balancing(&mesh, "default"), LoadBalancer::RoundRobin);
-    assert_eq!(balancing(&mesh, "other"), LoadBalancer::RoundRobin);
-    mesh.apply(&rule("other", REVIEWS, "LEAST_REQUEST"));
-    assert_eq!(balancing(&mesh, "other"), LoadBalancer::default());
-    assert_eq!(balancing(&mesh, "default"), LoadBalancer::RoundRobin);
-}
-
-/// AN4: workload before namespace before mesh, ports of a workload first; strict where nobody says otherwise.
-#[test]
-fn peer_authentication_goes_by_precedence() {
-    let mut mesh = Mesh::bookinfo();
-    let policy = |name: &str, namespace: &str, spec: &str| {
-        format!(
-            "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {spec}\n"
-        )
-    };
-    let mode = |mesh: &Mesh, name: &str| mesh.config(&node(name)).inbound[&9080].mtls;
-    assert_eq!(mode(&mesh, "reviews-v1"), MtlsMode::Strict);
-    mesh.apply(&policy("all", "istio-system", "{mtls: {mode: PERMISSIVE}}"));
-    assert_eq!(mode(&mesh, "reviews-v1"), MtlsMode::Permissive);
-    mesh.apply(&policy("ours", "default", "{mtls: {mode: STRICT}}"));
-    assert_eq!(mode(&mesh, "reviews-v1"), MtlsMode::Strict);
-    mesh.apply(&policy(
-        "reviews",
-        "default",
-        "{selector: {matchLabels: {app: reviews}}, mtls: {mode: UNSET}, portLevelMtls: {9080: {mode: DISABLE}}}",
-    ));
-    assert_eq!(mode(&mesh, "reviews-v1"), MtlsMode::Disable);
-    assert_eq!(mode(&mesh, "ratings-v1"), MtlsMode::Strict);
-    // Callers do not try mutual TLS with those who refuse it.
-    let config = mesh.config(&node("productpage-v1"));
-    let endpoints = |name: &str| {
-        let cluster = cluster(&config, &format!("outbound|9080||{name}.default.svc.cluster.local"));
-        cluster.endpoints.localities[0].endpoints[0].mtls
-    };
-    assert_eq!((endpoints("reviews"), endpoints("ratings")), (false, true));
-    let inbound = &config.inbound[&9080];
-    assert_eq!(
-        (&*inbound.name, inbound.routes.virtual_hosts[0].domains.as_slice()),
-        ("0.0.0.0_9080", &["*".to_owned()][..])
-    );
-}
-
-/// GW4, GW9: services and endpoints that are written down.
-#[test]
-fn service_entries_and_workload_entries_make_clusters() {
-    let mut mesh = Mesh::bookinfo();
-    mesh.apply("apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: db}\nspec:\n  hosts: [db.default.svc.cluster.local]\n  location: MESH_INTERNAL\n  resolution: STATIC\n  ports: [{number: 9000, name: grpc, protocol: GRPC}]\n  workloadSelector: {labels: {app: db}}\n---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {name: db-1}\nspec: {address: 10.0.0.9, ports: {grpc: 9999}, labels: {app: db}, serviceAccount: db, weight: 3, locality: eu/a}\n---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: legacy}\nspec:\n  hosts: [legacy.example.com]\n  ports: [{number: 80, name: http, protocol: HTTP}]\n");
-    let config = mesh.config(&node("productpage-v1"));
-    let db = cluster(&config, "outbound|9000||db.default.svc.cluster.local");
-    assert_eq!((addresses(db), db.protocol), (vec!["10.0.0.9:9999".to_owned()], Protocol::Http2));
-    let locality = &db.endpoints.localities[0];
-    assert_eq!((&*locality.locality.region, &*locality.locality.zone), ("eu", "a"));
-    assert_eq!((locality.endpoints[0].weight, locality.endpoints[0].mtls), (3, true));
-    let TlsMode::IfEndpointCan(tls) = &db.tls else { panic!() };
-    assert_eq!(tls.alpn, ["istio-h2", "istio", "h2"]);
-    assert!(tls.subject_alt_names[0].is_match("spiffe://cluster.local/ns/default/sa/db"));
-    assert_eq!(goes(&config, "http://db:9000/", &[], None), "outbound|9000||db.default.svc.cluster.local");
-    let legacy = cluster(&config, "outbound|80||legacy.example.com");
-    assert_eq!((&legacy.discovery, &legacy.tls), (&Discovery::OriginalDestination, &TlsMode::Disable));
-}
-
-#[test]
-fn a_workload_on_another_port_is_found_by_the_ports_name() {
-    let mut mesh = Mesh::bookinfo();
-    let mut moved = (*mesh.registry.workloads()[1]).clone();
-    moved.ports = vec![WorkloadPort { name: "http".into(), number: 19_080 }];
-    let service = moved.labels["app"].clone();
-    mesh.registry.connect(moved).unwrap();
-    let config = mesh.config(&node("reviews-v1"));
-    let cluster = cluster(&config, &format!("outbound|9080||{service}.default.svc.cluster.local"));
-    assert!(addresses(cluster)[0].ends_with(":19080"), "{:?}", addresses(cluster));
-}
-
-/// RA9, RA10, RA11, RA12, RA13: what else a rule can do comes through.
-#[test]
-fn rewrites_redirects_answers_and_headers_come_through() {
-    let mut mesh = Mesh::bookinfo();
-    mesh.apply("apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: reviews}\nspec:\n  hosts: [reviews]\n  http:\n  - match: [{uri: {exact: /old}}]\n    redirect: {uri: /new, authority: other, derivePort: FROM_REQUEST_PORT, redirectCode: 302}\n  - match: [{uri: {prefix: /no}}]\n    directResponse: {status: 418, body: {string: teapot}}\n  - timeout: 2s\n    retries: {attempts: 1, perTryTimeout: 1s, retryOn: \"reset,503,unavailable\"}\n    rewrite: {uri: /v2}\n    headers: {request: {set: {X-A: a, Host: elsewhere}, add: {x-b: b}, remove: [x-c]}}\n    route:\n    - destination: {host: reviews}\n      weight: 30\n      headers: {response: {add: {x-d: d}}}\n    - destination: {host: details}\n      weight: 70\n    - destination: {host: ratings}\n      weight: 0\n");
-    let config = mesh.config(&node("productpage-v1"));
-    let host = host(&config, 9080, &format!("{REVIEWS}:9080"));
-    let Action::Redirect(redirect) = &host.routes[0].action else { panic!() };
-    assert_eq!((redirect.status, redirect.host.as_deref(), redirect.port), (302, Some("other"), Some(9080)));
-    assert_eq!(redirect.path, Some(mesh_core::config::PathRewrite::Full("/new".into())));
-    let Action::DirectResponse(answer) = &host.routes[1].action else { panic!() };
-    assert_eq!((answer.status, answer.body.as_str()), (418, "teapot"));
-    let to = forward(host, 2);
-    assert_eq!(to.clusters.iter().map(|it| it.weight).collect::<Vec<_>>(), [30, 70]);
-    assert_eq!((to.clusters[0].headers.response.len(), to.host_rewrite.as_deref()), (1, Some("elsewhere")));
-    assert_eq!(to.path_rewrite, Some(mesh_core::config::PathRewrite::Prefix("/v2".into())));
-    assert_eq!(to.timeout, Some(Duration::from_secs(2)));
-    let retry = to.retry.as_ref().unwrap();
-    assert_eq!((retry.retries, retry.per_try_timeout), (1, Some(Duration::from_secs(1))));
-    assert_eq!((retry.on.status_codes.as_slice(), retry.on.http.len(), retry.on.grpc.len()), (&[503][..], 2, 1));
-    let names: Vec<String> = host.routes[2].headers.request.iter().map(|it| format!("{it:?}")).collect();
-    assert_eq!(names.len(), 3, "{names:?}");
-    assert!(names[0].starts_with("Set { name: \"x-a\"") && names[2].starts_with("Remove { name: \"x-c\""), "{names:?}");
-}
-
-/// What a change does not touch comes out equal, so that it need not be sent again.
-#[test]
-fn unchanged_parts_come_out_equal() {
-    let mut mesh = Mesh::bookinfo();
-    mesh.apply(RULES);
-    let before = mesh.config(&node("productpage-v1"));
-    assert_eq!(before, mesh.config(&node("productpage-v1")));
-    mesh.apply("apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: reviews}\nspec:\n  hosts: [reviews]\n  http: [{route: [{destination: {host: reviews, subset: v2}}]}]\n");
-    let after = mesh.config(&node("productpage-v1"));
-    assert_eq!((&before.clusters, &before.inbound), (&after.clusters, &after.inbound));
-    assert_eq!(before.outbound[&80], after.outbound[&80]);
-    assert_ne!(before.outbound[&9080], after.outbound[&9080]);
-    mesh.registry.disconnect("default", "reviews-v1", true, 1).unwrap();
-    let fewer = mesh.config(&node("productpage-v1"));
-    assert_eq!(after.outbound, fewer.outbound);
-    let changed: Vec<&str> =
-        after.clusters.iter().filter(|(name, it)| fewer.clusters[*name] != **it).map(|(name, _)| &**name).collect();
-    assert_eq!(changed, [format!("outbound|9080|v1|{REVIEWS}"), format!("outbound|9080||{REVIEWS}")]);
 }

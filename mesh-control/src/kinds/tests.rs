@@ -237,6 +237,30 @@ fn an_undefined_subset_is_refused_in_the_look_of_rustc() {
     assert_eq!((it.code.as_ref(), it.level, it.file.as_str()), ("IST0101", Level::Warning, "reviews.yaml"));
 }
 
+/// GW11: what extends or patches Envoy, and what replaced itself long ago, is refused by name with what to do instead.
+#[test]
+fn kinds_that_are_not_taken_say_what_to_do_instead() {
+    for (api_version, kind, said) in [
+        ("networking.istio.io/v1alpha3", "EnvoyFilter", "Tower layer"),
+        ("extensions.istio.io/v1alpha1", "WasmPlugin", "Tower layer"),
+        ("networking.istio.io/v1", "Sidecar", "not yet supported"),
+        ("security.istio.io/v1", "AuthorizationPolicy", "not yet supported"),
+        ("telemetry.istio.io/v1", "Telemetry", "not yet supported"),
+        ("gateway.networking.k8s.io/v1", "HTTPRoute", "VirtualService"),
+        ("gateway.networking.k8s.io/v1", "Gateway", "networking.istio.io/v1"),
+        ("config.istio.io/v1alpha2", "rule", "Mixer"),
+        ("authentication.istio.io/v1alpha1", "MeshPolicy", "PeerAuthentication"),
+        ("rbac.istio.io/v1alpha1", "ServiceRole", "AuthorizationPolicy"),
+        ("networking.k8s.io/v1", "Ingress", "VirtualService"),
+    ] {
+        let text = format!("apiVersion: {api_version}\nkind: {kind}\nmetadata: {{name: x}}\nspec: {{a: 1}}\n");
+        let found = parse("f", &text).unwrap_err();
+        assert_eq!(codes(&found), ["MSH0004 2:7"]);
+        let it = &found[0];
+        assert!(it.message.contains(kind) && it.help.as_ref().unwrap().contains(said), "{it}");
+    }
+}
+
 #[test]
 fn what_istio_1_0_wrote_is_taken_with_a_warning() {
     let text = "apiVersion: networking.istio.io/v1alpha3\nkind: VirtualService\nmetadata: {name: ratings}\nspec:\n  hosts: [ratings]\n  http:\n  - fault:\n      delay: {percent: 50, fixedDelay: 7s}\n      abort: {percent: 100, httpStatus: 500}\n    route: [{destination: {host: ratings}}]\n---\napiVersion: networking.istio.io/v1alpha3\nkind: DestinationRule\nmetadata: {name: ratings}\nspec:\n  host: ratings\n  traffic_policy:\n    load_balancer: {simple: LEAST_CONN}\n    outlier_detection: {consecutiveErrors: 1, base_ejection_time: 3m}\n";
