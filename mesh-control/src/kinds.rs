@@ -1,6 +1,6 @@
 //! The objects people write: Istio's and Kubernetes' kinds, parsed with positions and checked one by one.
 //!
-//! [`parse`] reads a file of YAML documents into [`Object`]s or says everything that is wrong with it, at once. What only
+//! [`parse()`] reads a file of YAML documents into [`Object`]s or says everything that is wrong with it, at once. What only
 //! shows between objects (a subset nobody defines) is [`analyze`](crate::analyze); what objects mean to a workload is
 //! [`compile`](crate::compile). Each kind has its own file under `kinds/`.
 

@@ -1,7 +1,7 @@
 //! Istio `DestinationRule`: how a host is reached, and the subsets of its endpoints.
 //!
 //! Policies are kept field by field ([`Settings`]), because a subset or port overrides field by field; what a cluster gets
-//! in the end is worked out in `compile/policy.rs`. Source: `istio.networking.v1.DestinationRule`.
+//! in the end is worked out in `compile/cluster.rs`. Source: `istio.networking.v1.DestinationRule`.
 
 use mesh_core::config::{Labels, OutlierDetection};
 
