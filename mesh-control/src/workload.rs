@@ -147,7 +147,7 @@ mod tests {
 
     use super::*;
 
-    /// XD20, XD21: what is written is what the client reads, down to the identity it will ask for.
+    /// XD20: what is written is what the client reads, down to the identity it will ask for.
     #[test]
     fn bootstrap_is_read_back_by_the_client() {
         let dir = tempfile::tempdir().unwrap();

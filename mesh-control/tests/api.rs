@@ -10,7 +10,7 @@ use tokio::{
     net::TcpStream,
 };
 
-/// OP15: the API answers this machine only: no web page gets through, whatever name it gives the loopback.
+/// The API answers this machine only: no web page gets through, whatever name it gives the loopback.
 #[tokio::test(flavor = "multi_thread")]
 async fn web_pages_and_strangers_are_refused() {
     let plane = start().await;
@@ -48,7 +48,7 @@ async fn web_pages_and_strangers_are_refused() {
     }
 }
 
-/// OP15: without authentication it stays on the loopback.
+/// Without authentication it stays on the loopback.
 #[tokio::test]
 async fn api_listens_on_the_loopback_only() {
     let elsewhere: SocketAddr = "0.0.0.0:0".parse().unwrap();

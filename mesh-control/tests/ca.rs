@@ -100,7 +100,7 @@ async fn server_is_known_by_the_root_only() {
     assert!(connect(mesh.plane.xds_address(), mesh.plane.root_certificate()).await.is_ok());
 }
 
-/// XD20, CT6: the files a workload is started with hold a token for it, unreadable to others, and no key.
+/// CT6: the files a workload is started with hold a token for it, unreadable to others, and no key.
 #[tokio::test(flavor = "multi_thread")]
 async fn workload_files_hold_what_it_needs_and_no_more() {
     let mesh = Mesh::start().await;

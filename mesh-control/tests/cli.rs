@@ -128,7 +128,7 @@ async fn objects_are_applied_shown_and_deleted() {
     assert!(stderr(&empty).contains("No resources found in namespace default."), "{empty:?}");
 }
 
-/// OP7, OP15: bad input is shown where it stands, exits with 65, and nothing of that apply takes effect.
+/// OP7: bad input is shown where it stands, exits with 65, and nothing of that apply takes effect.
 #[tokio::test(flavor = "multi_thread")]
 async fn bad_input_is_pointed_at_and_changes_nothing() {
     let mesh = Mesh::start().await;

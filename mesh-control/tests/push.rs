@@ -54,7 +54,7 @@ async fn change_is_in_force_everywhere_at_once() {
     assert_eq!(plane.proxy_status()[0].name, "details-v1.default");
 }
 
-/// XD9, OP10: a workload is an endpoint while it runs, connected or not, and none as soon as nobody listens.
+/// OP10: a workload is an endpoint while it runs, connected or not, and none as soon as nobody listens.
 #[tokio::test(flavor = "multi_thread")]
 async fn workload_is_an_endpoint_for_as_long_as_it_listens() {
     let dir = tempfile::tempdir().unwrap();
