@@ -296,7 +296,8 @@ mod tests {
         let redirect = Redirect { status: 302, host: Some("elsewhere".into()), ..Default::default() };
         let direct = DirectResponse { status: 418, body: "short and stout".into() };
         let no_header = &[][..];
-        let cases: Vec<(Config, &str, u16, &str, &str, &[(&str, &str)])> = vec![
+        type Case = (Config, &'static str, u16, &'static str, &'static str, &'static [(&'static str, &'static str)]);
+        let cases: Vec<Case> = vec![
             (Config::default(), "http://reviews/", 404, "", "NR route_not_found", no_header),
             (with(to("gone")), "http://reviews/", 503, "", "NC cluster_not_found", no_header),
             (
@@ -366,6 +367,64 @@ mod tests {
         assert_eq!(body.trailers().unwrap()["grpc-status"], "5");
         assert_eq!(seen.all(), [("http://reviews:80/a.B/C".to_owned(), http::Version::HTTP_2)]);
         assert!(client.grpc("not an authority").is_err());
+    }
+
+    /// CB1, RM1: what a tonic client gets for the mesh's refusals is a status it knows, and for a deadline its own.
+    #[tokio::test(start_paused = true)]
+    async fn a_tonic_client_gets_statuses() {
+        let limit = Forward { timeout: Some(Duration::from_secs(1)), ..Forward::default() };
+        let slow = configured([cluster("reviews", 1)], limit);
+        let empty = configured([cluster("reviews", 0)], Forward::default());
+        for (config, code) in [
+            (Config::default(), tonic::Code::Unavailable),
+            (empty, tonic::Code::Unavailable),
+            (slow, tonic::Code::DeadlineExceeded),
+        ] {
+            let client = client(&config, |_| std::future::pending::<Result<crate::testing::TestResponse, Error>>());
+            let mut generated = tonic::client::Grpc::new(client.grpc("reviews").unwrap());
+            generated.ready().await.unwrap();
+            let path = http::uri::PathAndQuery::from_static("/ratings.Ratings/Get");
+            let status = generated.unary(tonic::Request::new(Bytes::new()), path, Raw).await.unwrap_err();
+            assert_eq!(status.code(), code, "{status}");
+        }
+    }
+
+    /// Messages of bytes, as they are.
+    #[derive(Default)]
+    struct Raw;
+
+    impl tonic::codec::Codec for Raw {
+        type Encode = Bytes;
+        type Decode = Bytes;
+        type Encoder = Self;
+        type Decoder = Self;
+
+        fn encoder(&mut self) -> Self {
+            Self
+        }
+
+        fn decoder(&mut self) -> Self {
+            Self
+        }
+    }
+
+    impl tonic::codec::Encoder for Raw {
+        type Item = Bytes;
+        type Error = tonic::Status;
+
+        fn encode(&mut self, item: Bytes, buffer: &mut tonic::codec::EncodeBuf<'_>) -> Result<(), tonic::Status> {
+            bytes::BufMut::put(buffer, item);
+            Ok(())
+        }
+    }
+
+    impl tonic::codec::Decoder for Raw {
+        type Item = Bytes;
+        type Error = tonic::Status;
+
+        fn decode(&mut self, buffer: &mut tonic::codec::DecodeBuf<'_>) -> Result<Option<Bytes>, tonic::Status> {
+            Ok(Some(buffer.copy_to_bytes(buffer.remaining())))
+        }
     }
 
     /// C12: routing by `end-user` works for a request whose handler copied no header.

@@ -14,6 +14,7 @@
 //! | [`RetryLayer`] | [`Routed`] | [`Attempt`] | tries again |
 //! | [`BalanceLayer`] | [`Routed`], [`Attempt`] | [`Picked`] | picks an endpoint; limits; ejects |
 //! | [`LeafLayer`] | any of these | - | calls your service |
+//! | [`Between`] | [`Routed`] | [`Routed`] | hosts a Tower layer of your own |
 //!
 //! A wrong order does not compile, since each stage of deciding is a type of its own. Retrying before routing:
 //!
@@ -140,6 +141,7 @@ pub use crate::attempt::{Attempt, Call, Picked, Routed};
 use crate::error::Error;
 
 mod balance;
+mod between;
 mod fault;
 mod fixed;
 mod leaf;
@@ -149,6 +151,7 @@ mod telemetry;
 mod timeout;
 
 pub use balance::{Balance, BalanceLayer, Guarded};
+pub use between::{Between, Hosting, Onward};
 pub use fault::{FaultLayer, Faulty};
 pub use fixed::{Fixed, FixedRoute};
 pub use leaf::{Leaf, LeafLayer};

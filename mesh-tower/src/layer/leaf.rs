@@ -158,7 +158,47 @@ fn classify(error: impl Into<BoxError>) -> Error {
                 return Error::from_boxed(ErrorKind::Connect, error);
             }
         }
-        cause = this.source();
+        // An `io::Error` around another error hands on that error's source, passing over the error itself.
+        let within = this.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        cause = within.map(|within| within as _).or_else(|| this.source());
     }
     Error::from_boxed(ErrorKind::Reset, error)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+    use super::*;
+
+    #[test]
+    fn a_connection_that_never_was_is_safe_to_try_again() {
+        let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
+        let wrapped: BoxError = Box::new(Error::new(ErrorKind::Tls, refused));
+        assert_eq!(classify(wrapped).kind(), ErrorKind::Tls, "ours stay what they are");
+        let refused = io::Error::other(io::Error::from(io::ErrorKind::ConnectionRefused));
+        let error = classify(Box::new(refused) as BoxError);
+        assert_eq!((error.kind(), error.is_unsent()), (ErrorKind::Connect, true));
+        let reset = io::Error::from(io::ErrorKind::ConnectionReset);
+        assert!(!classify(Box::new(reset) as BoxError).is_unsent());
+    }
+
+    #[test]
+    fn the_name_asked_for_stays_in_the_host_header() {
+        for (uri, host, expected) in [
+            ("http://reviews:9080/a?b", None, "reviews:9080"),
+            ("http://reviews:9080", Some("own"), "own"),
+            ("/a", Some("own"), "own"),
+        ] {
+            let mut request = http::Request::get(uri);
+            if let Some(host) = host {
+                request = request.header("host", host);
+            }
+            let mut parts = request.body(()).unwrap().into_parts().0;
+            redirect(&mut parts, "10.0.0.1:80").unwrap();
+            assert_eq!(parts.headers["host"], expected, "{uri}");
+            assert_eq!(parts.uri.authority().unwrap(), "10.0.0.1:80");
+            assert_eq!(parts.uri.scheme_str(), Some("http"));
+        }
+    }
 }

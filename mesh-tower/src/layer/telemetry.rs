@@ -177,6 +177,8 @@ impl Story {
             Some(Arc::clone(endpoint.attached(|| Arc::new(Peer::new(workload.clone(), None)))))
         });
         let cluster = plan.cluster().map(|cluster| cluster.config());
+        let named = self.uri.authority().map(|authority| authority.as_str());
+        let authority = named.or(self.host.as_deref()).unwrap_or("");
         self.telemetry.record(&Event {
             reporter: Reporter::Source,
             trace: &self.trace,
@@ -186,7 +188,7 @@ impl Story {
             route: Some(&plan.route.name).filter(|name| !name.is_empty()),
             upstream: endpoint.as_ref().map(|endpoint| endpoint.address()),
             method: &self.method,
-            authority: self.uri.authority().map_or(self.host.as_deref().unwrap_or(""), |authority| authority.as_str()),
+            authority,
             path: self.uri.path_and_query().map_or("/", |path| path.as_str()),
             version: self.version,
             headers: &self.headers,
@@ -274,5 +276,95 @@ where
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+    use std::time::Duration;
+
+    use http_body_util::BodyExt;
+    use mesh_core::config::{
+        Abort, AbortStatus, Action, Config, Fault, Forward, Fraction, HttpRetry, RetryConditions, RetryPolicy, Route,
+        ServiceName, WeightedCluster,
+    };
+
+    use super::*;
+    use crate::{
+        telemetry,
+        testing::{client, cluster, configured, endless, response, route, with_route},
+    };
+
+    /// TE1: one event per request, however many tries it had and however it ended.
+    #[tokio::test(start_paused = true)]
+    async fn a_request_is_told_once_however_it_ends() {
+        let config = named("told-once", None);
+        let retried = client(&config, |_| async { Ok(response(503, &["no"])) });
+        retried.get("http://reviews/").await.unwrap().into_body().collect().await.unwrap();
+        drop(retried.get("http://reviews/").await.unwrap());
+        let hanging = client(&config, |_| async { Ok(endless(200)) });
+        drop(hanging.get("http://reviews/").await.unwrap());
+        let slow = client(&config, |_| std::future::pending::<Result<crate::testing::TestResponse, Error>>());
+        let _ = tokio::time::timeout(Duration::from_millis(5), slow.get("http://reviews/")).await;
+        let told = told("told-once");
+        let expected = [("0", "DC"), ("200", "DC"), ("503", "URX"), ("503", "URX,DC")];
+        assert_eq!(told, expected.map(|(code, flags)| (code.to_owned(), flags.to_owned(), 1)));
+    }
+
+    /// FI7, TE16: an injected abort is told with its flag.
+    #[tokio::test]
+    async fn a_fault_is_visible() {
+        let abort = Abort { status: AbortStatus::Http(500), fraction: Fraction::ALL };
+        let config = named("told-fault", Some(Fault { delay: None, abort: Some(abort) }));
+        let client = client(&config, |_| async { Ok(response(200, &[])) });
+        client.get("http://reviews/").await.unwrap();
+        assert_eq!(told("told-fault"), [("500".to_owned(), "FI".to_owned(), 1)]);
+    }
+
+    /// C12, TE12: a request carries on the trace of the one being served.
+    #[tokio::test]
+    async fn the_trace_goes_on() {
+        let client = client(&named("told-trace", None), |picked| async move {
+            let trace = TraceContext::extract(picked.request.headers()).unwrap();
+            Ok(response(if trace.trace_id == 7 { 200 } else { 500 }, &[]))
+        });
+        let trace = TraceContext { trace_id: 7, ..TraceContext::root(true) };
+        let served = context::Context { trace: Some(trace), ..Default::default() };
+        assert_eq!(served.scope(client.get("http://reviews/")).await.unwrap().status(), 200);
+    }
+
+    /// A configuration whose service has that name, so that its series can be told from those of other tests.
+    fn named(service: &str, fault: Option<Fault>) -> Config {
+        let mut reviews = cluster("reviews", 2);
+        reviews.service = Some(ServiceName { host: service.into(), name: service.into(), namespace: "default".into() });
+        let on = RetryConditions { http: vec![HttpRetry::ServerError], ..Default::default() };
+        let forward = Forward {
+            clusters: vec![WeightedCluster { cluster: "reviews".into(), weight: 1, ..Default::default() }],
+            retry: Some(RetryPolicy { on, ..Default::default() }),
+            ..Default::default()
+        };
+        let route = Route { fault, ..route(Action::Forward(forward)) };
+        with_route(configured([reviews], Forward::default()), route)
+    }
+
+    /// Code, flags and count of each series of `istio_requests_total` of that service, in order.
+    fn told(service: &str) -> Vec<(String, String, u32)> {
+        let text = telemetry::render().unwrap();
+        let ours = format!("destination_service_name=\"{service}\"");
+        let lines = text.lines().filter(|line| line.starts_with("istio_requests_total{") && line.contains(&ours));
+        let label = |line: &str, name: &str| {
+            let (_, rest) = line.split_once(&format!(",{name}=\"")).unwrap();
+            rest.split_once('"').unwrap().0.to_owned()
+        };
+        let mut series: Vec<_> = lines
+            .map(|line| {
+                let count = line.rsplit_once(' ').unwrap().1.parse().unwrap();
+                (label(line, "response_code"), label(line, "response_flags"), count)
+            })
+            .collect();
+        series.sort();
+        series
     }
 }
