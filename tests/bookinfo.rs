@@ -5,12 +5,16 @@
 
 #[path = "bookinfo/bad_input.rs"]
 mod bad_input;
+#[path = "bookinfo/calls.rs"]
+mod calls;
 #[path = "bookinfo/harness.rs"]
 mod harness;
 #[path = "bookinfo/identity.rs"]
 mod identity;
 #[path = "bookinfo/page.rs"]
 mod page;
+#[path = "bookinfo/programs.rs"]
+mod programs;
 #[path = "../examples/bookinfo/services.rs"]
 mod services;
 #[path = "bookinfo/starting.rs"]

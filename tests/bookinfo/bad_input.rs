@@ -2,7 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use crate::harness::{free_network, meshctl, shared};
+use crate::harness::shared;
+use crate::programs::{free_network, meshctl};
 
 /// OP3: each mistake is shown with file, line and column, an excerpt and what to do; exit code 65, and nothing takes effect.
 #[tokio::test(flavor = "multi_thread")]

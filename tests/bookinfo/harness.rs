@@ -3,12 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::BTreeMap;
-use std::hash::{BuildHasher, RandomState};
 use std::io::{BufRead, BufReader, Read};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{self, Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -17,12 +16,11 @@ use axum::body::Body;
 use futures_util::{StreamExt, stream};
 use http::header::{COOKIE, LOCATION, SET_COOKIE};
 use http::{Request, StatusCode};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
-use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
+use rustix::process::Signal;
 use tokio::sync::{Mutex, MutexGuard};
+
+use crate::calls::{Answer, client, get};
+use crate::programs::{Ran, free_network, istio, meshctl, program, signal_process, wait_until};
 
 /// How long anything that is waited for may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -37,28 +35,6 @@ pub(crate) struct Bookinfo {
     /// Its parts and their process numbers, from the table it prints.
     table: BTreeMap<String, u32>,
     dir: PathBuf,
-}
-
-/// One answer, read to its end.
-#[derive(Clone, Debug)]
-pub(crate) struct Answer {
-    pub(crate) status: StatusCode,
-    pub(crate) body: String,
-    pub(crate) took: Duration,
-}
-
-impl Answer {
-    /// The body as JSON.
-    pub(crate) fn json(&self) -> Value {
-        serde_json::from_str(&self.body).unwrap_or(Value::Null)
-    }
-}
-
-/// What a command said and how it ended.
-pub(crate) struct Ran {
-    pub(crate) code: i32,
-    pub(crate) out: String,
-    pub(crate) err: String,
 }
 
 /// One test at a time: they count and measure, and one test's load would be another's delay.
@@ -306,14 +282,9 @@ impl Bookinfo {
     /// Sends a signal to the process that was started, and waits for it to end.
     pub(crate) fn end(&mut self, signal: Signal) -> i32 {
         signal_process(self.process.id(), signal);
-        let until = Instant::now() + PATIENCE;
-        loop {
-            match self.process.try_wait().unwrap() {
-                Some(status) => return status.code().unwrap_or(-1),
-                None if Instant::now() < until => std::thread::sleep(Duration::from_millis(10)),
-                None => panic!("Bookinfo does not end; it said:\n{}", self.said()),
-            }
-        }
+        let ended = wait_until(PATIENCE, || self.process.try_wait().unwrap().is_some());
+        assert!(ended, "Bookinfo does not end; it said:\n{}", self.said());
+        self.process.wait().unwrap().code().unwrap_or(-1)
     }
 }
 
@@ -321,131 +292,10 @@ impl Drop for Bookinfo {
     fn drop(&mut self) {
         // Closing its standard input ends it; killing is for a supervisor that does not notice.
         drop(self.process.stdin.take());
-        let until = Instant::now() + Duration::from_secs(20);
-        while Instant::now() < until {
-            if self.process.try_wait().is_ok_and(|status| status.is_some()) {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(20));
+        if wait_until(Duration::from_secs(20), || self.process.try_wait().is_ok_and(|status| status.is_some())) {
+            return;
         }
         let _ = self.process.kill();
         let _ = self.process.wait();
-    }
-}
-
-/// A process that ends with the test.
-pub(crate) struct Killed(pub(crate) Child);
-
-impl Killed {
-    /// Starts it, with nothing to read.
-    pub(crate) fn start(mut command: Command) -> Self {
-        Self(command.stdin(Stdio::null()).spawn().expect("it starts"))
-    }
-}
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// Runs `meshctl` on the control plane at `server`.
-pub(crate) fn meshctl(server: &str, arguments: &[&str], input: &str) -> Ran {
-    let mut process = Command::new(program("meshctl"))
-        .args(arguments)
-        .env("MESHCTL_SERVER", server)
-        .env("NO_COLOR", "1")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("meshctl starts");
-    std::io::Write::write_all(&mut process.stdin.take().unwrap(), input.as_bytes()).unwrap();
-    process.wait_with_output().unwrap().into()
-}
-
-impl From<Output> for Ran {
-    fn from(output: Output) -> Self {
-        Self {
-            code: output.status.code().unwrap_or(-1),
-            out: String::from_utf8_lossy(&output.stdout).into_owned(),
-            err: String::from_utf8_lossy(&output.stderr).into_owned(),
-        }
-    }
-}
-
-/// A program as built beside this test.
-pub(crate) fn program(name: &str) -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let program = test.parent().and_then(Path::parent).unwrap().join(name);
-    assert!(
-        program.exists(),
-        "{} is not built: run `cargo test --workspace`, or `cargo build --workspace --bins --examples` first",
-        program.display()
-    );
-    program
-}
-
-/// A file of Istio's Bookinfo sample; without the data, says so on standard error, or fails if `MESH_REQUIRE_PEERS=1`.
-pub(crate) fn istio(file: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("MESH_ISTIO_DATA")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/istio"), PathBuf::from);
-    let path = root.join("samples/bookinfo").join(file);
-    if path.exists() {
-        return Some(path);
-    }
-    let missing = format!("{} is not there (set MESH_ISTIO_DATA)", path.display());
-    assert!(std::env::var("MESH_REQUIRE_PEERS").as_deref() != Ok("1"), "{missing}");
-    eprintln!("SKIPPED: {missing}");
-    None
-}
-
-/// A client with connections of its own.
-pub(crate) fn client() -> Client<HttpConnector, Body> {
-    Client::builder(TokioExecutor::new()).build_http()
-}
-
-/// One GET, with an answer that says if it failed: status 599, the reason as body.
-pub(crate) async fn get(client: &Client<HttpConnector, Body>, uri: &str, headers: &[(&str, &str)]) -> Answer {
-    let start = Instant::now();
-    let mut request = Request::get(uri);
-    for (name, value) in headers.iter().filter(|(_, value)| !value.is_empty()) {
-        request = request.header(*name, *value);
-    }
-    let failed =
-        |error: String| Answer { status: StatusCode::from_u16(599).unwrap(), body: error, took: start.elapsed() };
-    match client.request(request.body(Body::empty()).unwrap()).await {
-        Ok(answer) => {
-            let status = answer.status();
-            match axum::body::to_bytes(Body::new(answer.into_body()), usize::MAX).await {
-                Ok(body) => Answer { status, body: String::from_utf8_lossy(&body).into_owned(), took: start.elapsed() },
-                Err(error) => failed(error.to_string()),
-            }
-        }
-        Err(error) => failed(format!("{error:?}")),
-    }
-}
-
-/// Sends a signal to a process.
-pub(crate) fn signal_process(id: u32, signal: Signal) {
-    let id = Pid::from_raw(i32::try_from(id).unwrap()).unwrap();
-    kill_process(id, signal).unwrap();
-}
-
-/// Whether a process is there.
-pub(crate) fn is_running(id: u32) -> bool {
-    // A zombie is not: it has ended, and only waits to be counted.
-    std::fs::read_to_string(format!("/proc/{id}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
-}
-
-/// Three numbers that begin loopback addresses nobody else here uses.
-pub(crate) fn free_network() -> [u8; 3] {
-    loop {
-        let random = RandomState::new().hash_one(std::process::id()).to_le_bytes();
-        let [a, b, c] = [127, 1 + random[0] % 250, random[1]];
-        if std::net::TcpListener::bind((Ipv4Addr::new(a, b, c, 10), 9080)).is_ok() {
-            return [a, b, c];
-        }
     }
 }

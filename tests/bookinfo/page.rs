@@ -4,7 +4,8 @@
 
 use http::StatusCode;
 
-use crate::harness::{Answer, Bookinfo, shared};
+use crate::calls::Answer;
+use crate::harness::{Bookinfo, shared};
 
 /// What a reader sees where the stars are.
 #[derive(Clone, Copy, Debug, PartialEq)]

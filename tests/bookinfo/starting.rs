@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::harness::{Bookinfo, Killed, PATIENCE, Ran, client, free_network, get, is_running, program, turn};
+use crate::calls::{client, get};
+use crate::harness::{Bookinfo, PATIENCE, turn};
+use crate::programs::{Killed, Ran, free_network, is_running, program};
 
 /// SV7: Ctrl-C ends every process, the supervisor without an error, and leaves no file behind.
 #[tokio::test(flavor = "multi_thread")]

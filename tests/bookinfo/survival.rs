@@ -9,8 +9,10 @@ use std::time::Instant;
 
 use rustix::process::Signal;
 
-use crate::harness::{Bookinfo, Killed, PATIENCE, client, get, program, turn};
+use crate::calls::{client, get};
+use crate::harness::{Bookinfo, PATIENCE, turn};
 use crate::page::{Stars, stars};
+use crate::programs::{Killed, program};
 
 const RETRY: &str = include_str!("../../examples/bookinfo/mesh/reviews-retry.yaml");
 const WORKLOADS: [&str; 3] = ["reviews-v1", "reviews-v2", "reviews-v3"];
@@ -95,7 +97,7 @@ async fn a_killed_workload_costs_no_page() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_control_plane_costs_no_page() {
     let _turn = turn().await;
-    let mut bookinfo = Bookinfo::start(&["--restart-after", "3"], &[]);
+    let mut bookinfo = Bookinfo::start(&["--restart-after", "5"], &[]);
     bookinfo.apply(RETRY);
     bookinfo.until_reviews_by(&WORKLOADS, "").await;
     let load = Load::start(&bookinfo);
@@ -105,13 +107,14 @@ async fn a_killed_control_plane_costs_no_page() {
     load.pages(200).await;
 
     bookinfo.signal("reviews-v3", Signal::KILL);
+    bookinfo.wait_for("reviews-v3 ended");
     let mut command = Command::new(program("examples/bookinfo"));
     command
         .args(["reviews", &bookinfo.workload("reviews-v3").to_string()])
         .env("GRPC_XDS_BOOTSTRAP", bookinfo.dir().join("reviews-v3.json"))
         .env("HOSTNAME", "started-early");
     let mut waiting = Killed::start(command);
-    assert!(std::net::TcpStream::connect(bookinfo.at(9, 15012)).is_err(), "the control plane is still away");
+    assert!(std::net::TcpStream::connect(bookinfo.at(9, 15012)).is_err(), "the control plane was to be away still");
 
     bookinfo.wait_for("control-plane runs again");
     bookinfo.until_reviews_by(&["reviews-v1", "reviews-v2", "started-early"], "").await;

@@ -4,7 +4,8 @@
 
 use std::time::Instant;
 
-use crate::harness::{Bookinfo, PATIENCE, client, get, shared, turn};
+use crate::calls::{client, get};
+use crate::harness::{Bookinfo, PATIENCE, shared, turn};
 
 /// TE1, SV8, TE21: both ends of a call count it with Istio's names, labels and buckets.
 #[tokio::test(flavor = "multi_thread")]

@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Bookinfo, PATIENCE, client, get, istio, meshctl, shared};
+use crate::calls::{client, get};
+use crate::harness::{Bookinfo, PATIENCE, shared};
 use crate::page::{Stars, stars};
+use crate::programs::{istio, meshctl};
 
 const ALL: &str = "networking/destination-rule-all.yaml";
 const ALL_V1: &str = "networking/virtual-service-all-v1.yaml";
