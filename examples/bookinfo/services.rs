@@ -49,6 +49,23 @@ mod tests {
 
     use super::*;
 
+    /// What travels with a request is the mesh's business; productpage alone names the user, whom it alone knows.
+    #[test]
+    fn no_handler_names_the_mesh_or_copies_a_header() {
+        let details = include_str!("details.rs");
+        let reviews = include_str!("reviews.rs");
+        let ratings = include_str!("ratings.rs");
+        let productpage = [include_str!("productpage.rs"), include_str!("productpage/session.rs")].concat();
+        for service in [details, reviews, ratings, &productpage] {
+            let handlers = service.split("#[cfg(test)]").next().unwrap();
+            for word in ["mesh_", "traceparent", "x-request-id", "x-b3"] {
+                assert!(!handlers.contains(word), "a handler names `{word}`");
+            }
+            let names_user = handlers.contains("\"end-user\"");
+            assert_eq!(names_user, service == productpage, "only productpage says who the user is");
+        }
+    }
+
     #[test]
     fn neighbours_are_named_by_the_environment() {
         let cases: &[(&[(&str, &str)], &str)] = &[

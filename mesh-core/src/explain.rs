@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     cluster::Cluster,
-    config::{Abort, AbortStatus, Action, Fault, Health, RetryPolicy, Route},
+    config::{Abort, AbortStatus, Action, Fault, Health, LoadBalancer, RetryPolicy, Route},
     plan::{Plan, Target},
     request::RequestView,
     route::{self, RouteTable, Rule, VirtualHost, describe},
@@ -233,7 +233,12 @@ fn told_cluster(cluster: &Cluster) -> ClusterTold {
         name: config.name.to_string(),
         origin: config.origin.as_deref().map(str::to_owned),
         failed: config.failed.clone(),
-        load_balancer: format!("{:?}", config.load_balancer),
+        load_balancer: match &config.load_balancer {
+            LoadBalancer::RoundRobin => "in turn".to_owned(),
+            LoadBalancer::LeastRequest(least) => format!("least requests of {} drawn", least.choices),
+            LoadBalancer::Random => "at random".to_owned(),
+            LoadBalancer::PeakEwma => "soonest answer of 2 drawn".to_owned(),
+        },
         tls: match &config.tls {
             crate::config::TlsMode::Disable => "plaintext",
             crate::config::TlsMode::Always(_) => "TLS",
