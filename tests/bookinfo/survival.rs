@@ -92,6 +92,22 @@ async fn a_killed_workload_costs_no_page() {
     bookinfo.until_reviews_by(&["reviews-v1", "reviews-v3"], "").await;
 }
 
+/// SV7: one of three reviews is told to end under load: it finishes what it began, and without any rule for retries no page is
+/// without its reviews.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_workload_told_to_end_costs_no_page() {
+    let _turn = turn().await;
+    let mut bookinfo = Bookinfo::start(&[], &[]);
+    bookinfo.until_reviews_by(&WORKLOADS, "").await;
+    let load = Load::start(&bookinfo);
+    load.pages(200).await;
+    bookinfo.signal("reviews-v2", Signal::TERM);
+    assert!(bookinfo.wait_for("reviews-v2 ended").contains("exit status: 0"));
+    load.pages(200).await;
+    load.check(&bookinfo).await;
+    bookinfo.until_reviews_by(&["reviews-v1", "reviews-v3"], "").await;
+}
+
 /// XD8, XD9: the control plane dies under load: every page is whole, before and after it is back, and then it is obeyed again. A
 /// workload started meanwhile waits for it and then takes part.
 #[tokio::test(flavor = "multi_thread")]
