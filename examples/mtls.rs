@@ -38,7 +38,7 @@ async fn main() -> Result<(), BoxError> {
         }
     }
     let plain = Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
-    println!("in plaintext: {}", plain.get(url.parse()?).await.expect_err("refused"));
+    println!("in plaintext: {:?}", plain.get(url.parse()?).await.err());
     Ok(())
 }
 
