@@ -99,7 +99,7 @@ impl Bookinfo {
         let lines = sync::Mutex::new(lines);
         let mut this = Self { process, network, lines, said, table: BTreeMap::new(), dir: PathBuf::new() };
         this.wait_for("Bookinfo is ready");
-        while !this.wait_for("").contains("of this run:") {}
+        this.wait_for("Ctrl-C ends all of them");
         let said = this.said();
         for line in said.lines() {
             let words: Vec<&str> = line.split_whitespace().collect();
