@@ -3,7 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::hash::{BuildHasher, RandomState};
-use std::net::Ipv4Addr;
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -102,8 +103,12 @@ pub(crate) fn free_network() -> [u8; 3] {
     loop {
         let random = RandomState::new().hash_one(std::process::id()).to_le_bytes();
         let [a, b, c] = [127, 1 + random[0] % 250, random[1]];
-        if std::net::TcpListener::bind((Ipv4Addr::new(a, b, c, 10), 9080)).is_ok() {
-            return [a, b, c];
+        match TcpListener::bind((Ipv4Addr::new(a, b, c, 10), 9080)) {
+            Ok(_) => return [a, b, c],
+            Err(error) if error.kind() == ErrorKind::AddrNotAvailable => {
+                panic!("these tests need loopback addresses beside 127.0.0.1, as Linux has them: {error}")
+            }
+            Err(_) => {}
         }
     }
 }
