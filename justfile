@@ -22,6 +22,6 @@ lint:
 bench:
     cargo bench --bench call
 
-# Write the generated protobuf code and command-line snapshots anew
+# Write the generated protobuf code, and what the protocol scripts expect, anew
 regenerate:
-    MESH_REGENERATE=1 cargo test -p mesh-xds --test protos
+    MESH_REGENERATE=1 cargo test -p mesh-xds --lib --test protos

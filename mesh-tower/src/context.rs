@@ -5,7 +5,7 @@
 //! [`in_context`](InContext::in_context). The deadline is that of the caller, whatever its protocol: gRPC says it in
 //! `grpc-timeout`, HTTP callers of this mesh in `x-envoy-expected-rq-timeout-ms` (C11).
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{fmt, future::Future, sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use mesh_core::request::is_grpc;
@@ -26,7 +26,7 @@ pub(crate) const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeou
 pub(crate) const EXPECTED_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
 
 /// What a served request hands on to the requests made for it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Context {
     /// Where it is in its trace.
     pub trace: Option<TraceContext>,
@@ -34,6 +34,15 @@ pub struct Context {
     pub deadline: Option<Instant>,
     /// Headers that are sent on as they are, unless a request has its own.
     pub headers: HeaderMap,
+}
+
+/// Headers by name only: they may be cookies and tokens.
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let headers: Vec<_> = self.headers.keys().collect();
+        let Self { trace, deadline, .. } = self;
+        f.debug_struct("Context").field("trace", trace).field("deadline", deadline).field("headers", &headers).finish()
+    }
 }
 
 impl Context {
@@ -146,6 +155,14 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
     use super::*;
+
+    #[test]
+    fn values_of_headers_are_not_shown() {
+        let mut headers = HeaderMap::new();
+        headers.insert("cookie", HeaderValue::from_static("session=secret"));
+        let shown = format!("{:?}", Context::received(&headers, &[http::header::COOKIE]));
+        assert!(shown.contains("cookie") && !shown.contains("secret"), "{shown}");
+    }
 
     /// TO3: every unit of `grpc-timeout` is understood, and what is sent is understood again.
     #[test]

@@ -1,7 +1,7 @@
 //! A service mesh inside your process: Tower layers, clients and servers for hyper and tonic.
 //!
 //! What to do with a request is decided by `mesh-core`; this crate does it: it connects, sends, waits, tries again and
-//! tells. It opens no port and starts no task of its own accord. One request of the default client, top to bottom, is
+//! tells. Only [`Mesh`] opens a port (of administration, on loopback) and starts tasks, which it owns. One request of the default client, top to bottom, is
 //! [`client`]; each of its layers is a file of [`layer`] and works alone around any `Service<http::Request<B>>`.
 //!
 //! What this crate does not do: parse what a control plane says (`mesh-xds`), decide (`mesh-core`), or be a control
@@ -39,3 +39,8 @@ pub use self::{
     mesh::{Builder, Mesh, MeshError},
     pool::{Pool, PooledBody},
 };
+
+/// The README's program, so that it compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

@@ -294,6 +294,16 @@ fn join(bootstrap: Arc<Bootstrap>, workload: Option<Workload>, identity: LiveIde
     let workload = workload.unwrap_or_else(|| bootstrap.node.workload());
     let metadata = own_metadata(&bootstrap.node.id, &workload);
     let secure = bootstrap.ca.is_some() && wants_identity;
+    for ignored in &bootstrap.ignored {
+        tracing::warn!(target: "mesh", %ignored, "this part of the bootstrap has no effect");
+    }
+    if wants_identity && !secure {
+        tracing::warn!(
+            target: "mesh",
+            "this process has no identity, so it serves in plaintext and calls in plaintext: its bootstrap names no \
+             certificate authority that is reached over TLS with a token"
+        );
+    }
     let principal = secure.then(|| bootstrap.node.identity());
     let mut tasks = Vec::new();
     if secure {

@@ -26,9 +26,12 @@ struct SourceFile {
 }
 
 impl SourceFile {
-    /// The part before the unit tests at the file's end.
+    /// The part before the unit tests at the file's end; `mod tests;` near the top ends nothing.
     fn code(&self) -> &str {
-        self.text.split("\n#[cfg(test)]\nmod ").next().unwrap_or(&self.text)
+        let starts = self.text.match_indices("\n#[cfg(test)]\nmod ");
+        let inline = |at: &usize| self.text[at + 1..].lines().nth(1).is_some_and(|line| line.ends_with('{'));
+        let end = starts.map(|(at, _)| at).find(inline);
+        &self.text[..end.unwrap_or(self.text.len())]
     }
 
     fn is_generated(&self) -> bool {

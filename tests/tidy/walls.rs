@@ -29,6 +29,8 @@ fn dependencies_point_one_way() {
         ("mesh-xds", &["mesh-tower", "mesh-control", "rustls", "hyper"][..]),
         ("mesh-tower", &["mesh-control", "prost", "prost-types", "envoy-types"][..]),
         ("mesh-control", &["mesh-tower"][..]),
+        ("mesh-core", &["mesh-control"][..]),
+        ("mesh", &["mesh-core", "mesh-xds", "mesh-tower", "mesh-control"][..]),
     ] {
         for dependency in uses(package) {
             if forbidden.contains(&dependency.as_str()) {

@@ -3,7 +3,6 @@
 use std::{fmt, io, net::SocketAddr};
 
 /// Why there is no [`Mesh`], or it does not serve.
-#[derive(Debug)]
 #[non_exhaustive]
 pub enum MeshError {
     /// Nothing says where configuration comes from.
@@ -59,6 +58,13 @@ impl fmt::Display for MeshError {
             Self::Bind { address, error } => write!(f, "cannot serve on {address}: {error}"),
             Self::Listen(error) => write!(f, "cannot listen: {error}"),
         }
+    }
+}
+
+/// As [`Display`](fmt::Display): a `main` that returns the error prints this.
+impl fmt::Debug for MeshError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 

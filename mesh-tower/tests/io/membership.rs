@@ -15,7 +15,8 @@ fn builder(variables: &[(&str, &str)]) -> Result<Builder, MeshError> {
 /// XD18: without any source, the error lists each that was tried; a wrong value says what it may be.
 #[test]
 fn nothing_configured_lists_what_was_tried() {
-    let error = builder(&[]).unwrap_err().to_string();
+    // A `main` that returns the error shows it by `Debug`.
+    let error = format!("{:?}", builder(&[]).unwrap_err());
     for source in ["in code", "MESH_MODE", "GRPC_XDS_BOOTSTRAP", "GRPC_XDS_BOOTSTRAP_CONFIG"] {
         assert!(error.contains(source), "{source} in {error}");
     }
