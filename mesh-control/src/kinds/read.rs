@@ -142,12 +142,18 @@ impl<'s> Reader<'s> {
             return None;
         }
         let text = self.text(node, path)?;
-        let duration = duration(&text);
-        if duration.is_none() {
+        let Some(duration) = duration(&text) else {
             self.invalid(node.at, format!("{path} is not a duration: {:?}", text.value)).help =
                 Some("write a number and a unit, such as 7s, 250ms or 1h30m".to_owned());
+            return None;
+        };
+        // To round it would turn the shortest time into none at all, which often means no limit.
+        if duration.is_zero() && text.contains(|c: char| c.is_ascii_digit() && c != '0') {
+            self.invalid(node.at, format!("{path} is too short to be told from 0: {:?}", text.value)).help =
+                Some("the shortest duration is 1ns; write 0s if none is meant".to_owned());
+            return None;
         }
-        duration
+        Some(duration)
     }
 
     /// A duration of at least a millisecond.

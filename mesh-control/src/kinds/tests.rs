@@ -195,6 +195,24 @@ const BROKEN: &[(&str, &[Fault])] = &[
 ];
 
 /// OP3: every fault of a file is told at once, at its place, with what to do.
+/// A timeout of 0 is none: what is merely close to it must not become that.
+#[test]
+fn durations_that_round_to_nothing_are_refused() {
+    let rule = |timeout: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: x}}\nspec:\n  hosts: [x]\n  http:\n  - timeout: {timeout}\n    route:\n    - destination: {{host: x}}\n"
+        )
+    };
+    for timeout in ["0s", "0", "0.0s", "0h0m0.000s", "1ns", "5s"] {
+        assert!(parse("f.yaml", &rule(&format!("\"{timeout}\""))).is_ok(), "{timeout}");
+    }
+    for timeout in ["0.0000000001s", "0.1ns", "0h0.0000001us"] {
+        let found = parse("f.yaml", &rule(timeout)).unwrap_err();
+        assert_eq!(codes(&found), ["IST0106 7:14"], "{timeout}");
+        assert!(found[0].message.contains("timeout is too short") && found[0].message.contains(timeout), "{found:?}");
+    }
+}
+
 #[test]
 fn broken_files_are_told_with_place_and_help() {
     for (text, expected) in BROKEN {
