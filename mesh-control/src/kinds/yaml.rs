@@ -123,6 +123,8 @@ impl Source {
     /// The documents of a file that hold more than comments.
     pub(crate) fn documents(file: &str, text: &str) -> Vec<Self> {
         let file: Arc<str> = file.into();
+        // A byte order mark is no part of the first line (YAML 1.2 section 5.2), nor of its columns.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let mut documents = Vec::new();
         let mut start = (1, 0);
         let mut offset = 0;
@@ -338,6 +340,17 @@ mod tests {
         assert_eq!(count("a: 1\n---\n"), [1]);
         assert_eq!(count("%YAML 1.2\n---\na: 1\n...\nb: 1\n--- # c\nc: 2"), [2, 5, 6]);
         assert_eq!(count("a: |\n  ---\n  x\n----: 1"), [1]);
+    }
+
+    #[test]
+    fn byte_order_mark_takes_no_column() {
+        let documents = Source::documents("f", "\u{feff}---\nkind: a\n");
+        assert_eq!((documents.len(), documents[0].first_line, &*documents[0].text), (1, 1, "---\nkind: a\n"));
+        let tree = Source::documents("f", "\u{feff}kind: [a]\n")[0].tree().unwrap();
+        let Value::List(items) = &tree.get("kind").unwrap().value else { panic!("{tree:?}") };
+        assert_eq!(at(&items[0]), (1, 8, 1));
+        let error = Source::documents("f", "\u{feff}kind: [a: b\n")[0].tree().unwrap_err();
+        assert!(!error.excerpt.contains('\u{feff}'), "{error}");
     }
 
     #[test]
