@@ -14,7 +14,7 @@ use mesh_core::config::Config;
 use mesh_xds::{bootstrap::Bootstrap, client::Client};
 use tokio::{net::TcpListener, time};
 
-/// The bar for a mesh of Bookinfo's size.
+/// What a change may take in a mesh of Bookinfo's size.
 const IN_FORCE: Duration = Duration::from_millis(100);
 
 /// XD1, XD3, OP1, OP10: a change is in force at every workload within 100 ms, and proxy-status says so.
