@@ -17,6 +17,8 @@ mod page;
 mod programs;
 #[path = "../examples/bookinfo/services.rs"]
 mod services;
+#[path = "bookinfo/spans.rs"]
+mod spans;
 #[path = "bookinfo/starting.rs"]
 mod starting;
 #[path = "bookinfo/survival.rs"]
