@@ -4,12 +4,15 @@
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use mesh_control::ca::{Ca, ServiceAccount};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -18,6 +21,9 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use crate::harness::shared;
+
+/// A chain, leaf first, and the key of the leaf.
+type Certificate = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
 /// In the order of the loopback addresses.
 const WORKLOADS: [(&str, &str); 6] = [
@@ -37,7 +43,18 @@ async fn a_plaintext_call_is_refused() {
     for (name, _) in WORKLOADS {
         let stream = TcpStream::connect(bookinfo.workload(name)).await.unwrap();
         let answer = exchange(stream).await;
-        assert!(!answer.starts_with("HTTP/1.1 2"), "{name}: {answer}");
+        assert!(!answer.contains("HTTP/"), "{name}: {answer}");
+    }
+}
+
+/// AN8: the same caller is let in once it shows a certificate of this mesh: that, and nothing else, is what the others lack.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_of_this_mesh_is_let_in() {
+    let bookinfo = shared().await;
+    for (name, _) in WORKLOADS {
+        let (config, _) = showing(Some(own(&bookinfo.dir().join("state"))));
+        let answer = call(bookinfo.workload(name), config).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{name}: {answer}");
     }
 }
 
@@ -49,17 +66,8 @@ async fn a_caller_of_another_authority_is_refused() {
     let claimed = "spiffe://cluster.local/ns/default/sa/bookinfo-productpage";
     for (name, app) in WORKLOADS {
         for certificate in [None, Some(foreign(claimed))] {
-            let seen = Arc::new(Seen { provider: Arc::new(ring::default_provider()), certificate: Mutex::default() });
-            let config = ClientConfig::builder_with_provider(seen.provider.clone())
-                .with_safe_default_protocol_versions()
-                .unwrap()
-                .dangerous()
-                .with_custom_certificate_verifier(seen.clone());
             let shows_one = certificate.is_some();
-            let config = match certificate {
-                Some((chain, key)) => config.with_client_auth_cert(chain, key).unwrap(),
-                None => config.with_no_client_auth(),
-            };
+            let (config, seen) = showing(certificate);
             let answer = call(bookinfo.workload(name), config).await;
             assert!(!answer.starts_with("HTTP/1.1"), "{name}, certificate {shows_one}: {answer}");
             let shown = seen.certificate.lock().unwrap().clone();
@@ -67,6 +75,21 @@ async fn a_caller_of_another_authority_is_refused() {
             assert!(shown.windows(identity.len()).any(|part| part == identity.as_bytes()), "{name} is not {identity}");
         }
     }
+}
+
+/// A client that shows this certificate, and what it will see.
+fn showing(certificate: Option<Certificate>) -> (ClientConfig, Arc<Seen>) {
+    let seen = Arc::new(Seen { provider: Arc::new(ring::default_provider()), certificate: Mutex::default() });
+    let config = ClientConfig::builder_with_provider(seen.provider.clone())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(seen.clone());
+    let config = match certificate {
+        Some((chain, key)) => config.with_client_auth_cert(chain, key).unwrap(),
+        None => config.with_no_client_auth(),
+    };
+    (config, seen)
 }
 
 async fn call(addr: SocketAddr, config: ClientConfig) -> String {
@@ -99,7 +122,7 @@ async fn exchange(mut stream: impl AsyncReadExt + AsyncWriteExt + Unpin) -> Stri
 }
 
 /// A certificate for this identity, by an authority that nobody here knows.
-fn foreign(identity: &str) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+fn foreign(identity: &str) -> Certificate {
     let mut root = CertificateParams::new(Vec::new()).unwrap();
     root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let root = CertifiedIssuer::self_signed(root, KeyPair::generate().unwrap()).unwrap();
@@ -108,6 +131,17 @@ fn foreign(identity: &str) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'stat
     let key = KeyPair::generate().unwrap();
     let leaf = leaf.signed_by(&key, &root).unwrap();
     (vec![leaf.der().clone(), root.der().clone()], key.into())
+}
+
+/// A certificate for productpage by the authority of the mesh, whose keys are in this directory.
+fn own(dir: &Path) -> Certificate {
+    let ca = Ca::open(dir, "cluster.local").unwrap();
+    let key = KeyPair::generate().unwrap();
+    let request = CertificateParams::new(Vec::new()).unwrap().serialize_request(&key).unwrap().pem().unwrap();
+    let account = ServiceAccount::new("default", "bookinfo-productpage").unwrap();
+    let chain = ca.sign_csr(&request, &account, None, SystemTime::now()).unwrap();
+    let chain = chain.iter().map(|pem| CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()).collect();
+    (chain, key.into())
 }
 
 /// Takes any server, and remembers what it showed.
