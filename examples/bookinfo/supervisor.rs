@@ -51,7 +51,7 @@ pub(crate) struct Options {
     restart_after: u64,
 }
 
-/// Runs until Ctrl-C or SIGTERM.
+/// Runs until Ctrl-C, SIGTERM, or the end of its terminal.
 pub(crate) async fn run(options: Options) -> Result<(), BoxError> {
     let place = place(options.address_base);
     let layout = Layout::new(options.gateway_addr, options.xds_addr, options.api_addr, place);
@@ -61,11 +61,13 @@ pub(crate) async fn run(options: Options) -> Result<(), BoxError> {
 
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     let mut parts = Parts { dir: dir.path(), layout: &layout, children: Vec::new() };
     let outcome = tokio::select! {
         outcome = parts.run(Duration::from_secs(options.restart_after)) => outcome,
         _ = interrupt.recv() => Ok(()),
         _ = terminate.recv() => Ok(()),
+        _ = hangup.recv() => Ok(()),
         () = child::left_alone() => Ok(()),
     };
     say("\nEnding ...");
@@ -205,10 +207,10 @@ impl Parts<'_> {
         let Layout { xds, api, members } = self.layout;
         let gateway = self.layout.gateway();
         let mut text = format!("Bookinfo is ready: http://{gateway}/productpage\n\n");
-        text += &format!("{:<16}{:<24}{:<42}{}\n", "PROCESS", "LISTENS ON", "METRICS", "PID");
+        text += &format!("{:<16}{:<28} {:<42} {}\n", "PROCESS", "LISTENS ON", "METRICS", "PID");
         let mut line = |name: &str, listen: String, admin: String| {
             let id = self.children.iter().find(|child| child.name() == name).map_or(0, Child::id);
-            text += &format!("{name:<16}{listen:<24}{admin:<42}{id}\n");
+            text += &format!("{name:<16}{listen:<28} {admin:<42} {id}\n");
         };
         line(CONTROL_PLANE, format!("{xds} (xDS)"), format!("http://{api} (API)"));
         for member in members {

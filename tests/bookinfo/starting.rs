@@ -29,6 +29,20 @@ async fn ctrl_c_ends_all_of_them() {
     assert!(!bookinfo.said().contains("killing it"), "{}", bookinfo.said());
 }
 
+/// SV7: a control plane that died is started again, and a closed terminal ends it too, without a file left behind.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_closed_terminal_ends_all_of_them() {
+    let _turn = turn().await;
+    let mut bookinfo = Bookinfo::start(&[], &[]);
+    bookinfo.signal("control-plane", Signal::KILL);
+    let line = bookinfo.wait_for("control-plane runs again");
+    let again: u32 = line.trim_end_matches('.').rsplit(' ').next().unwrap().parse().unwrap();
+    assert_eq!(bookinfo.end(Signal::HUP), 0, "{}", bookinfo.said());
+    let left: Vec<u32> = bookinfo.pids().into_iter().chain([again]).filter(|pid| is_running(*pid)).collect();
+    assert!(left.is_empty(), "{left:?} still run");
+    assert!(!bookinfo.dir().exists(), "{:?} is still there", bookinfo.dir());
+}
+
 /// A supervisor that is killed takes its processes along.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_process_outlives_the_supervisor() {

@@ -4,7 +4,7 @@
 //! ends: that is how a child learns that it is alone ([`end_with_the_supervisor`]).
 
 use std::ffi::OsString;
-use std::io;
+use std::io::{self, Write};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -80,7 +80,8 @@ impl Child {
         let Some(number) = number else { return };
         let _ = kill_process(number, Signal::TERM);
         if timeout(PATIENCE, self.process.wait()).await.is_err() {
-            eprintln!("{} does not end; killing it", self.name);
+            // The terminal may be gone.
+            let _ = writeln!(io::stderr(), "{} does not end; killing it", self.name);
             let _ = self.process.kill().await;
         }
     }
