@@ -20,13 +20,14 @@ pub(crate) const GATEWAY_PORT: u16 = 8080;
 const FILE: &str = "layout.json";
 
 /// What the services of Istio's Bookinfo copy by hand from request to request, but for the trace.
-const PROPAGATED: [&str; 11] = [
+const PROPAGATED: [&str; 12] = [
     "x-request-id",
     "x-ot-span-context",
     "x-datadog-trace-id",
     "x-datadog-parent-id",
     "x-datadog-sampling-priority",
     "x-cloud-trace-context",
+    "grpc-trace-bin",
     "sw8",
     "user-agent",
     "cookie",
