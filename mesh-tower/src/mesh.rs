@@ -275,8 +275,7 @@ impl Builder {
     }
 }
 
-/// What a control plane makes of a process.
-#[cfg(feature = "xds")]
+/// What becomes of a process by where its configuration comes from.
 struct Joined {
     live: Arc<Live>,
     workload: Workload,
@@ -285,6 +284,21 @@ struct Joined {
     principal: Option<String>,
     status: Arc<dyn Fn() -> Value + Send + Sync>,
     tasks: Vec<Owned>,
+}
+
+impl Joined {
+    /// Without a control plane.
+    fn alone(live: Live, workload: Option<Workload>) -> Self {
+        Self {
+            live: Arc::new(live),
+            workload: workload.unwrap_or_default(),
+            metadata: None,
+            secure: false,
+            principal: None,
+            status: Arc::new(|| Value::Null),
+            tasks: Vec::new(),
+        }
+    }
 }
 
 /// Starts speaking with a control plane; a certificate is asked for where there is a CA and `wants_identity`.

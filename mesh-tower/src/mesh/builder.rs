@@ -4,12 +4,11 @@ use std::{net::SocketAddr, sync::Arc};
 
 use http::HeaderName;
 use mesh_core::config::{Config, Workload};
-use serde_json::Value;
 use tokio::sync::watch;
 
 #[cfg(feature = "xds")]
 use super::join;
-use super::{Mesh, MeshError, Origin, Shared, service_of};
+use super::{Joined, Mesh, MeshError, Origin, Shared, service_of};
 use crate::{
     admin::{Admin, Shown},
     client::HttpClient,
@@ -142,39 +141,28 @@ impl Builder {
         let identity = LiveIdentity::default();
         let source = Source::system();
         let (ending, is_ending) = watch::channel(false);
-        let mut secure = self.identity.is_some();
-        let mut principal = self.identity.as_ref().map(|identity| identity.id().to_string());
+        let has_own = self.identity.is_some();
+        let principal = self.identity.as_ref().map(|identity| identity.id().to_string());
         if let Some(own) = self.identity {
             identity.replace(own);
         }
-        let mut workload = self.workload;
-        let mut metadata = None;
-        let mut tasks = Vec::new();
-        let mut status: Arc<dyn Fn() -> Value + Send + Sync> = Arc::new(|| Value::Null);
-        let live = match self.origin {
+        let joined = match self.origin {
             Origin::Nowhere => return Err(MeshError::NoSource),
             Origin::Off => {
                 tracing::warn!(target: "mesh", "the mesh is off: requests go where DNS says, in plaintext, without policy");
-                Arc::new(Live::off())
+                Joined::alone(Live::off(), self.workload)
             }
             Origin::Fixed(config) => {
                 let live = Live::new();
                 live.update(&config).map_err(|error| MeshError::Config(error.to_string()))?;
-                Arc::new(live)
+                Joined::alone(live, self.workload)
             }
             #[cfg(feature = "xds")]
-            Origin::Xds(bootstrap) => {
-                let joined = join(bootstrap, workload.take(), identity.clone(), !secure);
-                secure |= joined.secure;
-                principal = principal.or(joined.principal);
-                workload = Some(joined.workload);
-                metadata = joined.metadata;
-                status = joined.status;
-                tasks.extend(joined.tasks);
-                joined.live
-            }
+            Origin::Xds(bootstrap) => join(bootstrap, self.workload, identity.clone(), !has_own),
         };
-        let workload = workload.unwrap_or_default();
+        let Joined { live, workload, metadata, status, mut tasks, .. } = joined;
+        let secure = has_own || joined.secure;
+        let principal = principal.or(joined.principal);
         let service = service_of(&workload);
         let spans = if self.spans { Spans::from_env(&workload.canonical_name) } else { Spans::none() };
         let local = Peer::new(workload, principal.map(Into::into));
