@@ -149,6 +149,19 @@ fn goes(config: &Config, url: &str, headers: &[(&str, &str)], port: Option<u16>)
 
 const REVIEWS: &str = "reviews.default.svc.cluster.local";
 
+/// Two workloads that say they listen at one place are one endpoint.
+#[test]
+fn one_address_is_one_endpoint() {
+    let mut mesh = Mesh::bookinfo();
+    let of_v1 = |it: &std::sync::Arc<Registered>| it.name == "reviews-v1";
+    let mut twin = Registered::clone(mesh.registry.workloads().iter().find(|it| of_v1(it)).unwrap());
+    twin.name = "reviews-v1-again".into();
+    mesh.registry.connect(twin).unwrap();
+    let config = mesh.config(&node("productpage-v1"));
+    let whole = cluster(&config, "outbound|9080||reviews.default.svc.cluster.local");
+    assert_eq!(addresses(whole), ["127.0.0.14:9080", "127.0.0.15:9080", "127.0.0.16:9080"]);
+}
+
 /// RA7: a subset is a cluster of its own with the endpoints that have its labels.
 #[test]
 fn services_and_subsets_become_clusters_with_their_endpoints() {

@@ -55,8 +55,13 @@ impl Service {
     /// The endpoints of a port among instances with some labels.
     pub(crate) fn endpoints(&self, world: &World, port: &ServicePort, labels: &Labels) -> Endpoints {
         let mut by_locality: BTreeMap<&Locality, Vec<Endpoint>> = BTreeMap::new();
+        // Several that claim one address are one endpoint, or it would get their shares together.
+        let mut taken = BTreeSet::new();
         for instance in self.instances.iter().filter(|instance| includes(&instance.labels, labels)) {
-            by_locality.entry(&instance.locality).or_default().extend(instance.endpoint(world, port));
+            let Some(endpoint) = instance.endpoint(world, port) else { continue };
+            if taken.insert(endpoint.address.clone()) {
+                by_locality.entry(&instance.locality).or_default().push(endpoint);
+            }
         }
         let localities = by_locality
             .into_iter()
