@@ -3,7 +3,10 @@
 //! Refused is only what cannot have been meant: a subset that no destination rule defines. Hosts and gateways that do not
 //! exist are warned of, since Istio's users apply them in any order. Source: `istioctl analyze`, with its codes.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use crate::{
     compile::{resolve, specificity},
@@ -45,6 +48,18 @@ pub fn analyze(applied: &[Arc<Object>], all: &[Arc<Object>]) -> Vec<Diagnostic> 
         }
     }
     view.conflicting_hosts(&mut found);
+    found
+}
+
+/// What objects that stay miss when others are deleted: warnings, of which none held `before`.
+pub fn broken_by(before: &[Arc<Object>], after: &[Arc<Object>]) -> Vec<Diagnostic> {
+    let place = |it: &Diagnostic| (it.code.clone(), it.file.clone(), it.line, it.column, it.message.clone());
+    let known: BTreeSet<_> = analyze(before, before).iter().map(place).collect();
+    let mut found = analyze(after, after);
+    found.retain(|it| !known.contains(&place(it)));
+    for it in &mut found {
+        it.level = it.level.min(Level::Warning);
+    }
     found
 }
 
@@ -129,7 +144,7 @@ impl<'a> View<'a> {
                 }
                 None => {
                     it.note = Some(format!("no DestinationRule defines subsets of {host}"));
-                    it.help = Some("apply a DestinationRule with this subset before, or together with this".to_owned());
+                    it.help = Some("apply a DestinationRule with this subset, before or together with this".to_owned());
                 }
             }
             found.push(it);

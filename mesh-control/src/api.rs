@@ -35,7 +35,7 @@ use crate::{
     plane::is_loopback,
     push::Push,
     state::State,
-    store::StoreError,
+    store::{Applied, StoreError},
 };
 
 mod explain;
@@ -100,9 +100,9 @@ async fn delete(
         let parsed = kinds::parse(&file.name, &file.text).map_err(StoreError::Invalid)?;
         keys.extend(parsed.objects.into_iter().map(|object| object.key));
     }
-    let changes = api.state.delete(&keys)?;
+    let Applied { changes, diagnostics, .. } = api.state.delete(&keys)?;
     let missing = keys.into_iter().filter(|key| changes.iter().all(|change| change.key != *key)).collect();
-    Ok(Json(Deleted { changes, missing }))
+    Ok(Json(Deleted { changes, missing, diagnostics }))
 }
 
 #[derive(Deserialize)]

@@ -14,7 +14,7 @@ use crate::{
     compile::{MeshSettings, World},
     kinds::{Key, Kind, Object},
     registry::{Registered, Registry},
-    store::{Applied, Change, SourceFile, Store, StoreError},
+    store::{Applied, SourceFile, Store, StoreError},
 };
 
 /// The store and the registry.
@@ -51,10 +51,10 @@ impl State {
         Ok(applied)
     }
 
-    pub(crate) fn delete(&self, keys: &[Key]) -> Result<Vec<Change>, StoreError> {
-        let changes = self.lock().store.delete(keys)?;
-        self.tell(!changes.is_empty());
-        Ok(changes)
+    pub(crate) fn delete(&self, keys: &[Key]) -> Result<Applied, StoreError> {
+        let deleted = self.lock().store.delete(keys)?;
+        self.tell(!deleted.changes.is_empty());
+        Ok(deleted)
     }
 
     pub(crate) fn get(&self, key: &Key) -> Option<Arc<Object>> {

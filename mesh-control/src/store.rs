@@ -14,7 +14,7 @@ use std::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
-    analyze::analyze,
+    analyze::{analyze, broken_by},
     diagnostic::Diagnostic,
     kinds::{Key, Kind, Object, Source, parse, parse_source},
 };
@@ -60,7 +60,7 @@ pub struct SourceFile {
     pub text: String,
 }
 
-/// A successful apply.
+/// A successful apply or delete.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 pub struct Applied {
     /// In the order written.
@@ -173,20 +173,22 @@ impl Store {
         Ok(changes)
     }
 
-    /// Deletes objects; those that do not exist are left out of the answer.
+    /// Deletes objects; those that do not exist are left out of the answer. Its diagnostics are what the rest misses now.
     ///
     /// # Errors
     ///
     /// When the state cannot be written; nothing is deleted then.
-    pub fn delete(&mut self, keys: &[Key]) -> Result<Vec<Change>, StoreError> {
+    pub fn delete(&mut self, keys: &[Key]) -> Result<Applied, StoreError> {
         let mut next = self.objects.clone();
-        let deleted: Vec<Change> = keys
+        let changes: Vec<Change> = keys
             .iter()
             .filter(|key| next.remove(key).is_some())
             .map(|key| Change { key: key.clone(), action: Action::Deleted })
             .collect();
-        self.commit(next, !deleted.is_empty())?;
-        Ok(deleted)
+        let before = self.objects();
+        self.commit(next, !changes.is_empty())?;
+        let diagnostics = if changes.is_empty() { Vec::new() } else { broken_by(&before, &self.objects()) };
+        Ok(Applied { changes, diagnostics, version: self.version })
     }
 
     /// One object.
@@ -328,7 +330,7 @@ mod tests {
         assert_eq!(actions(&store.apply(&file(&changed), 7).unwrap()), [Action::Configured]);
         let key = Key::new(Kind::DestinationRule, "default", "reviews");
         assert_eq!((store.get(&key).unwrap().created, store.version()), (5, 2));
-        assert_eq!(store.delete(&[key.clone(), key.clone()]).unwrap().len(), 1);
+        assert_eq!(store.delete(&[key.clone(), key.clone()]).unwrap().changes.len(), 1);
         assert!(store.get(&key).is_none());
         assert_eq!(store.version(), 3);
     }

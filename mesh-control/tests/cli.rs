@@ -128,6 +128,33 @@ async fn objects_are_applied_shown_and_deleted() {
     assert!(stderr(&empty).contains("No resources found in namespace default."), "{empty:?}");
 }
 
+/// OP7: what a deletion leaves without its other half is warned of, and deleted all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_deletion_breaks_is_told() {
+    let mesh = Mesh::start().await;
+    let services = mesh.write("services.yaml", SERVICES);
+    let rules = mesh.write("rules.yaml", RULES);
+    mesh.ok(&["apply", "-f", &services, "-f", &rules]);
+    let deleted = mesh.run(&["delete", "dr", "reviews"]);
+    assert_eq!(deleted.status.code(), Some(0), "{deleted:?}");
+    assert_eq!(stdout(&deleted), "destinationrule.networking.istio.io \"reviews\" deleted\n");
+    let shown = stderr(&deleted);
+    for (subset, place) in [("v2", "rules.yaml:24:44"), ("v1", "rules.yaml:26:44")] {
+        let message = format!("subset {subset:?} of host \"reviews\" is not defined");
+        assert!(shown.contains("warning[IST0101]") && shown.contains(&message) && shown.contains(place), "{shown}");
+    }
+    // What was told before is not told again, and what nothing needs goes without a word.
+    let service = mesh.run(&["delete", "service", "reviews"]);
+    assert_eq!(service.status.code(), Some(0), "{service:?}");
+    let shown = stderr(&service);
+    assert!(shown.contains("no service has the host") && !shown.contains("is not defined"), "{shown}");
+    let last = mesh.run(&["delete", "vs", "reviews"]);
+    assert_eq!((last.status.code(), stderr(&last)), (Some(0), ""));
+    mesh.ok(&["apply", "-f", &services, "-f", &rules]);
+    let all = mesh.run(&["delete", "-f", &rules, "-f", &services]);
+    assert_eq!((all.status.code(), stderr(&all)), (Some(0), ""), "all of them at once leave nothing behind");
+}
+
 /// OP7: bad input is shown where it stands, exits with 65, and nothing of that apply takes effect.
 #[tokio::test(flavor = "multi_thread")]
 async fn bad_input_is_pointed_at_and_changes_nothing() {

@@ -40,6 +40,9 @@ pub struct Deleted {
     pub changes: Vec<Change>,
     /// What was not there.
     pub missing: Vec<Key>,
+    /// Warnings about what is left: names in it that lead nowhere now.
+    #[serde(default)]
+    pub diagnostics: Vec<Diagnostic>,
 }
 
 /// Objects as applied.

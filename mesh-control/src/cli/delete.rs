@@ -23,6 +23,7 @@ pub(super) struct Delete {
 impl Delete {
     pub(super) async fn run(self, server: &Server) -> Result<(), Failure> {
         let deleted: Deleted = server.post("/delete", &self.request()?).await?;
+        output::diagnostics(&deleted.diagnostics);
         let mut text = String::new();
         for change in &deleted.changes {
             let key = &change.key;
