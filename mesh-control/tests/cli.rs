@@ -164,7 +164,7 @@ async fn bad_input_is_pointed_at_and_changes_nothing() {
     let before = mesh.ok(&["get", "all", "-A", "-o", "json"]);
     // What is replaced in a good file by what, and where and how the fault is to be shown.
     let cases = [
-        ("hosts: [reviews]", "hosts: [reviews", "", ""),
+        ("hosts: [reviews]", "hosts: [reviews", "19:7", "http:"),
         ("kind: VirtualService", "kind: VirtualServise", "14:7", "kind: VirtualServise"),
         ("  hosts: [reviews]", "  hostz: [reviews]", "18:3", "hostz: [reviews]"),
         ("exact: jason", "exact: [jason]", "22:27", "exact: [jason]"),
