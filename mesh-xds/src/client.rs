@@ -118,6 +118,8 @@ struct Driver {
     ignored: BTreeMap<TypeUrl, BTreeMap<String, Vec<String>>>,
     connected_since: Option<SystemTime>,
     error: Option<String>,
+    /// The last attempt to reach the control plane failed; that has been told.
+    unreached: bool,
     /// Something has happened that the status does not say yet.
     untold: bool,
     publish: watch::Sender<Option<Arc<Config>>>,
@@ -142,6 +144,7 @@ impl Driver {
             ignored: BTreeMap::new(),
             connected_since: None,
             error: None,
+            unreached: false,
             untold: false,
             publish,
             tell,
@@ -153,7 +156,7 @@ impl Driver {
             self.settle();
             if self.machine.poll_connect(self.now()) {
                 let Err(why) = self.converse().await;
-                tracing::info!(server = %self.bootstrap.server.address, %why, "the stream to the control plane ended");
+                self.tell_of_end(&why);
                 self.connected_since = None;
                 self.error = Some(why);
                 self.untold = true;
@@ -162,6 +165,18 @@ impl Driver {
             } else {
                 tokio::time::sleep_until(self.next_timeout()).await;
             }
+        }
+    }
+
+    /// People are warned once when the control plane cannot be reached, not at each attempt.
+    fn tell_of_end(&mut self, why: &str) {
+        let server = &self.bootstrap.server.address;
+        if self.connected_since.is_some() {
+            tracing::info!(%server, why, "the stream to the control plane ended");
+        } else if std::mem::replace(&mut self.unreached, true) {
+            tracing::info!(%server, why, "the control plane is still not reached");
+        } else {
+            tracing::warn!(%server, why, "the control plane cannot be reached; it is tried again until it can");
         }
     }
 
@@ -204,7 +219,10 @@ impl Driver {
 
     fn receive(&mut self, response: proto::DiscoveryResponse) {
         self.connected_since.get_or_insert_with(SystemTime::now);
-        self.error = None;
+        self.unreached = false;
+        if self.error.take().is_some() {
+            tracing::info!(server = %self.bootstrap.server.address, "the control plane answers again");
+        }
         self.untold = true;
         let Some(kind) = TypeUrl::parse(&response.type_url) else {
             tracing::debug!(type_url = response.type_url, "a response of a type nobody asked for");
