@@ -38,6 +38,8 @@ use crate::{
     translate::{Shape, encode},
 };
 
+mod log;
+
 /// Nothing here takes this long unless it is broken.
 const PATIENCE: Duration = Duration::from_secs(20);
 
