@@ -2,7 +2,6 @@
 //!
 //! `cargo run --example retries`. A tiny server is started on a free port; no control plane, no other layer. Retries stay
 //! within a tenth of the requests, and a status is found in the trailers as well as in the headers.
-
 use std::{
     net::SocketAddr,
     sync::atomic::{AtomicU32, Ordering},
@@ -45,12 +44,13 @@ async fn start() -> std::io::Result<SocketAddr> {
     static CALLS: AtomicU32 = AtomicU32::new(0);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
-    let answer = service_fn(async |_| {
+    let answer = service_fn(async |request: hyper::Request<hyper::body::Incoming>| {
+        let _ = request.into_body().collect().await;
         let call = CALLS.fetch_add(1, Ordering::Relaxed) + 1;
         println!("call {call} arrives");
         let message = if call < 3 { &b""[..] } else { &b"\0\0\0\0\x10\x0a\x0efive stars: ok"[..] };
-        let trailers: HeaderMap =
-            [("grpc-status".parse()?, if call < 3 { 14 } else { 0 }.into())].into_iter().collect();
+        let status = if call < 3 { 14 } else { 0 };
+        let trailers = HeaderMap::from_iter([("grpc-status".parse()?, status.into())]);
         let body = Full::new(Bytes::from(message)).with_trailers(std::future::ready(Some(Ok(trailers))));
         Response::builder().header("content-type", "application/grpc").body(body)
     });

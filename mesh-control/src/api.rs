@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `GET /version` | | [`Version`] |
 //! | `GET /ready` | | 200 as soon as it listens |
-//! | `POST /apply` | [`ApplyRequest`] | [`Applied`](crate::store::Applied); 422 with diagnostics, and nothing applied |
+//! | `POST /apply` | [`ApplyRequest`] | [`Applied`]; 422 with diagnostics, and nothing applied |
 //! | `POST /delete` | [`DeleteRequest`] | [`Deleted`]; what does not exist is listed, the rest is deleted |
 //! | `GET /objects?kind=&namespace=&name=` | | [`Objects`]; each parameter may be left out |
 //! | `POST /explain` | [`ExplainRequest`] | [`Explained`]: the decision of the named workload for a made-up request |

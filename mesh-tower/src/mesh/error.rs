@@ -2,7 +2,7 @@
 
 use std::{fmt, io, net::SocketAddr};
 
-/// Why there is no [`Mesh`], or it does not serve.
+/// Why there is no [`Mesh`](super::Mesh), or it does not serve.
 #[non_exhaustive]
 pub enum MeshError {
     /// Nothing says where configuration comes from.
