@@ -19,13 +19,14 @@ use mesh_xds::{
     client::Client,
     peer,
 };
-#[cfg(feature = "xds")]
 use serde_json::Value;
 use tokio::{
     net::{TcpListener, TcpSocket, ToSocketAddrs, lookup_host},
     sync::watch,
 };
 
+#[cfg(feature = "xds")]
+use crate::tls::Identity;
 use crate::{
     admin::Admin,
     client::{GrpcClient, HttpClient},
@@ -33,12 +34,10 @@ use crate::{
     live::Live,
     pool::Pool,
     server::{Handler, Role, Server, signalled},
-    telemetry::Telemetry,
+    telemetry::{PeerMetadata, Telemetry},
     tls::LiveIdentity,
     upkeep::Owned,
 };
-#[cfg(feature = "xds")]
-use crate::{telemetry::PeerMetadata, tls::Identity};
 
 mod builder;
 mod error;

@@ -11,7 +11,7 @@ use rustix::process::Signal;
 
 use crate::calls::{client, get};
 use crate::harness::{Bookinfo, PATIENCE, turn};
-use crate::programs::{Killed, Ran, free_network, is_running, program};
+use crate::programs::{Killed, Ran, free_network, is_running, program, wait_until};
 
 /// SV7: Ctrl-C ends every process, the supervisor without an error, and leaves no file behind.
 #[tokio::test(flavor = "multi_thread")]
@@ -65,7 +65,13 @@ fn a_taken_port_is_named_with_its_flag() {
         [("--gateway-addr", 10, 9080), ("--api-addr", 9, 15014), ("--xds-addr", 9, 15012), ("--address-base", 12, 9080)]
     {
         let at = |last: u8, port: u16| format!("{a}.{b}.{c}.{last}:{port}");
-        let _taken = TcpListener::bind(at(last, port)).unwrap();
+        // A process that another test is starting may hold a copy of a closed listener until it runs its program.
+        let mut taken = None;
+        let bound = wait_until(PATIENCE, || {
+            taken = TcpListener::bind(at(last, port)).ok();
+            taken.is_some()
+        });
+        assert!(bound, "{} stays taken", at(last, port));
         let output = Command::new(program("examples/bookinfo"))
             .args(["--gateway-addr", &at(10, 9080), "--api-addr", &at(9, 15014), "--xds-addr", &at(9, 15012)])
             .args(["--address-base", &format!("{a}.{b}.{c}.0")])
