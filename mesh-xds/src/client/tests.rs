@@ -319,7 +319,17 @@ impl Plane {
         if let Some(ca) = ca {
             router = router.add_service(IstioCertificateServiceServer::new(ca.clone()));
         }
-        let listener = runtime.spawn(TcpListener::bind(address)).await.unwrap().unwrap();
+        // The plane that was here before may still be closing its listener.
+        let bind = async move {
+            loop {
+                match TcpListener::bind(address).await {
+                    Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => tokio::task::yield_now().await,
+                    bound => return bound,
+                }
+            }
+        };
+        let bound = tokio::time::timeout(PATIENCE, runtime.spawn(bind)).await;
+        let listener = bound.expect("the address stays taken").unwrap().unwrap();
         let address = listener.local_addr().unwrap();
         runtime.spawn(router.serve_with_incoming(TcpListenerStream::new(listener)));
         Self { address, source, _runtime: Runtime(Some(runtime)) }
