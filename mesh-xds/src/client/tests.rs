@@ -291,8 +291,7 @@ struct Plane {
     _runtime: Runtime,
 }
 
-/// Connections of tonic's server outlive its accept loop, as those of a killed process would not: a runtime of its own
-/// takes them along.
+/// Connections outlive the accept loop of tonic's server: a runtime of its own takes them along, as a kill would.
 struct Runtime(Option<tokio::runtime::Runtime>);
 
 impl Drop for Runtime {
@@ -322,14 +321,13 @@ impl Plane {
         // The plane that was here before may still be closing its listener.
         let bind = async move {
             loop {
-                match TcpListener::bind(address).await {
-                    Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => tokio::task::yield_now().await,
-                    bound => return bound,
+                if let Ok(listener) = TcpListener::bind(address).await {
+                    return listener;
                 }
+                tokio::task::yield_now().await;
             }
         };
-        let bound = tokio::time::timeout(PATIENCE, runtime.spawn(bind)).await;
-        let listener = bound.expect("the address stays taken").unwrap().unwrap();
+        let listener = tokio::time::timeout(PATIENCE, runtime.spawn(bind)).await.expect("it stays taken").unwrap();
         let address = listener.local_addr().unwrap();
         runtime.spawn(router.serve_with_incoming(TcpListenerStream::new(listener)));
         Self { address, source, _runtime: Runtime(Some(runtime)) }
