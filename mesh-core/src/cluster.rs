@@ -6,10 +6,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
-    },
+    sync::{Arc, Mutex, PoisonError, Weak},
 };
 
 use rand::RngCore;
@@ -23,6 +20,7 @@ use crate::{
     outcome::Outcome,
     outlier,
     route::name_hash,
+    sync::{AtomicU32, AtomicU64, Ordering::Relaxed},
     time::Time,
 };
 

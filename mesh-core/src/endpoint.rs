@@ -6,10 +6,7 @@
 use std::{
     any::Any,
     fmt,
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
-    },
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -19,6 +16,7 @@ use crate::{
     config::{self, EndpointAddress, Health},
     outcome::{Failure, Outcome},
     outlier,
+    sync::{AtomicU32, AtomicU64, Ordering::Relaxed},
     time::Time,
 };
 

@@ -58,6 +58,7 @@ pub mod rewrite;
 pub mod rng;
 pub mod route;
 pub mod snapshot;
+mod sync;
 pub mod telemetry;
 pub mod time;
 pub mod timeout;

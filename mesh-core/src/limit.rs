@@ -3,10 +3,9 @@
 //! Counters live as long as the cluster does, across snapshots; limits are read from the configuration at each
 //! acquisition, so lowering one never ends what is under way (CB1). Token buckets for rates are not here.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU32, Ordering::Relaxed},
-};
+use std::sync::Arc;
+
+use crate::sync::{AtomicU32, Ordering::Relaxed};
 
 /// How many of something are under way.
 #[derive(Debug, Default)]

@@ -5,10 +5,7 @@
 //! together cannot take everything, a priority below the panic threshold uses all its endpoints. Which
 //! endpoint it is then is the balancer's choice.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU32, Ordering::Relaxed},
-};
+use std::sync::Arc;
 
 use rand::RngCore;
 
@@ -17,6 +14,7 @@ use crate::{
     config::{Health, LoadBalancer},
     endpoint::{Endpoint, Tried},
     rng::below,
+    sync::{AtomicU32, Ordering::Relaxed},
     time::Time,
 };
 

@@ -4,12 +4,14 @@
 //! lasts base time x number of ejections and ends at a sweep, a tick of the interval (OD6); every tick an endpoint
 //! spends in use takes one from that number.
 
-use std::{
-    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
-    time::Duration,
-};
+use std::time::Duration;
 
-use crate::{config::OutlierDetection, outcome::Outcome, time::Time};
+use crate::{
+    config::OutlierDetection,
+    outcome::Outcome,
+    sync::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
+    time::Time,
+};
 
 /// What ejection knows of one endpoint.
 #[derive(Debug, Default)]

@@ -4,10 +4,7 @@
 //! counts wherever it stood, trailers included (C4). Of requests that are not idempotent only those that provably were
 //! not processed are tried again (RT15). Replaying bodies is the caller's.
 
-use std::{
-    sync::atomic::{AtomicU32, Ordering::Relaxed},
-    time::Duration,
-};
+use std::time::Duration;
 
 use http::{HeaderMap, Method};
 use rand::RngCore;
@@ -17,6 +14,7 @@ use crate::{
     outcome::{Failure, Outcome},
     rng::below,
     route::header_matches,
+    sync::{AtomicU32, Ordering::Relaxed},
     time::Time,
 };
 
@@ -182,12 +180,12 @@ impl RetryBudget {
     const UNLIMITED: u32 = u32::MAX;
 
     /// A full budget.
-    pub const fn new() -> Self {
+    pub fn new() -> Self {
         Self { tenths: AtomicU32::new(Self::FULL) }
     }
 
     /// No limit, for comparisons with Envoy and for those who limit retries elsewhere.
-    pub const fn unlimited() -> Self {
+    pub fn unlimited() -> Self {
         Self { tenths: AtomicU32::new(Self::UNLIMITED) }
     }
 

@@ -4,15 +4,16 @@
 //! slowly, so a slow endpoint loses its traffic with its first slow answer. Reading decays it towards zero, so that an
 //! avoided endpoint is tried again. Source: Finagle `p2cPeakEwma`, Linkerd.
 
-use std::{
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
-    time::Duration,
-};
+use std::time::Duration;
 
 use rand::RngCore;
 
 use super::{Group, draw_until};
-use crate::{endpoint::Endpoint, time::Time};
+use crate::{
+    endpoint::Endpoint,
+    sync::{AtomicU64, Ordering::Relaxed},
+    time::Time,
+};
 
 pub(super) fn pick(
     group: &Group,

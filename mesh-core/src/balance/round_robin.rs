@@ -4,12 +4,10 @@
 //! With equal weights every offer is taken. The share of an endpoint that may not be taken is spread over the others
 //! at random, so that its successor does not get it all.
 
-use std::sync::atomic::Ordering::Relaxed;
-
 use rand::RngCore;
 
 use super::{Group, draw_until};
-use crate::endpoint::Endpoint;
+use crate::{endpoint::Endpoint, sync::Ordering::Relaxed};
 
 pub(super) fn pick(group: &Group, rng: &mut impl RngCore, may: &impl Fn(&Endpoint) -> bool) -> Option<usize> {
     let n = group.endpoints().len() as u64;

@@ -1,11 +1,11 @@
 //! The endpoints a policy chooses among, with their weights in the two forms policies need: the alias method (Walker
 //! 1977, Vose 1991) draws by weight in constant time, the static stride gives turns by weight.
 
-use std::sync::{Arc, atomic::AtomicU64};
+use std::sync::Arc;
 
 use rand::RngCore;
 
-use crate::{endpoint::Endpoint, rng::below};
+use crate::{endpoint::Endpoint, rng::below, sync::AtomicU64};
 
 /// Endpoints to choose among.
 #[derive(Debug, Default)]

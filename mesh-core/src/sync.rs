@@ -1,0 +1,9 @@
+//! The atomics that live cells are made of: the standard library's, or those of a model checker when built with `--cfg loom`.
+//!
+//! Every atomic of this crate is named here and nowhere else, so that the models run the very code that requests run.
+
+#[cfg(not(loom))]
+pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+#[cfg(loom)]
+pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
