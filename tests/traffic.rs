@@ -1,0 +1,11 @@
+//! Every kind of traffic policy through the public client, over HTTP/1.1, HTTP/2 and gRPC alike: one file a group.
+//!
+//! Programs link `Mesh` and send requests; upstreams are plain servers on loopback that say what arrived. The tables of policy
+//! themselves are tested in `mesh-core`; what is shown here is that a program gets them.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "traffic/harness.rs"]
+mod harness;
+
+#[path = "traffic/routing.rs"]
+mod routing;
