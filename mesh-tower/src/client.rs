@@ -28,12 +28,14 @@ use crate::{
     },
     live::Live,
     pool::Pool,
+    source::Source,
     telemetry::Telemetry,
 };
 
 /// One request, from the application to the wire.
-fn stack<L>(live: Arc<Live>, port: Option<u16>, telemetry: Telemetry, budget: Arc<RetryBudget>, pool: L) -> Stack<L> {
-    let route = RouteLayer::live(live);
+fn stack<L>(parts: Parts, pool: L) -> Stack<L> {
+    let Parts { live, port, telemetry, budget, source } = parts;
+    let route = RouteLayer::live(live).source(source.clone());
     let route = match port {
         Some(port) => route.on_port(port),
         None => route,
@@ -48,12 +50,22 @@ fn stack<L>(live: Arc<Live>, port: Option<u16>, telemetry: Telemetry, budget: Ar
         // From here on time counts, up to the last byte of the answer.
         TimeoutLayer::new(),
         // Each try passes through what is below; the body is kept for the next.
-        RetryLayer::with_budget(budget),
+        RetryLayer::with_budget(budget).source(source.clone()),
         // An endpoint is picked, within the cluster's limits, and learnt from.
-        BalanceLayer::new(),
+        BalanceLayer::new().source(source),
     )
         // A connection to that endpoint sends it.
         .layer(pool)
+}
+
+/// What a stack is made of.
+#[derive(Clone, Debug)]
+struct Parts {
+    live: Arc<Live>,
+    port: Option<u16>,
+    telemetry: Telemetry,
+    budget: Arc<RetryBudget>,
+    source: Source,
 }
 
 type Stack<L> = Route<Telling<Faulty<Timeout<Retry<Balance<L>>>>>>;
@@ -69,9 +81,7 @@ type Answer<B> = Pin<Box<dyn Future<Output = Result<http::Response<ClientBody<B>
 /// the mesh's business.
 #[derive(Debug)]
 pub struct HttpClient<L = Pool> {
-    live: Arc<Live>,
-    telemetry: Telemetry,
-    budget: Arc<RetryBudget>,
+    parts: Arc<Parts>,
     leaf: Arc<L>,
     stack: Stack<Arc<L>>,
 }
@@ -79,22 +89,29 @@ pub struct HttpClient<L = Pool> {
 impl<L> HttpClient<L> {
     /// Of the configuration in `live`, told in `telemetry`, sending through `leaf`.
     pub fn new(live: Arc<Live>, telemetry: Telemetry, leaf: L) -> Self {
-        let (budget, leaf) = (Arc::new(RetryBudget::new()), Arc::new(leaf));
-        let stack = stack(Arc::clone(&live), None, telemetry.clone(), Arc::clone(&budget), Arc::clone(&leaf));
-        Self { live, telemetry, budget, leaf, stack }
+        let budget = Arc::new(RetryBudget::new());
+        Self::of(Parts { live, port: None, telemetry, budget, source: Source::system() }, Arc::new(leaf))
+    }
+
+    fn of(parts: Parts, leaf: Arc<L>) -> Self {
+        Self { stack: stack(parts.clone(), Arc::clone(&leaf)), parts: Arc::new(parts), leaf }
     }
 
     /// The same client for requests that arrived on a gateway's listener declared with `port`.
     #[must_use]
     pub fn on_port(self, port: u16) -> Self {
-        let Self { live, telemetry, budget, leaf, .. } = self;
-        let stack = stack(Arc::clone(&live), Some(port), telemetry.clone(), Arc::clone(&budget), Arc::clone(&leaf));
-        Self { live, telemetry, budget, leaf, stack }
+        Self::of(Parts { port: Some(port), ..(*self.parts).clone() }, self.leaf)
+    }
+
+    /// The same client with a clock and a seed of its own: for simulations and replays.
+    #[must_use]
+    pub fn with_source(self, source: Source) -> Self {
+        Self::of(Parts { source, ..(*self.parts).clone() }, self.leaf)
     }
 
     /// The configuration it reads.
     pub fn live(&self) -> &Arc<Live> {
-        &self.live
+        &self.parts.live
     }
 
     /// A client of one gRPC service, for a generated client: `RatingsClient::new(http.grpc("ratings:9080")?)`.
@@ -179,13 +196,7 @@ fn answer<B>(error: Error, is_grpc: bool) -> Result<http::Response<ResponseBody<
 
 impl<L> Clone for HttpClient<L> {
     fn clone(&self) -> Self {
-        Self {
-            live: Arc::clone(&self.live),
-            telemetry: self.telemetry.clone(),
-            budget: Arc::clone(&self.budget),
-            leaf: Arc::clone(&self.leaf),
-            stack: self.stack.clone(),
-        }
+        Self { parts: Arc::clone(&self.parts), leaf: Arc::clone(&self.leaf), stack: self.stack.clone() }
     }
 }
 

@@ -1,17 +1,23 @@
-//! Connections below TLS: TCP, several addresses of a name raced, and Unix domain sockets.
+//! Connections below TLS: TCP, several addresses of a name raced, and Unix domain sockets; and the seam where a program puts
+//! a network of its own in their place.
+//!
+//! A [`Connector`] makes the connections that clients use, a [`Listener`] takes those that a server serves. The system's are
+//! the default. Another one is for tunnels and for tests: a simulated network makes every fault of a network, and the
+//! time it takes, a matter of one seed.
 
 use std::{
-    io,
+    fmt, io,
     net::SocketAddr,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
-use mesh_core::config::EndpointAddress;
+use mesh_core::config::{self, EndpointAddress};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
+    net::{TcpListener, TcpStream},
     task::JoinSet,
     time::sleep,
 };
@@ -21,30 +27,149 @@ use crate::dns::Resolver;
 /// How long one address may keep the next from being tried beside it. Source: RFC 8305, 5.
 const HEAD_START: Duration = Duration::from_millis(250);
 
-/// A connection to an endpoint.
-#[derive(Debug)]
-pub(crate) enum Stream {
-    /// Over TCP.
-    Tcp(TcpStream),
-    /// Over a Unix domain socket.
-    #[cfg(unix)]
-    Unix(tokio::net::UnixStream),
+/// What bytes travel over.
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Io for T {}
+
+/// Where a connection is to lead.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Target<'a> {
+    /// Where it listens.
+    pub address: &'a EndpointAddress,
+    /// The cluster it belongs to, with its options of connections.
+    pub cluster: &'a config::Cluster,
 }
 
-/// Connects to where an endpoint listens; the caller limits the time.
+/// A connection under way.
+pub type Connecting<'a> = Pin<Box<dyn Future<Output = io::Result<Stream>> + Send + 'a>>;
+
+/// Makes the connections to endpoints, below TLS and HTTP.
 ///
-/// # Errors
+/// The caller limits the time, and gives up by dropping the future.
 ///
-/// The operating system's, of the last address tried.
-pub(crate) async fn connect(address: &EndpointAddress, resolver: &Resolver) -> io::Result<Stream> {
+/// ```
+/// use std::io;
+/// use mesh_tower::connect::{Connecting, Connector, Stream, Target};
+///
+/// /// Every endpoint is the one at the other end of a pipe.
+/// struct Pipe(std::sync::Mutex<Option<tokio::io::DuplexStream>>);
+///
+/// impl Connector for Pipe {
+///     fn connect<'a>(&'a self, _: Target<'a>) -> Connecting<'a> {
+///         Box::pin(async {
+///             let end = self.0.lock().ok().and_then(|mut end| end.take());
+///             end.map(Stream::new).ok_or_else(|| io::ErrorKind::ConnectionRefused.into())
+///         })
+///     }
+/// }
+/// ```
+pub trait Connector: Send + Sync + 'static {
+    /// Connects.
+    ///
+    /// # Errors
+    ///
+    /// It cannot; the request may be tried elsewhere, since nothing of it was sent.
+    fn connect<'a>(&'a self, target: Target<'a>) -> Connecting<'a>;
+}
+
+/// Takes the connections that a server serves.
+pub trait Listener: Send + 'static {
+    /// What a connection is.
+    type Io: Io;
+
+    /// The next connection and where it comes from.
+    fn accept(&mut self) -> impl Future<Output = io::Result<(Self::Io, SocketAddr)>> + Send;
+
+    /// Where it listens; the port tells which configuration of the server applies.
+    ///
+    /// # Errors
+    ///
+    /// It does not know.
+    fn local_addr(&self) -> io::Result<SocketAddr>;
+}
+
+impl Listener for TcpListener {
+    type Io = TcpStream;
+
+    async fn accept(&mut self) -> io::Result<(TcpStream, SocketAddr)> {
+        let (stream, address) = Self::accept(self).await?;
+        // Answers are written whole; waiting for more to send only adds latency.
+        let _ = stream.set_nodelay(true);
+        Ok((stream, address))
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Self::local_addr(self)
+    }
+}
+
+/// A connection to an endpoint.
+#[derive(Debug)]
+pub struct Stream(Kind);
+
+enum Kind {
+    Tcp(TcpStream),
+    #[cfg(unix)]
+    Unix(tokio::net::UnixStream),
+    Other(Box<dyn Io>),
+}
+
+impl Stream {
+    /// Of a [`Connector`] of your own.
+    pub fn new(io: impl Io) -> Self {
+        Self(Kind::Other(Box::new(io)))
+    }
+}
+
+impl From<TcpStream> for Stream {
+    fn from(stream: TcpStream) -> Self {
+        Self(Kind::Tcp(stream))
+    }
+}
+
+impl fmt::Debug for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(stream) => stream.fmt(f),
+            #[cfg(unix)]
+            Self::Unix(stream) => stream.fmt(f),
+            Self::Other(_) => f.write_str("Other"),
+        }
+    }
+}
+
+/// The operating system's connections.
+#[derive(Clone, Debug)]
+pub(crate) struct System {
+    resolver: Resolver,
+}
+
+impl System {
+    pub(crate) fn new(resolver: Resolver) -> Arc<Self> {
+        Arc::new(Self { resolver })
+    }
+}
+
+impl Connector for System {
+    fn connect<'a>(&'a self, target: Target<'a>) -> Connecting<'a> {
+        Box::pin(connect(target.address, &self.resolver))
+    }
+}
+
+/// Connects to where an endpoint listens; the error is of the last address tried.
+async fn connect(address: &EndpointAddress, resolver: &Resolver) -> io::Result<Stream> {
     match address {
-        EndpointAddress::Socket(address) => connect_tcp(*address).await.map(Stream::Tcp),
+        EndpointAddress::Socket(address) => connect_tcp(*address).await.map(Stream::from),
         EndpointAddress::Host(host, port) => {
             let addresses = resolver.resolve(host, *port).await?;
-            race(&addresses).await.map(Stream::Tcp)
+            race(&addresses).await.map(Stream::from)
         }
         #[cfg(unix)]
-        EndpointAddress::Unix(path) => tokio::net::UnixStream::connect(path).await.map(Stream::Unix),
+        EndpointAddress::Unix(path) => {
+            tokio::net::UnixStream::connect(path).await.map(|stream| Stream(Kind::Unix(stream)))
+        }
         #[cfg(not(unix))]
         EndpointAddress::Unix(_) => {
             Err(io::Error::new(io::ErrorKind::Unsupported, "Unix sockets do not exist on this system"))
@@ -85,20 +210,22 @@ async fn race(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
 
 impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+        match &mut self.get_mut().0 {
+            Kind::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
             #[cfg(unix)]
-            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+            Kind::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+            Kind::Other(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
 }
 
 impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+        match &mut self.get_mut().0 {
+            Kind::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
             #[cfg(unix)]
-            Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
+            Kind::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
+            Kind::Other(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
 
@@ -107,30 +234,38 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        match &mut self.get_mut().0 {
+            Kind::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             #[cfg(unix)]
-            Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Kind::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Kind::Other(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
         }
     }
 
     fn is_write_vectored(&self) -> bool {
-        true
+        match &self.0 {
+            Kind::Tcp(stream) => stream.is_write_vectored(),
+            #[cfg(unix)]
+            Kind::Unix(stream) => stream.is_write_vectored(),
+            Kind::Other(stream) => stream.is_write_vectored(),
+        }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+        match &mut self.get_mut().0 {
+            Kind::Tcp(stream) => Pin::new(stream).poll_flush(cx),
             #[cfg(unix)]
-            Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
+            Kind::Unix(stream) => Pin::new(stream).poll_flush(cx),
+            Kind::Other(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+        match &mut self.get_mut().0 {
+            Kind::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             #[cfg(unix)]
-            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+            Kind::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+            Kind::Other(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }
@@ -138,8 +273,6 @@ impl AsyncWrite for Stream {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-
-    use tokio::net::TcpListener;
 
     use super::*;
 
@@ -160,8 +293,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s");
         let _listener = tokio::net::UnixListener::bind(&path).unwrap();
-        let resolver = Resolver::new(crate::source::Source::seeded(1));
-        let address = EndpointAddress::Unix(path.to_str().unwrap().to_owned());
-        assert!(matches!(connect(&address, &resolver).await.unwrap(), Stream::Unix(_)));
+        let system = System::new(Resolver::new(crate::source::Source::seeded(1)));
+        let (address, cluster) = (EndpointAddress::Unix(path.to_str().unwrap().to_owned()), config::Cluster::default());
+        let target = Target { address: &address, cluster: &cluster };
+        assert!(matches!(system.connect(target).await.unwrap().0, Kind::Unix(_)));
     }
 }

@@ -8,6 +8,7 @@
 //! plane (`mesh-control`).
 
 pub mod client;
+pub mod connect;
 pub mod context;
 pub mod layer;
 pub mod server;
@@ -18,7 +19,6 @@ pub mod tls;
 mod admin;
 mod attempt;
 mod body;
-mod connect;
 mod dns;
 mod error;
 mod live;

@@ -21,7 +21,7 @@ use mesh_xds::{
 };
 use serde_json::Value;
 use tokio::{
-    net::{TcpListener, TcpSocket, ToSocketAddrs, lookup_host},
+    net::{TcpSocket, ToSocketAddrs, lookup_host},
     sync::watch,
 };
 
@@ -30,6 +30,7 @@ use crate::tls::Identity;
 use crate::{
     admin::Admin,
     client::{GrpcClient, HttpClient},
+    connect::Listener,
     error::{BoxError, Error},
     live::Live,
     pool::Pool,
@@ -131,7 +132,7 @@ impl Mesh {
     /// # Errors
     ///
     /// The listener has no address.
-    pub async fn serve_listener<S, B>(&self, listener: TcpListener, handler: S) -> Result<(), MeshError>
+    pub async fn serve_listener<S, B>(&self, listener: impl Listener, handler: S) -> Result<(), MeshError>
     where
         S: Handler<B>,
         B: HttpBody<Error: Into<BoxError>, Data: Send> + Send + 'static,
@@ -156,7 +157,7 @@ impl Mesh {
     }
 
     /// As [`gateway`](Self::gateway), on a listener of your own.
-    pub async fn gateway_listener(&self, listener: TcpListener, listener_port: u16) {
+    pub async fn gateway_listener(&self, listener: impl Listener, listener_port: u16) {
         let client = self.http().on_port(listener_port);
         self.run(listener, client, Role::Gateway).await;
     }
@@ -211,7 +212,7 @@ impl Mesh {
         }
     }
 
-    async fn run<S, B>(&self, listener: TcpListener, handler: S, role: Role)
+    async fn run<S, B>(&self, listener: impl Listener, handler: S, role: Role)
     where
         S: Handler<B>,
         B: HttpBody<Error: Into<BoxError>, Data: Send> + Send + 'static,

@@ -21,6 +21,7 @@ use mesh_core::{
 use crate::{
     attempt::Picked,
     body::Body,
+    connect::{Connector, System},
     dns::Resolver,
     error::{Error, ErrorKind},
     layer::Stage,
@@ -53,16 +54,21 @@ struct Shared {
     tls: ClientTls,
     telemetry: Telemetry,
     source: Source,
-    resolver: Resolver,
+    connector: Arc<dyn Connector>,
     /// Every endpoint's, for [`Pool::sweep`].
     pools: Mutex<Vec<Weak<EndpointPool>>>,
 }
 
 impl Pool {
-    /// Without any connection yet.
+    /// Without any connection yet; those to come are the operating system's.
     pub fn new(tls: ClientTls, telemetry: Telemetry, source: Source) -> Self {
-        let resolver = Resolver::new(source.clone());
-        let shared = Shared { tls, telemetry, source, resolver, pools: Mutex::default() };
+        let system = System::new(Resolver::new(source.clone()));
+        Self::with_connector(tls, telemetry, source, system)
+    }
+
+    /// Without any connection yet; those to come are made by `connector`.
+    pub fn with_connector(tls: ClientTls, telemetry: Telemetry, source: Source, connector: Arc<dyn Connector>) -> Self {
+        let shared = Shared { tls, telemetry, source, connector, pools: Mutex::default() };
         Self { shared: Arc::new(shared) }
     }
 

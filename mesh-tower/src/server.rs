@@ -23,7 +23,6 @@ use mesh_core::{
     request::RequestView,
 };
 use tokio::{
-    net::{TcpListener, TcpStream},
     sync::{Semaphore, watch},
     task::JoinSet,
     time::{sleep, timeout},
@@ -31,6 +30,7 @@ use tokio::{
 use tower_service::Service;
 
 use crate::{
+    connect::{Io, Listener},
     context::Context,
     error::BoxError,
     live::Live,
@@ -108,7 +108,7 @@ struct Caller {
 
 impl Server {
     /// Serves until `end` is true or gone, then drains.
-    pub(crate) async fn run<S, B>(self, listener: TcpListener, handler: S, mut end: watch::Receiver<bool>)
+    pub(crate) async fn run<S, B>(self, mut listener: impl Listener, handler: S, mut end: watch::Receiver<bool>)
     where
         S: Handler<B>,
         B: HttpBody<Error: Into<BoxError>, Data: Send> + Send + 'static,
@@ -122,7 +122,7 @@ impl Server {
                 biased;
                 () = until_true(&mut end) => break,
                 Some(_) = connections.join_next() => continue,
-                accepted = accept(&listener, &handshakes) => accepted,
+                accepted = accept(&mut listener, &handshakes) => accepted,
             };
             match accepted {
                 Ok((stream, address, permit)) => {
@@ -157,13 +157,11 @@ impl Server {
         // Dropping the set ends what is left.
     }
 
-    async fn shake(
+    async fn shake<I: Io>(
         &self,
-        stream: TcpStream,
+        stream: I,
         address: SocketAddr,
-    ) -> Result<(Accepted<TcpStream>, Caller), crate::tls::TlsError> {
-        // Answers are written whole; waiting for more to send only adds latency.
-        let _ = stream.set_nodelay(true);
+    ) -> Result<(Accepted<I>, Caller), crate::tls::TlsError> {
         let mut acceptor = MtlsAcceptor::new(self.identity.clone());
         let mode = match self.role {
             Role::Gateway => MtlsMode::Disable,
@@ -185,7 +183,7 @@ impl Server {
 
     async fn converse<S, B>(
         self: Arc<Self>,
-        io: Accepted<TcpStream>,
+        io: Accepted<impl Io>,
         caller: Caller,
         handler: S,
         mut draining: watch::Receiver<bool>,
@@ -302,10 +300,10 @@ async fn until_true(value: &mut watch::Receiver<bool>) {
     let _ = value.wait_for(|value| *value).await;
 }
 
-async fn accept(
-    listener: &TcpListener,
+async fn accept<L: Listener>(
+    listener: &mut L,
     handshakes: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit)> {
+) -> io::Result<(L::Io, SocketAddr, tokio::sync::OwnedSemaphorePermit)> {
     // The semaphore is never closed.
     let permit = Arc::clone(handshakes).acquire_owned().await.map_err(io::Error::other)?;
     let (stream, address) = listener.accept().await?;

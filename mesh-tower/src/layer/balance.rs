@@ -44,6 +44,13 @@ impl BalanceLayer {
     pub fn new() -> Self {
         Self { source: Source::system() }
     }
+
+    /// With a clock and a seed of its own: for simulations and replays.
+    #[must_use]
+    pub fn source(mut self, source: Source) -> Self {
+        self.source = source;
+        self
+    }
 }
 
 impl Default for BalanceLayer {

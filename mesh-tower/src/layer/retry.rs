@@ -65,6 +65,13 @@ impl RetryLayer {
         self.replay_limit = bytes;
         self
     }
+
+    /// With a clock and a seed of its own: for simulations and replays.
+    #[must_use]
+    pub fn source(mut self, source: Source) -> Self {
+        self.source = source;
+        self
+    }
 }
 
 impl Default for RetryLayer {

@@ -113,6 +113,13 @@ impl RouteLayer {
         self.source = Source::seeded(seed);
         self
     }
+
+    /// With a clock and a seed of its own: for simulations and replays.
+    #[must_use]
+    pub fn source(mut self, source: Source) -> Self {
+        self.source = source;
+        self
+    }
 }
 
 impl<S> Layer<S> for RouteLayer {

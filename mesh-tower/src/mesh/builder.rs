@@ -1,6 +1,6 @@
 //! How a [`Mesh`] is made: what the environment or code says of it, and the parts put together.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{fmt, net::SocketAddr, sync::Arc};
 
 use http::HeaderName;
 use mesh_core::config::{Config, Workload};
@@ -12,6 +12,7 @@ use super::{Joined, Mesh, MeshError, Origin, Shared, service_of};
 use crate::{
     admin::{Admin, Shown},
     client::HttpClient,
+    connect::Connector,
     context::Context,
     live::Live,
     pool::Pool,
@@ -31,6 +32,17 @@ pub struct Builder {
     admin: Option<SocketAddr>,
     log: AccessLog,
     spans: bool,
+    source: Option<Source>,
+    connector: Option<Connection>,
+}
+
+/// How connections are made.
+struct Connection(Arc<dyn Connector>);
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Connection")
+    }
 }
 
 impl Builder {
@@ -80,7 +92,7 @@ impl Builder {
                 Some(names.collect::<Result<_, _>>()?)
             }
         };
-        Ok(Self { origin, workload: None, identity: None, propagated, admin, log, spans: true })
+        Ok(Self { origin, propagated, admin, log, spans: true, ..Self::default() })
     }
 
     /// With this configuration, which stays until changed through [`Mesh::live`].
@@ -132,6 +144,20 @@ impl Builder {
         self
     }
 
+    /// With a clock and a seed of your own, in place of the process's: for simulations and replays.
+    #[must_use]
+    pub fn source(mut self, source: Source) -> Self {
+        self.source = Some(source);
+        self
+    }
+
+    /// With connections to endpoints made by `connector`, in place of the operating system's.
+    #[must_use]
+    pub fn connector(mut self, connector: impl Connector) -> Self {
+        self.connector = Some(Connection(Arc::new(connector)));
+        self
+    }
+
     /// Starts it, within a tokio runtime.
     ///
     /// # Errors
@@ -139,7 +165,7 @@ impl Builder {
     /// No source of configuration, a configuration that does not compile, or an admin port that cannot be opened.
     pub async fn build(self) -> Result<Mesh, MeshError> {
         let identity = LiveIdentity::default();
-        let source = Source::system();
+        let source = self.source.unwrap_or_else(Source::system);
         let (ending, is_ending) = watch::channel(false);
         let has_own = self.identity.is_some();
         let principal = self.identity.as_ref().map(|identity| identity.id().to_string());
@@ -167,8 +193,12 @@ impl Builder {
         let spans = if self.spans { Spans::from_env(&workload.canonical_name) } else { Spans::none() };
         let local = Peer::new(workload, principal.map(Into::into));
         let telemetry = Telemetry::with(local, metadata, spans, self.log);
-        let pool = Pool::new(ClientTls::new(identity.clone()), telemetry.clone(), source.clone());
-        let http = HttpClient::new(Arc::clone(&live), telemetry.clone(), pool.clone());
+        let tls = ClientTls::new(identity.clone());
+        let pool = match self.connector {
+            Some(Connection(own)) => Pool::with_connector(tls, telemetry.clone(), source.clone(), own),
+            None => Pool::new(tls, telemetry.clone(), source.clone()),
+        };
+        let http = HttpClient::new(Arc::clone(&live), telemetry.clone(), pool.clone()).with_source(source.clone());
         tasks.push(Owned::spawn(upkeep(Arc::downgrade(&live), pool, source.clone())));
         let admin = match self.admin {
             None => None,

@@ -21,16 +21,12 @@ use hyper::{
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use mesh_core::{config::Protocol, identity::SpiffeId, limit::Slot, time::Time};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    sync::Notify,
-    time::timeout,
-};
+use tokio::{sync::Notify, time::timeout};
 
 use super::{IDLE, Route};
 use crate::{
     body::Body,
-    connect,
+    connect::{Io, Target},
     error::{Error, ErrorKind},
     telemetry::PeerCache,
     tls::UpstreamTarget,
@@ -357,15 +353,12 @@ async fn open_http2(
     Ok((sender, peer, limit))
 }
 
-trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
-
 /// A connection below HTTP, with the peer's identity where it is mutual TLS.
 async fn open(route: &Route<'_>) -> Result<(Box<dyn Io>, Option<SpiffeId>), Error> {
     let address = route.endpoint.address();
-    let stream = connect::connect(address, &route.shared.resolver)
-        .await
+    let target = Target { address, cluster: route.cluster.config() };
+    let connected = route.shared.connector.connect(target).await;
+    let stream = connected
         .map_err(|error| Error::new(ErrorKind::Connect, Unreachable { address: address.to_string(), error }))?;
     let Some(tls) = route.tls else { return Ok((Box::new(stream), None)) };
     let host = match address {
