@@ -15,6 +15,7 @@ mod client;
 mod connector;
 mod identity;
 mod listener;
+mod named;
 mod server;
 mod verify;
 

@@ -14,7 +14,7 @@ use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use super::{LiveIdentity, TlsError, VERSIONS, provider, verify, verify::Verifier};
+use super::{LiveIdentity, TlsError, VERSIONS, named::NamedServer, provider, verify, verify::Verifier};
 
 /// What a mesh peer is offered for HTTP/1.1: a PERMISSIVE Envoy tells mesh traffic by the `istio` names.
 ///
@@ -80,8 +80,11 @@ impl ClientTls {
             };
             let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier));
             builder.with_client_cert_resolver(identity.key())
-        } else {
+        } else if target.tls.subject_alt_names.is_empty() {
             builder.with_root_certificates(system_roots()?).with_no_client_auth()
+        } else {
+            let verifier = NamedServer::new(algorithms, system_roots()?, target.tls.subject_alt_names.clone());
+            builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth()
         };
         // Resumption would skip the checks above; see the module's words.
         config.resumption = Resumption::disabled();

@@ -180,7 +180,7 @@ fn refuse(error: IdentityError) -> Error {
 }
 
 /// The commonest reasons by the names rustls gives them, so that the peer gets the right alert.
-fn pki_error(error: webpki::Error) -> Error {
+pub(super) fn pki_error(error: webpki::Error) -> Error {
     let reason = match error {
         webpki::Error::BadDer | webpki::Error::BadDerTime | webpki::Error::TrailingData(_) => {
             CertificateError::BadEncoding
