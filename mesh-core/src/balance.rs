@@ -6,12 +6,7 @@
 
 use rand::RngCore;
 
-use crate::{
-    config::LoadBalancer,
-    endpoint::{Endpoint, Tried},
-    rng::below,
-    time::Time,
-};
+use crate::{config::LoadBalancer, endpoint::Endpoint, pick::Ask, rng::below, time::Time};
 
 mod least_request;
 mod peak_ewma;
@@ -26,17 +21,17 @@ pub(crate) use weights::Group;
 pub(crate) fn pick<'a>(
     policy: &LoadBalancer,
     group: &'a Group,
-    tried: &Tried,
+    ask: &Ask<'_>,
     now: Time,
     rng: &mut impl RngCore,
 ) -> Option<&'a std::sync::Arc<Endpoint>> {
     // From what is wanted to what will do: elsewhere and reachable, elsewhere, anywhere.
-    let reachable = |e: &Endpoint| !e.is_ejected() && !e.is_unreachable(now) && !tried.avoids(e);
+    let reachable = |e: &Endpoint| !e.is_ejected() && !e.is_unreachable(now) && !ask.tried.avoids(e);
     if let Some(at) = by_policy(policy, group, now, rng, &reachable) {
         return group.endpoints().get(at);
     }
-    if !tried.is_empty() {
-        let elsewhere = |e: &Endpoint| !e.is_ejected() && !tried.avoids(e);
+    if !ask.tried.is_empty() {
+        let elsewhere = |e: &Endpoint| !e.is_ejected() && !ask.tried.avoids(e);
         if let Some(at) = by_policy(policy, group, now, rng, &elsewhere) {
             return group.endpoints().get(at);
         }
@@ -49,11 +44,11 @@ pub(crate) fn pick<'a>(
 pub(crate) fn pick_any<'a>(
     policy: &LoadBalancer,
     group: &'a Group,
-    tried: &Tried,
+    ask: &Ask<'_>,
     now: Time,
     rng: &mut impl RngCore,
 ) -> Option<&'a std::sync::Arc<Endpoint>> {
-    let elsewhere = |e: &Endpoint| !tried.avoids(e);
+    let elsewhere = |e: &Endpoint| !ask.tried.avoids(e);
     by_policy(policy, group, now, rng, &elsewhere)
         .or_else(|| by_policy(policy, group, now, rng, &|_| true))
         .and_then(|at| group.endpoints().get(at))

@@ -13,12 +13,13 @@ use rand::RngCore;
 
 use crate::{
     config::{self, EndpointAddress, Health},
-    endpoint::{Attachments, Cell, Endpoint, Pick, Tried},
+    endpoint::{Attachments, Cell, Endpoint, Pick},
     error::PickError,
     limit::{Counters, Kind, Slot},
     locality::{LevelEndpoints, Levels},
     outcome::Outcome,
     outlier,
+    pick::Ask,
     route::name_hash,
     sync::{AtomicU32, AtomicU64, Ordering::Relaxed},
     time::Time,
@@ -152,7 +153,7 @@ impl Cluster {
     }
 
     /// Picks an endpoint for one try and takes the slots it needs.
-    pub fn pick(self: &Arc<Self>, tried: &Tried, now: Time, rng: &mut impl RngCore) -> Result<Pick, PickError> {
+    pub fn pick(self: &Arc<Self>, ask: &Ask<'_>, now: Time, rng: &mut impl RngCore) -> Result<Pick, PickError> {
         if let Some(why) = &self.config.failed {
             return Err(PickError::Failed(why.clone()));
         }
@@ -160,7 +161,7 @@ impl Cluster {
         if !self.live.counters.requests.acquire(self.config.thresholds.max_requests) {
             return Err(PickError::Overflow);
         }
-        let Some(endpoint) = self.levels.pick(&self.config.load_balancer, tried, now, rng) else {
+        let Some(endpoint) = self.levels.pick(&self.config.load_balancer, ask, now, rng) else {
             self.live.counters.requests.release();
             return Err(PickError::NoEndpoint);
         };

@@ -13,6 +13,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 mod cluster;
+mod hash;
 mod inbound;
 mod policy;
 mod route;
@@ -22,6 +23,7 @@ pub use cluster::{
     Cluster, Discovery, DnsName, Endpoint, EndpointAddress, Endpoints, Health, Labels, LeastRequest, LoadBalancer,
     Locality, LocalityEndpoints, OutlierDetection, Protocol, ServiceName, Thresholds, TlsMode, UpstreamTls, Workload,
 };
+pub use hash::{HashCookie, HashPolicy, HashSource, RoutingPriority};
 pub use inbound::{Inbound, MtlsMode};
 pub use policy::{Abort, AbortStatus, BackOff, Fault, FaultDelay, GrpcRetry, HttpRetry, RetryConditions, RetryPolicy};
 pub use route::{

@@ -225,6 +225,9 @@ impl Tried {
     /// The oldest are forgotten beyond this many.
     const MOST: usize = 8;
 
+    /// None yet.
+    pub(crate) const NONE: Self = Self { ids: [0; Self::MOST], len: 0, avoid: false };
+
     /// For a policy: avoids what was tried if the policy says so, see
     /// [`RetryPolicy::avoid_previous_hosts`](config::RetryPolicy::avoid_previous_hosts).
     pub fn new(policy: Option<&config::RetryPolicy>) -> Self {

@@ -16,7 +16,7 @@
 //!
 //! ```
 //! use mesh_core::{
-//!     config::Config, endpoint::Tried, outcome::Outcome, request::RequestView, rng::RequestRng, snapshot::Snapshot,
+//!     config::Config, outcome::Outcome, pick::Ask, request::RequestView, rng::RequestRng, snapshot::Snapshot,
 //!     time::Time,
 //! };
 //!
@@ -27,7 +27,7 @@
 //! let (now, mut rng) = (Time::ZERO, RequestRng::new(42, 0)); // the caller's clock and chance
 //! let plan = snapshot.plan(&RequestView::of(&head, None), &mut rng)?; // host, rule, split, fault
 //! let cluster = plan.cluster().ok_or("the route does not forward")?;
-//! let pick = cluster.pick(&Tried::default(), now, &mut rng)?; // limits, priority, endpoint
+//! let pick = cluster.pick(&Ask::default(), now, &mut rng)?; // limits, priority, endpoint
 //! assert_eq!(pick.endpoint().address().to_string(), "127.0.0.13:9080");
 //! // ... send it there ...
 //! pick.finish(&Outcome::response(200), now); // balancing and ejection learn from it
@@ -46,11 +46,13 @@ pub mod endpoint;
 pub mod error;
 pub mod explain;
 pub mod fault;
+pub mod hash;
 pub mod identity;
 pub mod limit;
 mod locality;
 pub mod outcome;
 mod outlier;
+pub mod pick;
 pub mod plan;
 pub mod request;
 pub mod retry;

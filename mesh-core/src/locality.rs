@@ -12,7 +12,8 @@ use rand::RngCore;
 use crate::{
     balance::{self, Group},
     config::{Health, LoadBalancer},
-    endpoint::{Endpoint, Tried},
+    endpoint::Endpoint,
+    pick::Ask,
     rng::below,
     sync::{AtomicU32, Ordering::Relaxed},
     time::Time,
@@ -62,18 +63,18 @@ impl Levels {
     pub(crate) fn pick(
         &self,
         policy: &LoadBalancer,
-        tried: &Tried,
+        ask: &Ask<'_>,
         now: Time,
         rng: &mut impl RngCore,
     ) -> Option<&Arc<Endpoint>> {
         let (level, panics) = self.choose(rng)?;
         if panics {
-            return balance::pick_any(policy, &level.all, tried, now, rng);
+            return balance::pick_any(policy, &level.all, ask, now, rng);
         }
         let group = level.choose(self.overprovisioning, rng);
-        balance::pick(policy, group, tried, now, rng)
+        balance::pick(policy, group, ask, now, rng)
             // The locality's last was ejected since its weight was looked at.
-            .or_else(|| balance::pick(policy, &level.usable, tried, now, rng))
+            .or_else(|| balance::pick(policy, &level.usable, ask, now, rng))
     }
 
     /// One more of this priority is ejected.

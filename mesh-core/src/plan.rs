@@ -4,8 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     cluster::Cluster,
-    config::{DirectResponse, Name, Redirect, RetryPolicy},
+    config::{DirectResponse, Name, Redirect, RetryPolicy, RoutingPriority},
     fault::FaultDecision,
+    hash::{Fresh, HashPolicies},
     rewrite::{HeaderEdits, Rewrite},
     route::Split,
 };
@@ -21,6 +22,10 @@ pub struct Plan {
     pub fault: FaultDecision,
     /// The request is a gRPC call.
     pub is_grpc: bool,
+    /// What the request has in common with those it belongs to; `None` is nothing, and any endpoint will do.
+    pub hash: Option<u64>,
+    /// Cookies that the response is to set.
+    pub(crate) fresh: Fresh,
     /// Which destination of [`RoutePolicy::split`] was drawn.
     pub(crate) choice: Option<u32>,
 }
@@ -28,7 +33,15 @@ pub struct Plan {
 impl Plan {
     /// A plan made in code: no fault, not gRPC, the first destination's header changes if the policy has a split.
     pub fn new(route: Arc<RoutePolicy>, target: Target) -> Self {
-        Self { route, target, fault: FaultDecision::NONE, is_grpc: false, choice: None }
+        Self {
+            route,
+            target,
+            fault: FaultDecision::NONE,
+            is_grpc: false,
+            hash: None,
+            fresh: Fresh::default(),
+            choice: None,
+        }
     }
 
     /// The cluster, when the request goes to one.
@@ -82,6 +95,10 @@ pub struct RoutePolicy {
     pub max_stream_duration: Option<Duration>,
     /// When to try again; `None` is never. The route's, else the virtual host's (RT5).
     pub retry: Option<RetryPolicy>,
+    /// What requests that belong together have in common. Envoy `RouteAction.hash_policy`.
+    pub hash: HashPolicies,
+    /// Whose limits count. Envoy `RouteAction.priority`.
+    pub priority: RoutingPriority,
     /// New authority and path.
     pub rewrite: Rewrite,
     /// Header changes when no destination of the split was drawn.

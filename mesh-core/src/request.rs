@@ -1,5 +1,7 @@
 //! All of a request that policy may see. It borrows the head of the request and never its body.
 
+use std::net::IpAddr;
+
 use http::{HeaderMap, Method, header, request::Parts};
 
 /// A request as policy sees it.
@@ -17,6 +19,10 @@ pub struct RequestView<'a> {
     pub path: &'a str,
     /// The headers.
     pub headers: &'a HeaderMap,
+    /// Where it came from: the caller being served while it is made; `None` is the application itself.
+    pub source: Option<IpAddr>,
+    /// What all requests of one client have in common, and those of others have not. Envoy `io.grpc.channel_id`.
+    pub channel: u64,
 }
 
 impl<'a> RequestView<'a> {
@@ -35,7 +41,7 @@ impl<'a> RequestView<'a> {
             None | Some("") => "/",
             Some(path) => path,
         };
-        Self { method: &parts.method, scheme, authority, port, path, headers: &parts.headers }
+        Self { method: &parts.method, scheme, authority, port, path, headers: &parts.headers, source: None, channel: 0 }
     }
 
     /// The path without its query.

@@ -147,6 +147,7 @@ pub fn on_response(plan: &Plan, headers: &mut HeaderMap) {
     for edit in &plan.header_edits().response {
         change(headers, edit);
     }
+    plan.route.hash.set_cookies(plan.fresh, headers);
 }
 
 /// Where a redirected caller is sent: the `location` of the answer. Empty when the plan redirects nowhere.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use crate::{
     config::{self, Action, Fault, Forward, HeaderChanges, Name, PathMatch},
     error::{CompileError, NoRoute},
+    hash::HashPolicies,
     plan::RoutePolicy,
     request::RequestView,
     rewrite::{HeaderEdits, Rewrite},
@@ -184,6 +185,8 @@ fn forward_policy(
     policy.timeout = forward.timeout;
     policy.max_stream_duration = forward.max_stream_duration;
     policy.retry = forward.retry.clone().or_else(|| host.retry.clone());
+    policy.hash = HashPolicies::compile(&forward.hash)?;
+    policy.priority = forward.priority;
     policy.rewrite = Rewrite::new(forward, policy.rewrite.matched_prefix)?;
     Ok(())
 }

@@ -13,6 +13,7 @@ use crate::{
     config::{self, Config, Name},
     error::{CompileError, NoRoute},
     fault::FaultDecision,
+    hash::Found,
     plan::{Plan, Target},
     request::RequestView,
     route::{self, Kind, RouteTable, name_hash},
@@ -74,6 +75,10 @@ impl Snapshot {
     }
 
     pub(crate) fn plan_rule(&self, rule: &route::Rule, view: &RequestView<'_>, rng: &mut impl RngCore) -> Plan {
+        let found = match rule.policy.hash.is_empty() {
+            true => Found::default(),
+            false => rule.policy.hash.find(view, rng.next_u64()),
+        };
         let mut choice = None;
         let target = match rule.kind {
             Kind::Redirect => Target::Redirect,
@@ -91,7 +96,8 @@ impl Snapshot {
             },
         };
         let fault = rule.fault.as_ref().map_or(FaultDecision::NONE, |fault| FaultDecision::draw(fault, rng));
-        Plan { route: Arc::clone(&rule.policy), target, fault, is_grpc: view.is_grpc(), choice }
+        let Found { hash, fresh } = found;
+        Plan { route: Arc::clone(&rule.policy), target, fault, is_grpc: view.is_grpc(), hash, fresh, choice }
     }
 
     /// A cluster by name.

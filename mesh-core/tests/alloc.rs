@@ -12,6 +12,7 @@ use mesh_core::{
     },
     endpoint::Tried,
     outcome::Outcome,
+    pick::Ask,
     request::RequestView,
     retry::RetryBudget,
     rng::RequestRng,
@@ -43,7 +44,11 @@ fn plan_and_pick_allocate_nothing() {
                     let plan = snapshot.plan(&RequestView::of(&parts, None), &mut rng).unwrap();
                     let mut tried = Tried::avoiding();
                     for _ in 0..2 {
-                        let pick = plan.cluster().unwrap().pick(&tried, now, &mut rng).unwrap();
+                        let pick = plan
+                            .cluster()
+                            .unwrap()
+                            .pick(&Ask { hash: plan.hash, ..Ask::from(&tried) }, now, &mut rng)
+                            .unwrap();
                         tried.push(pick.endpoint());
                         let bad = n % 3 == 0;
                         pick.finish(

@@ -231,6 +231,7 @@ fn rule_route(asking: Asking<'_>, object: &Object, rule: &HttpRoute, condition: 
                 retry: rule.retry.clone(),
                 host_rewrite,
                 path_rewrite: rule.path_rewrite.clone(),
+                ..Forward::default()
             })
         }
     };

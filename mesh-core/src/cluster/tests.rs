@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::*;
 use crate::{
     config::{LeastRequest, LoadBalancer, LocalityEndpoints, OutlierDetection, Protocol, RetryPolicy, Thresholds},
+    endpoint::Tried,
     outcome::Failure,
     rng::RequestRng,
 };
@@ -34,7 +35,7 @@ fn round_robin_takes_turns_by_weight() {
 fn round_robin_begins_anywhere() {
     let first = |seed| {
         let cluster = compile(with_weights(LoadBalancer::RoundRobin, &[1; 10]), None);
-        let pick = cluster.pick(&Tried::default(), Time::ZERO, &mut RequestRng::new(seed, 0)).unwrap();
+        let pick = cluster.pick(&Ask::default(), Time::ZERO, &mut RequestRng::new(seed, 0)).unwrap();
         port(&pick)
     };
     let firsts: std::collections::BTreeSet<_> = (0..100).map(first).collect();
@@ -73,7 +74,7 @@ fn peak_ewma_avoids_the_slow() {
     let mut now = Time::ZERO;
     let mut slow = 0;
     for n in 0..2_000 {
-        let pick = cluster.pick(&Tried::default(), now, &mut RequestRng::new(1, n)).unwrap();
+        let pick = cluster.pick(&Ask::default(), now, &mut RequestRng::new(1, n)).unwrap();
         let took = Duration::from_millis(if port(&pick) == 1 { 500 } else { 5 });
         slow += u32::from(port(&pick) == 1);
         pick.finish(&Outcome::response(200), now + took);
@@ -315,13 +316,13 @@ fn retries_go_elsewhere() {
             let mut tried = Tried::new(Some(&avoid));
             let mut ports = Vec::new();
             for _ in 0..3 {
-                let pick = cluster.pick(&tried, Time::ZERO, &mut rng).unwrap();
+                let pick = cluster.pick(&Ask::from(&tried), Time::ZERO, &mut rng).unwrap();
                 tried.push(pick.endpoint());
                 ports.push(port(&pick));
             }
             ports.sort_unstable();
             assert_eq!(ports, [1, 2, 3], "{policy:?}");
-            assert!(cluster.pick(&tried, Time::ZERO, &mut rng).is_ok(), "nowhere else is no failure");
+            assert!(cluster.pick(&Ask::from(&tried), Time::ZERO, &mut rng).is_ok(), "nowhere else is no failure");
         }
         let mut tried = Tried::new(Some(&RetryPolicy::default()));
         tried.push(&cluster.endpoints()[0]);
@@ -335,7 +336,7 @@ fn unreachable_endpoints_are_passed_over() {
     let cluster = compile(with_weights(LoadBalancer::RoundRobin, &[1, 1, 1]), None);
     fail(&cluster, 2, 1, Outcome::failed(Failure::Connect), Time::ZERO);
     let ports = |now, cluster: &Arc<Cluster>| -> Vec<u16> {
-        (0..12).map(|n| port(&cluster.pick(&Tried::default(), now, &mut RequestRng::new(9, n)).unwrap())).collect()
+        (0..12).map(|n| port(&cluster.pick(&Ask::default(), now, &mut RequestRng::new(9, n)).unwrap())).collect()
     };
     assert!(!ports(Time::ZERO, &cluster).contains(&2));
     let later = Time::ZERO + Duration::from_millis(501);
@@ -429,11 +430,11 @@ fn compile(config: config::Cluster, previous: Option<&Cluster>) -> Arc<Cluster> 
 }
 
 fn try_pick(cluster: &Arc<Cluster>, now: Time) -> Result<Pick, PickError> {
-    cluster.pick(&Tried::default(), now, &mut RequestRng::new(3, 0))
+    cluster.pick(&Ask::default(), now, &mut RequestRng::new(3, 0))
 }
 
 fn pick(cluster: &Arc<Cluster>, n: u64) -> Pick {
-    cluster.pick(&Tried::default(), Time::ZERO, &mut RequestRng::new(3, n)).unwrap()
+    cluster.pick(&Ask::default(), Time::ZERO, &mut RequestRng::new(3, n)).unwrap()
 }
 
 fn port(pick: &Pick) -> u16 {

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Fault, Fraction, Name, Regex, RetryPolicy, StringMatch};
+use super::{Fault, Fraction, HashPolicy, Name, Regex, RetryPolicy, RoutingPriority, StringMatch};
 
 /// All routes of one port. Source: Envoy `RouteConfiguration`.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
@@ -186,6 +186,10 @@ pub struct Forward {
     pub host_rewrite: Option<String>,
     /// New path.
     pub path_rewrite: Option<PathRewrite>,
+    /// What requests that belong together have in common. Envoy `RouteAction.hash_policy`.
+    pub hash: Vec<HashPolicy>,
+    /// Whose limits count. Envoy `RouteAction.priority`.
+    pub priority: RoutingPriority,
 }
 
 /// One destination of a split. Source: Envoy `WeightedCluster.ClusterWeight`.

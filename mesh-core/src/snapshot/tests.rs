@@ -14,9 +14,9 @@ use crate::{
         Fraction, HeaderChange, HeaderChanges, HeaderMatch, HeaderMatcher, Health, Inbound, LocalityEndpoints,
         MtlsMode, PathMatch, Redirect, RetryPolicy, Route, RouteMatch, StringMatch, VirtualHost, WeightedCluster,
     },
-    endpoint::Tried,
     identity::SpiffeId,
     outcome::Flags,
+    pick::Ask,
     rng::RequestRng,
     time::Time,
 };
@@ -66,7 +66,7 @@ fn a_split_is_drawn_once() {
         let name = cluster(&plan);
         first += u32::from(name == "v1");
         for _ in 0..3 {
-            let pick = plan.cluster().unwrap().pick(&Tried::default(), Time::ZERO, &mut rng).unwrap();
+            let pick = plan.cluster().unwrap().pick(&Ask::default(), Time::ZERO, &mut rng).unwrap();
             assert_eq!(**pick.cluster().name(), *name);
         }
     }
@@ -173,7 +173,7 @@ fn unchanged_parts_are_shared() {
     let old_config = config(vec![route("", when("/", None), to(&[("v1", 1)]))]);
     let old = compile(&old_config, None);
     let old_plan = plan(&old, &request("http://reviews:9080/", None), 0).unwrap();
-    let held = old_plan.cluster().unwrap().pick(&Tried::default(), Time::ZERO, &mut RequestRng::new(0, 0)).unwrap();
+    let held = old_plan.cluster().unwrap().pick(&Ask::default(), Time::ZERO, &mut RequestRng::new(0, 0)).unwrap();
     let mut changed = old_config;
     changed.clusters.insert("v1".into(), Arc::new(config::Cluster { panic_threshold: 1, ..cluster_config("v1", 1) }));
     // An equal value in another allocation is the same as well.

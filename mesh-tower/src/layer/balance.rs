@@ -21,6 +21,7 @@ use mesh_core::{
     endpoint::Pick,
     error::PickError,
     outcome::{Failure, Outcome, grpc_status},
+    pick::Ask,
 };
 use pin_project_lite::pin_project;
 use tokio::time::Instant;
@@ -83,7 +84,11 @@ impl<S> Balance<S> {
         let journal = &mut *journal;
         let picked = match cluster.config().discovery {
             Discovery::OriginalDestination => cluster.pick_address(named_address(request)?, now),
-            _ => cluster.pick(&journal.tried, now, &mut journal.rng),
+            _ => {
+                let plan = call.plan();
+                let ask = Ask { hash: plan.hash, priority: plan.route.priority, ..Ask::from(&journal.tried) };
+                cluster.pick(&ask, now, &mut journal.rng)
+            }
         };
         let pick = picked.map_err(|error| match error {
             PickError::Overflow => Error::new(ErrorKind::Overflow, error),

@@ -207,6 +207,7 @@ fn forward(message: RouteAction, place: &str, ignored: &mut Ignored) -> Result<F
             .under("retry_policy")?,
         host_rewrite: (!host.is_empty()).then_some(host),
         path_rewrite,
+        ..Forward::default()
     })
 }
 

@@ -148,6 +148,7 @@ fn table(name: &str) -> RouteTable {
             retry: Some(retry()),
             host_rewrite: Some("elsewhere".into()),
             path_rewrite: None,
+            ..Forward::default()
         }),
     );
     matched.name = "canary".into();
