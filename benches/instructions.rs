@@ -1,0 +1,72 @@
+//! How many instructions do planning, picking and a whole call take?
+//!
+//! Question: the same work as in the other benches, counted instead of timed, so that a regression shows on a noisy
+//! machine: valgrind's callgrind runs this program twice a path, once with 1,000 and once with 5,000 turns, and the
+//! difference is what a turn takes. System calls count nothing, so the clock is not in it. Answers are kept in `RESULTS.md`.
+//!
+//! `cargo bench --bench instructions` (`-- --only call` for the paths whose names have that word; needs valgrind).
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+
+use std::{env, process::Command};
+
+use common::{Nowhere, Policy, argument, call, client, mesh, read, request, text_argument, uris};
+
+mod common;
+
+type Path = (&'static str, fn(usize));
+
+const PATHS: &[Path] = &[
+    ("call: the loop itself", bare),
+    ("call: one route", |turns| calls(turns, 1, Policy::Plain)),
+    ("call: one route with timeout and retries", |turns| calls(turns, 1, Policy::Usual)),
+    ("call: 1,000 virtual hosts with timeout and retries", |turns| calls(turns, 1_000, Policy::Usual)),
+];
+
+fn main() {
+    if let Some(path) = argument("--path") {
+        return PATHS[path].1(argument("--turns").unwrap());
+    }
+    let only = text_argument("--only").unwrap_or_default();
+    println!("| path | instructions |");
+    println!("|---|---|");
+    for (at, (name, _)) in PATHS.iter().enumerate().filter(|(_, (name, _))| name.contains(&only)) {
+        let (few, many) = (count(at, 1_000), count(at, 5_000));
+        println!("| {name} | {:.0} |", (many - few) as f64 / 4_000.0);
+    }
+}
+
+/// Instructions of the whole program.
+fn count(path: usize, turns: usize) -> u64 {
+    let run = Command::new("valgrind")
+        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+        .arg(env::current_exe().unwrap())
+        .args(["--path", &path.to_string(), "--turns", &turns.to_string()])
+        .output()
+        .unwrap_or_else(|error| panic!("valgrind does not start: {error}"));
+    let said = String::from_utf8_lossy(&run.stderr);
+    let line = said.lines().find(|line| line.contains("Collected")).unwrap_or_else(|| panic!("{said}"));
+    line.rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+fn on_one_thread(work: impl Future<Output = ()>) {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work);
+}
+
+fn bare(turns: usize) {
+    let uris = uris(1);
+    on_one_thread(async {
+        for _ in 0..turns {
+            read(std::hint::black_box(Nowhere::answer(request(&uris[0]))).into_body()).await;
+        }
+    });
+}
+
+fn calls(turns: usize, services: usize, policy: Policy) {
+    let client = client(&mesh(services, policy, "127.0.0.1:9".parse().unwrap()));
+    let uris = uris(services);
+    on_one_thread(async {
+        for uri in uris.iter().cycle().take(turns) {
+            call(&client, uri).await;
+        }
+    });
+}
