@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use crate::{
     body::{Body, Progress},
     error::{Error, ErrorKind},
+    source,
     telemetry::Peer,
 };
 
@@ -95,6 +96,8 @@ pub struct Call {
     refused: Option<(ErrorKind, String)>,
     /// Where a redirected caller is sent.
     location: Option<HeaderValue>,
+    /// When it left the application.
+    begun: Instant,
     pub(crate) progress: Arc<Progress>,
     journal: Mutex<Journal>,
 }
@@ -113,7 +116,8 @@ impl Call {
     pub(crate) fn new(plan: Plan, rng: RequestRng, progress: Arc<Progress>) -> Self {
         let tried = Tried::new(plan.route.retry.as_ref());
         let journal = Journal { rng, tried, endpoint: None, peer: None, attempts: 0, flags: Flags::NONE };
-        Self { plan, refused: None, location: None, progress, journal: Mutex::new(journal) }
+        let begun = source::instant();
+        Self { plan, refused: None, location: None, begun, progress, journal: Mutex::new(journal) }
     }
 
     /// A request that cannot go anywhere, which the layers still time, count and tell of.
@@ -136,6 +140,11 @@ impl Call {
     /// The decision.
     pub fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    /// When it left the application.
+    pub fn begun(&self) -> Instant {
+        self.begun
     }
 
     /// The endpoint of the last try, if it came that far.

@@ -14,7 +14,10 @@ use tokio::{
     time::Instant,
 };
 
-use crate::{source, telemetry::TraceContext};
+use crate::{
+    source,
+    telemetry::{TraceContext, decimal, decimal_digits, value},
+};
 
 tokio::task_local! {
     static CURRENT: Arc<Context>;
@@ -134,20 +137,29 @@ pub(crate) fn tell_time_left(headers: &mut HeaderMap, is_grpc: bool, left: Durat
         headers.insert(GRPC_TIMEOUT, encode_grpc_timeout(left));
     } else {
         // Rounded up: 0 would mean no limit.
-        let millis = left.as_micros().div_ceil(1000).clamp(1, u32::MAX.into());
-        if let Ok(millis) = u64::try_from(millis) {
-            headers.insert(EXPECTED_TIMEOUT, HeaderValue::from(millis));
-        }
+        let millis = left.as_secs().saturating_mul(1000).saturating_add(left.subsec_nanos().div_ceil(1_000_000).into());
+        headers.insert(EXPECTED_TIMEOUT, decimal(millis.clamp(1, u32::MAX.into())));
     }
 }
 
 /// The finest unit whose number has at most eight digits.
 fn encode_grpc_timeout(left: Duration) -> HeaderValue {
-    let nanos = left.as_nanos();
-    let units = [('n', 1), ('u', 1_000), ('m', 1_000_000), ('S', 1_000_000_000), ('M', 60_000_000_000)];
-    let fits = units.into_iter().map(|(unit, size)| (nanos / size, unit)).find(|(amount, _)| *amount < 100_000_000);
-    let (amount, unit) = fits.unwrap_or((99_999_999, 'H'));
-    HeaderValue::try_from(format!("{amount}{unit}")).unwrap_or_else(|_| HeaderValue::from_static("0n"))
+    let nanos = u64::try_from(left.as_nanos()).unwrap_or(u64::MAX);
+    let sizes = [
+        (b'n', 1),
+        (b'u', 1_000),
+        (b'm', 1_000_000),
+        (b'S', 1_000_000_000),
+        (b'M', 60_000_000_000),
+        (b'H', 3_600_000_000_000),
+    ];
+    let fits = sizes.into_iter().map(|(unit, size)| (nanos / size, unit)).find(|(amount, _)| *amount < 100_000_000);
+    let (amount, unit) = fits.unwrap_or((99_999_999, b'H'));
+    let mut digits = [0; 20];
+    let digits = decimal_digits(amount, &mut digits);
+    let mut text = [unit; 21];
+    text[..digits.len()].copy_from_slice(digits);
+    value(&text[..=digits.len()])
 }
 
 #[cfg(test)]

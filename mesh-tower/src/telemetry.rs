@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Version, request::Parts};
+use http::{HeaderMap, HeaderName, HeaderValue, request::Parts};
 use mesh_core::{
     config::{EndpointAddress, Name, ServiceName, Workload},
     identity::SpiffeId,
@@ -23,12 +23,14 @@ use crate::source;
 
 mod access_log;
 mod metrics;
+mod text;
 mod trace;
 
 pub use self::metrics::render;
 pub(crate) use self::metrics::upkeep;
 pub(crate) use access_log::rfc3339;
-pub use access_log::{AccessLog, LogHeaders};
+pub use access_log::{AccessLog, Logged};
+pub(crate) use text::{decimal, decimal_digits, value};
 pub use trace::{Span, SpanKind, Spans, TRACEPARENT, TRACESTATE, TraceContext, X_REQUEST_ID, new_request_id};
 
 /// Node id of a mesh peer. Source: Istio's HTTP metadata exchange.
@@ -60,8 +62,6 @@ impl Reporter {
 pub struct Event<'a> {
     /// Which side.
     pub reporter: Reporter,
-    /// Its place in a trace.
-    pub trace: &'a TraceContext,
     /// The other side, as far as it is known: who answered (source) or who called (destination).
     pub peer: Option<&'a Arc<Peer>>,
     /// The service asked for.
@@ -72,16 +72,8 @@ pub struct Event<'a> {
     pub route: Option<&'a Name>,
     /// The endpoint of the last attempt.
     pub upstream: Option<&'a EndpointAddress>,
-    /// Of the request.
-    pub method: &'a Method,
-    /// Of the request: host and port.
-    pub authority: &'a str,
-    /// Of the request, with query, as the caller wrote it.
-    pub path: &'a str,
-    /// Of the request.
-    pub version: Version,
-    /// Headers the log shows.
-    pub headers: &'a LogHeaders,
+    /// What only a log shows; `None` where there is no log.
+    pub logged: Option<&'a Logged>,
     /// It is a gRPC call.
     pub is_grpc: bool,
     /// HTTP status; 0 when there was no answer.
@@ -243,10 +235,11 @@ impl Telemetry {
     /// As source, `inherited` (the request being served) goes before headers of the same trace, which are a copy of what
     /// our caller sent; the headers carry the context on. As destination the context returned is our own server span's.
     pub fn begin(&self, reporter: Reporter, parts: &mut Parts, inherited: Option<&TraceContext>) -> TraceContext {
-        if !parts.headers.contains_key(X_REQUEST_ID) {
+        let said = trace::Said::of(&parts.headers);
+        if !said.request_id {
             parts.headers.insert(X_REQUEST_ID, new_request_id());
         }
-        let received = TraceContext::extract(&parts.headers);
+        let received = if said.trace { TraceContext::extract(&parts.headers) } else { None };
         if reporter == Reporter::Destination {
             return received.map_or_else(|| self.root(), |context| self.below(&context));
         }
@@ -256,7 +249,11 @@ impl Telemetry {
             (None, Some(inherited)) => inherited.clone(),
             (None, None) => self.root(),
         };
-        context.inject(&mut parts.headers);
+        if said.trace {
+            context.inject(&mut parts.headers);
+        } else {
+            context.inject_new(&mut parts.headers);
+        }
         context
     }
 

@@ -9,7 +9,7 @@
 use std::{pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName};
 use http_body::Body as HttpBody;
 use mesh_core::{
     config::RetryPolicy,
@@ -25,6 +25,7 @@ use crate::{
     context::tell_time_left,
     error::{BoxError, Error, ErrorKind},
     source::{self, Source},
+    telemetry::decimal,
 };
 
 mod peek;
@@ -254,9 +255,9 @@ fn mark(headers: &mut HeaderMap, number: u32, is_grpc: bool, deadline: Option<In
     if let Some(deadline) = deadline {
         tell_time_left(headers, is_grpc, deadline.saturating_duration_since(source::instant()));
     }
-    headers.insert(ATTEMPT_COUNT, HeaderValue::from(number));
+    headers.insert(ATTEMPT_COUNT, decimal(number.into()));
     if is_grpc && number > 1 {
-        headers.insert(PREVIOUS_ATTEMPTS, HeaderValue::from(number - 1));
+        headers.insert(PREVIOUS_ATTEMPTS, decimal((number - 1).into()));
     }
 }
 

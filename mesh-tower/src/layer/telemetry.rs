@@ -12,14 +12,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Uri, Version, header};
+use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use mesh_core::{
-    config::{Name, Workload},
+    config::Workload,
     outcome::{Failure, Flags, grpc_status},
 };
 use pin_project_lite::pin_project;
-use tokio::time::Instant;
 use tower_layer::Layer;
 
 use super::{Call, Routed, Stage};
@@ -27,7 +26,7 @@ use crate::{
     context,
     error::{BoxError, Error, ErrorKind},
     source,
-    telemetry::{Event, LogHeaders, Peer, Reporter, Telemetry, TraceContext},
+    telemetry::{Event, Logged, Peer, Reporter, Telemetry},
 };
 
 /// Tells of every request, and puts it in a trace.
@@ -82,18 +81,11 @@ where
         let inherited = context::current();
         let inherited = inherited.as_ref().and_then(|context| context.trace.as_ref());
         let trace = self.telemetry.begin(Reporter::Source, &mut parts, inherited);
-        let logs = self.telemetry.is_logging();
         let mut story = Story {
             telemetry: self.telemetry.clone(),
             call: Arc::clone(&call),
-            trace,
-            method: parts.method.clone(),
-            uri: parts.uri.clone(),
-            host: parts.headers.get(header::HOST).and_then(|host| host.to_str().ok()).map(Name::from),
-            version: parts.version,
-            headers: if logs { LogHeaders::of(&parts.headers) } else { LogHeaders::default() },
+            logged: self.telemetry.is_logging().then(|| Logged::of(&parts, &trace)),
             request_head: head_bytes(&parts.headers),
-            begun: source::instant(),
             status: 0,
             grpc_status: None,
             response_bytes: 0,
@@ -123,14 +115,8 @@ where
 struct Story {
     telemetry: Telemetry,
     call: Arc<Call>,
-    trace: TraceContext,
-    method: Method,
-    uri: Uri,
-    host: Option<Name>,
-    version: Version,
-    headers: LogHeaders,
+    logged: Option<Box<Logged>>,
     request_head: u64,
-    begun: Instant,
     status: u16,
     grpc_status: Option<u32>,
     response_bytes: u64,
@@ -177,21 +163,14 @@ impl Story {
             Some(Arc::clone(endpoint.attached(|| Arc::new(Peer::new(workload.clone(), None)))))
         });
         let cluster = plan.cluster().map(|cluster| cluster.config());
-        let named = self.uri.authority().map(|authority| authority.as_str());
-        let authority = named.or(self.host.as_deref()).unwrap_or("");
         self.telemetry.record(&Event {
             reporter: Reporter::Source,
-            trace: &self.trace,
             peer: peer.as_ref(),
             service: cluster.and_then(|cluster| cluster.service.as_ref()),
             cluster: cluster.map(|cluster| &cluster.name),
             route: Some(&plan.route.name).filter(|name| !name.is_empty()),
             upstream: endpoint.as_ref().map(|endpoint| endpoint.address()),
-            method: &self.method,
-            authority,
-            path: self.uri.path_and_query().map_or("/", |path| path.as_str()),
-            version: self.version,
-            headers: &self.headers,
+            logged: self.logged.as_deref(),
             is_grpc: plan.is_grpc,
             status: self.status,
             grpc_status: self.grpc_status,
@@ -199,7 +178,7 @@ impl Story {
             details: self.details,
             request_bytes: self.request_head + self.call.request_bytes(),
             response_bytes: self.response_bytes,
-            duration: self.begun.elapsed(),
+            duration: source::instant().saturating_duration_since(self.call.begun()),
             mutual_tls: false,
             attempts: self.call.attempts(),
         });
@@ -293,7 +272,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        telemetry,
+        telemetry::{self, TraceContext},
         testing::{client, cluster, configured, endless, response, route, with_route},
     };
 

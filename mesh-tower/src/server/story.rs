@@ -8,7 +8,7 @@ use std::{
     time::SystemTime,
 };
 
-use http::{HeaderMap, Method, Uri, Version, header, request::Parts};
+use http::{HeaderMap, Method, Uri, request::Parts};
 use mesh_core::{
     config::ServiceName,
     outcome::{Flags, grpc_status},
@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use crate::{
     source,
-    telemetry::{Event, LogHeaders, Peer, Reporter, Span, SpanKind, Telemetry, TraceContext},
+    telemetry::{Event, Logged, Peer, Reporter, Span, SpanKind, Telemetry, TraceContext},
 };
 
 /// Of one request; told when it is finished, or dropped: then the caller went away.
@@ -30,9 +30,7 @@ pub(super) struct Story {
     service: Arc<ServiceName>,
     method: Method,
     uri: Uri,
-    host: String,
-    version: Version,
-    headers: LogHeaders,
+    logged: Option<Box<Logged>>,
     is_grpc: bool,
     request_head: u64,
     pub(super) request_bytes: Arc<AtomicU64>,
@@ -59,8 +57,7 @@ impl Story {
     ) -> Self {
         let parent = telemetry.spans().is_exporting().then(|| TraceContext::extract(&parts.headers)).flatten();
         let trace = telemetry.begin(Reporter::Destination, parts, None);
-        let logs = telemetry.is_logging();
-        let host = parts.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+        let logged = telemetry.is_logging().then(|| Logged::of(parts, &trace));
         Self {
             telemetry: telemetry.clone(),
             trace,
@@ -70,9 +67,7 @@ impl Story {
             service: Arc::clone(service),
             method: parts.method.clone(),
             uri: parts.uri.clone(),
-            host: if logs { host.to_owned() } else { String::new() },
-            version: parts.version,
-            headers: if logs { LogHeaders::of(&parts.headers) } else { LogHeaders::default() },
+            logged,
             is_grpc: is_grpc(&parts.headers),
             request_head: head_bytes(&parts.headers),
             request_bytes: Arc::default(),
@@ -124,17 +119,12 @@ impl Story {
         if !self.silent {
             self.telemetry.record(&Event {
                 reporter: Reporter::Destination,
-                trace: &self.trace,
                 peer: self.peer.as_ref(),
                 service: Some(&self.service),
                 cluster: None,
                 route: None,
                 upstream: None,
-                method: &self.method,
-                authority: self.uri.authority().map_or(&self.host, |authority| authority.as_str()),
-                path: self.uri.path_and_query().map_or("/", |path| path.as_str()),
-                version: self.version,
-                headers: &self.headers,
+                logged: self.logged.as_deref(),
                 is_grpc: self.is_grpc,
                 status: self.status,
                 grpc_status: self.grpc_status,

@@ -8,10 +8,10 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, Version};
+use http::{Method, Version, request::Parts, uri::PathAndQuery};
 use serde_json::json;
 
-use super::{Event, Reporter};
+use super::{Event, Reporter, TraceContext};
 use crate::source;
 
 /// The form of the access log.
@@ -42,93 +42,97 @@ impl AccessLog {
     }
 
     pub(super) fn write(self, event: &Event<'_>) {
+        let Some(logged) = event.logged else { return };
         let line = match self {
             Self::Off => return,
-            Self::Text => text(event, source::unix_nanos()),
-            Self::Json => json(event, source::unix_nanos()),
+            Self::Text => text(event, logged, source::unix_nanos()),
+            Self::Json => json(event, logged, source::unix_nanos()),
         };
         // A closed standard output is no reason to fail a request.
         let _ = writeln!(std::io::stdout().lock(), "{line}");
     }
 }
 
-/// The request headers a log line shows, copied when the request begins.
-#[derive(Clone, Debug, Default)]
-pub struct LogHeaders(Option<Box<Shown>>);
-
+/// What only a log shows of a request, copied when the request begins.
 #[derive(Clone, Debug)]
-struct Shown {
+pub struct Logged {
+    method: Method,
+    authority: String,
+    /// With query, as the caller wrote it.
+    path: String,
+    version: Version,
+    trace_id: u128,
     user_agent: Option<String>,
     request_id: Option<String>,
     forwarded_for: Option<String>,
 }
 
-impl LogHeaders {
-    /// Copies them; only worth doing when [`Telemetry::is_logging`](super::Telemetry::is_logging).
-    pub fn of(headers: &HeaderMap) -> Self {
-        let text = |name| headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
-        Self(Some(Box::new(Shown {
+impl Logged {
+    /// Copies it; only worth doing when [`Telemetry::is_logging`](super::Telemetry::is_logging).
+    pub fn of(parts: &Parts, trace: &TraceContext) -> Box<Self> {
+        let text = |name| parts.headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+        let named = parts.uri.authority().map(ToString::to_string);
+        Box::new(Self {
+            method: parts.method.clone(),
+            authority: named.or_else(|| text("host")).unwrap_or_default(),
+            path: parts.uri.path_and_query().map_or("/", PathAndQuery::as_str).to_owned(),
+            version: parts.version,
+            trace_id: trace.trace_id,
             user_agent: text("user-agent"),
             request_id: text("x-request-id"),
             forwarded_for: text("x-forwarded-for"),
-        })))
-    }
-
-    fn shown(&self) -> [Option<&str>; 3] {
-        self.0.as_ref().map_or([None; 3], |shown| {
-            [shown.forwarded_for.as_deref(), shown.user_agent.as_deref(), shown.request_id.as_deref()]
         })
     }
 }
 
 /// Envoy's default format string, filled in; `-` for what there is not.
-fn text(event: &Event<'_>, end_nanos: u64) -> String {
+fn text(event: &Event<'_>, logged: &Logged, end_nanos: u64) -> String {
     let mut line = String::with_capacity(256);
-    let [forwarded_for, user_agent, request_id] = event.headers.shown();
     let upstream = event.upstream.map(ToString::to_string);
     let _ = write!(
         line,
         "[{}] \"{} {} {}\" {} {} {} {} {} -",
         start_time(event, end_nanos),
-        event.method,
-        Escaped(event.path),
-        protocol(event.version),
+        logged.method,
+        Escaped(&logged.path),
+        protocol(logged.version),
         event.status,
         event.flags,
         event.request_bytes,
         event.response_bytes,
         event.duration.as_millis(),
     );
-    for value in [forwarded_for, user_agent, request_id, Some(event.authority), upstream.as_deref()] {
+    let Logged { forwarded_for, user_agent, request_id, .. } = logged;
+    let named = [forwarded_for.as_deref(), user_agent.as_deref(), request_id.as_deref()];
+    for value in named.into_iter().chain([Some(logged.authority.as_str()), upstream.as_deref()]) {
         let _ = write!(line, " \"{}\"", Escaped(value.unwrap_or("-")));
     }
     line
 }
 
-fn json(event: &Event<'_>, end_nanos: u64) -> String {
-    let [forwarded_for, user_agent, request_id] = event.headers.shown();
+fn json(event: &Event<'_>, logged: &Logged, end_nanos: u64) -> String {
     json!({
         "start_time": start_time(event, end_nanos),
         "reporter": event.reporter.as_str(),
-        "method": event.method.as_str(),
-        "path": event.path,
-        "protocol": protocol(event.version),
+        "method": logged.method.as_str(),
+        "path": logged.path,
+        "protocol": protocol(logged.version),
         "response_code": event.status,
         "response_flags": event.flags.to_string(),
         "response_code_details": event.details,
         "bytes_received": event.request_bytes,
         "bytes_sent": event.response_bytes,
         "duration": u64::try_from(event.duration.as_millis()).unwrap_or(u64::MAX),
-        "x_forwarded_for": forwarded_for,
-        "user_agent": user_agent,
-        "request_id": request_id,
-        "authority": event.authority,
+        "x_forwarded_for": logged.forwarded_for,
+        "user_agent": logged.user_agent,
+        "request_id": logged.request_id,
+        "authority": logged.authority,
         "upstream_host": event.upstream.map(ToString::to_string),
         "upstream_cluster": event.cluster,
         "upstream_request_attempt_count": (event.reporter == Reporter::Source).then_some(event.attempts),
         "route_name": event.route,
         "grpc_status_number": event.grpc_status,
-        "trace_id": format!("{:032x}", event.trace.trace_id),
+        "trace_id": format!("{:032x}", logged.trace_id),
     })
     .to_string()
 }
@@ -183,32 +187,25 @@ impl fmt::Display for Escaped<'_> {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use http::{HeaderValue, Method};
     use mesh_core::{config::EndpointAddress, outcome::Flags};
 
     use super::*;
-    use crate::telemetry::TraceContext;
 
     fn check(log: AccessLog, path: &str) -> String {
-        let mut headers = HeaderMap::new();
-        headers.insert("user-agent", HeaderValue::from_static("curl/8"));
-        headers.insert("x-request-id", HeaderValue::from_static("id-1"));
-        let headers = LogHeaders::of(&headers);
+        let request = http::Request::get("http://reviews:9080/");
+        let request = request.header("user-agent", "curl/8").header("x-request-id", "id-1").body(()).unwrap();
         let trace = TraceContext { trace_id: 1, span_id: 2, sampled: true, state: None, b3: false };
+        let mut logged = Logged::of(&request.into_parts().0, &trace);
+        logged.path = path.to_owned();
         let upstream = EndpointAddress::Socket("127.0.0.1:9080".parse().unwrap());
         let event = Event {
             reporter: Reporter::Source,
-            trace: &trace,
             peer: None,
             service: None,
             cluster: None,
             route: None,
             upstream: Some(&upstream),
-            method: &Method::GET,
-            authority: "reviews:9080",
-            path,
-            version: Version::HTTP_11,
-            headers: &headers,
+            logged: Some(&logged),
             is_grpc: false,
             status: 200,
             grpc_status: None,
@@ -221,7 +218,7 @@ mod tests {
             attempts: 1,
         };
         let end = 1_700_000_000_000_000_000;
-        if log == AccessLog::Json { json(&event, end) } else { text(&event, end) }
+        if log == AccessLog::Json { json(&event, &logged, end) } else { text(&event, &logged, end) }
     }
 
     /// TE16, TE17: one line per request in Envoy's default form or as JSON; callers cannot write lines of their own.

@@ -1,6 +1,7 @@
-//! Istio's standard metrics through the `metrics` facade, with handles resolved once per series.
+//! Istio's standard metrics: counted by ourselves, or through the `metrics` facade with handles resolved once per series.
 //!
-//! A recorder for Prometheus text is installed unless the application has installed one, whose the series then are.
+//! Unless the application has installed a recorder of its own, whose the series then are, one for Prometheus text is
+//! installed, and requests are counted in a book of ours that is printed with the rest (`metrics/book.rs`).
 //! Series are bounded: past the cap, further pairs of peers share one series named `_OTHER`, and the number of requests
 //! so told is itself counted. Label values come from configuration and certificates, never from raw hosts or paths.
 
@@ -14,14 +15,17 @@ use mesh_core::{
     config::{Name, ServiceName},
     outcome::Flags,
     telemetry::{
-        BUCKETS, BUILD, LABELS, LATEST, MUTUAL_TLS, NO_TLS, REQUEST_BYTES, REQUEST_DURATION, REQUESTS_TOTAL,
-        RESPONSE_BYTES, UNKNOWN, or_unknown, request_protocol,
+        BUILD, LABELS, LATEST, MUTUAL_TLS, NO_TLS, REQUEST_BYTES, REQUEST_DURATION, REQUESTS_TOTAL, RESPONSE_BYTES,
+        UNKNOWN, or_unknown, request_protocol,
     },
 };
 use metrics::{Counter, Histogram, Key, Label, Level, Metadata};
-use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 
 use super::{Event, Peer, Reporter};
+use book::Book;
+
+mod book;
 
 /// Requests told under `_OTHER` because the cap was reached.
 const DROPPED: &str = "mesh_metric_series_dropped_total";
@@ -35,7 +39,7 @@ static METADATA: Metadata<'static> = Metadata::new("mesh::telemetry", Level::INF
 
 /// Prometheus text of everything recorded; `None` when the application's own recorder has it.
 pub fn render() -> Option<String> {
-    exporter().map(PrometheusHandle::render)
+    exporter().map(|exporter| exporter.render() + &book::render())
 }
 
 /// Moves recorded histogram samples into their buckets, which otherwise pile up until somebody scrapes.
@@ -51,17 +55,7 @@ fn exporter() -> Option<&'static PrometheusHandle> {
 }
 
 fn install() -> Option<PrometheusHandle> {
-    let mut builder = PrometheusBuilder::new();
-    for name in [REQUEST_DURATION, REQUEST_BYTES, RESPONSE_BYTES] {
-        builder = match builder.set_buckets_for_metric(Matcher::Full(name.to_owned()), &BUCKETS) {
-            Ok(builder) => builder,
-            Err(error) => {
-                tracing::warn!(target: "mesh::telemetry", %error, "metrics are not exported");
-                return None;
-            }
-        };
-    }
-    let recorder = builder.build_recorder();
+    let recorder = PrometheusBuilder::new().build_recorder();
     let handle = recorder.handle();
     // Somebody else's recorder stays: the series go there.
     metrics::set_global_recorder(recorder).ok()?;
@@ -76,19 +70,27 @@ fn install() -> Option<PrometheusHandle> {
 #[derive(Debug)]
 pub(super) struct Metrics {
     series: RwLock<HashMap<SeriesKey, Arc<Series>>>,
+    /// Where requests are counted; `None` when the application's recorder has them.
+    book: Option<Arc<Book>>,
     cap: usize,
 }
 
-/// The handles of one set of labels.
+/// One set of labels.
 #[derive(Debug)]
-struct Series {
+enum Series {
+    Ours(Arc<str>),
+    Theirs(Handles),
+}
+
+#[derive(Debug)]
+struct Handles {
     requests: Counter,
     duration: Histogram,
     request_bytes: Histogram,
     response_bytes: Histogram,
 }
 
-#[derive(Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 struct SeriesKey {
     peer: Arc<Peer>,
     host: Option<Name>,
@@ -139,19 +141,11 @@ impl Metrics {
     }
 
     fn with_cap(cap: usize) -> Self {
-        exporter();
-        Self { series: RwLock::default(), cap }
+        let book = exporter().map(|_| Book::open());
+        Self { series: RwLock::default(), book, cap }
     }
 
     pub(super) fn record(&self, event: &Event<'_>, local: &Arc<Peer>, peer: &Arc<Peer>) {
-        let series = self.series(event, local, peer);
-        series.requests.increment(1);
-        series.duration.record(event.duration.as_secs_f64() * 1e3);
-        series.request_bytes.record(event.request_bytes as f64);
-        series.response_bytes.record(event.response_bytes as f64);
-    }
-
-    fn series(&self, event: &Event<'_>, local: &Arc<Peer>, peer: &Arc<Peer>) -> Arc<Series> {
         let kind = Kind {
             reporter: event.reporter,
             is_grpc: event.is_grpc,
@@ -161,23 +155,53 @@ impl Metrics {
             mutual_tls: event.mutual_tls,
         };
         let lookup = Lookup { peer, host: event.service.map(|service| &service.host), kind };
-        let known = self.series.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(series) = known.get(&lookup) {
-            return Arc::clone(series);
+        if self.book.as_ref().is_some_and(|book| book.add(&lookup, event)) {
+            return;
         }
-        let full = known.len() >= self.cap;
-        drop(known);
-        if full {
-            return self.other(event, kind);
+        let make = || Series::new(event.reporter, local, peer, event.service, kind, self.book.is_some());
+        match self.series(lookup, self.cap, make) {
+            Some((key, series)) => self.tell(key, &series, event),
+            None => self.tell_other(event, kind),
         }
-        let series = Arc::new(Series::new(event.reporter, local, peer, event.service, kind));
-        let key = SeriesKey { peer: Arc::clone(peer), host: lookup.host.cloned(), kind };
-        let mut known = self.series.write().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(known.entry(key).or_insert(series))
     }
 
-    /// The shared series of everything past the cap: by reporter and status alone.
-    fn other(&self, event: &Event<'_>, kind: Kind) -> Arc<Series> {
+    fn tell(&self, key: SeriesKey, series: &Series, event: &Event<'_>) {
+        match (series, &self.book) {
+            (Series::Ours(labels), Some(book)) => book.add_new(key, labels, event),
+            (Series::Ours(_), None) => {}
+            (Series::Theirs(handles), _) => {
+                handles.requests.increment(1);
+                handles.duration.record(event.duration.as_secs_f64() * 1e3);
+                handles.request_bytes.record(event.request_bytes as f64);
+                handles.response_bytes.record(event.response_bytes as f64);
+            }
+        }
+    }
+
+    /// The series of that key, made if there is room for it.
+    fn series(
+        &self,
+        lookup: Lookup<'_>,
+        cap: usize,
+        make: impl FnOnce() -> Series,
+    ) -> Option<(SeriesKey, Arc<Series>)> {
+        let known = self.series.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some((key, series)) = known.get_key_value(&lookup) {
+            return Some((key.clone(), Arc::clone(series)));
+        }
+        if known.len() >= cap {
+            return None;
+        }
+        drop(known);
+        let series = Arc::new(make());
+        let key = SeriesKey { peer: Arc::clone(lookup.peer), host: lookup.host.cloned(), kind: lookup.kind };
+        let mut known = self.series.write().unwrap_or_else(PoisonError::into_inner);
+        let series = Arc::clone(known.entry(key.clone()).or_insert(series));
+        Some((key, series))
+    }
+
+    /// In the shared series of everything past the cap: by reporter and status alone.
+    fn tell_other(&self, event: &Event<'_>, kind: Kind) {
         static OTHERS: OnceLock<Arc<Peer>> = OnceLock::new();
         metrics::with_recorder(|recorder| recorder.register_counter(&Key::from_name(DROPPED), &METADATA)).increment(1);
         let others = OTHERS.get_or_init(|| {
@@ -189,27 +213,34 @@ impl Metrics {
         let status = event.status / 100 * 100;
         let kind = Kind { status, grpc_status: None, flags: Flags::default(), ..kind };
         let lookup = Lookup { peer: others, host: None, kind };
-        let known = self.series.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(series) = known.get(&lookup) {
-            return Arc::clone(series);
+        let make = || Series::new(event.reporter, others, others, None, kind, self.book.is_some());
+        if let Some((key, series)) = self.series(lookup, usize::MAX, make) {
+            self.tell(key, &series, event);
         }
-        drop(known);
-        let series = Arc::new(Series::new(event.reporter, others, others, None, kind));
-        let key = SeriesKey { peer: Arc::clone(others), host: None, kind };
-        let mut known = self.series.write().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(known.entry(key).or_insert(series))
     }
 }
 
 impl Series {
-    fn new(reporter: Reporter, local: &Peer, peer: &Peer, service: Option<&ServiceName>, kind: Kind) -> Self {
+    fn new(
+        reporter: Reporter,
+        local: &Peer,
+        peer: &Peer,
+        service: Option<&ServiceName>,
+        kind: Kind,
+        ours: bool,
+    ) -> Self {
         let labels = labels(reporter, local, peer, service, kind);
+        if ours {
+            return Self::Ours(book::label_text(&labels));
+        }
         let key = |name: &'static str| Key::from_parts(name, labels.clone());
-        metrics::with_recorder(|recorder| Self {
-            requests: recorder.register_counter(&key(REQUESTS_TOTAL), &METADATA),
-            duration: recorder.register_histogram(&key(REQUEST_DURATION), &METADATA),
-            request_bytes: recorder.register_histogram(&key(REQUEST_BYTES), &METADATA),
-            response_bytes: recorder.register_histogram(&key(RESPONSE_BYTES), &METADATA),
+        metrics::with_recorder(|recorder| {
+            Self::Theirs(Handles {
+                requests: recorder.register_counter(&key(REQUESTS_TOTAL), &METADATA),
+                duration: recorder.register_histogram(&key(REQUEST_DURATION), &METADATA),
+                request_bytes: recorder.register_histogram(&key(REQUEST_BYTES), &METADATA),
+                response_bytes: recorder.register_histogram(&key(RESPONSE_BYTES), &METADATA),
+            })
         })
     }
 }
@@ -267,11 +298,9 @@ mod tests {
 
     use std::time::Duration;
 
-    use http::{Method, Version};
     use mesh_core::config::Workload;
 
     use super::*;
-    use crate::telemetry::{LogHeaders, TraceContext};
 
     fn workload(name: &str) -> Workload {
         Workload {
@@ -286,7 +315,6 @@ mod tests {
     }
 
     fn record(metrics: &Metrics, reporter: Reporter, local: &Arc<Peer>, peer: &Arc<Peer>, status: u16) {
-        let trace = TraceContext::root(false);
         let service = ServiceName {
             host: "ratings.default.svc.cluster.local".into(),
             name: "ratings".into(),
@@ -294,17 +322,12 @@ mod tests {
         };
         let event = Event {
             reporter,
-            trace: &trace,
             peer: Some(peer),
             service: Some(&service),
             cluster: None,
             route: None,
             upstream: None,
-            method: &Method::GET,
-            authority: "ratings",
-            path: "/",
-            version: Version::HTTP_11,
-            headers: &LogHeaders::default(),
+            logged: None,
             is_grpc: false,
             status,
             grpc_status: None,

@@ -9,6 +9,7 @@ use std::{fmt, time::SystemTime};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+use super::text::{hex8, hex16, value};
 use crate::source;
 
 mod export;
@@ -72,26 +73,40 @@ impl TraceContext {
 
     /// Writes it, replacing what was there.
     pub fn inject(&self, headers: &mut HeaderMap) {
-        headers.insert(TRACEPARENT, ascii(&self.to_string()));
-        match &self.state {
-            Some(state) => headers.insert(TRACESTATE, state.clone()),
-            None => headers.remove(TRACESTATE),
-        };
-        for name in [B3, B3_PARENT, B3_FLAGS] {
+        for name in [B3, B3_PARENT, B3_FLAGS, TRACESTATE] {
             headers.remove(name);
         }
+        self.inject_new(headers);
+    }
+
+    /// Writes it on headers that say nothing of a trace yet.
+    pub(super) fn inject_new(&self, headers: &mut HeaderMap) {
+        headers.insert(TRACEPARENT, value(&self.traceparent()));
+        if let Some(state) = &self.state {
+            headers.insert(TRACESTATE, state.clone());
+        }
         if self.b3 {
-            headers.insert(B3_TRACE, ascii(&format!("{:032x}", self.trace_id)));
-            headers.insert(B3_SPAN, ascii(&format!("{:016x}", self.span_id)));
+            let text = self.traceparent();
+            headers.insert(B3_TRACE, value(&text[3..35]));
+            headers.insert(B3_SPAN, value(&text[36..52]));
             headers.insert(B3_SAMPLED, HeaderValue::from_static(if self.sampled { "1" } else { "0" }));
         }
+    }
+
+    fn traceparent(&self) -> [u8; 55] {
+        let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
+        text[3..19].copy_from_slice(&hex16((self.trace_id >> 64) as u64));
+        text[19..35].copy_from_slice(&hex16(self.trace_id as u64));
+        text[36..52].copy_from_slice(&hex16(self.span_id));
+        text[54] = if self.sampled { b'1' } else { b'0' };
+        text
     }
 }
 
 impl fmt::Display for TraceContext {
     /// As `traceparent`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "00-{:032x}-{:016x}-{:02x}", self.trace_id, self.span_id, u8::from(self.sampled))
+        f.write_str(&String::from_utf8_lossy(&self.traceparent()))
     }
 }
 
@@ -127,11 +142,41 @@ pub enum SpanKind {
 
 /// A fresh `x-request-id`: a version 4 UUID.
 pub fn new_request_id() -> HeaderValue {
-    let bits = u128::from(source::random_u64()) << 64 | u128::from(source::random_u64());
-    let bits = (bits & !(0xf << 76) & !(0b11 << 62)) | (4 << 76) | (0b10 << 62);
-    let hex = format!("{bits:032x}");
-    let parts = [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]];
-    ascii(&parts.join("-"))
+    let (high, low) = (source::random_u64(), source::random_u64());
+    let high = high & !(0xf << 12) | 4 << 12;
+    let low = low & !(0b11 << 62) | 0b10 << 62;
+    let (first, second) = (hex8((high >> 32) as u32), hex8(high as u32));
+    let (third, fourth) = (hex8((low >> 32) as u32), hex8(low as u32));
+    let mut text = [b'-'; 36];
+    text[..8].copy_from_slice(&first);
+    text[9..13].copy_from_slice(&second[..4]);
+    text[14..18].copy_from_slice(&second[4..]);
+    text[19..23].copy_from_slice(&third[..4]);
+    text[24..28].copy_from_slice(&third[4..]);
+    text[28..].copy_from_slice(&fourth);
+    value(&text)
+}
+
+/// What the headers say that concerns traces, found in one pass: most requests say nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Said {
+    pub(super) request_id: bool,
+    pub(super) trace: bool,
+}
+
+impl Said {
+    pub(super) fn of(headers: &HeaderMap) -> Self {
+        let mut said = Self::default();
+        for name in headers.keys() {
+            match name.as_str() {
+                "x-request-id" => said.request_id = true,
+                "traceparent" | "tracestate" | "b3" => said.trace = true,
+                name if name.starts_with("x-b3-") => said.trace = true,
+                _ => {}
+            }
+        }
+        said
+    }
 }
 
 fn new_span_id() -> u64 {
@@ -189,11 +234,6 @@ fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
         (Some(value), None) => value.to_str().ok(),
         _ => None,
     }
-}
-
-/// A header value of text we made ourselves.
-fn ascii(text: &str) -> HeaderValue {
-    HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
 #[cfg(test)]

@@ -1,0 +1,224 @@
+//! Where requests are counted when the recorder is ours: plain numbers, one page a thread, added up when somebody reads.
+//!
+//! A request touches nothing that another thread writes, takes no histogram sample that has to be sorted into its bucket
+//! later, and allocates nothing. Threads share [`PAGES`] pages in turn; a page's lock is held for the few additions of
+//! one request, and by a reader for one walk. What a book held when it is dropped stays in the text.
+
+use std::{
+    cell::Cell,
+    collections::BTreeMap,
+    fmt::Write as _,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use hashbrown::HashMap;
+use mesh_core::telemetry::{BUCKETS, REQUEST_BYTES, REQUEST_DURATION, REQUESTS_TOTAL, RESPONSE_BYTES};
+use metrics::Label;
+
+use super::{Lookup, SeriesKey};
+use crate::telemetry::Event;
+
+/// More threads than this share.
+const PAGES: usize = 16;
+
+/// All requests of one mesh.
+#[derive(Debug, Default)]
+pub(super) struct Book {
+    pages: [Page; PAGES],
+}
+
+/// Alone on its cache lines.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Page(Mutex<HashMap<SeriesKey, Tally>>);
+
+/// What is added up of one series.
+#[derive(Clone, Debug)]
+struct Tally {
+    labels: Arc<str>,
+    requests: u64,
+    duration: Buckets,
+    request_bytes: Buckets,
+    response_bytes: Buckets,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Buckets {
+    /// By [`BUCKETS`], and what is above them.
+    counts: [u64; BUCKETS.len() + 1],
+    sum: f64,
+}
+
+type Totals = BTreeMap<Arc<str>, Tally>;
+
+static BOOKS: Mutex<Vec<Weak<Book>>> = Mutex::new(Vec::new());
+/// Of books that are gone.
+static CLOSED: Mutex<Totals> = Mutex::new(BTreeMap::new());
+
+impl Book {
+    /// An empty one, which [`render`] reads.
+    pub(super) fn open() -> Arc<Self> {
+        let book = Arc::new(Self::default());
+        let mut books = lock(&BOOKS);
+        books.retain(|book| book.strong_count() > 0);
+        books.push(Arc::downgrade(&book));
+        book
+    }
+
+    /// Counts a request of a series that this thread's page knows; `false` when it does not.
+    pub(super) fn add(&self, lookup: &Lookup<'_>, event: &Event<'_>) -> bool {
+        match self.page().get_mut(lookup) {
+            Some(tally) => {
+                tally.add(event);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Counts a request of any series.
+    pub(super) fn add_new(&self, key: SeriesKey, labels: &Arc<str>, event: &Event<'_>) {
+        self.page().entry(key).or_insert_with(|| Tally::new(labels)).add(event);
+    }
+
+    fn page(&self) -> MutexGuard<'_, HashMap<SeriesKey, Tally>> {
+        static THREADS: AtomicUsize = AtomicUsize::new(0);
+        thread_local! {
+            static THREAD: Cell<usize> = const { Cell::new(usize::MAX) };
+        }
+        let mut thread = THREAD.get();
+        if thread == usize::MAX {
+            thread = THREADS.fetch_add(1, Ordering::Relaxed) % PAGES;
+            THREAD.set(thread);
+        }
+        lock(&self.pages[thread % PAGES].0)
+    }
+
+    fn add_to(&self, totals: &mut Totals) {
+        for page in &self.pages {
+            lock(&page.0).values().for_each(|tally| add(totals, tally));
+        }
+    }
+}
+
+impl Drop for Book {
+    fn drop(&mut self) {
+        self.add_to(&mut lock(&CLOSED));
+    }
+}
+
+impl Tally {
+    fn new(labels: &Arc<str>) -> Self {
+        let none = Buckets::default();
+        let labels = Arc::clone(labels);
+        Self { labels, requests: 0, duration: none.clone(), request_bytes: none.clone(), response_bytes: none }
+    }
+
+    fn add(&mut self, event: &Event<'_>) {
+        self.requests += 1;
+        self.duration.add(event.duration.as_secs_f64() * 1e3);
+        self.request_bytes.add(event.request_bytes as f64);
+        self.response_bytes.add(event.response_bytes as f64);
+    }
+}
+
+impl Buckets {
+    fn add(&mut self, value: f64) {
+        self.sum += value;
+        let bucket = BUCKETS.partition_point(|bound| *bound < value);
+        if let Some(count) = self.counts.get_mut(bucket) {
+            *count += 1;
+        }
+    }
+
+    fn merge(&mut self, other: &Self) {
+        self.sum += other.sum;
+        self.counts.iter_mut().zip(other.counts).for_each(|(count, other)| *count += other);
+    }
+}
+
+fn add(totals: &mut Totals, tally: &Tally) {
+    let total = totals.entry(Arc::clone(&tally.labels)).or_insert_with(|| Tally::new(&tally.labels));
+    total.requests += tally.requests;
+    total.duration.merge(&tally.duration);
+    total.request_bytes.merge(&tally.request_bytes);
+    total.response_bytes.merge(&tally.response_bytes);
+}
+
+/// Prometheus text of all books, in the order of their labels. Format: Prometheus text exposition 0.0.4.
+pub(super) fn render() -> String {
+    let books: Vec<Arc<Book>> = lock(&BOOKS).iter().filter_map(Weak::upgrade).collect();
+    let mut totals = lock(&CLOSED).clone();
+    books.iter().for_each(|book| book.add_to(&mut totals));
+    let mut text = String::new();
+    if totals.is_empty() {
+        return text;
+    }
+    let _ = writeln!(text, "# TYPE {REQUESTS_TOTAL} counter");
+    for (labels, tally) in &totals {
+        let _ = writeln!(text, "{REQUESTS_TOTAL}{{{labels}}} {}", tally.requests);
+    }
+    histogram(&mut text, REQUEST_DURATION, &totals, |tally| &tally.duration);
+    histogram(&mut text, REQUEST_BYTES, &totals, |tally| &tally.request_bytes);
+    histogram(&mut text, RESPONSE_BYTES, &totals, |tally| &tally.response_bytes);
+    text
+}
+
+fn histogram(text: &mut String, name: &str, totals: &Totals, of: fn(&Tally) -> &Buckets) {
+    let _ = writeln!(text, "\n# TYPE {name} histogram");
+    for (labels, tally) in totals {
+        let buckets = of(tally);
+        let mut count = 0;
+        for (within, bound) in buckets.counts.iter().zip(BUCKETS) {
+            count += within;
+            let _ = writeln!(text, "{name}_bucket{{{labels},le=\"{bound}\"}} {count}");
+        }
+        let _ = writeln!(text, "{name}_bucket{{{labels},le=\"+Inf\"}} {}", tally.requests);
+        let _ = writeln!(text, "{name}_sum{{{labels}}} {}", buckets.sum);
+        let _ = writeln!(text, "{name}_count{{{labels}}} {}", tally.requests);
+    }
+}
+
+/// Labels as they stand between the braces.
+pub(super) fn label_text(labels: &[Label]) -> Arc<str> {
+    let mut text = String::with_capacity(1024);
+    for label in labels {
+        if !text.is_empty() {
+            text.push(',');
+        }
+        let _ = write!(text, "{}=\"", label.key());
+        for c in label.value().chars() {
+            match c {
+                '"' | '\\' => text.extend(['\\', c]),
+                '\n' => text.push_str("\\n"),
+                c => text.push(c),
+            }
+        }
+        text.push('"');
+    }
+    text.into()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_at_a_bound_is_within_it() {
+        let mut buckets = Buckets::default();
+        [0.5, 0.6, 1.0, 3_600_000.0, 4e6].into_iter().for_each(|value| buckets.add(value));
+        assert_eq!((buckets.counts[0], buckets.counts[1], buckets.counts[18], buckets.counts[19]), (1, 2, 1, 1));
+    }
+
+    #[test]
+    fn labels_cannot_break_out_of_their_quotes() {
+        assert_eq!(&*label_text(&[Label::new("a", "x\"\\\n"), Label::new("b", "")]), r#"a="x\"\\\n",b="""#);
+    }
+}
