@@ -106,8 +106,7 @@ fn tasks(
     client: &HttpClient<Nowhere>,
     uris: &Arc<Vec<http::Uri>>,
 ) -> (Duration, Duration) {
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build().unwrap();
     runtime.block_on(async {
         let (start, cpu) = (Instant::now(), ProcessTime::now());
         let workers: Vec<_> = (0..tasks)
