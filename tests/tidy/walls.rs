@@ -85,6 +85,25 @@ fn one_file_reads_clock_and_entropy() {
     report("only mesh-tower/src/source.rs reads the clock and entropy", &bad);
 }
 
+/// The files of mesh-xds that do I/O; what is beside them is machines and translation, which know no runtime.
+const XDS_DRIVERS: &[&str] = &["certs.rs", "client.rs", "server.rs", "task.rs", "transport.rs"];
+
+#[test]
+fn only_drivers_know_the_runtime() {
+    let mut bad = Vec::new();
+    for file in rust_files() {
+        let Some(path) = file.path.strip_prefix("mesh-xds/src/") else { continue };
+        let drives = XDS_DRIVERS.contains(&path) || path.starts_with("client/tests");
+        if drives || file.is_generated() {
+            continue;
+        }
+        for word in ["tokio::", "tonic::", "async fn", ".await"].iter().filter(|word| file.code().contains(**word)) {
+            bad.push(format!("{}: {word}", file.path));
+        }
+    }
+    report("tokio and tonic stay in the drivers of mesh-xds", &bad);
+}
+
 #[test]
 fn one_file_names_the_atomics() {
     let bad: Vec<_> = rust_files()
