@@ -1,6 +1,6 @@
 //! Which endpoint of a group gets a request: a closed set of policies, each in a file of its own.
 //!
-//! None scans: round robin takes the next, the others draw a few at random. An endpoint that must not be taken (ejected)
+//! None scans: round robin takes the next, the others draw a few at random. An endpoint that must not be taken (ejected, sick)
 //! or should not (tried before, not reachable lately) is drawn again; only when that fails several times in a row is
 //! the group looked through.
 
@@ -17,7 +17,7 @@ mod weights;
 pub(crate) use peak_ewma::Ewma;
 pub(crate) use weights::Group;
 
-/// Picks one of the group, by policy; `None` when every one is ejected.
+/// Picks one of the group, by policy; `None` when every one is out.
 pub(crate) fn pick<'a>(
     policy: &LoadBalancer,
     group: &'a Group,
@@ -26,17 +26,17 @@ pub(crate) fn pick<'a>(
     rng: &mut impl RngCore,
 ) -> Option<&'a std::sync::Arc<Endpoint>> {
     // From what is wanted to what will do: elsewhere and reachable, elsewhere, anywhere.
-    let reachable = |e: &Endpoint| !e.is_ejected() && !e.is_unreachable(now) && !ask.tried.avoids(e);
+    let reachable = |e: &Endpoint| !e.is_out() && !e.is_unreachable(now) && !ask.tried.avoids(e);
     if let Some(at) = by_policy(policy, group, now, rng, &reachable) {
         return group.endpoints().get(at);
     }
     if !ask.tried.is_empty() {
-        let elsewhere = |e: &Endpoint| !e.is_ejected() && !ask.tried.avoids(e);
+        let elsewhere = |e: &Endpoint| !e.is_out() && !ask.tried.avoids(e);
         if let Some(at) = by_policy(policy, group, now, rng, &elsewhere) {
             return group.endpoints().get(at);
         }
     }
-    let anywhere = |e: &Endpoint| !e.is_ejected();
+    let anywhere = |e: &Endpoint| !e.is_out();
     by_policy(policy, group, now, rng, &anywhere).and_then(|at| group.endpoints().get(at))
 }
 

@@ -12,18 +12,20 @@ use std::{
 use rand::RngCore;
 
 use crate::{
-    config::{self, EndpointAddress, Health},
+    config::{self, EndpointAddress, Health, RoutingPriority, Thresholds},
     endpoint::{Attachments, Cell, Endpoint, Pick},
     error::PickError,
     limit::{Counters, Kind, Slot},
     locality::{LevelEndpoints, Levels},
-    outcome::Outcome,
-    outlier,
     pick::Ask,
     route::name_hash,
-    sync::{AtomicU32, AtomicU64, Ordering::Relaxed},
+    sync::Ordering::Relaxed,
     time::Time,
 };
+
+mod ejection;
+
+use ejection::Ejections;
 
 /// A cluster, compiled for picking.
 #[derive(Debug)]
@@ -41,9 +43,9 @@ pub struct Cluster {
 #[derive(Debug, Default)]
 struct Live {
     counters: Arc<Counters>,
-    ejected: AtomicU32,
-    /// The last interval that was swept.
-    last_tick: AtomicU64,
+    /// Of requests with priority `HIGH`.
+    high: Arc<Counters>,
+    ejections: Ejections,
     named: Named,
 }
 
@@ -138,9 +140,17 @@ impl Cluster {
         }
         if config.outlier_detection.is_none() {
             // gRFC A50: without detection nobody stays ejected.
-            endpoints.iter().for_each(|endpoint| endpoint.cell.outlier.readmit());
+            endpoints.iter().for_each(|endpoint| {
+                endpoint.cell.outlier.readmit(Time::ZERO);
+            });
         }
-        live.ejected.store(ejected(&endpoints), Relaxed);
+        live.ejections.recount(&endpoints);
+        for endpoint in &endpoints {
+            endpoint.cell.most.store(config.thresholds.max_requests_per_endpoint, Relaxed);
+            if config.health_check.is_none() {
+                endpoint.cell.fails_checks.store(false, Relaxed);
+            }
+        }
         let overprovisioning = config.endpoints.overprovisioning;
         Self {
             levels: Levels::new(by_priority.into_values().collect(), overprovisioning, config.panic_threshold),
@@ -158,14 +168,28 @@ impl Cluster {
             return Err(PickError::Failed(why.clone()));
         }
         self.sweep(now);
-        if !self.live.counters.requests.acquire(self.config.thresholds.max_requests) {
+        if !self.live.ejections.used.load(Relaxed) {
+            self.live.ejections.used.store(true, Relaxed);
+        }
+        let limit = self.thresholds(ask.priority).max_requests;
+        if !self.counters(ask.priority).requests.acquire(limit) {
             return Err(PickError::Overflow);
         }
-        let Some(endpoint) = self.levels.pick(&self.config.load_balancer, ask, now, rng) else {
-            self.live.counters.requests.release();
-            return Err(PickError::NoEndpoint);
-        };
-        Ok(Pick::new(Arc::clone(self), Arc::clone(endpoint), now))
+        if let Some(endpoint) = self.claim_probe(|endpoint| endpoint.is_worth_a_probe(ask.tried))
+            && let Some(pick) = Pick::new(self, endpoint, ask.priority, now)
+        {
+            return Ok(pick.probing());
+        }
+        // More than once only where another request took the endpoint's last place between looking and taking.
+        for _ in 0..PLACES {
+            let Some(endpoint) = self.levels.pick(&self.config.load_balancer, ask, now, rng) else { break };
+            if let Some(pick) = Pick::new(self, endpoint, ask.priority, now) {
+                return Ok(pick);
+            }
+        }
+        self.counters(ask.priority).requests.release();
+        let full = self.endpoints.iter().any(|endpoint| endpoint.is_full());
+        Err(if full { PickError::Overflow } else { PickError::NoEndpoint })
     }
 
     /// A pick of an endpoint that is not configured: what the caller named, for clusters of
@@ -177,7 +201,11 @@ impl Cluster {
         if !self.live.counters.requests.acquire(self.config.thresholds.max_requests) {
             return Err(PickError::Overflow);
         }
-        Ok(Pick::new(Arc::clone(self), self.live.named.endpoint(address), now))
+        let pick = Pick::new(self, &self.live.named.endpoint(address), RoutingPriority::Default, now);
+        pick.ok_or_else(|| {
+            self.live.counters.requests.release();
+            PickError::Overflow
+        })
     }
 
     /// As the control plane gave it.
@@ -195,14 +223,16 @@ impl Cluster {
         &self.endpoints
     }
 
-    /// Requests under way.
+    /// Requests under way, of any priority.
     pub fn requests_in_flight(&self) -> u32 {
-        self.live.counters.requests.count()
+        self.live.counters.requests.count().saturating_add(self.live.high.requests.count())
     }
 
-    /// A slot under `max_retries`, held while a retry is under way; `None` is flag `UO`.
-    pub fn retry_slot(&self) -> Option<Slot> {
-        Slot::acquire(&self.live.counters, Kind::Retry, self.config.thresholds.max_retries)
+    /// A slot under `retry_budget` or else `max_retries` of requests of that priority, held while a retry is under way;
+    /// `None` is flag `UO`.
+    pub fn retry_slot(&self, priority: RoutingPriority) -> Option<Slot> {
+        let counters = self.counters(priority);
+        Slot::acquire(counters, Kind::Retry, counters.retry_limit(self.thresholds(priority)))
     }
 
     /// A slot under `max_connections`, held while a connection is open.
@@ -215,49 +245,23 @@ impl Cluster {
         Slot::acquire(&self.live.counters, Kind::Pending, self.config.thresholds.max_pending_requests)
     }
 
-    /// Brings endpoints back whose ejection has lasted long enough. Acts once an interval however often it is called;
-    /// `pick` calls it too, so that ejections end without a background task.
-    pub fn sweep(&self, now: Time) {
-        let Some(config) = &self.config.outlier_detection else { return };
-        let tick = outlier::tick(config.interval, now);
-        let last = self.live.last_tick.load(Relaxed);
-        if tick <= last || self.live.last_tick.compare_exchange(last, tick, Relaxed, Relaxed).is_err() {
-            return;
+    pub(crate) fn counters(&self, priority: RoutingPriority) -> &Arc<Counters> {
+        match priority {
+            RoutingPriority::Default => &self.live.counters,
+            RoutingPriority::High => &self.live.high,
         }
-        let mut ejected = 0;
-        for endpoint in &self.endpoints {
-            ejected += u32::from(endpoint.cell.outlier.sweep(config, tick - last, now));
-        }
-        self.live.ejected.store(ejected, Relaxed);
-        self.levels.recount();
     }
 
-    pub(crate) fn counters(&self) -> &Counters {
-        &self.live.counters
-    }
-
-    /// Counts an outcome of one endpoint and ejects it when it is due.
-    pub(crate) fn record(&self, endpoint: &Endpoint, outcome: &Outcome, now: Time) {
-        let Some(config) = &self.config.outlier_detection else { return };
-        if !endpoint.cell.outlier.count(config, outcome) || endpoint.is_ejected() {
-            return;
-        }
-        let total = self.endpoints.len();
-        let eject = |ejected: u32| outlier::may_eject(config, ejected, total).then_some(ejected + 1);
-        if self.live.ejected.fetch_update(Relaxed, Relaxed, eject).is_err() {
-            return;
-        }
-        if endpoint.cell.outlier.eject(now) {
-            self.levels.note_ejected(endpoint.level);
-        } else {
-            self.live.ejected.fetch_sub(1, Relaxed);
+    fn thresholds(&self, priority: RoutingPriority) -> &Thresholds {
+        match priority {
+            RoutingPriority::Default => &self.config.thresholds,
+            RoutingPriority::High => &self.config.high_thresholds,
         }
     }
 }
 
-fn ejected(endpoints: &[Arc<Endpoint>]) -> u32 {
-    endpoints.iter().filter(|endpoint| endpoint.is_ejected()).count() as u32
-}
+/// How often an endpoint is looked for where places are taken faster than found.
+const PLACES: usize = 4;
 
 /// The endpoints of the predecessor, by address.
 struct Known<'a> {

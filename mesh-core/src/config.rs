@@ -14,17 +14,21 @@ use serde::{Deserialize, Serialize};
 
 mod cluster;
 mod hash;
+mod health_check;
 mod inbound;
+mod outlier;
 mod policy;
 mod route;
 mod value;
 
 pub use cluster::{
     Cluster, Discovery, DnsName, Endpoint, EndpointAddress, Endpoints, Health, Labels, LeastRequest, LoadBalancer,
-    Locality, LocalityEndpoints, OutlierDetection, Protocol, ServiceName, Thresholds, TlsMode, UpstreamTls, Workload,
+    Locality, LocalityEndpoints, Protocol, RetryBudget, ServiceName, Thresholds, TlsMode, UpstreamTls, Workload,
 };
 pub use hash::{HashCookie, HashPolicy, HashSource, RoutingPriority};
+pub use health_check::{GrpcCheck, HealthCheck, HttpCheck, Probe, TcpCheck};
 pub use inbound::{Inbound, MtlsMode};
+pub use outlier::{FailurePercentage, LatencyOutlier, Monitor, OutlierDetection, SuccessRate};
 pub use policy::{Abort, AbortStatus, BackOff, Fault, FaultDelay, GrpcRetry, HttpRetry, RetryConditions, RetryPolicy};
 pub use route::{
     Action, DirectResponse, Forward, HeaderChange, HeaderChanges, HeaderMatch, HeaderMatcher, PathMatch, PathRewrite,

@@ -13,10 +13,10 @@ use std::{
 use crate::{
     balance::Ewma,
     cluster::Cluster,
-    config::{self, EndpointAddress, Health},
+    config::{self, EndpointAddress, Health, RoutingPriority},
     outcome::{Failure, Outcome},
     outlier,
-    sync::{AtomicU32, AtomicU64, Ordering::Relaxed},
+    sync::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
     time::Time,
 };
 
@@ -63,6 +63,27 @@ impl Endpoint {
         self.cell.outlier.is_ejected()
     }
 
+    /// Its active health check fails, or has not passed yet.
+    pub fn is_failing_checks(&self) -> bool {
+        self.cell.fails_checks.load(Relaxed)
+    }
+
+    /// As many requests are under way as it may have at once.
+    pub(crate) fn is_full(&self) -> bool {
+        self.cell.in_flight.load(Relaxed) >= self.cell.most.load(Relaxed)
+    }
+
+    /// Of a half-open endpoint: may this request try it?
+    pub(crate) fn is_worth_a_probe(&self, tried: &Tried) -> bool {
+        let usable = matches!(self.config.health, Health::Healthy | Health::Degraded);
+        usable && !self.is_failing_checks() && !self.is_full() && !tried.avoids(self)
+    }
+
+    /// It gets no requests for now, whatever the configuration says of its health.
+    pub(crate) fn is_out(&self) -> bool {
+        self.is_ejected() || self.is_failing_checks() || self.is_full()
+    }
+
     /// No connection could be made lately: others are preferred until its back-off ends.
     pub fn is_unreachable(&self, now: Time) -> bool {
         self.cell.unreachable_until.load(Relaxed) > now.as_nanos()
@@ -73,9 +94,9 @@ impl Endpoint {
         self.cell.ewma.read(now)
     }
 
-    /// May it get requests: healthy as configured, and not ejected?
+    /// May it get requests: healthy as configured and as checked, and not ejected?
     pub fn is_usable(&self) -> bool {
-        self.config.health == Health::Healthy && !self.is_ejected()
+        self.config.health == Health::Healthy && !self.is_ejected() && !self.is_failing_checks()
     }
 
     /// What whoever executes requests keeps at this endpoint, made at the first call: its connection pool, above all.
@@ -88,14 +109,31 @@ impl Endpoint {
 }
 
 /// What survives reconfiguration.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Cell {
     pub(crate) in_flight: AtomicU32,
+    /// How many may be under way at once.
+    pub(crate) most: AtomicU32,
+    pub(crate) fails_checks: AtomicBool,
     pub(crate) ewma: Ewma,
     pub(crate) outlier: outlier::Cell,
     /// Nanoseconds of [`Time`]; 0 is reachable.
     unreachable_until: AtomicU64,
     connect_failures: AtomicU32,
+}
+
+impl Default for Cell {
+    fn default() -> Self {
+        Self {
+            in_flight: AtomicU32::new(0),
+            most: AtomicU32::new(u32::MAX),
+            fails_checks: AtomicBool::new(false),
+            ewma: Ewma::default(),
+            outlier: outlier::Cell::default(),
+            unreachable_until: AtomicU64::new(0),
+            connect_failures: AtomicU32::new(0),
+        }
+    }
 }
 
 impl Cell {
@@ -161,15 +199,34 @@ impl fmt::Debug for Attachments {
 pub struct Pick {
     cluster: Arc<Cluster>,
     endpoint: Arc<Endpoint>,
+    priority: RoutingPriority,
     started: Time,
     responded: Option<Time>,
+    /// It is the one request of a half-open endpoint.
+    probe: bool,
 }
 
 impl Pick {
-    /// The caller has acquired the cluster's request slot; the endpoint's is taken here.
-    pub(crate) fn new(cluster: Arc<Cluster>, endpoint: Arc<Endpoint>, started: Time) -> Self {
-        endpoint.cell.in_flight.fetch_add(1, Relaxed);
-        Self { cluster, endpoint, started, responded: None }
+    /// The caller has acquired the cluster's request slot; the endpoint's is taken here. The error is that it has none.
+    pub(crate) fn new(
+        cluster: &Arc<Cluster>,
+        endpoint: &Arc<Endpoint>,
+        priority: RoutingPriority,
+        started: Time,
+    ) -> Option<Self> {
+        // Add first and take back, as the cluster's own counters do.
+        if endpoint.cell.in_flight.fetch_add(1, Relaxed) >= endpoint.cell.most.load(Relaxed) {
+            endpoint.cell.in_flight.fetch_sub(1, Relaxed);
+            return None;
+        }
+        let (cluster, endpoint) = (Arc::clone(cluster), Arc::clone(endpoint));
+        Some(Self { cluster, endpoint, priority, started, responded: None, probe: false })
+    }
+
+    /// As the one request of a half-open endpoint, which the caller has claimed.
+    pub(crate) fn probing(mut self) -> Self {
+        self.probe = true;
+        self
     }
 
     /// Where the try goes.
@@ -193,23 +250,33 @@ impl Pick {
     }
 
     /// Records what became of the try, for balancing and ejection, and frees the slots.
-    pub fn finish(self, outcome: &Outcome, now: Time) {
+    pub fn finish(mut self, outcome: &Outcome, now: Time) {
         let endpoint = &self.endpoint;
         let blamed = outcome.failure.is_some_and(Failure::blames_endpoint);
         if outcome.failure.is_some() && !blamed {
             return;
         }
-        endpoint.cell.note_reachable(outcome, now);
-        let answered = self.responded.unwrap_or(now);
-        endpoint.cell.ewma.observe(answered.saturating_since(self.started), outcome.is_success(), now);
-        self.cluster.record(endpoint, outcome, now);
+        if self.cluster.config().avoid_unreachable {
+            endpoint.cell.note_reachable(outcome, now);
+        }
+        let took = self.responded.unwrap_or(now).saturating_since(self.started);
+        endpoint.cell.ewma.observe(took, outcome.is_success(), now);
+        if self.probe {
+            self.probe = false;
+            self.cluster.record_probe(&self.endpoint, outcome, took, now);
+        } else {
+            self.cluster.record(endpoint, outcome, took, now);
+        }
     }
 }
 
 impl Drop for Pick {
     fn drop(&mut self) {
+        if self.probe {
+            self.cluster.release_probe(&self.endpoint);
+        }
         self.endpoint.cell.in_flight.fetch_sub(1, Relaxed);
-        self.cluster.counters().requests.release();
+        self.cluster.counters(self.priority).requests.release();
     }
 }
 

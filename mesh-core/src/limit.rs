@@ -5,7 +5,10 @@
 
 use std::sync::Arc;
 
-use crate::sync::{AtomicU32, Ordering::Relaxed};
+use crate::{
+    config::Thresholds,
+    sync::{AtomicU32, Ordering::Relaxed},
+};
 
 /// How many of something are under way.
 #[derive(Debug, Default)]
@@ -40,6 +43,18 @@ pub(crate) struct Counters {
     pub(crate) retries: Counter,
     pub(crate) connections: Counter,
     pub(crate) pending: Counter,
+}
+
+impl Counters {
+    /// How many retries may be under way: a share of the requests that are, where there is a budget, which replaces the
+    /// plain limit. Source: Envoy `RetryBudget`.
+    pub(crate) fn retry_limit(&self, thresholds: &Thresholds) -> u32 {
+        let Some(budget) = thresholds.retry_budget else { return thresholds.max_retries };
+        let active = u64::from(self.requests.count()) + u64::from(self.pending.count());
+        // The fraction is cut off, as in Envoy; a float is cut to what fits.
+        let share = (budget.percent / 100.0 * active as f64) as u32;
+        share.max(budget.min_concurrency)
+    }
 }
 
 /// A slot under one of a cluster's limits, free again when dropped.

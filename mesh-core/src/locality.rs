@@ -31,13 +31,13 @@ pub(crate) struct Levels {
 /// The endpoints of one priority.
 #[derive(Debug)]
 pub(crate) struct Level {
-    /// Usable as configured; ejection is asked at each pick.
+    /// Usable as configured; ejection and health checks are asked at each pick.
     usable: Group,
     /// All, for panic.
     all: Group,
     /// Empty when localities are not weighted.
     localities: Vec<Place>,
-    ejected: AtomicU32,
+    out: AtomicU32,
 }
 
 /// The endpoints of one locality with a weight.
@@ -77,18 +77,18 @@ impl Levels {
             .or_else(|| balance::pick(policy, &level.usable, ask, now, rng))
     }
 
-    /// One more of this priority is ejected.
-    pub(crate) fn note_ejected(&self, level: u32) {
+    /// One more of this priority is out.
+    pub(crate) fn note_out(&self, level: u32) {
         if let Some(level) = self.levels.get(level as usize) {
-            level.ejected.fetch_add(1, Relaxed);
+            level.out.fetch_add(1, Relaxed);
         }
     }
 
-    /// Counts afresh what is ejected.
+    /// Counts afresh what is out.
     pub(crate) fn recount(&self) {
         for level in &self.levels {
-            let ejected = level.usable.endpoints().iter().filter(|endpoint| endpoint.is_ejected()).count();
-            level.ejected.store(ejected as u32, Relaxed);
+            let out = level.usable.endpoints().iter().filter(|endpoint| endpoint.is_out()).count();
+            level.out.store(out as u32, Relaxed);
         }
     }
 
@@ -136,20 +136,16 @@ impl Level {
                 localities.into_iter().map(|(weight, endpoints)| Place::new(weight.unwrap_or(0), endpoints)).collect()
             }
         };
-        let level = Self {
-            usable: Group::new(usable(&all)),
-            all: Group::new(all),
-            localities: places,
-            ejected: AtomicU32::new(0),
-        };
-        let ejected = level.usable.endpoints().iter().filter(|endpoint| endpoint.is_ejected()).count();
-        level.ejected.store(ejected as u32, Relaxed);
+        let level =
+            Self { usable: Group::new(usable(&all)), all: Group::new(all), localities: places, out: AtomicU32::new(0) };
+        let out = level.usable.endpoints().iter().filter(|endpoint| endpoint.is_out()).count();
+        level.out.store(out as u32, Relaxed);
         level
     }
 
-    /// How many are usable, as of the last ejection.
+    /// How many are usable, as of the last ejection or health check.
     fn usable_count(&self) -> u64 {
-        (self.usable.endpoints().len() as u64).saturating_sub(u64::from(self.ejected.load(Relaxed)))
+        (self.usable.endpoints().len() as u64).saturating_sub(u64::from(self.out.load(Relaxed)))
     }
 
     fn usable_percent(&self) -> u64 {

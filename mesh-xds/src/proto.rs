@@ -138,6 +138,18 @@ pub mod envoy {
                 }
             }
         }
+        pub mod outlier_detection_monitors {
+            pub mod common {
+                pub mod v3 {
+                    include!("proto/generated/envoy.extensions.outlier_detection_monitors.common.v3.rs");
+                }
+            }
+            pub mod consecutive_errors {
+                pub mod v3 {
+                    include!("proto/generated/envoy.extensions.outlier_detection_monitors.consecutive_errors.v3.rs");
+                }
+            }
+        }
         pub mod retry {
             pub mod host {
                 pub mod previous_hosts {

@@ -18,12 +18,16 @@ use self::read::{Ignored, Wrong};
 use crate::ads::{ResourceSet, TypeUrl};
 
 mod balancer;
+mod breaker;
 mod cluster;
 mod endpoint;
+mod extra;
 mod filter;
 mod header;
+mod health_check;
 mod listener;
 mod matcher;
+mod outlier;
 mod policy;
 mod read;
 mod route;

@@ -119,6 +119,8 @@ const UNLIMITED: Thresholds = Thresholds {
     max_pending_requests: u32::MAX,
     max_requests: u32::MAX,
     max_retries: u32::MAX,
+    retry_budget: None,
+    max_requests_per_endpoint: u32::MAX,
 };
 
 fn cluster(world: &World, service: &Service, port: &ServicePort, rule: &Rule<'_>, subset: Option<&Subset>) -> Cluster {
@@ -171,10 +173,12 @@ fn cluster(world: &World, service: &Service, port: &ServicePort, rule: &Rule<'_>
             max_pending_requests: limit(pool.max_pending_requests),
             max_requests: limit(pool.max_requests),
             max_retries: limit(pool.max_retries),
+            retry_budget: settings.retry_budget,
+            ..UNLIMITED
         },
+        panic_threshold: settings.outlier.as_ref().map_or(50, |(_, healthy)| *healthy),
         outlier_detection: settings.outlier.map(|(outlier, _)| outlier),
         tls,
-        panic_threshold: settings.outlier.map_or(50, |(_, healthy)| healthy),
         origin: rule.origin.map(|key| format!("destination-rule/{}/{}", key.namespace, key.name).into()),
         name,
         ..Cluster::default()
@@ -189,14 +193,18 @@ fn effective(rule: Option<&TrafficPolicy>, subset: Option<&TrafficPolicy>, port:
     // A port's settings replace the rule's as a set: what they leave open is the default, not the rule's.
     let mut settings =
         rule.map(|policy| of_port(policy).unwrap_or_else(|| policy.settings.clone())).unwrap_or_default();
+    // The budget is no setting of ports.
+    settings.retry_budget = rule.and_then(|policy| policy.settings.retry_budget);
     let Some(subset) = subset else { return settings };
+    let retry_budget = subset.settings.retry_budget.or(settings.retry_budget);
     if let Some(whole) = of_port(subset) {
-        return whole;
+        return Settings { retry_budget, ..whole };
     }
-    let Settings { balancing, pool, outlier, tls } = subset.settings.clone();
+    let Settings { balancing, pool, outlier, tls, .. } = subset.settings.clone();
     settings.balancing = balancing.or(settings.balancing);
     settings.pool = pool.or(settings.pool);
     settings.outlier = outlier.or(settings.outlier);
+    settings.retry_budget = retry_budget;
     settings.tls = tls.or(settings.tls);
     settings
 }

@@ -176,12 +176,13 @@ fn services_and_subsets_become_clusters_with_their_endpoints() {
     assert_eq!(v2.origin.as_deref(), Some("destination-rule/default/reviews"));
     assert_eq!(v2.connect_timeout, Duration::from_secs(10));
     assert_eq!(v2.load_balancer, LoadBalancer::default());
-    assert_eq!((v2.outlier_detection, v2.panic_threshold, v2.protocol), (None, 50, Protocol::Http1));
+    assert_eq!((&v2.outlier_detection, v2.panic_threshold, v2.protocol), (&None, 50, Protocol::Http1));
     let unlimited = Thresholds {
         max_connections: u32::MAX,
         max_pending_requests: u32::MAX,
         max_requests: u32::MAX,
         max_retries: u32::MAX,
+        ..Thresholds::default()
     };
     assert_eq!(v2.thresholds, unlimited);
     let endpoint = &v2.endpoints.localities[0].endpoints[0];

@@ -3,7 +3,7 @@
 //! Policies are kept field by field ([`Settings`]), because a subset or port overrides field by field; what a cluster gets
 //! in the end is worked out in `compile/cluster.rs`. Source: `istio.networking.v1.DestinationRule`.
 
-use mesh_core::config::{Labels, OutlierDetection};
+use mesh_core::config::{Labels, Monitor, OutlierDetection, RetryBudget, SuccessRate};
 
 use super::{
     read::{Fields, Reader},
@@ -96,7 +96,8 @@ fn subset(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<Subset> {
 
 fn policy(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<TrafficPolicy> {
     let mut fields = reader.fields(node, path)?;
-    let settings = Settings::read(&mut fields, reader);
+    let mut settings = Settings::read(&mut fields, reader);
+    settings.retry_budget = fields.read("retryBudget", |node, path| retry_budget(node, path, reader));
     let mut ports: Vec<(u16, Settings)> = Vec::new();
     if let Some((node, path)) = fields.take("portLevelSettings") {
         for (node, path) in reader.list(node, &path) {
@@ -119,11 +120,6 @@ fn policy(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<TrafficPol
         &["tunnel", "proxyProtocol"],
         "remove it: connections go straight to the endpoint, with no proxy between",
     );
-    fields.ignored(
-        reader,
-        &["retryBudget"],
-        "retries of a cluster are bounded by connectionPool.http.maxRetries and by the client's own budget",
-    );
     fields.close(reader);
     Some(TrafficPolicy { settings, ports })
 }
@@ -139,13 +135,32 @@ pub(crate) fn port_number(node: &Node, path: &str, reader: &mut Reader<'_>) -> O
     number
 }
 
-/// Outlier detection as Istio switches it on: five 5xx in a row, unless the object says otherwise.
+/// Source: Istio `TrafficPolicy.RetryBudget`.
+fn retry_budget(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<RetryBudget> {
+    let mut fields = reader.fields(node, path)?;
+    let mut budget = RetryBudget::default();
+    if let Some(percent) = fields.read("percent", |node, path| reader.percent(node, path)) {
+        budget.percent = percent;
+    }
+    if let Some(least) = fields.read("minRetryConcurrency", |node, path| reader.u32(node, path)) {
+        budget.min_concurrency = least;
+    }
+    fields.ignored(reader, &["budgetInterval"], "the budget is a share of what is under way at the moment");
+    fields.close(reader);
+    Some(budget)
+}
+
+/// Outlier detection as Istio switches it on: five 5xx in a row, unless the object says otherwise. What it cannot say is
+/// off, ejection by success rate above all.
 fn outlier(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<(OutlierDetection, u32)> {
     let mut fields = reader.fields(node, path)?;
-    let mut out = OutlierDetection::default();
+    let mut out = OutlierDetection {
+        success_rate: SuccessRate { enforcing: 0, enforcing_local_origin: 0, ..SuccessRate::default() },
+        ..OutlierDetection::default()
+    };
     if let Some((node, path)) = fields.take("consecutiveErrors") {
         // 1.0's field counted gateway errors.
-        out.consecutive_gateway_failure = reader.u32(node, &path).unwrap_or_default();
+        enforce_gateway(&mut out, reader.u32(node, &path).unwrap_or_default());
         out.consecutive_5xx = 0;
         reader.deprecated(
             node.at,
@@ -157,7 +172,13 @@ fn outlier(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<(OutlierD
         out.consecutive_5xx = count;
     }
     if let Some(count) = fields.read("consecutiveGatewayErrors", |node, path| reader.u32(node, path)) {
-        out.consecutive_gateway_failure = count;
+        enforce_gateway(&mut out, count);
+    }
+    if let Some(split) = fields.read("splitExternalLocalOriginErrors", |node, path| reader.boolean(node, path)) {
+        out.split_local_origin = split;
+    }
+    if let Some(count) = fields.read("consecutiveLocalOriginFailures", |node, path| reader.u32(node, path)) {
+        out.consecutive_local_origin_failure = count;
     }
     if let Some(interval) = fields.read("interval", |node, path| reader.some_time(node, path)) {
         out.interval = interval;
@@ -172,13 +193,23 @@ fn outlier(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<(OutlierD
     if let Some(most) = fields.read("maxEjectionPercent", |node, path| percent(reader, node, path)) {
         out.max_ejection_percent = most;
     }
+    if let Some((node, path)) = fields.take("outlierDetectionHttpErrorCodes") {
+        let codes =
+            reader.list(node, &path).into_iter().filter_map(|(node, path)| reader.integer(node, &path, 100, 599));
+        let statuses = codes.filter_map(|code| u16::try_from(code.value).ok()).map(|code| (code, code)).collect();
+        // They are what counts, instead of 5xx; as many in a row.
+        let name = "outlierDetectionHttpErrorCodes".into();
+        out.monitors = vec![Monitor { name, consecutive: out.consecutive_5xx, statuses, ..Monitor::default() }];
+        out.consecutive_5xx = 0;
+    }
     // Without it there is no panic mode as soon as outlier detection is there.
     let healthy = fields.read("minHealthPercent", |node, path| percent(reader, node, path)).unwrap_or(0);
-    fields.ignored(
-        reader,
-        &["splitExternalLocalOriginErrors", "consecutiveLocalOriginFailures"],
-        "failures to connect count as 5xx",
-    );
     fields.close(reader);
     Some((out, healthy))
+}
+
+/// Off at 0, as in Istio.
+fn enforce_gateway(out: &mut OutlierDetection, count: u32) {
+    out.consecutive_gateway_failure = count;
+    out.enforcing_consecutive_gateway_failure = if count > 0 { 100 } else { 0 };
 }

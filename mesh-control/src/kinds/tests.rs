@@ -295,7 +295,7 @@ fn what_istio_1_0_wrote_is_taken_with_a_warning() {
     assert_eq!(fault.delay.unwrap().fraction.numerator, 50);
     assert_eq!(fault.abort.unwrap().fraction.numerator, 100);
     let Spec::DestinationRule(rule) = &parsed.objects[1].spec else { panic!() };
-    let (outlier, _) = rule.policy.settings.outlier.unwrap();
+    let (outlier, _) = rule.policy.settings.outlier.clone().unwrap();
     assert_eq!((outlier.consecutive_gateway_failure, outlier.base_ejection_time.as_secs()), (1, 180));
 }
 

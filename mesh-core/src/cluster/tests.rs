@@ -7,9 +7,12 @@ use super::*;
 use crate::{
     config::{LeastRequest, LoadBalancer, LocalityEndpoints, OutlierDetection, Protocol, RetryPolicy, Thresholds},
     endpoint::Tried,
-    outcome::Failure,
+    outcome::{Failure, Outcome},
     rng::RequestRng,
 };
+
+mod ejection;
+mod limits;
 
 /// LB2, LB21: every endpoint has its turn, as often as its weight says.
 #[test]
@@ -122,10 +125,10 @@ fn max_requests_is_1024_by_default() {
 #[test]
 fn other_slots() {
     let cluster = compile(with_weights(LoadBalancer::RoundRobin, &[1]), None);
-    let held: Vec<_> = (0..3).map(|_| cluster.retry_slot().unwrap()).collect();
-    assert!(cluster.retry_slot().is_none());
+    let held: Vec<_> = (0..3).map(|_| cluster.retry_slot(RoutingPriority::Default).unwrap()).collect();
+    assert!(cluster.retry_slot(RoutingPriority::Default).is_none());
     drop(held);
-    assert!(cluster.retry_slot().is_some());
+    assert!(cluster.retry_slot(RoutingPriority::Default).is_some());
     let thresholds = Thresholds { max_connections: 1, max_pending_requests: 0, ..Thresholds::default() };
     let cluster = compile(config::Cluster { thresholds, ..with_weights(LoadBalancer::Random, &[1]) }, None);
     let connection = cluster.connection_slot();
@@ -159,74 +162,6 @@ fn consecutive_5xx_eject() {
     }
 }
 
-/// OD2: gateway failures have a count of their own, off at 0.
-#[test]
-fn consecutive_gateway_failures_eject() {
-    let with = |gateway| {
-        let mut config = ejecting(2, 100, 0);
-        config.outlier_detection.as_mut().unwrap().consecutive_gateway_failure = gateway;
-        compile(config, None)
-    };
-    for (gateway, status, expected) in [(3, 503, true), (3, 500, false), (0, 503, false)] {
-        let cluster = with(gateway);
-        fail(&cluster, 1, 10, Outcome::response(status), Time::ZERO);
-        assert_eq!(!ejected(&cluster).is_empty(), expected, "{gateway} {status}");
-    }
-}
-
-/// OD6: an ejection lasts base x times, ends at a tick of the interval only, and calm ticks take back the times.
-#[test]
-fn ejection_lasts_longer_each_time() {
-    let at = |seconds| Time::ZERO + Duration::from_secs(seconds);
-    let cluster = compile(ejecting(2, 100, 1), None);
-    let is_out = |seconds| {
-        cluster.sweep(at(seconds));
-        !ejected(&cluster).is_empty()
-    };
-    fail(&cluster, 1, 1, Outcome::response(500), at(5));
-    // 30 s from 5 s; ticks at 10, 20, ...
-    assert!(is_out(30) && is_out(39));
-    assert!(!is_out(40));
-    fail(&cluster, 1, 1, Outcome::response(500), at(41));
-    assert!(is_out(100), "60 s from 41 s");
-    assert!(!is_out(110));
-    // Two calm ticks take back both ejections.
-    assert!(!is_out(120) && !is_out(130));
-    fail(&cluster, 1, 1, Outcome::response(500), at(131));
-    assert!(is_out(160) && !is_out(170));
-    // Picking sweeps by itself, and a late sweep counts all the ticks that passed.
-    fail(&cluster, 1, 1, Outcome::response(500), at(171));
-    drop(try_pick(&cluster, at(1_000)));
-    assert!(ejected(&cluster).is_empty());
-}
-
-/// OD6: no ejection lasts longer than the maximum.
-#[test]
-fn ejection_time_is_capped() {
-    let mut config = ejecting(2, 100, 1);
-    config.outlier_detection.as_mut().unwrap().max_ejection_time = Duration::from_secs(40);
-    let cluster = compile(config, None);
-    let mut now = Time::ZERO;
-    for _ in 0..5 {
-        fail(&cluster, 1, 1, Outcome::response(500), now);
-        now = now + Duration::from_secs(40);
-        cluster.sweep(now);
-        assert!(ejected(&cluster).is_empty());
-    }
-}
-
-/// OD7: the share of ejected endpoints is checked before each ejection, so one more may go than the share says.
-#[test]
-fn max_ejection_percent_is_checked_before() {
-    for (endpoints, percent, expected) in [(10, 10, 1), (10, 11, 2), (3, 10, 1), (3, 50, 2), (4, 0, 0), (2, 100, 2)] {
-        let cluster = compile(ejecting(endpoints, percent, 1), None);
-        for port in 1..=endpoints {
-            fail(&cluster, port as u16, 1, Outcome::response(500), Time::ZERO);
-        }
-        assert_eq!(ejected(&cluster).len(), expected, "{endpoints} {percent}");
-    }
-}
-
 /// OD9, OD10: running requests go on; endpoints stay ejected across reconfiguration, and return with detection gone.
 #[test]
 fn reconfiguration_keeps_ejections_until_detection_goes() {
@@ -238,7 +173,7 @@ fn reconfiguration_keeps_ejections_until_detection_goes() {
     let changed =
         compile(config::Cluster { connect_timeout: Duration::from_secs(1), ..ejecting(3, 100, 1) }, Some(&cluster));
     assert_eq!(ejected(&changed), vec![its]);
-    assert_eq!(changed.live.ejected.load(Relaxed), 1);
+    assert_eq!(changed.live.ejections.count.load(Relaxed), 1);
     let gone = compile(config::Cluster { outlier_detection: None, ..ejecting(3, 100, 1) }, Some(&changed));
     assert!(ejected(&gone).is_empty());
     running.finish(&Outcome::response(200), Time::ZERO);
@@ -453,8 +388,8 @@ fn count(cluster: &Arc<Cluster>, picks: u64) -> Vec<u32> {
 fn fail(cluster: &Arc<Cluster>, port: u16, times: u32, outcome: Outcome, now: Time) {
     for _ in 0..times {
         let endpoint = Arc::clone(&cluster.endpoints()[usize::from(port) - 1]);
-        assert!(cluster.counters().requests.acquire(u32::MAX));
-        Pick::new(Arc::clone(cluster), endpoint, now).finish(&outcome, now);
+        assert!(cluster.counters(RoutingPriority::Default).requests.acquire(u32::MAX));
+        Pick::new(cluster, &endpoint, RoutingPriority::Default, now).unwrap().finish(&outcome, now);
     }
 }
 

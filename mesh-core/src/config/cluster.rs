@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Name, StringMatch};
+use super::{HealthCheck, Name, OutlierDetection, StringMatch};
 
 /// A named set of endpoints and how to reach them. Source: Envoy `Cluster`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -26,8 +26,15 @@ pub struct Cluster {
     pub protocol: Protocol,
     /// Limits of what may be under way at once.
     pub thresholds: Thresholds,
+    /// The same of requests of routes with priority `HIGH`, which are counted apart. Connections are not.
+    pub high_thresholds: Thresholds,
     /// When an endpoint is left out for failing; `None` is never.
     pub outlier_detection: Option<OutlierDetection>,
+    /// How endpoints are asked whether they are well; `None` is not at all. Envoy `health_checks`.
+    pub health_check: Option<Arc<HealthCheck>>,
+    /// An endpoint to which connecting failed is passed over for half a second, doubling up to five, while there are
+    /// others. Ours, default true; Envoy tries it as any other.
+    pub avoid_unreachable: bool,
     /// TLS towards the endpoints.
     pub tls: TlsMode,
     /// Below this percentage of healthy endpoints all are used. Envoy `healthy_panic_threshold`, default 50; 0 is never.
@@ -53,7 +60,10 @@ impl Default for Cluster {
             connect_timeout: Duration::from_secs(5),
             protocol: Protocol::default(),
             thresholds: Thresholds::default(),
+            high_thresholds: Thresholds::default(),
             outlier_detection: None,
+            health_check: None,
+            avoid_unreachable: true,
             tls: TlsMode::default(),
             panic_threshold: 50,
             locality_weighted: false,
@@ -271,42 +281,38 @@ pub struct Thresholds {
     pub max_requests: u32,
     /// Envoy default 3.
     pub max_retries: u32,
+    /// Replaces `max_retries`: retries are a share of what is under way. Envoy `retry_budget`.
+    pub retry_budget: Option<RetryBudget>,
+    /// At one endpoint, so that a slow one cannot hold all of the cluster's. Ours, default no limit.
+    pub max_requests_per_endpoint: u32,
 }
 
 impl Default for Thresholds {
     fn default() -> Self {
-        Self { max_connections: 1024, max_pending_requests: 1024, max_requests: 1024, max_retries: 3 }
+        Self {
+            max_connections: 1024,
+            max_pending_requests: 1024,
+            max_requests: 1024,
+            max_retries: 3,
+            retry_budget: None,
+            max_requests_per_endpoint: u32::MAX,
+        }
     }
 }
 
-/// When a failing endpoint is left out. Source: Envoy `OutlierDetection`.
+/// How many retries may be under way at once, by how many requests are. Source: Envoy `Thresholds.RetryBudget`.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(default)]
-pub struct OutlierDetection {
-    /// 5xx in a row; 0 is off. Envoy default 5.
-    pub consecutive_5xx: u32,
-    /// 502, 503 and 504 in a row; 0 is off, which is what Envoy's `enforcing_consecutive_gateway_failure` 0 amounts to.
-    pub consecutive_gateway_failure: u32,
-    /// Between sweeps that bring endpoints back. Envoy default 10 s.
-    pub interval: Duration,
-    /// Times the number of ejections. Envoy default 30 s.
-    pub base_ejection_time: Duration,
-    /// Envoy default 300 s, at least the base.
-    pub max_ejection_time: Duration,
-    /// Of the cluster's endpoints, checked before each ejection. Envoy default 10.
-    pub max_ejection_percent: u32,
+pub struct RetryBudget {
+    /// Of the requests under way or waiting for a connection. Envoy `budget_percent`, default 20.
+    pub percent: f64,
+    /// However few are. Envoy `min_retry_concurrency`, default 3.
+    pub min_concurrency: u32,
 }
 
-impl Default for OutlierDetection {
+impl Default for RetryBudget {
     fn default() -> Self {
-        Self {
-            consecutive_5xx: 5,
-            consecutive_gateway_failure: 0,
-            interval: Duration::from_secs(10),
-            base_ejection_time: Duration::from_secs(30),
-            max_ejection_time: Duration::from_secs(300),
-            max_ejection_percent: 10,
-        }
+        Self { percent: 20.0, min_concurrency: 3 }
     }
 }
 

@@ -209,7 +209,7 @@ impl<S> Retry<S> {
 
     /// A token of the budget, and a slot of the cluster's `max_retries` where there is a cluster; flag `UO` without.
     fn afford(&self, call: &Call) -> Option<Option<Slot>> {
-        let slot = match call.plan().cluster().map(|cluster| cluster.retry_slot()) {
+        let slot = match call.plan().cluster().map(|cluster| cluster.retry_slot(call.plan().route.priority)) {
             Some(Some(slot)) => Some(slot),
             None => None,
             Some(None) => {

@@ -1,16 +1,16 @@
 //! Clusters. Source: Envoy `Cluster`.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use mesh_core::config::{
-    Cluster, Discovery, DnsName, Endpoint, EndpointAddress, Endpoints, Health, LocalityEndpoints, Name,
-    OutlierDetection, Protocol, ServiceName, Thresholds, TlsMode,
+    Cluster, Discovery, DnsName, Endpoint, EndpointAddress, Endpoints, Health, LocalityEndpoints, Name, Protocol,
+    ServiceName, TlsMode,
 };
 use prost_types::{ListValue, Value, value::Kind};
 
 use super::{
-    balancer, endpoint,
+    balancer, breaker, endpoint, extra, health_check, outlier,
     read::{Ignored, Within, Wrong, wrong},
     tls, value,
 };
@@ -19,7 +19,7 @@ use crate::proto::{
     envoy::{
         config::{
             cluster::v3::{
-                CircuitBreakers, Cluster as Message, OutlierDetection as OutlierMessage, circuit_breakers,
+                Cluster as Message,
                 cluster::{
                     ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig, TransportSocketMatch,
                     common_lb_config::{LocalityConfigSpecifier, LocalityWeightedLbConfig},
@@ -52,7 +52,7 @@ pub(super) fn decode(body: &Bytes, name: &mut String, ignored: &mut Ignored) -> 
     let (discovery, endpoints) = discovery(&message, assignment, ignored)?;
     let (panic_threshold, by_locality) = common(message.common_lb_config.as_ref())?;
     let outlier = message.outlier_detection.as_ref();
-    Ok(Cluster {
+    let mut cluster = Cluster {
         name: message.name.as_str().into(),
         service: service(&message),
         discovery,
@@ -60,18 +60,23 @@ pub(super) fn decode(body: &Bytes, name: &mut String, ignored: &mut Ignored) -> 
         connect_timeout: value::positive(message.connect_timeout, "connect_timeout")?
             .unwrap_or_else(|| Cluster::default().connect_timeout),
         protocol: protocol(&message, ignored)?,
-        thresholds: thresholds(message.circuit_breakers.as_ref(), ignored),
+        thresholds: breaker::decode(message.circuit_breakers.as_ref(), RoutingPriority::Default, ignored)?,
+        high_thresholds: breaker::decode(message.circuit_breakers.as_ref(), RoutingPriority::High, ignored)?,
         outlier_detection: outlier
-            .map(|outlier| outlier_detection(outlier, ignored))
+            .map(|outlier| outlier::decode(outlier, ignored))
             .transpose()
             .under("outlier_detection")?,
+        health_check: health_check::decode(&message.health_checks, ignored).under("health_checks")?.map(Arc::new),
+        avoid_unreachable: true,
         tls: tls_mode(&message, ignored)?,
         panic_threshold,
         locality_weighted: by_locality || load_balancer.by_locality,
         load_balancer: load_balancer.choice,
         failed: None,
         origin: value::origin(message.metadata.as_ref()),
-    })
+    };
+    extra::decode(message.metadata.as_ref(), &mut cluster)?;
+    Ok(cluster)
 }
 
 fn discovery(
@@ -180,68 +185,6 @@ fn protocol(message: &Message, ignored: &mut Ignored) -> Result<Protocol, Wrong>
     Ok(found)
 }
 
-fn thresholds(breakers: Option<&CircuitBreakers>, ignored: &mut Ignored) -> Thresholds {
-    let Some(breakers) = breakers else { return Thresholds::default() };
-    if breakers.thresholds.iter().any(|limits| limits.priority != i32::from(RoutingPriority::Default)) {
-        ignored.add("circuit_breakers.thresholds", "priority HIGH");
-    }
-    let default = Thresholds::default();
-    // The first of the default priority counts (CB1).
-    breakers.thresholds.iter().find(|limits| limits.priority == i32::from(RoutingPriority::Default)).map_or(
-        default,
-        |limits| Thresholds {
-            max_connections: limits.max_connections.unwrap_or(default.max_connections),
-            max_pending_requests: limits.max_pending_requests.unwrap_or(default.max_pending_requests),
-            max_requests: limits.max_requests.unwrap_or(default.max_requests),
-            max_retries: limits.max_retries.unwrap_or(default.max_retries),
-        },
-    )
-}
-
-fn outlier_detection(message: &OutlierMessage, ignored: &mut Ignored) -> Result<OutlierDetection, Wrong> {
-    let default = OutlierDetection::default();
-    let base = value::positive(message.base_ejection_time, "base_ejection_time")?.unwrap_or(default.base_ejection_time);
-    let max = value::positive(message.max_ejection_time, "max_ejection_time")?;
-    let mut consecutive = |count: Option<u32>, enforcing: Option<u32>, usually: u32, field: &str| {
-        match enforcing.unwrap_or(usually) {
-            0 => return 0,
-            100 => {}
-            // A part of the ejections only; all of them are made.
-            _ => ignored.add("outlier_detection", field),
-        }
-        count.unwrap_or(5)
-    };
-    let detection = OutlierDetection {
-        consecutive_5xx: consecutive(
-            message.consecutive_5xx,
-            message.enforcing_consecutive_5xx,
-            100,
-            "enforcing_consecutive_5xx",
-        ),
-        consecutive_gateway_failure: consecutive(
-            message.consecutive_gateway_failure,
-            message.enforcing_consecutive_gateway_failure,
-            0,
-            "enforcing_consecutive_gateway_failure",
-        ),
-        interval: value::positive(message.interval, "interval")?.unwrap_or(default.interval),
-        base_ejection_time: base,
-        max_ejection_time: max.unwrap_or_else(|| base.max(default.max_ejection_time)),
-        max_ejection_percent: message.max_ejection_percent.unwrap_or(default.max_ejection_percent).min(100),
-    };
-    if detection.max_ejection_time < base {
-        return Err(wrong("max_ejection_time", "is below base_ejection_time"));
-    }
-    // By success rate is on unless switched off, by failure percentage off unless switched on.
-    if message.enforcing_success_rate != Some(0) {
-        ignored.add("outlier_detection", "enforcing_success_rate (on unless it is 0)");
-    }
-    if message.enforcing_failure_percentage.is_some_and(|share| share > 0) {
-        ignored.add("outlier_detection", "enforcing_failure_percentage");
-    }
-    Ok(detection)
-}
-
 fn tls_mode(message: &Message, ignored: &mut Ignored) -> Result<TlsMode, Wrong> {
     let socket = |socket: Option<&TransportSocket>, place: &'static str, ignored: &mut Ignored| {
         socket.map_or(Ok(None), |socket| tls::upstream(socket, place, ignored))
@@ -296,9 +239,10 @@ pub(super) fn encode(cluster: &Cluster) -> Message {
         connect_timeout: Some(value::encode_duration(cluster.connect_timeout)),
         lb_policy: policy.into(),
         lb_config,
-        circuit_breakers: Some(encode_thresholds(&cluster.thresholds)),
+        circuit_breakers: Some(breaker::encode(&cluster.thresholds, &cluster.high_thresholds)),
         typed_extension_protocol_options: [(HTTP_OPTIONS.to_owned(), encode_protocol(cluster.protocol))].into(),
-        outlier_detection: cluster.outlier_detection.as_ref().map(encode_outlier_detection),
+        outlier_detection: cluster.outlier_detection.as_ref().map(outlier::encode),
+        health_checks: cluster.health_check.iter().map(|check| health_check::encode(check)).collect(),
         common_lb_config: Some(CommonLbConfig {
             healthy_panic_threshold: Some(Percent { value: cluster.panic_threshold.into() }),
             locality_config_specifier: weighted
@@ -351,36 +295,6 @@ fn encode_protocol(protocol: Protocol) -> Any {
     })
 }
 
-fn encode_thresholds(limits: &Thresholds) -> CircuitBreakers {
-    CircuitBreakers {
-        thresholds: vec![circuit_breakers::Thresholds {
-            max_connections: Some(limits.max_connections),
-            max_pending_requests: Some(limits.max_pending_requests),
-            max_requests: Some(limits.max_requests),
-            max_retries: Some(limits.max_retries),
-            ..circuit_breakers::Thresholds::default()
-        }],
-    }
-}
-
-fn encode_outlier_detection(detection: &OutlierDetection) -> OutlierMessage {
-    let enforcing = |count| Some(if count > 0 { 100 } else { 0 });
-    let count = |count| (count > 0).then_some(count);
-    let time = |time: Duration| Some(value::encode_duration(time));
-    OutlierMessage {
-        consecutive_5xx: count(detection.consecutive_5xx),
-        enforcing_consecutive_5xx: enforcing(detection.consecutive_5xx),
-        consecutive_gateway_failure: count(detection.consecutive_gateway_failure),
-        enforcing_consecutive_gateway_failure: enforcing(detection.consecutive_gateway_failure),
-        interval: time(detection.interval),
-        base_ejection_time: time(detection.base_ejection_time),
-        max_ejection_time: time(detection.max_ejection_time.max(detection.base_ejection_time)),
-        max_ejection_percent: Some(detection.max_ejection_percent),
-        enforcing_success_rate: Some(0),
-        ..OutlierMessage::default()
-    }
-}
-
 fn encode_tls(mode: &TlsMode) -> (Option<TransportSocket>, Vec<TransportSocketMatch>) {
     match mode {
         TlsMode::Disable => (None, Vec::new()),
@@ -413,5 +327,9 @@ fn encode_metadata(cluster: &Cluster) -> Option<crate::proto::envoy::config::cor
         ("services".to_owned(), Value { kind: Some(Kind::ListValue(list)) })
     });
     let origin = cluster.origin.as_ref().map(|origin| ("config".to_owned(), value::encode_origin(origin)));
-    value::istio_metadata(service.into_iter().chain(origin).collect())
+    let mut metadata = value::istio_metadata(service.into_iter().chain(origin).collect());
+    if let Some((key, fields)) = extra::encode(cluster) {
+        metadata.get_or_insert_default().filter_metadata.insert(key, fields);
+    }
+    metadata
 }

@@ -11,6 +11,7 @@ use mesh_xds::{
                 cluster::v3::{
                     CircuitBreakers, Cluster as Message, LoadBalancingPolicy, OutlierDetection as OutlierMessage,
                     circuit_breakers,
+                    circuit_breakers::thresholds,
                     cluster::{
                         ClusterDiscoveryType, CommonLbConfig, CustomClusterType, DiscoveryType, EdsClusterConfig,
                         LbConfig, LbPolicy, LeastRequestLbConfig, TransportSocketMatch,
@@ -18,8 +19,11 @@ use mesh_xds::{
                     load_balancing_policy::Policy,
                 },
                 core::v3::{
-                    ConfigSource, DataSource, Http2ProtocolOptions, TransportSocket, TypedExtensionConfig,
-                    data_source::Specifier, transport_socket::ConfigType,
+                    ConfigSource, DataSource, HealthCheck, Http2ProtocolOptions, Metadata, TransportSocket,
+                    TypedExtensionConfig,
+                    data_source::Specifier,
+                    health_check::{HealthChecker, HttpHealthCheck, TcpHealthCheck},
+                    transport_socket::ConfigType,
                 },
             },
             extensions::{
@@ -32,12 +36,13 @@ use mesh_xds::{
                     common_tls_context::ValidationContextType, tls_parameters::TlsProtocol,
                 },
             },
-            r#type::v3::Percent,
+            r#type::v3::{Int64Range, Percent},
         },
     },
     translate::{self, Decoded},
 };
 use prost::Message as _;
+use prost_types::{Struct, Value, value::Kind as ValueKind};
 
 use crate::{any, body, seconds};
 
@@ -54,10 +59,17 @@ fn refused(message: &Message, field: &str, why: &str) {
     assert!(error.starts_with(&format!("CDS \"c\": field {field}: ")) && error.contains(why), "{error}");
 }
 
-/// CB1, CB2, CB3: limits nobody set are Envoy's, and the first of the default priority counts.
+/// CB1, CB2, CB3, CB5: limits nobody set are Envoy's, and the first of each priority counts.
 #[test]
 fn limits_have_envoys_defaults() {
-    let defaults = Thresholds { max_connections: 1024, max_pending_requests: 1024, max_requests: 1024, max_retries: 3 };
+    let defaults = Thresholds {
+        max_connections: 1024,
+        max_pending_requests: 1024,
+        max_requests: 1024,
+        max_retries: 3,
+        retry_budget: None,
+        max_requests_per_endpoint: u32::MAX,
+    };
     assert_eq!(decode(&named()).unwrap().value.thresholds, defaults);
     let limit = |priority, max_requests| circuit_breakers::Thresholds {
         priority,
@@ -67,44 +79,120 @@ fn limits_have_envoys_defaults() {
     let breakers = CircuitBreakers { thresholds: vec![limit(1, 9), limit(0, 1), limit(0, 2)] };
     let decoded = decode(&Message { circuit_breakers: Some(breakers), ..named() }).unwrap();
     assert_eq!(decoded.value.thresholds, Thresholds { max_requests: 1, ..defaults });
-    assert_eq!(decoded.ignored, ["circuit_breakers.thresholds.priority HIGH"]);
+    assert_eq!(decoded.value.high_thresholds, Thresholds { max_requests: 9, ..defaults });
+    assert!(decoded.ignored.is_empty(), "{:?}", decoded.ignored);
 }
 
-/// OD1, OD2, OD6: enforcing 0 switches off, and gateway failures are off unless enforced.
+/// RT16: a budget that says nothing is a fifth of what is under way, at least three.
+#[test]
+fn a_retry_budget_has_envoys_defaults() {
+    let with = |retry_budget| {
+        let limits = circuit_breakers::Thresholds { retry_budget: Some(retry_budget), ..Default::default() };
+        decode(&Message { circuit_breakers: Some(CircuitBreakers { thresholds: vec![limits] }), ..named() })
+    };
+    let budget = with(thresholds::RetryBudget::default()).unwrap().value.thresholds.retry_budget.unwrap();
+    assert_eq!((budget.percent, budget.min_concurrency), (20.0, 3));
+    let budget_percent = Some(Percent { value: 101.0 });
+    let error = with(thresholds::RetryBudget { budget_percent, ..Default::default() }).unwrap_err();
+    assert!(error.contains("budget_percent: 101 is no percentage"), "{error}");
+}
+
+/// CB4: what is not acted on among the limits is said.
+#[test]
+fn other_limits_are_reported() {
+    let limits = circuit_breakers::Thresholds { track_remaining: true, ..circuit_breakers::Thresholds::default() };
+    let message = Message { circuit_breakers: Some(CircuitBreakers { thresholds: vec![limits] }), ..named() };
+    // max_connection_pools is field 7 of the entry, per_host_thresholds field 2 of the whole.
+    let mut bytes = message.circuit_breakers.as_ref().unwrap().encode_to_vec();
+    bytes[1] += 4;
+    bytes.extend([0x3a, 2, 8, 1, 0x12, 0]);
+    let mut whole = named().encode_to_vec();
+    whole.extend([0x52, u8::try_from(bytes.len()).unwrap()]);
+    whole.extend(bytes);
+    let decoded = translate::cluster(&whole.into()).unwrap();
+    let fields = ["per_host_thresholds", "thresholds.max_connection_pools", "thresholds.track_remaining"];
+    assert_eq!(decoded.ignored, fields.map(|field| format!("circuit_breakers.{field}")));
+}
+
+/// OD1, OD2, OD4, OD5, OD6: what is not said is Envoy's; gateway failures and percentages are detected and not enforced.
 #[test]
 fn outlier_detection_has_envoys_defaults() {
     let decode = |message| {
-        let message = OutlierMessage { enforcing_success_rate: Some(0), ..message };
         let decoded = decode(&Message { outlier_detection: Some(message), ..named() }).unwrap();
-        (decoded.value.outlier_detection.unwrap(), decoded.ignored)
+        assert!(decoded.ignored.is_empty(), "{:?}", decoded.ignored);
+        decoded.value.outlier_detection.clone().unwrap()
     };
-    assert_eq!(decode(OutlierMessage::default()), (OutlierDetection::default(), vec![]));
+    let default = decode(OutlierMessage::default());
+    assert_eq!(default, OutlierDetection::default());
+    assert_eq!((default.enforcing_consecutive_gateway_failure, default.failure_percentage.enforcing), (0, 0));
+    assert_eq!((default.enforcing_consecutive_5xx, default.success_rate.enforcing), (100, 100));
     let off = OutlierMessage { enforcing_consecutive_5xx: Some(0), consecutive_5xx: Some(3), ..Default::default() };
-    assert_eq!(decode(off).0.consecutive_5xx, 0);
-    let gateway = OutlierMessage { consecutive_gateway_failure: Some(3), ..Default::default() };
-    assert_eq!(decode(gateway).0.consecutive_gateway_failure, 0);
-    let enforced = OutlierMessage { enforcing_consecutive_gateway_failure: Some(100), ..gateway };
-    assert_eq!(decode(enforced).0.consecutive_gateway_failure, 3);
-    let default_count = OutlierMessage { enforcing_consecutive_gateway_failure: Some(100), ..Default::default() };
-    assert_eq!(decode(default_count).0.consecutive_gateway_failure, 5);
+    assert_eq!((decode(off.clone()).consecutive_5xx, decode(off).enforcing_consecutive_5xx), (3, 0));
     let long = OutlierMessage { base_ejection_time: Some(seconds(600)), ..Default::default() };
-    assert_eq!(decode(long).0.max_ejection_time, Duration::from_secs(600), "at least the base");
-    let partly = OutlierMessage {
-        enforcing_consecutive_5xx: Some(50),
-        enforcing_failure_percentage: Some(1),
-        ..Default::default()
-    };
-    let fields = ["enforcing_consecutive_5xx", "enforcing_failure_percentage"];
-    assert_eq!(decode(partly).1, fields.map(|field| format!("outlier_detection.{field}")));
+    assert_eq!(decode(long).max_ejection_time, Duration::from_secs(600), "at least the base");
 }
 
-/// OD4: ejection by success rate is on by default in Envoy; that it has no effect here is said.
 #[test]
-fn success_rate_not_switched_off_is_reported() {
-    let message = Message { outlier_detection: Some(OutlierMessage::default()), ..named() };
-    assert_eq!(decode(&message).unwrap().ignored, ["outlier_detection.enforcing_success_rate (on unless it is 0)"]);
+fn outlier_detection_that_cannot_be_is_refused() {
+    let with = |message| Message { outlier_detection: Some(message), ..named() };
     let zero = OutlierMessage { interval: Some(seconds(0)), ..OutlierMessage::default() };
-    refused(&Message { outlier_detection: Some(zero), ..named() }, "outlier_detection.interval", "greater than zero");
+    refused(&with(zero), "outlier_detection.interval", "greater than zero");
+    let more = OutlierMessage { enforcing_success_rate: Some(101), ..OutlierMessage::default() };
+    refused(&with(more), "outlier_detection.enforcing_success_rate", "more than 100");
+    let less = OutlierMessage { max_ejection_time: Some(seconds(1)), ..OutlierMessage::default() };
+    refused(&with(less), "outlier_detection.max_ejection_time", "below base_ejection_time");
+}
+
+/// OD12: a monitor of another kind has no effect, and that is said.
+#[test]
+fn monitors_of_other_kinds_are_reported() {
+    let monitor = TypedExtensionConfig { name: "other".into(), typed_config: Some(any("example.Monitor", &[])) };
+    let detection = OutlierMessage { monitors: vec![monitor], ..OutlierMessage::default() };
+    let decoded = decode(&Message { outlier_detection: Some(detection), ..named() }).unwrap();
+    assert_eq!(decoded.ignored, ["outlier_detection.monitors.other"]);
+}
+
+/// HC3: a check needs its times and thresholds, a kind that is known, and to be the only one.
+#[test]
+fn health_checks_that_cannot_be_are_refused() {
+    let check = || HealthCheck {
+        timeout: Some(seconds(1)),
+        interval: Some(seconds(1)),
+        unhealthy_threshold: Some(1),
+        healthy_threshold: Some(1),
+        health_checker: Some(HealthChecker::TcpHealthCheck(TcpHealthCheck::default())),
+        ..HealthCheck::default()
+    };
+    let with = |health_checks| Message { health_checks, ..named() };
+    assert!(decode(&with(vec![check()])).unwrap().value.health_check.is_some());
+    refused(&with(vec![check(), check()]), "health_checks", "2 checks");
+    refused(&with(vec![HealthCheck { timeout: None, ..check() }]), "health_checks.timeout", "is missing");
+    refused(
+        &with(vec![HealthCheck { healthy_threshold: None, ..check() }]),
+        "health_checks.healthy_threshold",
+        "missing",
+    );
+    refused(&with(vec![HealthCheck { health_checker: None, ..check() }]), "health_checks.health_checker", "missing");
+    let range = vec![Int64Range { start: 200, end: 200 }];
+    let http = HttpHealthCheck { path: "/".into(), expected_statuses: range, ..HttpHealthCheck::default() };
+    let http = HealthCheck { health_checker: Some(HealthChecker::HttpHealthCheck(http)), ..check() };
+    refused(&with(vec![http]), "health_checks.http_health_check.expected_statuses", "no range");
+}
+
+/// OD13, CB6, CB7: what Envoy has no field for stands in metadata; what cannot be read there refuses the cluster.
+#[test]
+fn unknown_words_of_our_own_are_refused() {
+    let metadata = |key: &str, value: Value| {
+        let fields = Struct { fields: [(key.to_owned(), value)].into() };
+        Some(Metadata { filter_metadata: [("mesh".to_owned(), fields)].into(), ..Metadata::default() })
+    };
+    let yes = || Value { kind: Some(ValueKind::BoolValue(true)) };
+    let outlier_detection = Some(OutlierMessage::default());
+    let good =
+        Message { metadata: metadata("half_open", yes()), outlier_detection: outlier_detection.clone(), ..named() };
+    assert!(decode(&good).unwrap().value.outlier_detection.as_ref().unwrap().half_open);
+    let bad = Message { metadata: metadata("half_shut", yes()), outlier_detection, ..named() };
+    refused(&bad, "metadata.filter_metadata[\"mesh\"]", "half_shut");
 }
 
 /// LB1, LB2, LB3, LB4: the list of policies wins, its first supported one; none supported is refused.

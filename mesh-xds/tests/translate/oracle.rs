@@ -266,7 +266,7 @@ fn a_cluster_as_istiod_writes_it_is_understood() {
     let cluster = decoded.value;
     assert_eq!(cluster.discovery, Discovery::Eds(cluster.name.clone()));
     assert_eq!(cluster.connect_timeout.as_secs(), 10);
-    assert_eq!(cluster.outlier_detection.unwrap().consecutive_5xx, 7);
+    assert_eq!(cluster.outlier_detection.as_ref().unwrap().consecutive_5xx, 7);
     let TlsMode::IfEndpointCan(tls) = &cluster.tls else { panic!("{:?}", cluster.tls) };
     assert!(tls.workload_identity);
     assert_eq!(tls.alpn, ["istio-peer-exchange", "istio"]);

@@ -272,15 +272,18 @@ fn clusters() -> Vec<Cluster> {
             load_balancer: LoadBalancer::LeastRequest(LeastRequest { choices: 3 }),
             connect_timeout: Duration::from_secs(10),
             protocol: Protocol::Http2,
-            thresholds: Thresholds { max_connections: 1, max_pending_requests: 2, max_requests: 3, max_retries: 4 },
-            outlier_detection: Some(OutlierDetection {
-                consecutive_5xx: 0,
-                consecutive_gateway_failure: 7,
-                interval: Duration::from_secs(1),
-                base_ejection_time: Duration::from_secs(180),
-                max_ejection_time: Duration::from_secs(400),
-                max_ejection_percent: 100,
-            }),
+            thresholds: Thresholds {
+                max_connections: 1,
+                max_pending_requests: 2,
+                max_requests: 3,
+                max_retries: 4,
+                retry_budget: Some(RetryBudget { percent: 12.5, min_concurrency: 7 }),
+                max_requests_per_endpoint: 9,
+            },
+            high_thresholds: Thresholds { max_requests: 5, ..Thresholds::default() },
+            outlier_detection: Some(outliers()),
+            health_check: Some(Arc::new(http_check())),
+            avoid_unreachable: false,
             tls: TlsMode::IfEndpointCan(mtls()),
             panic_threshold: 0,
             locality_weighted: true,
@@ -291,9 +294,15 @@ fn clusters() -> Vec<Cluster> {
             endpoints: Arc::clone(&endpoints),
             tls: TlsMode::Always(mtls()),
             outlier_detection: Some(OutlierDetection::default()),
+            health_check: Some(Arc::new(grpc_check())),
             ..named("own-name", Discovery::Eds("own-name".into()))
         },
-        Cluster { endpoints, load_balancer: LoadBalancer::RoundRobin, ..named("static", Discovery::Static) },
+        Cluster {
+            endpoints,
+            load_balancer: LoadBalancer::RoundRobin,
+            health_check: Some(Arc::new(tcp_check())),
+            ..named("static", Discovery::Static)
+        },
         Cluster {
             load_balancer: LoadBalancer::Random,
             tls: TlsMode::Always(Arc::new(UpstreamTls {
@@ -307,4 +316,88 @@ fn clusters() -> Vec<Cluster> {
         named("logical", Discovery::LogicalDns(("db.example.com".into(), 5432))),
         named("PassthroughCluster", Discovery::OriginalDestination),
     ]
+}
+
+fn outliers() -> OutlierDetection {
+    OutlierDetection {
+        consecutive_5xx: 1,
+        enforcing_consecutive_5xx: 2,
+        consecutive_gateway_failure: 3,
+        enforcing_consecutive_gateway_failure: 4,
+        split_local_origin: true,
+        consecutive_local_origin_failure: 5,
+        enforcing_consecutive_local_origin_failure: 6,
+        success_rate: SuccessRate {
+            minimum_hosts: 7,
+            request_volume: 8,
+            stdev_factor: 9,
+            enforcing: 10,
+            enforcing_local_origin: 11,
+        },
+        failure_percentage: FailurePercentage {
+            threshold: 12,
+            minimum_hosts: 13,
+            request_volume: 14,
+            enforcing: 15,
+            enforcing_local_origin: 16,
+        },
+        interval: Duration::from_secs(1),
+        base_ejection_time: Duration::from_secs(180),
+        max_ejection_time: Duration::from_secs(400),
+        max_ejection_time_jitter: Duration::from_millis(1500),
+        max_ejection_percent: 100,
+        always_eject_one_host: true,
+        uneject_on_health_check: false,
+        monitors: vec![
+            Monitor { name: "refused".into(), statuses: vec![(429, 429), (401, 403)], ..Monitor::default() },
+            Monitor { name: "gone".into(), local_origin: true, consecutive: 9, enforcing: 8, ..Monitor::default() },
+            Monitor {
+                name: "quota".into(),
+                grpc_codes: vec![8, 14],
+                slower_than: Some(Duration::from_millis(2500)),
+                ..Monitor::default()
+            },
+        ],
+        latency: Some(LatencyOutlier { factor: 250, ..LatencyOutlier::default() }),
+        half_open: true,
+    }
+}
+
+fn http_check() -> HealthCheck {
+    HealthCheck {
+        probe: Probe::Http(HttpCheck {
+            host: "reviews".into(),
+            path: "/ready".into(),
+            method: "HEAD".into(),
+            headers: vec![("x-check".into(), "yes".into())],
+            remove_headers: vec!["user-agent".into()],
+            expected: vec![(200, 204), (301, 301)],
+            retriable: vec![(500, 599)],
+            protocol: Protocol::Http2,
+        }),
+        timeout: Duration::from_millis(100),
+        interval: Duration::from_secs(2),
+        unhealthy_interval: Some(Duration::from_secs(3)),
+        unhealthy_edge_interval: Some(Duration::from_secs(4)),
+        healthy_edge_interval: Some(Duration::from_secs(5)),
+        no_traffic_interval: Duration::from_secs(6),
+        no_traffic_healthy_interval: Some(Duration::from_secs(7)),
+        initial_jitter: Duration::from_secs(8),
+        interval_jitter: Duration::from_secs(9),
+        interval_jitter_percent: 10,
+        unhealthy_threshold: 11,
+        healthy_threshold: 12,
+        reuse_connection: false,
+    }
+}
+
+fn grpc_check() -> HealthCheck {
+    let metadata = vec![("x-check".into(), "yes".into())];
+    let grpc = GrpcCheck { service: "reviews.v1".into(), authority: "reviews".into(), metadata, watch: false };
+    HealthCheck { probe: Probe::Grpc(grpc), ..HealthCheck::default() }
+}
+
+fn tcp_check() -> HealthCheck {
+    let tcp = TcpCheck { send: vec![0, 255], receive: vec![b"PONG".to_vec(), vec![10]] };
+    HealthCheck { probe: Probe::Tcp(tcp), ..HealthCheck::default() }
 }

@@ -5,7 +5,8 @@
 use std::time::Duration;
 
 use mesh_core::config::{
-    Action, Discovery, LoadBalancer, OutlierDetection, PathRewrite, Protocol, Thresholds, TlsMode,
+    Action, Discovery, LoadBalancer, OutlierDetection, PathRewrite, Protocol, RetryBudget, SuccessRate, Thresholds,
+    TlsMode,
 };
 
 use super::*;
@@ -43,7 +44,7 @@ fn a_missing_subset_is_named_by_the_route() {
 #[test]
 fn policies_are_merged_field_by_field() {
     let mut mesh = Mesh::bookinfo();
-    mesh.apply("apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: reviews}\nspec:\n  host: reviews\n  trafficPolicy:\n    loadBalancer: {simple: RANDOM}\n    connectionPool: {tcp: {maxConnections: 7, connectTimeout: 30ms}, http: {http1MaxPendingRequests: 1, http2MaxRequests: 2, maxRetries: 3, h2UpgradePolicy: UPGRADE}}\n    outlierDetection: {consecutive5xxErrors: 1, interval: 1s, baseEjectionTime: 3m, maxEjectionPercent: 100, minHealthPercent: 20}\n    tls: {mode: DISABLE}\n  subsets:\n  - name: v1\n    labels: {version: v1}\n    trafficPolicy: {loadBalancer: {simple: ROUND_ROBIN}}\n  - name: v2\n    labels: {version: v2}\n    trafficPolicy: {portLevelSettings: [{port: {number: 9080}, tls: {mode: ISTIO_MUTUAL}}]}\n");
+    mesh.apply("apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: reviews}\nspec:\n  host: reviews\n  trafficPolicy:\n    loadBalancer: {simple: RANDOM}\n    connectionPool: {tcp: {maxConnections: 7, connectTimeout: 30ms}, http: {http1MaxPendingRequests: 1, http2MaxRequests: 2, maxRetries: 3, h2UpgradePolicy: UPGRADE}}\n    outlierDetection: {consecutive5xxErrors: 1, interval: 1s, baseEjectionTime: 3m, maxEjectionPercent: 100, minHealthPercent: 20, consecutiveGatewayErrors: 4, splitExternalLocalOriginErrors: true, consecutiveLocalOriginFailures: 6}\n    retryBudget: {percent: 33, minRetryConcurrency: 5}\n    tls: {mode: DISABLE}\n  subsets:\n  - name: v1\n    labels: {version: v1}\n    trafficPolicy: {loadBalancer: {simple: ROUND_ROBIN}}\n  - name: v2\n    labels: {version: v2}\n    trafficPolicy: {portLevelSettings: [{port: {number: 9080}, tls: {mode: ISTIO_MUTUAL}}]}\n");
     let config = mesh.config(&node("productpage-v1"));
     let of = |subset: &str| cluster(&config, &format!("outbound|9080|{subset}|{REVIEWS}"));
     assert_eq!(of("").load_balancer, LoadBalancer::Random);
@@ -53,20 +54,34 @@ fn policies_are_merged_field_by_field() {
         (v1.connect_timeout, v1.protocol, &v1.tls),
         (Duration::from_millis(30), Protocol::Http2, &TlsMode::Disable)
     );
-    let limits = Thresholds { max_connections: 7, max_pending_requests: 1, max_requests: 2, max_retries: 3 };
+    let retry_budget = Some(RetryBudget { percent: 33.0, min_concurrency: 5 });
+    let limits = Thresholds {
+        max_connections: 7,
+        max_pending_requests: 1,
+        max_requests: 2,
+        max_retries: 3,
+        retry_budget,
+        ..Thresholds::default()
+    };
     assert_eq!(v1.thresholds, limits);
     let outlier = OutlierDetection {
         consecutive_5xx: 1,
         interval: Duration::from_secs(1),
         base_ejection_time: Duration::from_secs(180),
         max_ejection_percent: 100,
+        consecutive_gateway_failure: 4,
+        enforcing_consecutive_gateway_failure: 100,
+        split_local_origin: true,
+        consecutive_local_origin_failure: 6,
+        success_rate: SuccessRate { enforcing: 0, enforcing_local_origin: 0, ..SuccessRate::default() },
         ..OutlierDetection::default()
     };
-    assert_eq!((v1.outlier_detection, v1.panic_threshold), (Some(outlier), 20));
+    assert_eq!((&v1.outlier_detection, v1.panic_threshold), (&Some(outlier), 20));
     // A port's settings stand for all four: what they leave open is the default again.
     let v2 = of("v2");
-    assert_eq!((&v2.load_balancer, v2.outlier_detection), (&LoadBalancer::default(), None));
+    assert_eq!((&v2.load_balancer, &v2.outlier_detection), (&LoadBalancer::default(), &None));
     assert!(matches!(&v2.tls, TlsMode::Always(tls) if tls.workload_identity));
+    assert_eq!(v2.thresholds.retry_budget, limits.retry_budget, "which is no setting of ports");
 }
 
 #[test]
@@ -201,4 +216,17 @@ fn unchanged_parts_come_out_equal() {
     let changed: Vec<&str> =
         after.clusters.iter().filter(|(name, it)| fewer.clusters[*name] != **it).map(|(name, _)| &**name).collect();
     assert_eq!(changed, [format!("outbound|9080|v1|{REVIEWS}"), format!("outbound|9080||{REVIEWS}")]);
+}
+
+/// OD12: codes of one's own choice count instead of 5xx, as many in a row.
+#[test]
+fn error_codes_of_ones_own_choice_become_a_monitor() {
+    let mut mesh = Mesh::bookinfo();
+    mesh.apply("apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: reviews}\nspec:\n  host: reviews\n  trafficPolicy:\n    outlierDetection: {consecutive5xxErrors: 2, outlierDetectionHttpErrorCodes: [429, 503]}\n");
+    let config = mesh.config(&node("productpage-v1"));
+    let detection =
+        cluster(&config, "outbound|9080||reviews.default.svc.cluster.local").outlier_detection.clone().unwrap();
+    let [monitor] = detection.monitors.as_slice() else { panic!("{detection:?}") };
+    assert_eq!((monitor.consecutive, &*monitor.statuses), (2, &[(429, 429), (503, 503)][..]));
+    assert_eq!(detection.consecutive_5xx, 0);
 }

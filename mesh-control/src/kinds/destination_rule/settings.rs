@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mesh_core::config::{LeastRequest, LoadBalancer, OutlierDetection};
+use mesh_core::config::{LeastRequest, LoadBalancer, OutlierDetection, RetryBudget};
 
 use super::outlier;
 use crate::kinds::{
@@ -19,6 +19,8 @@ pub struct Settings {
     pub pool: Option<ConnectionPool>,
     /// When endpoints are left out, and below which percentage of healthy ones all are used all the same.
     pub outlier: Option<(OutlierDetection, u32)>,
+    /// How many retries may be under way.
+    pub retry_budget: Option<RetryBudget>,
     /// TLS towards the endpoints.
     pub tls: Option<Tls>,
 }
@@ -89,6 +91,8 @@ impl Settings {
             balancing: fields.read("loadBalancer", |node, path| balancing(node, path, reader)),
             pool: fields.read("connectionPool", |node, path| pool(node, path, reader)),
             outlier: fields.read("outlierDetection", |node, path| outlier(node, path, reader)),
+            // Of a policy, not of a port.
+            retry_budget: None,
             tls: fields.read("tls", |node, path| tls(node, path, reader)),
         }
     }

@@ -17,6 +17,8 @@ pub struct Cluster {
     pub load_assignment: ::core::option::Option<
         super::super::endpoint::v3::ClusterLoadAssignment,
     >,
+    #[prost(message, repeated, tag = "8")]
+    pub health_checks: ::prost::alloc::vec::Vec<super::super::core::v3::HealthCheck>,
     #[prost(message, optional, tag = "10")]
     pub circuit_breakers: ::core::option::Option<CircuitBreakers>,
     #[prost(message, optional, tag = "14")]
@@ -308,7 +310,7 @@ pub struct CircuitBreakers {
 }
 /// Nested message and enum types in `CircuitBreakers`.
 pub mod circuit_breakers {
-    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    #[derive(Clone, Copy, PartialEq, ::prost::Message)]
     pub struct Thresholds {
         #[prost(
             enumeration = "super::super::super::core::v3::RoutingPriority",
@@ -325,6 +327,31 @@ pub mod circuit_breakers {
         pub max_retries: ::core::option::Option<u32>,
         #[prost(bool, tag = "6")]
         pub track_remaining: bool,
+        #[prost(message, optional, tag = "8")]
+        pub retry_budget: ::core::option::Option<thresholds::RetryBudget>,
+    }
+    /// Nested message and enum types in `Thresholds`.
+    pub mod thresholds {
+        #[derive(Clone, Copy, PartialEq, ::prost::Message)]
+        pub struct RetryBudget {
+            #[prost(message, optional, tag = "1")]
+            pub budget_percent: ::core::option::Option<
+                super::super::super::super::super::r#type::v3::Percent,
+            >,
+            #[prost(message, optional, tag = "2")]
+            pub min_retry_concurrency: ::core::option::Option<u32>,
+        }
+        impl ::prost::Name for RetryBudget {
+            const NAME: &'static str = "RetryBudget";
+            const PACKAGE: &'static str = "envoy.config.cluster.v3";
+            fn full_name() -> ::prost::alloc::string::String {
+                "envoy.config.cluster.v3.CircuitBreakers.Thresholds.RetryBudget".into()
+            }
+            fn type_url() -> ::prost::alloc::string::String {
+                "type.googleapis.com/envoy.config.cluster.v3.CircuitBreakers.Thresholds.RetryBudget"
+                    .into()
+            }
+        }
     }
     impl ::prost::Name for Thresholds {
         const NAME: &'static str = "Thresholds";
@@ -348,7 +375,7 @@ impl ::prost::Name for CircuitBreakers {
         "type.googleapis.com/envoy.config.cluster.v3.CircuitBreakers".into()
     }
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct OutlierDetection {
     #[prost(message, optional, tag = "1")]
     pub consecutive_5xx: ::core::option::Option<u32>,
@@ -362,14 +389,44 @@ pub struct OutlierDetection {
     pub enforcing_consecutive_5xx: ::core::option::Option<u32>,
     #[prost(message, optional, tag = "6")]
     pub enforcing_success_rate: ::core::option::Option<u32>,
+    #[prost(message, optional, tag = "7")]
+    pub success_rate_minimum_hosts: ::core::option::Option<u32>,
+    #[prost(message, optional, tag = "8")]
+    pub success_rate_request_volume: ::core::option::Option<u32>,
+    #[prost(message, optional, tag = "9")]
+    pub success_rate_stdev_factor: ::core::option::Option<u32>,
     #[prost(message, optional, tag = "10")]
     pub consecutive_gateway_failure: ::core::option::Option<u32>,
     #[prost(message, optional, tag = "11")]
     pub enforcing_consecutive_gateway_failure: ::core::option::Option<u32>,
+    #[prost(bool, tag = "12")]
+    pub split_external_local_origin_errors: bool,
+    #[prost(message, optional, tag = "13")]
+    pub consecutive_local_origin_failure: ::core::option::Option<u32>,
+    #[prost(message, optional, tag = "14")]
+    pub enforcing_consecutive_local_origin_failure: ::core::option::Option<u32>,
+    #[prost(message, optional, tag = "15")]
+    pub enforcing_local_origin_success_rate: ::core::option::Option<u32>,
+    #[prost(message, optional, tag = "16")]
+    pub failure_percentage_threshold: ::core::option::Option<u32>,
     #[prost(message, optional, tag = "17")]
     pub enforcing_failure_percentage: ::core::option::Option<u32>,
+    #[prost(message, optional, tag = "18")]
+    pub enforcing_failure_percentage_local_origin: ::core::option::Option<u32>,
+    #[prost(message, optional, tag = "19")]
+    pub failure_percentage_minimum_hosts: ::core::option::Option<u32>,
+    #[prost(message, optional, tag = "20")]
+    pub failure_percentage_request_volume: ::core::option::Option<u32>,
     #[prost(message, optional, tag = "21")]
     pub max_ejection_time: ::core::option::Option<::prost_types::Duration>,
+    #[prost(message, optional, tag = "22")]
+    pub max_ejection_time_jitter: ::core::option::Option<::prost_types::Duration>,
+    #[prost(message, optional, tag = "23")]
+    pub successful_active_health_check_uneject_host: ::core::option::Option<bool>,
+    #[prost(message, repeated, tag = "24")]
+    pub monitors: ::prost::alloc::vec::Vec<super::super::core::v3::TypedExtensionConfig>,
+    #[prost(message, optional, tag = "25")]
+    pub always_eject_one_host: ::core::option::Option<bool>,
 }
 impl ::prost::Name for OutlierDetection {
     const NAME: &'static str = "OutlierDetection";

@@ -565,6 +565,158 @@ impl ::prost::Name for UpstreamHttpProtocolOptions {
         "type.googleapis.com/envoy.config.core.v3.UpstreamHttpProtocolOptions".into()
     }
 }
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HealthCheck {
+    #[prost(message, optional, tag = "1")]
+    pub timeout: ::core::option::Option<::prost_types::Duration>,
+    #[prost(message, optional, tag = "2")]
+    pub interval: ::core::option::Option<::prost_types::Duration>,
+    #[prost(message, optional, tag = "3")]
+    pub interval_jitter: ::core::option::Option<::prost_types::Duration>,
+    #[prost(message, optional, tag = "4")]
+    pub unhealthy_threshold: ::core::option::Option<u32>,
+    #[prost(message, optional, tag = "5")]
+    pub healthy_threshold: ::core::option::Option<u32>,
+    #[prost(message, optional, tag = "7")]
+    pub reuse_connection: ::core::option::Option<bool>,
+    #[prost(message, optional, tag = "12")]
+    pub no_traffic_interval: ::core::option::Option<::prost_types::Duration>,
+    #[prost(message, optional, tag = "14")]
+    pub unhealthy_interval: ::core::option::Option<::prost_types::Duration>,
+    #[prost(message, optional, tag = "15")]
+    pub unhealthy_edge_interval: ::core::option::Option<::prost_types::Duration>,
+    #[prost(message, optional, tag = "16")]
+    pub healthy_edge_interval: ::core::option::Option<::prost_types::Duration>,
+    #[prost(uint32, tag = "18")]
+    pub interval_jitter_percent: u32,
+    #[prost(message, optional, tag = "20")]
+    pub initial_jitter: ::core::option::Option<::prost_types::Duration>,
+    #[prost(message, optional, tag = "24")]
+    pub no_traffic_healthy_interval: ::core::option::Option<::prost_types::Duration>,
+    #[prost(oneof = "health_check::HealthChecker", tags = "8, 9, 11")]
+    pub health_checker: ::core::option::Option<health_check::HealthChecker>,
+}
+/// Nested message and enum types in `HealthCheck`.
+pub mod health_check {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Payload {
+        #[prost(oneof = "payload::Payload", tags = "1, 2")]
+        pub payload: ::core::option::Option<payload::Payload>,
+    }
+    /// Nested message and enum types in `Payload`.
+    pub mod payload {
+        #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+        pub enum Payload {
+            #[prost(string, tag = "1")]
+            Text(::prost::alloc::string::String),
+            #[prost(bytes, tag = "2")]
+            Binary(::prost::bytes::Bytes),
+        }
+    }
+    impl ::prost::Name for Payload {
+        const NAME: &'static str = "Payload";
+        const PACKAGE: &'static str = "envoy.config.core.v3";
+        fn full_name() -> ::prost::alloc::string::String {
+            "envoy.config.core.v3.HealthCheck.Payload".into()
+        }
+        fn type_url() -> ::prost::alloc::string::String {
+            "type.googleapis.com/envoy.config.core.v3.HealthCheck.Payload".into()
+        }
+    }
+    #[derive(Clone, PartialEq, ::prost::Message)]
+    pub struct HttpHealthCheck {
+        #[prost(string, tag = "1")]
+        pub host: ::prost::alloc::string::String,
+        #[prost(string, tag = "2")]
+        pub path: ::prost::alloc::string::String,
+        #[prost(message, repeated, tag = "6")]
+        pub request_headers_to_add: ::prost::alloc::vec::Vec<super::HeaderValueOption>,
+        #[prost(string, repeated, tag = "8")]
+        pub request_headers_to_remove: ::prost::alloc::vec::Vec<
+            ::prost::alloc::string::String,
+        >,
+        #[prost(message, repeated, tag = "9")]
+        pub expected_statuses: ::prost::alloc::vec::Vec<
+            super::super::super::super::r#type::v3::Int64Range,
+        >,
+        #[prost(
+            enumeration = "super::super::super::super::r#type::v3::CodecClientType",
+            tag = "10"
+        )]
+        pub codec_client_type: i32,
+        #[prost(message, repeated, tag = "12")]
+        pub retriable_statuses: ::prost::alloc::vec::Vec<
+            super::super::super::super::r#type::v3::Int64Range,
+        >,
+        #[prost(enumeration = "super::RequestMethod", tag = "13")]
+        pub method: i32,
+    }
+    impl ::prost::Name for HttpHealthCheck {
+        const NAME: &'static str = "HttpHealthCheck";
+        const PACKAGE: &'static str = "envoy.config.core.v3";
+        fn full_name() -> ::prost::alloc::string::String {
+            "envoy.config.core.v3.HealthCheck.HttpHealthCheck".into()
+        }
+        fn type_url() -> ::prost::alloc::string::String {
+            "type.googleapis.com/envoy.config.core.v3.HealthCheck.HttpHealthCheck".into()
+        }
+    }
+    #[derive(Clone, PartialEq, ::prost::Message)]
+    pub struct TcpHealthCheck {
+        #[prost(message, optional, tag = "1")]
+        pub send: ::core::option::Option<Payload>,
+        #[prost(message, repeated, tag = "2")]
+        pub receive: ::prost::alloc::vec::Vec<Payload>,
+    }
+    impl ::prost::Name for TcpHealthCheck {
+        const NAME: &'static str = "TcpHealthCheck";
+        const PACKAGE: &'static str = "envoy.config.core.v3";
+        fn full_name() -> ::prost::alloc::string::String {
+            "envoy.config.core.v3.HealthCheck.TcpHealthCheck".into()
+        }
+        fn type_url() -> ::prost::alloc::string::String {
+            "type.googleapis.com/envoy.config.core.v3.HealthCheck.TcpHealthCheck".into()
+        }
+    }
+    #[derive(Clone, PartialEq, ::prost::Message)]
+    pub struct GrpcHealthCheck {
+        #[prost(string, tag = "1")]
+        pub service_name: ::prost::alloc::string::String,
+        #[prost(string, tag = "2")]
+        pub authority: ::prost::alloc::string::String,
+        #[prost(message, repeated, tag = "3")]
+        pub initial_metadata: ::prost::alloc::vec::Vec<super::HeaderValueOption>,
+    }
+    impl ::prost::Name for GrpcHealthCheck {
+        const NAME: &'static str = "GrpcHealthCheck";
+        const PACKAGE: &'static str = "envoy.config.core.v3";
+        fn full_name() -> ::prost::alloc::string::String {
+            "envoy.config.core.v3.HealthCheck.GrpcHealthCheck".into()
+        }
+        fn type_url() -> ::prost::alloc::string::String {
+            "type.googleapis.com/envoy.config.core.v3.HealthCheck.GrpcHealthCheck".into()
+        }
+    }
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum HealthChecker {
+        #[prost(message, tag = "8")]
+        HttpHealthCheck(HttpHealthCheck),
+        #[prost(message, tag = "9")]
+        TcpHealthCheck(TcpHealthCheck),
+        #[prost(message, tag = "11")]
+        GrpcHealthCheck(GrpcHealthCheck),
+    }
+}
+impl ::prost::Name for HealthCheck {
+    const NAME: &'static str = "HealthCheck";
+    const PACKAGE: &'static str = "envoy.config.core.v3";
+    fn full_name() -> ::prost::alloc::string::String {
+        "envoy.config.core.v3.HealthCheck".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/envoy.config.core.v3.HealthCheck".into()
+    }
+}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum ApiVersion {
@@ -683,6 +835,56 @@ impl TrafficDirection {
             "UNSPECIFIED" => Some(Self::Unspecified),
             "INBOUND" => Some(Self::Inbound),
             "OUTBOUND" => Some(Self::Outbound),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum RequestMethod {
+    MethodUnspecified = 0,
+    Get = 1,
+    Head = 2,
+    Post = 3,
+    Put = 4,
+    Delete = 5,
+    Connect = 6,
+    Options = 7,
+    Trace = 8,
+    Patch = 9,
+}
+impl RequestMethod {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::MethodUnspecified => "METHOD_UNSPECIFIED",
+            Self::Get => "GET",
+            Self::Head => "HEAD",
+            Self::Post => "POST",
+            Self::Put => "PUT",
+            Self::Delete => "DELETE",
+            Self::Connect => "CONNECT",
+            Self::Options => "OPTIONS",
+            Self::Trace => "TRACE",
+            Self::Patch => "PATCH",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "METHOD_UNSPECIFIED" => Some(Self::MethodUnspecified),
+            "GET" => Some(Self::Get),
+            "HEAD" => Some(Self::Head),
+            "POST" => Some(Self::Post),
+            "PUT" => Some(Self::Put),
+            "DELETE" => Some(Self::Delete),
+            "CONNECT" => Some(Self::Connect),
+            "OPTIONS" => Some(Self::Options),
+            "TRACE" => Some(Self::Trace),
+            "PATCH" => Some(Self::Patch),
             _ => None,
         }
     }

@@ -90,3 +90,49 @@ impl ::prost::Name for Int64Range {
         "type.googleapis.com/envoy.type.v3.Int64Range".into()
     }
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Int32Range {
+    #[prost(int32, tag = "1")]
+    pub start: i32,
+    #[prost(int32, tag = "2")]
+    pub end: i32,
+}
+impl ::prost::Name for Int32Range {
+    const NAME: &'static str = "Int32Range";
+    const PACKAGE: &'static str = "envoy.type.v3";
+    fn full_name() -> ::prost::alloc::string::String {
+        "envoy.type.v3.Int32Range".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/envoy.type.v3.Int32Range".into()
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum CodecClientType {
+    Http1 = 0,
+    Http2 = 1,
+    Http3 = 2,
+}
+impl CodecClientType {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Http1 => "HTTP1",
+            Self::Http2 => "HTTP2",
+            Self::Http3 => "HTTP3",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "HTTP1" => Some(Self::Http1),
+            "HTTP2" => Some(Self::Http2),
+            "HTTP3" => Some(Self::Http3),
+            _ => None,
+        }
+    }
+}
