@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 
 /// What became of one try.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -288,9 +288,11 @@ impl fmt::Display for Flags {
     }
 }
 
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+
 /// The gRPC status in these headers or trailers; what is not a number is `UNKNOWN`.
 pub fn grpc_status(headers: &HeaderMap) -> Option<u32> {
-    let value = headers.get("grpc-status")?;
+    let value = headers.get(GRPC_STATUS)?;
     Some(value.to_str().ok().and_then(|text| text.parse().ok()).unwrap_or(2))
 }
 

@@ -2,10 +2,14 @@
 //!
 //! Each stage of deciding has its own type, so that layers in a wrong order do not compile: only a routed request can
 //! be timed and retried, only an attempt can be given an endpoint, only a request with an endpoint can be sent through
-//! a pool. The `Call` is one allocation per request: the plan, and a journal of what happened, which the layers below
-//! write and the layers above read.
+//! a pool. The `Call` is the plan, and a journal of what happened, which the layers below write and the layers above
+//! read; its memory is used for one request after the other.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    cell::RefCell,
+    fmt,
+    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
+};
 
 use http::HeaderValue;
 use mesh_core::{
@@ -19,8 +23,9 @@ use mesh_core::{
 use tokio::time::Instant;
 
 use crate::{
-    body::{Body, Progress},
+    body::Progress,
     error::{Error, ErrorKind},
+    message::Message,
     source,
     telemetry::Peer,
 };
@@ -29,9 +34,9 @@ use crate::{
 #[derive(Debug)]
 pub struct Routed {
     /// The request.
-    pub request: http::Request<Body>,
+    pub request: Message,
     /// The decision, and what has happened since.
-    pub call: Arc<Call>,
+    pub call: Call,
     /// When it has to be over; `None` is never.
     pub deadline: Option<Instant>,
 }
@@ -40,9 +45,9 @@ pub struct Routed {
 #[derive(Debug)]
 pub struct Attempt {
     /// The request, as this try sends it.
-    pub request: http::Request<Body>,
+    pub request: Message,
     /// The decision, and what has happened since.
-    pub call: Arc<Call>,
+    pub call: Call,
     /// When the whole request has to be over; `None` is never.
     pub deadline: Option<Instant>,
     /// When the headers of this try's response have to be here; never after `deadline`.
@@ -55,9 +60,9 @@ pub struct Attempt {
 #[derive(Debug)]
 pub struct Picked {
     /// The request, as this try sends it.
-    pub request: http::Request<Body>,
+    pub request: Message,
     /// The decision, and what has happened since.
-    pub call: Arc<Call>,
+    pub call: Call,
     /// When the headers of the response have to be here; the layers above see to it, so this is for information.
     pub deadline: Option<Instant>,
     pub(crate) cluster: Arc<Cluster>,
@@ -81,6 +86,32 @@ impl Picked {
     }
 }
 
+impl Drop for Call {
+    fn drop(&mut self) {
+        let Some(mut record) = self.0.take() else { return };
+        if Arc::strong_count(&record) > 1 {
+            return;
+        }
+        let Some(last) = Arc::get_mut(&mut record) else { return };
+        // What a request held on to, clusters and endpoints above all, is not kept with its memory.
+        (last.plan, last.refused, last.location, last.progress) = (None, None, None, Progress::default());
+        let journal = last.journal.get_mut().unwrap_or_else(PoisonError::into_inner);
+        (journal.endpoint, journal.peer) = (None, None);
+        let _ = RECORDS.try_with(|records| {
+            let mut records = records.borrow_mut();
+            if records.len() < SPARE {
+                records.push(record);
+            }
+        });
+    }
+}
+
+impl fmt::Debug for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Call").field(self.record()).finish()
+    }
+}
+
 impl From<Routed> for Attempt {
     /// The only try: what a balancer without retries above it makes of a request.
     fn from(routed: Routed) -> Self {
@@ -90,15 +121,28 @@ impl From<Routed> for Attempt {
 }
 
 /// One request from end to end: what was decided, and a journal of what happened.
+///
+/// A handle: clones are of the same request. The last one gives its memory back to the thread, for the next request.
+#[derive(Clone)]
+pub struct Call(Option<Arc<Record>>);
+
+/// Records a thread keeps.
+const SPARE: usize = 64;
+
+thread_local! {
+    static RECORDS: RefCell<Vec<Arc<Record>>> = const { RefCell::new(Vec::new()) };
+}
+
 #[derive(Debug)]
-pub struct Call {
-    plan: Plan,
+struct Record {
+    /// None while nobody uses the record.
+    plan: Option<Plan>,
     refused: Option<(ErrorKind, String)>,
     /// Where a redirected caller is sent.
     location: Option<HeaderValue>,
     /// When it left the application.
     begun: Instant,
-    pub(crate) progress: Arc<Progress>,
+    progress: Progress,
     journal: Mutex<Journal>,
 }
 
@@ -113,38 +157,66 @@ pub(crate) struct Journal {
 }
 
 impl Call {
-    pub(crate) fn new(plan: Plan, rng: RequestRng, progress: Arc<Progress>) -> Self {
+    pub(crate) fn new(plan: Plan, rng: RequestRng, progress: Progress) -> Self {
+        Self::recorded(plan, None, rng, progress)
+    }
+
+    fn recorded(plan: Plan, refused: Option<(ErrorKind, String)>, rng: RequestRng, progress: Progress) -> Self {
         let tried = Tried::new(plan.route.retry.as_ref());
         let journal = Journal { rng, tried, endpoint: None, peer: None, attempts: 0, flags: Flags::NONE };
-        let begun = source::instant();
-        Self { plan, refused: None, location: None, begun, progress, journal: Mutex::new(journal) }
+        let (plan, begun, journal) = (Some(plan), source::instant(), Mutex::new(journal));
+        let record = Record { plan, refused, location: None, begun, progress, journal };
+        let spare = RECORDS.try_with(|records| records.borrow_mut().pop()).ok().flatten();
+        if let Some(mut spare) = spare
+            && let Some(unused) = Arc::get_mut(&mut spare)
+        {
+            *unused = record;
+            return Self(Some(spare));
+        }
+        Self(Some(Arc::new(record)))
+    }
+
+    fn record(&self) -> &Record {
+        match &self.0 {
+            Some(record) => record,
+            None => unreachable!("a call has its record until it is dropped"),
+        }
     }
 
     /// A request that cannot go anywhere, which the layers still time, count and tell of.
-    pub(crate) fn refused(why: (ErrorKind, String), is_grpc: bool, rng: RequestRng, progress: Arc<Progress>) -> Self {
+    pub(crate) fn refused(why: (ErrorKind, String), is_grpc: bool, rng: RequestRng, progress: Progress) -> Self {
         let mut plan = Plan::new(Arc::default(), Target::NoCluster(Name::default()));
         plan.is_grpc = is_grpc;
-        Self { refused: Some(why), ..Self::new(plan, rng, progress) }
+        Self::recorded(plan, Some(why), rng, progress)
     }
 
     /// With the place a redirect points to.
-    pub(crate) fn located(self, location: Option<HeaderValue>) -> Self {
-        Self { location, ..self }
+    pub(crate) fn located(mut self, location: Option<HeaderValue>) -> Self {
+        if let Some(record) = self.0.as_mut().and_then(Arc::get_mut) {
+            record.location = location;
+        }
+        self
     }
 
     /// It goes nowhere: there is nothing to time.
     pub(crate) fn is_refused(&self) -> bool {
-        self.refused.is_some()
+        self.record().refused.is_some()
     }
 
     /// The decision.
     pub fn plan(&self) -> &Plan {
-        &self.plan
+        static NONE: LazyLock<Plan> = LazyLock::new(|| Plan::new(Arc::default(), Target::Respond));
+        self.record().plan.as_ref().unwrap_or_else(|| &NONE)
     }
 
     /// When it left the application.
     pub fn begun(&self) -> Instant {
-        self.begun
+        self.record().begun
+    }
+
+    /// How far the request's body has come.
+    pub(crate) fn progress(&self) -> &Progress {
+        &self.record().progress
     }
 
     /// The endpoint of the last try, if it came that far.
@@ -169,7 +241,7 @@ impl Call {
 
     /// Bytes of the request's body read so far.
     pub fn request_bytes(&self) -> u64 {
-        self.progress.bytes()
+        self.progress().bytes()
     }
 
     /// Whoever sends the request learnt who answered.
@@ -184,16 +256,17 @@ impl Call {
 
     /// Never held over an await.
     pub(crate) fn journal(&self) -> MutexGuard<'_, Journal> {
-        self.journal.lock().unwrap_or_else(PoisonError::into_inner)
+        self.record().journal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Why the request goes to no destination, if it does not: refusals, redirects, direct responses.
     pub(crate) fn own_answer(&self) -> Option<Error> {
-        if let Some((kind, why)) = &self.refused {
+        if let Some((kind, why)) = &self.record().refused {
             return Some(Error::msg(*kind, why.clone()));
         }
-        let route = &self.plan.route;
-        match &self.plan.target {
+        let plan = self.plan();
+        let route = &plan.route;
+        match &plan.target {
             Target::NoCluster(name) => Some(Error::msg(ErrorKind::NoCluster, name.to_string())),
             Target::Respond => {
                 let (status, body) = route.respond.as_ref().map_or((500, ""), |own| (own.status, own.body.as_str()));
@@ -201,7 +274,7 @@ impl Call {
             }
             Target::Redirect => {
                 let status = route.redirect.as_ref().map_or(301, |redirect| redirect.status);
-                Some(Error::answered(status, String::new(), self.location.clone()))
+                Some(Error::answered(status, String::new(), self.record().location.clone()))
             }
             _ => None,
         }

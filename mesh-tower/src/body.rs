@@ -32,7 +32,7 @@ use crate::{
 #[derive(Default)]
 pub struct Body {
     kind: Kind,
-    progress: Option<Arc<Progress>>,
+    progress: Option<Arc<Passing>>,
 }
 
 #[derive(Default)]
@@ -99,13 +99,14 @@ impl Body {
         }
     }
 
-    /// Tells `progress` what passes. A body that is all here has passed already.
-    pub(crate) fn watched_by(mut self, progress: &Arc<Progress>) -> Self {
-        match self.known_len() {
-            Some(len) => progress.all_at_once(len),
-            None => self.progress = Some(Arc::clone(progress)),
-        }
-        self
+    /// Says how it passes. A body that is all here has passed already.
+    pub(crate) fn watched(mut self) -> (Self, Progress) {
+        let progress = match self.known_len() {
+            Some(len) => Progress { known: len, passing: None },
+            None => Progress { known: 0, passing: Some(Arc::default()) },
+        };
+        self.progress.clone_from(&progress.passing);
+        (self, progress)
     }
 }
 
@@ -217,6 +218,13 @@ impl fmt::Debug for Body {
 /// How far the caller's request body has come, whichever try reads it.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
+    /// Its length, when it was all here at once.
+    known: u64,
+    passing: Option<Arc<Passing>>,
+}
+
+#[derive(Debug, Default)]
+struct Passing {
     bytes: AtomicU64,
     ended: AtomicBool,
     waiting: AtomicWaker,
@@ -225,28 +233,26 @@ pub(crate) struct Progress {
 impl Progress {
     /// Bytes read so far.
     pub(crate) fn bytes(&self) -> u64 {
-        self.bytes.load(Ordering::Relaxed)
+        self.passing.as_ref().map_or(self.known, |passing| passing.bytes.load(Ordering::Relaxed))
     }
 
     /// Has all of it been read?
     pub(crate) fn is_ended(&self) -> bool {
-        self.ended.load(Ordering::Acquire)
+        self.passing.as_ref().is_none_or(|passing| passing.ended.load(Ordering::Acquire))
     }
 
     /// Ready once all of it has been read; one waiter at a time.
     pub(crate) fn poll_ended(&self, cx: &Context<'_>) -> Poll<()> {
+        let Some(passing) = &self.passing else { return Poll::Ready(()) };
         if self.is_ended() {
             return Poll::Ready(());
         }
-        self.waiting.register(cx.waker());
+        passing.waiting.register(cx.waker());
         if self.is_ended() { Poll::Ready(()) } else { Poll::Pending }
     }
+}
 
-    fn all_at_once(&self, len: u64) {
-        self.bytes.store(len, Ordering::Relaxed);
-        self.ended.store(true, Ordering::Release);
-    }
-
+impl Passing {
     fn passed(&self, len: usize) {
         self.bytes.fetch_add(len as u64, Ordering::Relaxed);
     }
@@ -372,16 +378,14 @@ mod tests {
     #[tokio::test]
     async fn progress_counts_and_tells_the_end() {
         let frames = ["ab", "c"].map(|text| Ok::<_, BoxError>(Frame::data(Bytes::from_static(text.as_bytes()))));
-        let progress = Arc::new(Progress::default());
-        let mut body = Body::new(StreamBody::new(futures_util::stream::iter(frames))).watched_by(&progress);
+        let (mut body, progress) = Body::new(StreamBody::new(futures_util::stream::iter(frames))).watched();
         assert!(body.try_clone().is_none());
         body.frame().await.unwrap().unwrap();
         assert!(!progress.is_ended());
         assert_eq!(progress.bytes(), 2);
         drop(body);
         assert!(progress.is_ended(), "a dropped body sends nothing more");
-        let progress = Arc::new(Progress::default());
-        let _body = Body::from("abc").watched_by(&progress);
+        let (_body, progress) = Body::from("abc").watched();
         assert!(progress.is_ended());
         assert_eq!(progress.bytes(), 3);
     }

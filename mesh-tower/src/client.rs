@@ -27,6 +27,7 @@ use crate::{
         Stage, TelemetryLayer, Telling, Timed, Timeout, TimeoutLayer, Told,
     },
     live::Live,
+    message::Message,
     pool::Pool,
     source::Source,
     telemetry::Telemetry,
@@ -145,7 +146,7 @@ where
             Ok(uri) => {
                 let mut request = http::Request::new(Body::empty());
                 *request.uri_mut() = uri;
-                self.send(request)
+                self.send(request.into())
             }
             Err(error) => fail(Error::new(ErrorKind::Invalid, error.into())),
         }
@@ -163,10 +164,11 @@ where
         R::Data: Buf + Send,
         R::Error: Into<BoxError>,
     {
-        self.send(request.map(Body::new))
+        let (parts, body) = request.into_parts();
+        self.send(Message::from_parts(parts, Body::new(body)))
     }
 
-    fn send(&self, request: http::Request<Body>) -> Answer<B> {
+    fn send(&self, request: Message) -> Answer<B> {
         let stack = self.stack.clone();
         Box::pin(async move {
             let is_grpc = is_grpc(request.headers());
@@ -254,20 +256,20 @@ where
 
     /// A generated client names the method and nothing else: here it gets its destination.
     fn call(&mut self, request: http::Request<R>) -> Answer<B> {
-        let mut request = request.map(Body::new);
-        let path = request.uri().path_and_query().cloned();
+        let (mut parts, body) = request.into_parts();
+        let path = parts.uri.path_and_query().cloned();
         let mut uri = http::uri::Parts::default();
         uri.scheme = Some(http::uri::Scheme::HTTP);
         uri.authority = Some(self.authority.clone());
         uri.path_and_query = path.or_else(|| Some(http::uri::PathAndQuery::from_static("/")));
         match Uri::from_parts(uri) {
-            Ok(uri) => *request.uri_mut() = uri,
+            Ok(uri) => parts.uri = uri,
             Err(error) => return fail(Error::new(ErrorKind::Invalid, error)),
         }
-        *request.version_mut() = http::Version::HTTP_2;
+        parts.version = http::Version::HTTP_2;
         let grpc = header::HeaderValue::from_static("application/grpc");
-        request.headers_mut().entry(header::CONTENT_TYPE).or_insert(grpc);
-        self.http.send(request)
+        parts.headers.entry(header::CONTENT_TYPE).or_insert(grpc);
+        self.http.send(Message::from_parts(parts, Body::new(body)))
     }
 }
 

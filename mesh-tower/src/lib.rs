@@ -23,6 +23,7 @@ mod dns;
 mod error;
 mod live;
 mod mesh;
+mod message;
 mod pool;
 #[cfg(test)]
 mod testing;
@@ -37,6 +38,7 @@ pub use self::{
     error::{BoxError, Error, ErrorKind, ResponseFlags},
     live::Live,
     mesh::{Builder, Mesh, MeshError},
+    message::Message,
     pool::{Pool, PooledBody},
 };
 

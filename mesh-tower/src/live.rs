@@ -72,6 +72,11 @@ impl Live {
         self.snapshot.load_full()
     }
 
+    /// What is in force, to look at without holding on to it: no counter is touched that all threads share.
+    pub(crate) fn current(&self) -> arc_swap::Guard<Option<Arc<Snapshot>>> {
+        self.snapshot.load()
+    }
+
     /// What is in force, waiting for the first until `deadline`; `None` when it did not come in time.
     pub async fn ready(&self, deadline: Option<Instant>) -> Option<Arc<Snapshot>> {
         if let Some(snapshot) = self.load() {

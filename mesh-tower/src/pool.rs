@@ -89,9 +89,9 @@ impl Pool {
     async fn send(&self, picked: Picked) -> Result<Response<PooledBody>, Error> {
         let shared = &self.shared;
         let (cluster, endpoint) = (Arc::clone(picked.cluster()), Arc::clone(picked.endpoint()));
-        let call = Arc::clone(&picked.call);
+        let call = picked.call.clone();
         let route = Route::new(shared, &cluster, &endpoint, call.plan().is_grpc);
-        let mut request = picked.request;
+        let mut request = picked.request.into_request();
         if let Some(tls) = route.tls
             && tls.workload_identity
         {

@@ -29,8 +29,8 @@ use tower_layer::Layer;
 
 use super::{Attempt, Call, Picked, Routed, Stage};
 use crate::{
-    body::Body,
     error::{BoxError, Error, ErrorKind},
+    message::Message,
     source::{self, Source},
 };
 
@@ -76,7 +76,7 @@ pub struct Balance<S> {
 }
 
 impl<S> Balance<S> {
-    fn pick(&self, call: &Call, number: u32, request: &http::Request<Body>) -> Result<Pick, Error> {
+    fn pick(&self, call: &Call, number: u32, request: &Message) -> Result<Pick, Error> {
         let Some(cluster) = call.plan().cluster() else { return Err(Error::of(ErrorKind::NoCluster)) };
         let now = self.source.now();
         let mut journal = call.journal();
@@ -102,7 +102,7 @@ impl<S> Balance<S> {
 }
 
 /// The address that the request itself names.
-fn named_address(request: &http::Request<Body>) -> Result<EndpointAddress, Error> {
+fn named_address(request: &Message) -> Result<EndpointAddress, Error> {
     let of_header = || request.headers().get(header::HOST)?.to_str().ok()?.parse().ok();
     let authority: Option<Authority> = request.uri().authority().cloned().or_else(of_header);
     let Some(authority) = authority else {

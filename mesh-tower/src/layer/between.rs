@@ -59,7 +59,7 @@ impl<S, L: Layer<Onward<S>>> Layer<S> for Between<L> {
 /// What rides along.
 #[derive(Clone)]
 struct Rider {
-    call: Arc<Call>,
+    call: Call,
     deadline: Option<Instant>,
 }
 
@@ -83,7 +83,7 @@ where
         // Errors of the layers below pass through your layer as they are.
         let ours = |error: S::Error| Error::from_boxed(ErrorKind::Invalid, error.into());
         poll_fn(|cx| service.poll_ready(cx)).await.map_err(ours)?;
-        service.call(request).await.map_err(ours)
+        service.call(request.into_request()).await.map_err(ours)
     }
 }
 
@@ -117,7 +117,7 @@ impl<S: Stage<Routed> + 'static> Service<http::Request<Body>> for Onward<S> {
             let Some(Rider { call, deadline }) = request.extensions_mut().remove() else {
                 return Err(Error::new(ErrorKind::Invalid, NotRouted));
             };
-            inner.call(Routed { request, call, deadline }).await
+            inner.call(Routed { request: request.into(), call, deadline }).await
         })
     }
 }

@@ -25,6 +25,7 @@ use super::{Call, Routed, Stage, route::Departure};
 use crate::{
     body::Body,
     error::{BoxError, Error},
+    message::Message,
     source::Source,
 };
 
@@ -99,15 +100,15 @@ impl<S, B> Shared<S>
 where
     S: Stage<Routed, Response = http::Response<B>>,
 {
-    async fn call(&self, request: http::Request<Body>) -> Result<http::Response<B>, Error> {
+    async fn call(&self, request: Message) -> Result<http::Response<B>, Error> {
         let mut departure = Departure::of(request);
         let mut rng = self.fixed.source.next_request();
         let mut plan = self.fixed.plan.clone();
-        plan.is_grpc = is_grpc(&departure.parts.headers);
+        plan.is_grpc = is_grpc(departure.message.headers());
         plan.fault =
             self.fixed.fault.as_ref().map_or(FaultDecision::NONE, |fault| FaultDecision::draw(fault, &mut rng));
-        rewrite::apply(&plan, &mut departure.parts);
-        let call = Arc::new(Call::new(plan, rng, Arc::clone(&departure.progress)));
+        rewrite::apply(&plan, departure.message.parts_mut());
+        let call = Call::new(plan, rng, std::mem::take(&mut departure.progress));
         departure.go(call, &self.inner).await
     }
 }
@@ -136,7 +137,7 @@ where
 
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
         let shared = Arc::clone(&self.shared);
-        let request = request.map(Body::new);
+        let request = request.map(Body::new).into();
         Box::pin(async move { shared.call(request).await })
     }
 }

@@ -101,7 +101,7 @@ where
             return Err(answer);
         }
         attempt.call.journal().attempts = attempt.number;
-        self.send(attempt.request).await
+        self.send(attempt.request.into_request()).await
     }
 }
 

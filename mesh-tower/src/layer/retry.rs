@@ -24,6 +24,7 @@ use super::{Attempt, Call, Routed, Stage};
 use crate::{
     context::tell_time_left,
     error::{BoxError, Error, ErrorKind},
+    message::Message,
     source::{self, Source},
     telemetry::decimal,
 };
@@ -109,10 +110,9 @@ where
         let Routed { request, call, deadline } = routed;
         let is_grpc = call.plan().is_grpc;
         let Some(policy) = &call.plan().route.retry else {
-            let (mut parts, body) = request.into_parts();
-            mark(&mut parts.headers, 1, is_grpc, deadline);
-            let request = http::Request::from_parts(parts, body);
-            let only = Attempt { request, call: Arc::clone(&call), deadline, try_deadline: deadline, number: 1 };
+            let mut request = request;
+            mark(request.headers_mut(), 1, is_grpc, deadline);
+            let only = Attempt { request, call: call.clone(), deadline, try_deadline: deadline, number: 1 };
             return Ok(self.inner.call(only).await?.map(Peeked::new));
         };
 
@@ -123,9 +123,9 @@ where
         let mut slot = None;
         loop {
             let try_deadline = try_deadline(policy, deadline);
-            let mut request = http::Request::from_parts(parts.clone(), tape.play());
+            let mut request = Message::from_parts(parts.clone(), tape.play());
             mark(request.headers_mut(), number, is_grpc, try_deadline);
-            let attempt = Attempt { request, call: Arc::clone(&call), deadline, try_deadline, number };
+            let attempt = Attempt { request, call: call.clone(), deadline, try_deadline, number };
             let result = self.attempt(attempt, policy).await;
 
             let Some(wait) = self.wait(policy, &call, number, &parts.method, &result) else {
@@ -157,7 +157,7 @@ impl<S> Retry<S> {
         B: HttpBody<Data = Bytes> + Send + Unpin,
         B::Error: Into<BoxError>,
     {
-        let (call, number) = (Arc::clone(&attempt.call), attempt.number);
+        let (call, number) = (attempt.call.clone(), attempt.number);
         let (deadline, try_deadline) = (attempt.deadline, attempt.try_deadline);
         let answer = async {
             let mut response = self.inner.call(attempt).await?.map(Peeked::new);
@@ -232,7 +232,7 @@ fn ends_tell<B>(call: &Call, response: &http::Response<B>, policy: &RetryPolicy)
         && !policy.on.grpc.is_empty()
         && response.status() == http::StatusCode::OK
         && grpc_status(response.headers()).is_none()
-        && call.progress.is_ended()
+        && call.progress().is_ended()
 }
 
 fn outcome(status: u16, headers: &HeaderMap, is_grpc: bool) -> Outcome {

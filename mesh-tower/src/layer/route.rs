@@ -13,7 +13,7 @@ use std::{
 };
 
 use bytes::Buf;
-use http::{HeaderValue, request::Parts};
+use http::HeaderValue;
 use http_body::Body as HttpBody;
 use mesh_core::{
     config,
@@ -34,6 +34,7 @@ use crate::{
     context,
     error::{BoxError, Error, ErrorKind, ResponseFlags},
     live::Live,
+    message::Message,
     source::{self, Source},
 };
 
@@ -144,20 +145,26 @@ struct Shared<S> {
 
 impl<S> Shared<S> {
     /// What the configuration says of the request, or why it says nothing.
-    async fn plan(&self, departure: &mut Departure) -> Result<Arc<Call>, Error> {
-        let mut rng = self.layer.source.next_request();
-        let progress = Arc::clone(&departure.progress);
-        let (snapshot, port) = match &self.layer.routes {
-            Routes::Split(snapshot) => (Arc::clone(snapshot), Some(SPLIT_PORT)),
-            Routes::Live { live, port } => match live.ready(departure.deadline).await {
-                Some(snapshot) => (snapshot, port.or_else(|| live.only_port())),
-                None => {
-                    let why = "the control plane has not answered in time".to_owned();
-                    return Ok(departure.refuse((ErrorKind::NotReady, why), rng));
-                }
-            },
+    async fn plan(&self, departure: &mut Departure) -> Result<Call, Error> {
+        let (live, port) = match &self.layer.routes {
+            Routes::Split(snapshot) => return self.decide(snapshot, Some(SPLIT_PORT), departure),
+            Routes::Live { live, port } => (live, port.or_else(|| live.only_port())),
         };
-        let view = RequestView::of(&departure.parts, port);
+        if let Some(snapshot) = live.current().as_ref() {
+            return self.decide(snapshot, port, departure);
+        }
+        match Box::pin(live.ready(departure.deadline)).await {
+            Some(snapshot) => self.decide(&snapshot, port, departure),
+            None => {
+                let why = "the control plane has not answered in time".to_owned();
+                Ok(departure.refuse((ErrorKind::NotReady, why), self.layer.source.next_request()))
+            }
+        }
+    }
+
+    fn decide(&self, snapshot: &Snapshot, port: Option<u16>, departure: &mut Departure) -> Result<Call, Error> {
+        let mut rng = self.layer.source.next_request();
+        let view = RequestView::of(departure.message.parts(), port);
         let plan = match snapshot.plan(&view, &mut rng) {
             Ok(plan) => plan,
             Err(why) => {
@@ -169,22 +176,23 @@ impl<S> Shared<S> {
             Target::Redirect => HeaderValue::try_from(rewrite::redirect_location(&plan, &view)).ok(),
             _ => None,
         };
-        rewrite::apply(&plan, &mut departure.parts);
+        rewrite::apply(&plan, departure.message.parts_mut());
         if let (Routes::Split(_), Some(cluster)) = (&self.layer.routes, plan.cluster()) {
-            leaf::redirect(&mut departure.parts, &cluster.config().name)?;
+            leaf::redirect(departure.message.parts_mut(), &cluster.config().name)?;
         }
-        Ok(Arc::new(Call::new(plan, rng, progress).located(location)))
+        let call = Call::new(plan, rng, std::mem::take(&mut departure.progress));
+        Ok(if location.is_some() { call.located(location) } else { call })
     }
 }
 
-impl<S, B> Stage<http::Request<Body>> for Route<S>
+impl<S, B> Stage<Message> for Route<S>
 where
     S: Stage<Routed, Response = http::Response<B>>,
     B: Send,
 {
     type Response = http::Response<B>;
 
-    async fn call(&self, request: http::Request<Body>) -> Result<http::Response<B>, Error> {
+    async fn call(&self, request: Message) -> Result<http::Response<B>, Error> {
         let mut departure = Departure::of(request);
         let call = self.shared.plan(&mut departure).await?;
         departure.go(call, &self.shared.inner).await
@@ -215,37 +223,36 @@ where
 
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
         let route = self.clone();
-        let request = request.map(Body::new);
+        let request = request.map(Body::new).into();
         Box::pin(async move { Stage::call(&route, request).await })
     }
 }
 
 /// A request on its way out of the application.
 pub(super) struct Departure {
-    pub(super) parts: Parts,
-    body: Body,
-    pub(super) progress: Arc<Progress>,
+    pub(super) message: Message,
+    pub(super) progress: Progress,
     pub(super) deadline: Option<Instant>,
 }
 
 impl Departure {
     /// With what travels from the request being served, if one is.
-    pub(super) fn of(request: http::Request<Body>) -> Self {
-        let (mut parts, body) = request.into_parts();
-        let progress = Arc::new(Progress::default());
-        let inherited = context::current().and_then(|context| context.depart(&mut parts.headers));
-        let own = context::grpc_timeout(&parts.headers).map(|timeout| source::instant() + timeout);
+    pub(super) fn of(mut message: Message) -> Self {
+        let inherited = context::current().and_then(|context| context.depart(message.headers_mut()));
+        let own = context::grpc_timeout(message.headers()).map(|timeout| source::instant() + timeout);
         let deadline = inherited.into_iter().chain(own).min();
-        Self { parts, body: body.watched_by(&progress), progress, deadline }
+        let (body, progress) = std::mem::take(message.body_mut()).watched();
+        *message.body_mut() = body;
+        Self { message, progress, deadline }
     }
 
     /// Through the layers below, and back.
-    pub(super) async fn go<S, B>(self, call: Arc<Call>, inner: &S) -> Result<http::Response<B>, Error>
+    pub(super) async fn go<S, B>(self, call: Call, inner: &S) -> Result<http::Response<B>, Error>
     where
         S: Stage<Routed, Response = http::Response<B>>,
     {
-        let request = http::Request::from_parts(self.parts, self.body);
-        match inner.call(Routed { request, call: Arc::clone(&call), deadline: self.deadline }).await {
+        let request = self.message;
+        match inner.call(Routed { request, call: call.clone(), deadline: self.deadline }).await {
             Ok(mut response) => {
                 rewrite::on_response(call.plan(), response.headers_mut());
                 let flags = call.flags();
@@ -258,8 +265,8 @@ impl Departure {
         }
     }
 
-    fn refuse(&self, why: (ErrorKind, String), rng: RequestRng) -> Arc<Call> {
-        Arc::new(Call::refused(why, is_grpc(&self.parts.headers), rng, Arc::clone(&self.progress)))
+    fn refuse(&mut self, why: (ErrorKind, String), rng: RequestRng) -> Call {
+        Call::refused(why, is_grpc(self.message.headers()), rng, std::mem::take(&mut self.progress))
     }
 }
 

@@ -76,16 +76,15 @@ where
     type Response = http::Response<Told<B>>;
 
     async fn call(&self, routed: Routed) -> Result<Self::Response, Error> {
-        let Routed { request, call, deadline } = routed;
-        let (mut parts, body) = request.into_parts();
+        let Routed { mut request, call, deadline } = routed;
         let inherited = context::current();
         let inherited = inherited.as_ref().and_then(|context| context.trace.as_ref());
-        let trace = self.telemetry.begin(Reporter::Source, &mut parts, inherited);
+        let trace = self.telemetry.begin(Reporter::Source, request.parts_mut(), inherited);
         let mut story = Story {
             telemetry: self.telemetry.clone(),
-            call: Arc::clone(&call),
-            logged: self.telemetry.is_logging().then(|| Logged::of(&parts, &trace)),
-            request_head: head_bytes(&parts.headers),
+            call: call.clone(),
+            logged: self.telemetry.is_logging().then(|| Logged::of(request.parts(), &trace)),
+            request_head: head_bytes(request.headers()),
             status: 0,
             grpc_status: None,
             response_bytes: 0,
@@ -93,7 +92,6 @@ where
             details: Failure::Cancelled.details(),
             told: false,
         };
-        let request = http::Request::from_parts(parts, body);
         match self.inner.call(Routed { request, call, deadline }).await {
             Ok(response) => {
                 story.head(response.status().as_u16(), response.headers());
@@ -114,7 +112,7 @@ where
 #[derive(Debug)]
 struct Story {
     telemetry: Telemetry,
-    call: Arc<Call>,
+    call: Call,
     logged: Option<Box<Logged>>,
     request_head: u64,
     status: u16,
@@ -128,7 +126,7 @@ struct Story {
 impl Story {
     fn head(&mut self, status: u16, headers: &HeaderMap) {
         self.status = status;
-        self.grpc_status = grpc_status(headers);
+        self.grpc_status = if self.call.plan().is_grpc { grpc_status(headers) } else { None };
         self.response_bytes = head_bytes(headers);
     }
 

@@ -9,7 +9,6 @@ use std::{
     fmt,
     future::Future,
     pin::{Pin, pin},
-    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -87,7 +86,7 @@ struct Limit {
     /// The earliest of the limits whose clock runs, and what it is called.
     at: Option<(Instant, ErrorKind)>,
     /// A limit whose clock starts when the request has been read.
-    after_request: Option<(std::time::Duration, Arc<Call>)>,
+    after_request: Option<(std::time::Duration, Call)>,
 }
 
 impl Limit {
@@ -96,7 +95,7 @@ impl Limit {
         let stream = route.max_stream_duration.map(|most| (source::instant() + most, ErrorKind::Timeout));
         let caller = routed.deadline.map(|deadline| (deadline, ErrorKind::Deadline));
         let at = [stream, caller].into_iter().flatten().min_by_key(|(at, _)| *at);
-        Self { at, after_request: route.timeout.map(|timeout| (timeout, Arc::clone(&routed.call))) }
+        Self { at, after_request: route.timeout.map(|timeout| (timeout, routed.call.clone())) }
     }
 
     fn is_none(&self) -> bool {
@@ -104,7 +103,7 @@ impl Limit {
     }
 
     fn start_if_sent(&mut self) {
-        if let Some((timeout, _)) = self.after_request.take_if(|(_, call)| call.progress.is_ended()) {
+        if let Some((timeout, _)) = self.after_request.take_if(|(_, call)| call.progress().is_ended()) {
             self.start(timeout);
         }
     }
@@ -125,7 +124,7 @@ struct Timer {
 impl Timer {
     fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<ErrorKind> {
         if let Some((timeout, _)) =
-            self.limit.after_request.take_if(|(_, call)| call.progress.poll_ended(cx).is_ready())
+            self.limit.after_request.take_if(|(_, call)| call.progress().poll_ended(cx).is_ready())
         {
             self.limit.start(timeout);
             self.sleep = None;

@@ -18,20 +18,27 @@ use crate::error::{BoxError, Error, ErrorKind};
 #[derive(Debug)]
 #[must_use = "bodies do nothing unless polled"]
 pub struct Peeked<B> {
-    ahead: [Option<Result<Frame<Bytes>, Error>>; 2],
+    /// In a box, since hardly any body has been read ahead.
+    ahead: Option<Box<Ahead>>,
     /// The rest has ended.
     over: bool,
     rest: B,
 }
 
+type Ahead = [Option<Result<Frame<Bytes>, Error>>; 2];
+
 impl<B> Peeked<B> {
     pub(super) fn new(rest: B) -> Self {
-        Self { ahead: [None, None], over: false, rest }
+        Self { ahead: None, over: false, rest }
+    }
+
+    fn ahead(&self) -> impl Iterator<Item = &Result<Frame<Bytes>, Error>> {
+        self.ahead.iter().flat_map(|ahead| ahead.iter().flatten())
     }
 
     /// The trailers, if they have been read ahead.
     pub(super) fn trailers(&self) -> Option<&HeaderMap> {
-        self.ahead.iter().flatten().find_map(|frame| frame.as_ref().ok()?.trailers_ref())
+        self.ahead().find_map(|frame| frame.as_ref().ok()?.trailers_ref())
     }
 }
 
@@ -44,14 +51,16 @@ where
     pub(super) async fn peek(&mut self) {
         let first = std::future::poll_fn(|cx| self.poll_rest(cx)).await;
         let is_data = matches!(&first, Some(Ok(frame)) if frame.is_data());
-        self.ahead[0] = first;
-        if is_data {
+        let second = if is_data {
             let second = std::future::poll_fn(|cx| match self.poll_rest(cx) {
                 Poll::Ready(second) => Poll::Ready(second),
                 Poll::Pending => Poll::Ready(None),
             });
-            self.ahead[1] = second.await;
-        }
+            second.await
+        } else {
+            None
+        };
+        self.ahead = Some(Box::new([first, second]));
     }
 
     fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
@@ -73,19 +82,21 @@ where
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let this = &mut *self;
-        match this.ahead.iter_mut().find_map(Option::take) {
-            Some(frame) => Poll::Ready(Some(frame)),
-            None if this.over => Poll::Ready(None),
-            None => this.poll_rest(cx),
+        if let Some(ahead) = &mut this.ahead {
+            if let Some(frame) = ahead.iter_mut().find_map(Option::take) {
+                return Poll::Ready(Some(frame));
+            }
+            this.ahead = None;
         }
+        if this.over { Poll::Ready(None) } else { this.poll_rest(cx) }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.ahead.iter().all(Option::is_none) && (self.over || self.rest.is_end_stream())
+        self.ahead().next().is_none() && (self.over || self.rest.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
-        let ahead = self.ahead.iter().flatten().filter_map(|frame| frame.as_ref().ok()?.data_ref());
+        let ahead = self.ahead().filter_map(|frame| frame.as_ref().ok()?.data_ref());
         let ahead: u64 = ahead.map(|chunk| chunk.len() as u64).sum();
         let rest = self.rest.size_hint();
         let mut hint = SizeHint::new();
