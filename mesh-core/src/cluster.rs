@@ -290,6 +290,7 @@ impl<'a> Known<'a> {
             previous: previous.endpoints.iter().map(|endpoint| (endpoint.address(), endpoint)).collect(),
             same_transport: old.protocol == config.protocol
                 && old.tls == config.tls
+                && old.connections == config.connections
                 && old.connect_timeout == config.connect_timeout,
             gone,
         }

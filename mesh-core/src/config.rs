@@ -13,6 +13,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 mod cluster;
+mod connections;
 mod hash;
 mod health_check;
 mod inbound;
@@ -25,6 +26,7 @@ pub use cluster::{
     Cluster, Discovery, DnsName, Endpoint, EndpointAddress, Endpoints, Health, Labels, LeastRequest, LoadBalancer,
     Locality, LocalityEndpoints, Protocol, RetryBudget, ServiceName, Thresholds, TlsMode, UpstreamTls, Workload,
 };
+pub use connections::{Connections, Http2, Keepalive, SocketOption, TcpKeepalive};
 pub use hash::{HashCookie, HashPolicy, HashSource, RoutingPriority};
 pub use health_check::{GrpcCheck, HealthCheck, HttpCheck, Probe, TcpCheck};
 pub use inbound::{Inbound, MtlsMode};

@@ -1,16 +1,15 @@
 //! The leaf of the client stack: sends a request to the endpoint it was given, over a connection of that endpoint's pool.
 //!
 //! Pools hang on core's live endpoints, so they come and go with the configuration. HTTP/1.1 connections are used last
-//! in, first out, which lets the surplus fall idle; HTTP/2 connections are shared until the peer's stream limit. A
+//! in, first out, which lets the surplus fall idle; HTTP/2 connections are shared up to the peer's limit of streams. A
 //! request that hyper hands back unsent is tried on another connection, or reported as unsent: safe to retry anywhere.
 
 use std::{
     fmt,
     sync::{Arc, Mutex, PoisonError, Weak},
-    time::Duration,
 };
 
-use http::{Request, Response};
+use http::{Request, Response, Version};
 use mesh_core::{
     cluster::Cluster,
     config::{Protocol, TlsMode, UpstreamTls},
@@ -23,7 +22,7 @@ use crate::{
     body::Body,
     connect::{Connector, System},
     dns::Resolver,
-    error::{Error, ErrorKind},
+    error::Error,
     layer::Stage,
     source::Source,
     telemetry::Telemetry,
@@ -31,18 +30,21 @@ use crate::{
 };
 
 mod endpoint;
+mod http1;
+mod http2;
+mod lease;
 mod message;
+mod open;
+mod pipe;
 mod response;
+mod signal;
 
 pub(crate) use message::remove_hop_by_hop;
 
-use endpoint::{EndpointPool, Lease, Sent};
+use endpoint::{EndpointPool, Wants};
+use lease::{Arriving, Lease, Sent};
 use response::Attempted;
 pub use response::PooledBody;
-
-/// How long a connection may lie idle. Envoy's default is an hour; servers commonly close after a minute or so, and
-/// closing first means never writing to a connection that is just being closed.
-const IDLE: Duration = Duration::from_secs(50);
 
 /// The connections of one client; clones share them.
 #[derive(Clone)]
@@ -88,10 +90,9 @@ impl Pool {
 
     async fn send(&self, picked: Picked) -> Result<Response<PooledBody>, Error> {
         let shared = &self.shared;
-        let (cluster, endpoint) = (Arc::clone(picked.cluster()), Arc::clone(picked.endpoint()));
-        let call = picked.call.clone();
-        let route = Route::new(shared, &cluster, &endpoint, call.plan().is_grpc);
-        let mut request = picked.request.into_request();
+        let Picked { request, call, cluster, endpoint, .. } = picked;
+        let mut request = request.into_request();
+        let route = Route::new(shared, &cluster, &endpoint, &request, call.plan().is_grpc);
         if let Some(tls) = route.tls
             && tls.workload_identity
         {
@@ -100,20 +101,20 @@ impl Pool {
             shared.telemetry.conceal(request.headers_mut());
         }
         let attempted = Attempted::begin(&shared.telemetry, &cluster, &endpoint, &mut request);
-        let result = self.exchange(&route, request).await;
-        match result {
+        let streamed = request.body().known_len().is_none();
+        match self.exchange(&route, request).await {
             Ok((mut response, lease)) => {
-                let peer = shared.telemetry.meet(
-                    response.headers_mut(),
-                    lease.peer(),
-                    endpoint.config().workload.as_ref(),
-                    &route.pool.peers,
-                );
+                let known = endpoint.config().workload.as_ref();
+                let peer = shared.telemetry.meet(response.headers_mut(), lease.peer(), known, &route.pool.peers);
                 call.met(peer);
                 if let Some(attempted) = &attempted {
                     attempted.responded(response.status());
                 }
-                Ok(response.map(|body| PooledBody::new(body, lease, attempted, shared.source.clone())))
+                let sending = streamed && !call.progress.is_ended();
+                Ok(response.map(|arriving| {
+                    let flow = lease.flow(arriving, sending, route.now());
+                    PooledBody::new(flow, attempted, shared.source.clone())
+                }))
             }
             Err(error) => {
                 if let Some(attempted) = attempted {
@@ -128,28 +129,26 @@ impl Pool {
         &self,
         route: &Route<'_>,
         mut request: Request<Body>,
-    ) -> Result<(Response<hyper::body::Incoming>, Lease), Error> {
-        message::prepare(&mut request, route.protocol, route.tls.is_some())?;
+    ) -> Result<(Response<Arriving>, Lease), Error> {
         loop {
             let mut lease = route.pool.lease(route).await?;
-            let reused = lease.is_reused();
+            message::prepare(&mut request, lease.is_http2(), route.tls.is_some())?;
             match lease.send(request).await {
                 Sent::Answered(response) => return Ok((response, lease)),
                 // A connection that was lying idle may have been closed by the peer just then: the next one, or a new one.
-                Sent::Returned(unsent, _) if reused => request = *unsent,
-                Sent::Returned(_, error) => return Err(Error::new(ErrorKind::Reset, error).unsent()),
-                Sent::Failed(error) => return Err(message::failure(error)),
+                Sent::Returned(unsent, _) if lease.is_reused() => request = *unsent,
+                Sent::Returned(_, error) => return Err(error.unsent()),
+                Sent::Failed(error) => return Err(error),
             }
         }
     }
 
-    fn pool_of(shared: &Shared, endpoint: &Endpoint) -> Arc<EndpointPool> {
-        let pool = endpoint.attached(|| {
-            let pool = Arc::new(EndpointPool::default());
+    fn pool_of<'a>(shared: &Shared, cluster: &Cluster, endpoint: &'a Endpoint) -> &'a Arc<EndpointPool> {
+        endpoint.attached(|| {
+            let pool = EndpointPool::new(cluster.config());
             shared.pools.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&pool));
             pool
-        });
-        Arc::clone(pool)
+        })
     }
 }
 
@@ -170,32 +169,87 @@ impl fmt::Debug for Pool {
 
 /// How one request gets to its endpoint.
 struct Route<'a> {
-    shared: &'a Shared,
+    shared: &'a Arc<Shared>,
     cluster: &'a Arc<Cluster>,
-    endpoint: &'a Endpoint,
-    pool: Arc<EndpointPool>,
+    endpoint: &'a Arc<Endpoint>,
+    pool: &'a Arc<EndpointPool>,
     tls: Option<&'a UpstreamTls>,
-    protocol: Protocol,
+    wants: Wants,
 }
 
 impl<'a> Route<'a> {
-    fn new(shared: &'a Shared, cluster: &'a Arc<Cluster>, endpoint: &'a Endpoint, is_grpc: bool) -> Self {
-        let tls = match &cluster.config().tls {
-            TlsMode::Disable => None,
-            TlsMode::Always(tls) => Some(tls.as_ref()),
-            TlsMode::IfEndpointCan(tls) => endpoint.config().mtls.then_some(tls.as_ref()),
+    fn new(
+        shared: &'a Arc<Shared>,
+        cluster: &'a Arc<Cluster>,
+        endpoint: &'a Arc<Endpoint>,
+        request: &Request<Body>,
+        is_grpc: bool,
+    ) -> Self {
+        let tls = tls_of(cluster, endpoint);
+        let wants = match cluster.config().protocol {
+            // gRPC is HTTP/2 whatever the cluster says.
+            _ if is_grpc => Wants::Http2,
+            Protocol::Http2 => Wants::Http2,
+            Protocol::Caller if request.version() == Version::HTTP_2 => Wants::Http2,
+            Protocol::Auto if tls.is_some() => Wants::Any,
+            Protocol::Http1 | Protocol::Caller | Protocol::Auto => Wants::Http1,
         };
-        // gRPC is HTTP/2 whatever the cluster says.
-        let protocol = if is_grpc { Protocol::Http2 } else { cluster.config().protocol };
-        Self { shared, cluster, endpoint, pool: Pool::pool_of(shared, endpoint), tls, protocol }
+        Self { shared, cluster, endpoint, pool: Pool::pool_of(shared, cluster, endpoint), tls, wants }
     }
 
     fn now(&self) -> Time {
         self.shared.source.now()
     }
 
-    /// Connections of another generation are not used for new requests.
     fn generation(&self) -> u64 {
-        if self.tls.is_some_and(|tls| tls.workload_identity) { self.shared.tls.identity().generation() } else { 0 }
+        generation(self.shared, self.tls)
     }
+
+    /// The same for a task.
+    fn to_owned(&self) -> Way {
+        let (shared, cluster, endpoint) =
+            (Arc::clone(self.shared), Arc::clone(self.cluster), Arc::clone(self.endpoint));
+        Way { shared, cluster, endpoint, wants: self.wants }
+    }
+}
+
+/// A [`Route`] of its own.
+struct Way {
+    shared: Arc<Shared>,
+    cluster: Arc<Cluster>,
+    endpoint: Arc<Endpoint>,
+    wants: Wants,
+}
+
+impl Way {
+    fn now(&self) -> Time {
+        self.shared.source.now()
+    }
+
+    fn tls(&self) -> Option<&UpstreamTls> {
+        tls_of(&self.cluster, &self.endpoint)
+    }
+
+    fn generation(&self) -> u64 {
+        generation(&self.shared, self.tls())
+    }
+}
+
+impl fmt::Debug for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Way").field("endpoint", self.endpoint.address()).finish_non_exhaustive()
+    }
+}
+
+fn tls_of<'a>(cluster: &'a Cluster, endpoint: &Endpoint) -> Option<&'a UpstreamTls> {
+    match &cluster.config().tls {
+        TlsMode::Disable => None,
+        TlsMode::Always(tls) => Some(tls),
+        TlsMode::IfEndpointCan(tls) => endpoint.config().mtls.then_some(tls),
+    }
+}
+
+/// Connections of another generation are not used for new requests.
+fn generation(shared: &Shared, tls: Option<&UpstreamTls>) -> u64 {
+    if tls.is_some_and(|tls| tls.workload_identity) { shared.tls.identity().generation() } else { 0 }
 }

@@ -11,18 +11,25 @@ const ROUND: Duration = Duration::from_secs(5);
 
 /// A task that ends when its owner lets go of it.
 #[derive(Debug)]
-pub(crate) struct Owned(JoinHandle<()>);
+pub(crate) struct Owned(Option<JoinHandle<()>>);
 
 impl Owned {
     /// Starts it.
     pub(crate) fn spawn(task: impl Future<Output = ()> + Send + 'static) -> Self {
-        Self(tokio::spawn(task))
+        Self(Some(tokio::spawn(task)))
+    }
+
+    /// Lets it end by itself, which it does soon.
+    pub(crate) fn detach(mut self) {
+        self.0 = None;
     }
 }
 
 impl Drop for Owned {
     fn drop(&mut self) {
-        self.0.abort();
+        if let Some(task) = &self.0 {
+            task.abort();
+        }
     }
 }
 

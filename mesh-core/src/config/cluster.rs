@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{HealthCheck, Name, OutlierDetection, StringMatch};
+use super::{Connections, HealthCheck, Name, OutlierDetection, StringMatch};
 
 /// A named set of endpoints and how to reach them. Source: Envoy `Cluster`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -24,6 +24,8 @@ pub struct Cluster {
     pub connect_timeout: Duration,
     /// The HTTP version spoken to the endpoints.
     pub protocol: Protocol,
+    /// How connections to the endpoints are opened, kept and given up.
+    pub connections: Connections,
     /// Limits of what may be under way at once.
     pub thresholds: Thresholds,
     /// The same of requests of routes with priority `HIGH`, which are counted apart. Connections are not.
@@ -59,6 +61,7 @@ impl Default for Cluster {
             load_balancer: LoadBalancer::default(),
             connect_timeout: Duration::from_secs(5),
             protocol: Protocol::default(),
+            connections: Connections::default(),
             thresholds: Thresholds::default(),
             high_thresholds: Thresholds::default(),
             outlier_detection: None,
@@ -267,6 +270,10 @@ pub enum Protocol {
     Http1,
     /// HTTP/2.
     Http2,
+    /// HTTP/2 where TLS agrees on it, else HTTP/1.1. Envoy `auto_config`.
+    Auto,
+    /// As the caller's request came: HTTP/2 as HTTP/2, else HTTP/1.1. Envoy `use_downstream_protocol_config`.
+    Caller,
 }
 
 /// Limits of what is under way at once in a cluster. Source: Envoy `CircuitBreakers.Thresholds`; beyond is 503 `UO`.

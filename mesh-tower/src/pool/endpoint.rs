@@ -1,304 +1,525 @@
 //! The connections of one endpoint: leased for a request, given back when its response has been read to the end.
 //!
-//! A connection's driver is a task that ends when the last handle to the connection goes, and holds the cluster's
-//! connection slot until then. Requests wait where the cluster's limit of connections is reached, up to its limit of
-//! pending requests; an endpoint without any connection may always open one, so that no endpoint is shut out by others.
+//! HTTP/1.1 connections are used last in, first out, which lets the surplus fall idle; HTTP/2 connections are shared up
+//! to the streams that the peer takes, and further ones are opened beyond. Where nothing is free a request waits in line,
+//! up to the cluster's limit of pending requests, while tasks of the pool open what is missing, up to its limit of
+//! connections; whatever comes free first serves whoever waits longest. An endpoint without any connection may always
+//! open one, so that no endpoint is shut out by others. A request that goes away takes no connection with it that is
+//! being opened: the next one finds it.
 
 use std::{
-    future::poll_fn,
-    pin::Pin,
+    collections::VecDeque,
+    future::Future,
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
-use http::{Request, Response};
-use hyper::{
-    body::Incoming,
-    client::conn::{http1, http2},
+use mesh_core::{
+    config::{Cluster, Connections},
+    limit::Slot,
+    time::Time,
 };
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use mesh_core::{config::Protocol, identity::SpiffeId, limit::Slot, time::Time};
-use tokio::{sync::Notify, time::timeout};
+use tokio::{sync::oneshot, task::AbortHandle};
 
-use super::{IDLE, Route};
+use super::{
+    Route, Way,
+    http1::Http1,
+    http2::Http2,
+    lease::{Held, Lease, Place},
+    open::{self, Opened, open},
+};
 use crate::{
-    body::Body,
-    connect::{Io, Target},
     error::{Error, ErrorKind},
     telemetry::PeerCache,
-    tls::UpstreamTarget,
 };
 
-/// How long a connection may need to be ready again after its response ended, while the request is still being sent.
-const SETTLE: Duration = Duration::from_secs(5);
+/// How long a connection may lie idle, unless configured.
+const IDLE: Duration = Duration::from_secs(50);
+
+/// What a request can be sent over.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Wants {
+    Http1,
+    Http2,
+    /// Whichever the peer agrees to.
+    Any,
+}
+
+impl Wants {
+    fn takes_http1(self) -> bool {
+        self != Self::Http2
+    }
+
+    fn takes_http2(self) -> bool {
+        self != Self::Http1
+    }
+}
 
 /// All connections of one endpoint.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct EndpointPool {
-    idle: Mutex<Vec<Idle>>,
-    shared: Mutex<Vec<Arc<Http2>>>,
+    me: Weak<Self>,
+    keep: Keep,
+    state: Mutex<State>,
+    /// How many wait in line.
+    waiting: AtomicUsize,
     /// HTTP/1.1 connections open or being opened.
     open: AtomicUsize,
-    freed: Notify,
-    opening: tokio::sync::Mutex<()>,
-    /// How many times opening an HTTP/2 connection failed: who waited for one that failed does not try again after it.
-    failures: AtomicUsize,
+    /// What opens connections, or waits for one to be ready again.
+    tasks: Mutex<Vec<AbortHandle>>,
     pub(super) peers: PeerCache,
 }
 
-#[derive(Debug)]
-struct Idle {
-    connection: Http1,
-    since: Time,
+#[derive(Debug, Default)]
+struct State {
+    idle: Vec<Box<Http1>>,
+    shared: Vec<Arc<Http2>>,
+    line: VecDeque<Waiter>,
+    opening_http1: usize,
+    opening_shared: bool,
+    /// The peer, asked, chose HTTP/1.1.
+    speaks_http1: bool,
 }
 
-#[derive(Debug)]
-struct Http1 {
-    sender: http1::SendRequest<Body>,
-    generation: u64,
-    peer: Option<SpiffeId>,
+/// A request in line.
+struct Waiter {
+    wants: Wants,
+    way: Arc<Way>,
+    told: oneshot::Sender<Result<Lease, Error>>,
 }
 
-#[derive(Debug)]
-struct Http2 {
-    sender: http2::SendRequest<Body>,
-    generation: u64,
-    peer: Option<SpiffeId>,
-    streams: AtomicUsize,
-    /// What the peer takes at once, as its settings said last.
-    limit: Arc<AtomicUsize>,
-    idle_since: Mutex<Time>,
-}
-
-/// A connection, or a place on one, for one request.
-///
-/// An HTTP/1.1 connection let go of in the middle of a response closes; an HTTP/2 stream frees its place.
-pub(super) struct Lease {
-    reused: bool,
-    kind: Kind,
-}
-
-enum Kind {
-    Http1 { pool: Weak<EndpointPool>, connection: Http1 },
-    Http2 { place: Place, sender: http2::SendRequest<Body> },
-}
-
-/// One stream of a shared connection.
-struct Place(Arc<Http2>);
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.streams.fetch_sub(1, Ordering::Relaxed);
+impl std::fmt::Debug for Waiter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Waiter").field("wants", &self.wants).field("way", &self.way).finish_non_exhaustive()
     }
 }
 
-/// What became of a request.
-pub(super) enum Sent {
-    /// The head of the response is here.
-    Answered(Response<Incoming>),
-    /// Nothing of it was sent.
-    Returned(Box<Request<Body>>, hyper::Error),
-    /// The connection or stream ended.
-    Failed(hyper::Error),
+/// When a connection is given up.
+#[derive(Debug)]
+struct Keep {
+    idle: Duration,
+    max_duration: Duration,
+    max_requests: u32,
+    after_idle: Option<Duration>,
+    preconnect_percent: usize,
+}
+
+impl Keep {
+    fn new(config: &Connections) -> Self {
+        let never = |duration: Duration| if duration.is_zero() { Duration::MAX } else { duration };
+        Self {
+            idle: never(config.idle_timeout.unwrap_or(IDLE)),
+            max_duration: config.max_duration.unwrap_or(Duration::MAX),
+            max_requests: if config.max_requests == 0 { u32::MAX } else { config.max_requests },
+            after_idle: config.http2.keepalive.and_then(|keepalive| keepalive.after_idle),
+            preconnect_percent: config.preconnect_percent.clamp(100, 300) as usize,
+        }
+    }
+
+    /// It may serve another request, if it is still there.
+    fn keeps(&self, requests: u32, opened: Time, now: Time) -> bool {
+        requests < self.max_requests && now.saturating_since(opened) < self.max_duration
+    }
+
+    fn keeps_idle(&self, since: Time, now: Time) -> bool {
+        now.saturating_since(since) < self.idle
+    }
+}
+
+/// What lies ready to serve a request.
+enum Ready {
+    Idle(Box<Http1>),
+    Shared(Arc<Http2>),
 }
 
 impl EndpointPool {
+    /// Without any connection yet.
+    pub(super) fn new(config: &Cluster) -> Arc<Self> {
+        Arc::new_cyclic(|me| Self {
+            me: Weak::clone(me),
+            keep: Keep::new(&config.connections),
+            state: Mutex::default(),
+            waiting: AtomicUsize::new(0),
+            open: AtomicUsize::new(0),
+            tasks: Mutex::default(),
+            peers: PeerCache::default(),
+        })
+    }
+
     /// A connection that is idle, shared or new.
-    pub(super) async fn lease(self: &Arc<Self>, route: &Route<'_>) -> Result<Lease, Error> {
-        match route.protocol {
-            Protocol::Http1 => self.lease_http1(route).await,
-            Protocol::Http2 => self.lease_http2(route).await,
-        }
-    }
-
-    /// Closes what lay idle too long, and what belongs to an earlier identity once nothing is under way on it.
-    pub(super) fn sweep(&self, now: Time, generation: u64) {
-        let fresh = |of: u64, since: Time| (of == 0 || of == generation) && now.saturating_since(since) < IDLE;
-        lock(&self.idle)
-            .retain(|idle| !idle.connection.sender.is_closed() && fresh(idle.connection.generation, idle.since));
-        lock(&self.shared).retain(|connection| {
-            let busy = connection.streams.load(Ordering::Relaxed) > 0;
-            !connection.sender.is_closed() && (busy || fresh(connection.generation, *lock(&connection.idle_since)))
-        });
-    }
-
-    async fn lease_http1(self: &Arc<Self>, route: &Route<'_>) -> Result<Lease, Error> {
-        let mut pending = None;
-        loop {
-            if let Some(connection) = self.take_idle(route) {
-                return Ok(self.leased(true, connection));
+    pub(super) async fn lease(&self, route: &Route<'_>) -> Result<Lease, Error> {
+        let (wants, generation) = (route.wants, route.generation());
+        let mut pending: Option<Slot> = None;
+        let told = loop {
+            let now = route.now();
+            if let Some(lease) = self.take(wants, generation, now) {
+                if self.keep.preconnect_percent > 100 {
+                    self.preconnect(route);
+                }
+                return Ok(lease);
             }
             if pending.is_none() {
-                pending = Some(pending_slot(route)?);
+                let slot = route.cluster.pending_slot();
+                pending = Some(slot.ok_or_else(|| overflow("requests waiting for a connection"))?);
             }
-            let slot = route.cluster.connection_slot();
-            // Counted before it is open, so that two requests do not both think themselves first.
-            let opening = Open::new(self);
-            if slot.is_some() || opening.is_first() {
-                let (sender, peer) = within(route, open_http1(route, (slot, opening))).await?;
-                let connection = Http1 { sender, generation: route.generation(), peer };
-                return Ok(self.leased(false, connection));
+            let mut state = self.lock();
+            let came_free = (wants.takes_http1() && !state.idle.is_empty())
+                || (wants.takes_http2() && self.roomy(&state, generation, now).is_some());
+            if came_free {
+                continue;
             }
-            opening.forget();
-            self.freed.notified().await;
+            let (told, hears) = oneshot::channel();
+            state.line.push_back(Waiter { wants, way: Arc::new(route.to_owned()), told });
+            self.waiting.store(state.line.len(), Ordering::Release);
+            drop(state);
+            break hears;
+        };
+        self.serve();
+        match told.await {
+            Ok(result) => result,
+            Err(_) => Err(Error::msg(ErrorKind::Connect, "the pool of connections was closed").unsent()),
         }
     }
 
-    fn take_idle(&self, route: &Route<'_>) -> Option<Http1> {
-        let (now, generation) = (route.now(), route.generation());
-        let mut idle = lock(&self.idle);
-        while let Some(Idle { connection, since }) = idle.pop() {
-            let fresh = connection.generation == generation && now.saturating_since(since) < IDLE;
-            if fresh && connection.sender.is_ready() {
-                return Some(connection);
+    /// Closes what lay idle or lived too long, and what belongs to an earlier identity, once nothing is under way on it.
+    pub(super) fn sweep(&self, now: Time, generation: u64) {
+        let current = |of: u64| of == 0 || of == generation;
+        let mut state = self.lock();
+        let fresh = |connection: &Http1| {
+            current(connection.generation)
+                && self.keep.keeps_idle(connection.idle_since, now)
+                && self.keep.keeps(connection.requests, connection.opened, now)
+        };
+        let doubtful: Vec<_> =
+            state.idle.extract_if(.., |connection| connection.was_woken() || !fresh(connection)).collect();
+        let gone: Vec<_> = state
+            .shared
+            .extract_if(.., |connection| {
+                let idle = connection.streams() == 0
+                    && !(current(connection.generation) && self.keep.keeps_idle(connection.idle_since(), now));
+                idle || connection.is_closed() || !self.keep.keeps(connection.requests(), connection.opened, now)
+            })
+            .collect();
+        drop(state);
+        drop(gone);
+        // Woken is not closed: those that only heard of something come back.
+        for mut connection in doubtful {
+            if fresh(&connection) && connection.is_ready() {
+                self.lock().idle.push(connection);
+            } else {
+                connection.close();
+            }
+        }
+    }
+
+    /// Runs a task that ends with the pool.
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let task = tokio::spawn(task).abort_handle();
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        tasks.retain(|task| !task.is_finished());
+        tasks.push(task);
+    }
+
+    /// An HTTP/1.1 connection is free.
+    pub(super) fn put_back(&self, mut connection: Box<Http1>, now: Time) {
+        if !self.keep.keeps(connection.requests, connection.opened, now) {
+            connection.close();
+            return;
+        }
+        connection.idle_since = now;
+        self.lock().idle.push(connection);
+        self.freed();
+    }
+
+    /// Something may have come free for who waits.
+    pub(super) fn freed(&self) {
+        if self.waiting.load(Ordering::Acquire) > 0 {
+            self.serve();
+        }
+    }
+
+    /// What lies ready, made a lease.
+    fn take(&self, wants: Wants, generation: u64, now: Time) -> Option<Lease> {
+        if wants.takes_http2()
+            && let Some(connection) = self.roomy(&self.lock(), generation, now)
+        {
+            return Some(self.lease_of(Ready::Shared(connection), now));
+        }
+        while wants.takes_http1() {
+            let idle = self.lock().idle.pop()?;
+            if let Some(lease) = self.checked(Ready::Idle(idle), generation, now) {
+                return Some(lease);
             }
         }
         None
     }
 
-    async fn lease_http2(self: &Arc<Self>, route: &Route<'_>) -> Result<Lease, Error> {
-        if let Some(lease) = self.take_shared(route) {
-            return Ok(lease);
-        }
-        let _pending = pending_slot(route)?;
-        let failures = self.failures.load(Ordering::Acquire);
-        // One opens; who waited looks for a place on what was opened.
-        let _opening = self.opening.lock().await;
-        if let Some(lease) = self.take_shared(route) {
-            return Ok(lease);
-        }
-        if self.failures.load(Ordering::Acquire) != failures {
-            return Err(Error::msg(ErrorKind::Connect, "the connection waited for could not be made"));
-        }
-        let slot = route.cluster.connection_slot();
-        if slot.is_none() && !lock(&self.shared).is_empty() {
-            // No more connections: share one beyond its limit, and wait in it for a stream.
-            return self.least_shared(route).ok_or_else(|| overflow("connections"));
-        }
-        let opened = within(route, open_http2(route, slot)).await;
-        if opened.is_err() {
-            self.failures.fetch_add(1, Ordering::Release);
-        }
-        let (sender, peer, limit) = opened?;
-        let (generation, idle_since) = (route.generation(), Mutex::new(route.now()));
-        let connection = Http2 { sender, generation, peer, streams: AtomicUsize::new(0), limit, idle_since };
-        let connection = Arc::new(connection);
-        lock(&self.shared).push(Arc::clone(&connection));
-        Ok(Self::share(false, &connection))
-    }
-
-    /// The first connection with room for another stream.
-    fn take_shared(&self, route: &Route<'_>) -> Option<Lease> {
-        let generation = route.generation();
-        let mut shared = lock(&self.shared);
-        shared.retain(|connection| !connection.sender.is_closed());
-        let room = |connection: &&Arc<Http2>| {
+    /// The first shared connection with room for another request.
+    fn roomy(&self, state: &State, generation: u64, now: Time) -> Option<Arc<Http2>> {
+        let usable = |connection: &&Arc<Http2>| {
             connection.generation == generation
-                && connection.streams.load(Ordering::Relaxed) < connection.limit.load(Ordering::Relaxed)
+                && connection.has_room()
+                && !connection.is_closed()
+                && self.keep.keeps(connection.requests(), connection.opened, now)
         };
-        let connection = shared.iter().find(room).cloned()?;
-        drop(shared);
-        Some(Self::share(true, &connection))
+        state.shared.iter().find(usable).map(Arc::clone)
     }
 
-    fn least_shared(&self, route: &Route<'_>) -> Option<Lease> {
-        let generation = route.generation();
-        let shared = lock(&self.shared);
-        let usable = shared.iter().filter(|connection| connection.generation == generation);
-        let connection = usable.min_by_key(|connection| connection.streams.load(Ordering::Relaxed)).cloned()?;
-        drop(shared);
-        Some(Self::share(true, &connection))
-    }
-
-    fn share(reused: bool, connection: &Arc<Http2>) -> Lease {
-        connection.streams.fetch_add(1, Ordering::Relaxed);
-        let sender = connection.sender.clone();
-        Lease { reused, kind: Kind::Http2 { place: Place(Arc::clone(connection)), sender } }
-    }
-
-    fn leased(self: &Arc<Self>, reused: bool, connection: Http1) -> Lease {
-        Lease { reused, kind: Kind::Http1 { pool: Arc::downgrade(self), connection } }
-    }
-
-    fn put_back(&self, connection: Http1, now: Time) {
-        lock(&self.idle).push(Idle { connection, since: now });
-        self.freed.notify_one();
-    }
-}
-
-impl Lease {
-    /// It was there before this request.
-    pub(super) fn is_reused(&self) -> bool {
-        self.reused
-    }
-
-    /// Who is at the other end, as its certificate proved.
-    pub(super) fn peer(&self) -> Option<&SpiffeId> {
-        match &self.kind {
-            Kind::Http1 { connection, .. } => connection.peer.as_ref(),
-            Kind::Http2 { place, .. } => place.0.peer.as_ref(),
+    /// A lease of what was ready, unless it turns out to be over. Not to be called with the state locked.
+    fn checked(&self, ready: Ready, generation: u64, now: Time) -> Option<Lease> {
+        match ready {
+            Ready::Idle(mut connection) => {
+                let fresh = connection.generation == generation
+                    && self.keep.keeps_idle(connection.idle_since, now)
+                    && self.keep.keeps(connection.requests, connection.opened, now);
+                if fresh && connection.is_ready() {
+                    return Some(self.lease_of(Ready::Idle(connection), now));
+                }
+                connection.close();
+                None
+            }
+            Ready::Shared(_) => Some(self.lease_of(ready, now)),
         }
     }
 
-    pub(super) async fn send(&mut self, request: Request<Body>) -> Sent {
-        let result = match &mut self.kind {
-            Kind::Http1 { connection, .. } => connection.sender.try_send_request(request).await,
-            Kind::Http2 { sender, .. } => sender.try_send_request(request).await,
-        };
-        match result {
-            Ok(response) => Sent::Answered(response),
-            Err(mut error) => match error.take_message() {
-                Some(request) => Sent::Returned(Box::new(request), error.into_error()),
-                None => Sent::Failed(error.into_error()),
-            },
+    fn lease_of(&self, ready: Ready, now: Time) -> Lease {
+        let me = Weak::clone(&self.me);
+        match ready {
+            Ready::Idle(connection) => Lease::Http1(Held::new(connection, me)),
+            Ready::Shared(connection) => {
+                connection.enter(now, self.keep.after_idle);
+                Lease::Http2(Place::new(connection, me))
+            }
         }
     }
 
-    /// The response has been read to its end: the connection can be used again.
-    pub(super) fn give_back(self, now: Time) {
-        let (pool, mut connection) = match self.kind {
-            Kind::Http1 { pool, connection } => (pool, connection),
-            Kind::Http2 { place, .. } => {
-                *lock(&place.0.idle_since) = now;
+    /// Gives what is free to those who wait longest, and opens what is missing.
+    fn serve(&self) {
+        loop {
+            let mut state = self.lock();
+            state.line.retain(|waiter| !waiter.told.is_closed());
+            let served = self.match_one(&mut state);
+            self.waiting.store(state.line.len(), Ordering::Release);
+            if let Some((waiter, ready, now)) = served {
+                drop(state);
+                match self.checked(ready, waiter.way.generation(), now) {
+                    // Who went away meanwhile leaves it to the next.
+                    Some(lease) => drop(waiter.told.send(Ok(lease))),
+                    None => {
+                        let mut state = self.lock();
+                        state.line.push_front(waiter);
+                        self.waiting.store(state.line.len(), Ordering::Release);
+                    }
+                }
+                continue;
+            }
+            if !self.open_missing(state) {
                 return;
             }
+        }
+    }
+
+    /// The first in line that something is there for.
+    fn match_one(&self, state: &mut State) -> Option<(Waiter, Ready, Time)> {
+        for at in 0..state.line.len() {
+            let waiter = state.line.get(at)?;
+            let now = waiter.way.now();
+            let ready = if waiter.wants.takes_http2()
+                && let Some(connection) = self.roomy(state, waiter.way.generation(), now)
+            {
+                Ready::Shared(connection)
+            } else if waiter.wants.takes_http1()
+                && let Some(connection) = state.idle.pop()
+            {
+                Ready::Idle(connection)
+            } else {
+                continue;
+            };
+            return state.line.remove(at).map(|waiter| (waiter, ready, now));
+        }
+        None
+    }
+
+    /// Starts opening one connection, if those in line need one more and there may be one.
+    fn open_missing(&self, mut state: MutexGuard<'_, State>) -> bool {
+        let alone = |waiter: &Waiter, speaks_http1| {
+            waiter.wants == Wants::Http1 || (waiter.wants == Wants::Any && speaks_http1)
         };
-        if connection.sender.is_ready() {
-            if let Some(pool) = pool.upgrade() {
-                pool.put_back(connection, now);
+        let speaks_http1 = state.speaks_http1;
+        let mut singles = state.line.iter().filter(|waiter| alone(waiter, speaks_http1));
+        // As many are being opened as wait: each of those gets one.
+        let single = singles.nth(state.opening_http1).map(|waiter| Arc::clone(&waiter.way));
+        if let Some(way) = single {
+            let slot = way.cluster.connection_slot();
+            let counted = Counted::new(self);
+            if slot.is_some() || counted.is_first() {
+                state.opening_http1 += 1;
+                drop(state);
+                self.start(way, Purpose::Single, (slot, counted));
+                return true;
             }
-        } else if !connection.sender.is_closed() {
-            // The rest of the request is still on its way out, or the driver has not run yet. Ends within SETTLE.
-            tokio::spawn(async move {
-                let settled = timeout(SETTLE, connection.sender.ready()).await;
-                if let (Ok(Ok(())), Some(pool)) = (settled, pool.upgrade()) {
-                    pool.put_back(connection, now);
+            counted.forget();
+        }
+        if state.opening_shared {
+            return false;
+        }
+        let shared =
+            state.line.iter().find(|waiter| !alone(waiter, speaks_http1)).map(|waiter| Arc::clone(&waiter.way));
+        let Some(way) = shared else { return false };
+        let slot = way.cluster.connection_slot();
+        // None of the ones that are there may be of use to it: of an earlier identity, or leaving.
+        let none = state.shared.iter().all(|connection| connection.is_closed() || connection.streams() == 0);
+        if slot.is_none() && !none {
+            return false;
+        }
+        state.opening_shared = true;
+        drop(state);
+        let counted = Counted::shared(self);
+        self.start(way, Purpose::Shared, (slot, counted));
+        true
+    }
+
+    /// Opens connections ahead of need, in proportion to those in use. Source: Envoy `per_upstream_preconnect_ratio`.
+    fn preconnect(&self, route: &Route<'_>) {
+        let open = self.open.load(Ordering::Relaxed);
+        let mut state = self.lock();
+        let busy = open.saturating_sub(state.idle.len() + state.opening_http1);
+        let wanted = (busy * self.keep.preconnect_percent).div_ceil(100);
+        if busy == 0 || open >= wanted {
+            return;
+        }
+        let Some(slot) = route.cluster.connection_slot() else { return };
+        state.opening_http1 += 1;
+        drop(state);
+        self.start(Arc::new(route.to_owned()), Purpose::Single, (Some(slot), Counted::new(self)));
+    }
+
+    fn start(&self, way: Arc<Way>, purpose: Purpose, held: open::Held) {
+        let me = Weak::clone(&self.me);
+        self.spawn(async move {
+            let opened = open(&way, held).await;
+            if let Some(me) = me.upgrade() {
+                me.opened(&way, purpose, opened);
+            }
+        });
+    }
+
+    fn opened(&self, way: &Way, purpose: Purpose, opened: Result<Opened, Error>) {
+        let now = way.now();
+        let mut state = self.lock();
+        match purpose {
+            Purpose::Single => state.opening_http1 = state.opening_http1.saturating_sub(1),
+            Purpose::Shared => state.opening_shared = false,
+        }
+        match opened {
+            Ok(opened) => {
+                // Whoever waits for it gets it whatever has become of it since: a peer that closes each connection at once
+                // is told as an error, and is not called again and again.
+                let ready = match opened {
+                    Opened::Http1(mut connection) => {
+                        state.speaks_http1 = true;
+                        connection.idle_since = now;
+                        Ready::Idle(connection)
+                    }
+                    Opened::Http2(connection) => {
+                        state.speaks_http1 = false;
+                        connection.touch(now);
+                        let connection = Arc::new(connection);
+                        state.shared.push(Arc::clone(&connection));
+                        Ready::Shared(connection)
+                    }
+                };
+                let suits = |waiter: &Waiter| match ready {
+                    Ready::Idle(_) => waiter.wants.takes_http1(),
+                    Ready::Shared(_) => waiter.wants.takes_http2(),
+                };
+                let first = state.line.iter().position(|waiter| suits(waiter) && !waiter.told.is_closed());
+                if let Some(waiter) = first.and_then(|at| state.line.remove(at)) {
+                    drop(state);
+                    let _ = waiter.told.send(Ok(self.lease_of(ready, now)));
+                } else if let Ready::Idle(connection) = ready {
+                    state.idle.push(connection);
+                    drop(state);
+                } else {
+                    drop(state);
                 }
-            });
+                self.serve();
+            }
+            Err(error) => {
+                let (mut failed, speaks_http1) = (Vec::new(), state.speaks_http1);
+                let mut at = 0;
+                while let Some(waiter) = state.line.get(at) {
+                    let single = waiter.wants == Wants::Http1 || (waiter.wants == Wants::Any && speaks_http1);
+                    if single == matches!(purpose, Purpose::Single) {
+                        failed.extend(state.line.remove(at));
+                        // Each has one opened for it, unless it is shared.
+                        if single {
+                            break;
+                        }
+                    } else {
+                        at += 1;
+                    }
+                }
+                drop(state);
+                let text = error.to_string();
+                let mut error = Some(error);
+                for waiter in failed {
+                    let kind = error.as_ref().map_or(ErrorKind::Connect, Error::kind);
+                    let told = error.take().unwrap_or_else(|| Error::msg(kind, text.clone()));
+                    let _ = waiter.told.send(Err(told));
+                }
+                self.serve();
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for EndpointPool {
+    fn drop(&mut self) {
+        for task in self.tasks.get_mut().unwrap_or_else(PoisonError::into_inner) {
+            task.abort();
         }
     }
 }
 
-/// Counts an HTTP/1.1 connection from before it is open until it is closed, then lets a waiting request look again.
-struct Open {
-    pool: Weak<EndpointPool>,
-    before: usize,
+/// What a connection is opened for.
+#[derive(Clone, Copy, Debug)]
+enum Purpose {
+    /// One request.
+    Single,
+    /// All that can share one.
+    Shared,
 }
 
-impl Open {
-    fn new(pool: &Arc<EndpointPool>) -> Self {
+/// A connection from before it is open until it is closed; then it lets those in line look again.
+pub(super) struct Counted {
+    pool: Weak<EndpointPool>,
+    /// HTTP/1.1 connections before it; a shared one is not counted.
+    before: Option<usize>,
+}
+
+impl Counted {
+    fn new(pool: &EndpointPool) -> Self {
         let before = pool.open.fetch_add(1, Ordering::AcqRel);
-        Self { pool: Arc::downgrade(pool), before }
+        Self { pool: Weak::clone(&pool.me), before: Some(before) }
+    }
+
+    fn shared(pool: &EndpointPool) -> Self {
+        Self { pool: Weak::clone(&pool.me), before: None }
     }
 
     fn is_first(&self) -> bool {
-        self.before == 0
+        self.before == Some(0)
     }
 
-    /// Nothing is opened after all: nobody needs to be woken.
+    /// Nothing is opened after all: nobody needs to look again.
     fn forget(mut self) {
         if let Some(pool) = std::mem::take(&mut self.pool).upgrade() {
             pool.open.fetch_sub(1, Ordering::AcqRel);
@@ -306,107 +527,17 @@ impl Open {
     }
 }
 
-impl Drop for Open {
+impl Drop for Counted {
     fn drop(&mut self) {
         if let Some(pool) = self.pool.upgrade() {
-            pool.open.fetch_sub(1, Ordering::AcqRel);
-            pool.freed.notify_one();
+            if self.before.is_some() {
+                pool.open.fetch_sub(1, Ordering::AcqRel);
+            }
+            pool.freed();
         }
     }
-}
-
-async fn open_http1(
-    route: &Route<'_>,
-    held: (Option<Slot>, Open),
-) -> Result<(http1::SendRequest<Body>, Option<SpiffeId>), Error> {
-    let (io, peer) = open(route).await?;
-    let (sender, driver) =
-        http1::handshake(TokioIo::new(io)).await.map_err(|error| Error::new(ErrorKind::Connect, error))?;
-    tokio::spawn(async move {
-        // Ends when the sender goes or the peer closes; requests under way hear of the error themselves.
-        let _ = driver.await;
-        drop(held);
-    });
-    Ok((sender, peer))
-}
-
-async fn open_http2(
-    route: &Route<'_>,
-    held: Option<Slot>,
-) -> Result<(http2::SendRequest<Body>, Option<SpiffeId>, Arc<AtomicUsize>), Error> {
-    let (io, peer) = open(route).await?;
-    let mut builder = http2::Builder::new(TokioExecutor::new());
-    builder.timer(TokioTimer::new()).adaptive_window(true);
-    let (sender, mut driver) =
-        builder.handshake(TokioIo::new(io)).await.map_err(|error| Error::new(ErrorKind::Connect, error))?;
-    let limit = Arc::new(AtomicUsize::new(driver.current_max_send_streams()));
-    let seen = Arc::clone(&limit);
-    tokio::spawn(async move {
-        let _ = poll_fn(|cx| {
-            let polled = Pin::new(&mut driver).poll(cx);
-            seen.store(driver.current_max_send_streams(), Ordering::Relaxed);
-            polled
-        })
-        .await;
-        drop(held);
-    });
-    Ok((sender, peer, limit))
-}
-
-/// A connection below HTTP, with the peer's identity where it is mutual TLS.
-async fn open(route: &Route<'_>) -> Result<(Box<dyn Io>, Option<SpiffeId>), Error> {
-    let address = route.endpoint.address();
-    let target = Target { address, cluster: route.cluster.config() };
-    let connected = route.shared.connector.connect(target).await;
-    let stream = connected
-        .map_err(|error| Error::new(ErrorKind::Connect, Unreachable { address: address.to_string(), error }))?;
-    let Some(tls) = route.tls else { return Ok((Box::new(stream), None)) };
-    let host = match address {
-        mesh_core::config::EndpointAddress::Host(host, _) => host.clone(),
-        mesh_core::config::EndpointAddress::Socket(address) => address.ip().to_string(),
-        mesh_core::config::EndpointAddress::Unix(_) => String::new(),
-    };
-    let target = UpstreamTarget { tls, protocol: route.protocol, host: &host };
-    let stream = route.shared.tls.connect(stream, target).await.map_err(|error| Error::new(ErrorKind::Tls, error))?;
-    let peer = if tls.workload_identity { crate::tls::peer_of(&stream) } else { None };
-    Ok((Box::new(stream), peer))
-}
-
-/// The cluster's connect timeout, TLS included. Source: Envoy `Cluster.connect_timeout`.
-async fn within<T>(route: &Route<'_>, opening: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    let limit = route.cluster.config().connect_timeout;
-    match timeout(limit, opening).await {
-        Ok(result) => result,
-        Err(_) => {
-            let message = format!("no connection to {} within {limit:?}", route.endpoint.address());
-            Err(Error::msg(ErrorKind::Connect, message))
-        }
-    }
-}
-
-fn pending_slot(route: &Route<'_>) -> Result<Slot, Error> {
-    route.cluster.pending_slot().ok_or_else(|| overflow("requests waiting for a connection"))
 }
 
 fn overflow(what: &str) -> Error {
     Error::msg(ErrorKind::Overflow, format!("the cluster's limit of {what} is reached"))
 }
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// An operating system's error with the address it is about.
-#[derive(Debug)]
-struct Unreachable {
-    address: String,
-    error: std::io::Error,
-}
-
-impl std::fmt::Display for Unreachable {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {}", self.address, self.error)
-    }
-}
-
-impl std::error::Error for Unreachable {}

@@ -1,7 +1,6 @@
 //! What a request becomes on the wire, and what hyper's errors mean.
 
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri, Version, header, uri};
-use mesh_core::config::Protocol;
 
 use crate::{
     body::Body,
@@ -12,36 +11,50 @@ const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
 /// Puts the authority and the path where the protocol has them, and takes off what concerns one connection only.
-pub(super) fn prepare(request: &mut Request<Body>, protocol: Protocol, tls: bool) -> Result<(), Error> {
+///
+/// What was prepared for one protocol can be prepared for the other.
+pub(super) fn prepare(request: &mut Request<Body>, http2: bool, tls: bool) -> Result<(), Error> {
     remove_hop_by_hop(request.headers_mut());
-    let uri = request.uri();
-    let authority = match uri.authority() {
-        Some(authority) => Some(authority.as_str().to_owned()),
-        None => request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).map(str::to_owned),
-    };
-    let invalid = |error: &dyn std::fmt::Display| Error::msg(ErrorKind::Invalid, format!("{error}"));
-    let path = uri.path_and_query().cloned().unwrap_or_else(|| uri::PathAndQuery::from_static("/"));
-    match protocol {
-        Protocol::Http1 => {
-            if let Some(authority) = authority {
-                // Credentials before an `@` are not part of Host.
-                let host = authority.rsplit('@').next().unwrap_or_default();
-                let host = HeaderValue::from_str(host).map_err(|error| invalid(&error))?;
-                request.headers_mut().insert(header::HOST, host);
-            }
-            *request.uri_mut() = Uri::from(path);
-            *request.version_mut() = Version::HTTP_11;
-        }
-        Protocol::Http2 => {
-            let authority = authority.ok_or_else(|| invalid(&"it names no host"))?;
-            let scheme = if tls { uri::Scheme::HTTPS } else { uri::Scheme::HTTP };
-            let target = Uri::builder().scheme(scheme).authority(authority).path_and_query(path);
-            *request.uri_mut() = target.build().map_err(|error| invalid(&error))?;
-            request.headers_mut().remove(header::HOST);
-            *request.version_mut() = Version::HTTP_2;
+    if http2 { prepare_http2(request, tls) } else { prepare_http1(request) }
+}
+
+fn prepare_http1(request: &mut Request<Body>) -> Result<(), Error> {
+    if let Some(authority) = request.uri().authority() {
+        // Credentials before an `@` are not part of Host.
+        let host = authority.as_str().rsplit('@').next().unwrap_or_default();
+        if request.headers().get(header::HOST).is_none_or(|known| known != host) {
+            let host = HeaderValue::from_str(host).map_err(invalid)?;
+            request.headers_mut().insert(header::HOST, host);
         }
     }
+    if request.uri().authority().is_some() || request.uri().path_and_query().is_none() {
+        let path = request.uri().path_and_query().cloned().unwrap_or_else(|| uri::PathAndQuery::from_static("/"));
+        *request.uri_mut() = Uri::from(path);
+    }
+    *request.version_mut() = Version::HTTP_11;
     Ok(())
+}
+
+fn prepare_http2(request: &mut Request<Body>, tls: bool) -> Result<(), Error> {
+    let scheme = if tls { uri::Scheme::HTTPS } else { uri::Scheme::HTTP };
+    let host = request.headers_mut().remove(header::HOST);
+    let uri = request.uri();
+    if uri.authority().is_none() || uri.scheme() != Some(&scheme) || uri.path_and_query().is_none() {
+        let mut parts = std::mem::take(request.uri_mut()).into_parts();
+        if parts.authority.is_none() {
+            let host = host.ok_or_else(|| invalid("it names no host"))?;
+            parts.authority = Some(uri::Authority::try_from(host.as_bytes()).map_err(invalid)?);
+        }
+        parts.scheme = Some(scheme);
+        parts.path_and_query.get_or_insert_with(|| uri::PathAndQuery::from_static("/"));
+        *request.uri_mut() = Uri::from_parts(parts).map_err(invalid)?;
+    }
+    *request.version_mut() = Version::HTTP_2;
+    Ok(())
+}
+
+fn invalid(error: impl std::fmt::Display) -> Error {
+    Error::msg(ErrorKind::Invalid, error.to_string())
 }
 
 /// Removes headers of one connection. Source: RFC 9110, 7.6.1.
@@ -63,40 +76,27 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// What an exchange that failed after something of it was sent has to say.
+/// What an exchange over HTTP/1.1 that failed has to say.
 pub(super) fn failure(error: hyper::Error) -> Error {
-    let reason = h2_reason(&error);
-    if reason == Some(h2::Reason::REFUSED_STREAM) || is_unprocessed(&error) {
-        return Error::new(ErrorKind::RefusedStream, error).unsent();
-    }
     if error.is_user() {
         return Error::new(ErrorKind::Body, error);
     }
-    if error.is_parse() || matches!(reason, Some(h2::Reason::PROTOCOL_ERROR | h2::Reason::FRAME_SIZE_ERROR)) {
+    let kind = if error.is_parse() { ErrorKind::Protocol } else { ErrorKind::Reset };
+    Error::new(kind, error)
+}
+
+/// What a failed HTTP/2 stream has to say.
+pub(super) fn stream_failure(error: h2::Error) -> Error {
+    let reason = error.reason();
+    // A GOAWAY without an error that leaves our stream out: the peer says that it did not process it.
+    let unprocessed = error.is_go_away() && error.is_remote() && reason == Some(h2::Reason::NO_ERROR);
+    if reason == Some(h2::Reason::REFUSED_STREAM) || unprocessed {
+        return Error::new(ErrorKind::RefusedStream, error).unsent();
+    }
+    if matches!(reason, Some(h2::Reason::PROTOCOL_ERROR | h2::Reason::FRAME_SIZE_ERROR)) {
         return Error::new(ErrorKind::Protocol, error);
     }
     Error::new(ErrorKind::Reset, error)
-}
-
-fn h2_error(error: &hyper::Error) -> Option<&h2::Error> {
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        if let Some(error) = cause.downcast_ref() {
-            return Some(error);
-        }
-        source = cause.source();
-    }
-    None
-}
-
-fn h2_reason(error: &hyper::Error) -> Option<h2::Reason> {
-    h2_error(error)?.reason()
-}
-
-/// A GOAWAY without an error that leaves our stream out: the peer says that it did not process it.
-fn is_unprocessed(error: &hyper::Error) -> bool {
-    h2_error(error)
-        .is_some_and(|error| error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR))
 }
 
 #[cfg(test)]
@@ -105,13 +105,13 @@ mod tests {
 
     use super::*;
 
-    fn check(protocol: Protocol, uri: &str, host: Option<&str>) -> (String, Option<String>) {
+    fn check(http2: bool, uri: &str, host: Option<&str>) -> (String, Option<String>) {
         let mut request = Request::builder().uri(uri);
         if let Some(host) = host {
             request = request.header("host", host);
         }
         let mut request = request.body(Body::empty()).unwrap();
-        prepare(&mut request, protocol, true).unwrap();
+        prepare(&mut request, http2, true).unwrap();
         let host = request.headers().get("host").map(|host| host.to_str().unwrap().to_owned());
         (request.uri().to_string(), host)
     }
@@ -121,11 +121,11 @@ mod tests {
     fn authority_stands_where_the_protocol_has_it() {
         let host = |text: &str| Some(text.to_owned());
         let url = "http://reviews:9080/reviews/0?x=1";
-        assert_eq!(check(Protocol::Http1, url, None), ("/reviews/0?x=1".into(), host("reviews:9080")));
-        assert_eq!(check(Protocol::Http1, "/a", Some("b")), ("/a".into(), host("b")));
-        assert_eq!(check(Protocol::Http1, "http://u:p@h/a", None), ("/a".into(), host("h")));
-        assert_eq!(check(Protocol::Http2, url, None), ("https://reviews:9080/reviews/0?x=1".into(), None));
-        assert_eq!(check(Protocol::Http2, "/a", Some("b:1")), ("https://b:1/a".into(), None));
+        assert_eq!(check(false, url, None), ("/reviews/0?x=1".into(), host("reviews:9080")));
+        assert_eq!(check(false, "/a", Some("b")), ("/a".into(), host("b")));
+        assert_eq!(check(false, "http://u:p@h/a", None), ("/a".into(), host("h")));
+        assert_eq!(check(true, url, None), ("https://reviews:9080/reviews/0?x=1".into(), None));
+        assert_eq!(check(true, "/a", Some("b:1")), ("https://b:1/a".into(), None));
     }
 
     #[test]

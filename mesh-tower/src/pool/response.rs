@@ -3,76 +3,151 @@
 use std::{
     pin::Pin,
     sync::atomic::{AtomicU16, Ordering},
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::SystemTime,
 };
 
 use bytes::Bytes;
+use h2::RecvStream;
 use http::{Request, StatusCode};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use mesh_core::{cluster::Cluster, config::Name, endpoint::Endpoint};
 
-use super::endpoint::Lease;
+use super::{
+    lease::{Escort, Held, Place},
+    message,
+};
 use crate::{
     body::Body,
     error::Error,
     source::{self, Source},
     telemetry::{Span, SpanKind, Telemetry, TraceContext},
+    upkeep::Owned,
 };
 
 /// The body of a response, holding the connection it comes over.
 pub struct PooledBody {
-    body: Incoming,
-    held: Option<(Lease, Option<Attempted>)>,
+    flow: Flow,
+    attempted: Option<Attempted>,
     source: Source,
 }
 
+/// What a body comes over.
+pub(super) enum Flow {
+    /// A connection that reading drives.
+    Http1 { body: Incoming, held: Held },
+    /// A connection that a task drives, because the request is still being sent.
+    Escorted { body: Incoming, escort: Escort },
+    /// A stream of a shared connection. `left`: of what the head announced.
+    Http2 { stream: RecvStream, left: Option<u64>, over: bool, _sending: Option<Owned>, place: Place },
+    /// It has been read, or broke.
+    Over,
+}
+
 impl PooledBody {
-    pub(super) fn new(body: Incoming, lease: Lease, attempted: Option<Attempted>, source: Source) -> Self {
-        let mut this = Self { body, held: Some((lease, attempted)), source };
-        if this.body.is_end_stream() {
+    pub(super) fn new(flow: Flow, attempted: Option<Attempted>, source: Source) -> Self {
+        let mut this = Self { flow, attempted, source };
+        if this.is_end_stream() {
             this.end();
         }
         this
     }
 
     fn end(&mut self) {
-        if let Some((lease, attempted)) = self.held.take() {
-            lease.give_back(self.source.now());
-            drop(attempted);
+        match std::mem::replace(&mut self.flow, Flow::Over) {
+            Flow::Http1 { body, held } => {
+                drop(body);
+                held.give_back(self.source.now());
+            }
+            Flow::Escorted { escort, .. } => escort.end(),
+            Flow::Http2 { place, .. } => place.ended(self.source.now()),
+            Flow::Over => return,
+        }
+        self.attempted = None;
+    }
+
+    fn poll_flow(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        match &mut self.flow {
+            Flow::Http1 { body, held } => match &mut held.connection {
+                Some(connection) => connection.poll_frame(body, cx).map_err(message::failure),
+                None => Poll::Ready(None),
+            },
+            Flow::Escorted { body, .. } => Pin::new(body).poll_frame(cx).map_err(message::failure),
+            Flow::Http2 { stream, left, over, .. } => {
+                if *over {
+                    return Poll::Ready(None);
+                }
+                match ready!(stream.poll_data(cx)) {
+                    Some(Ok(data)) => {
+                        // Read is read: the peer may send as much again.
+                        let _ = stream.flow_control().release_capacity(data.len());
+                        *left = left.map(|left| left.saturating_sub(data.len() as u64));
+                        *over = stream.is_end_stream();
+                        Poll::Ready(Some(Ok(Frame::data(data))))
+                    }
+                    // Whatever the peer's reason, the end of the response was not among what it sent.
+                    Some(Err(error)) => Poll::Ready(Some(Err(message::stream_failure(error)))),
+                    None => {
+                        let trailers = ready!(stream.poll_trailers(cx)).map_err(message::stream_failure);
+                        *over = true;
+                        Poll::Ready(trailers.map(|trailers| trailers.map(Frame::trailers)).transpose())
+                    }
+                }
+            }
+            Flow::Over => Poll::Ready(None),
         }
     }
 }
 
 impl HttpBody for PooledBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(cx);
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let polled = ready!(self.poll_flow(cx));
         match &polled {
-            Poll::Ready(None) => self.end(),
-            Poll::Ready(Some(Ok(_))) if self.body.is_end_stream() => self.end(),
+            None => self.end(),
+            Some(Ok(_)) if self.is_end_stream() => self.end(),
             // What is left of a broken connection is not given back.
-            Poll::Ready(Some(Err(_))) => self.held = None,
-            _ => {}
+            Some(Err(_)) => {
+                self.flow = Flow::Over;
+                self.attempted = None;
+            }
+            Some(Ok(_)) => {}
         }
-        polled
+        Poll::Ready(polled)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        match &self.flow {
+            Flow::Http1 { body, .. } | Flow::Escorted { body, .. } => body.is_end_stream(),
+            Flow::Http2 { over, .. } => *over,
+            Flow::Over => true,
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        match &self.flow {
+            Flow::Http1 { body, .. } | Flow::Escorted { body, .. } => body.size_hint(),
+            Flow::Http2 { over: true, .. } | Flow::Over => SizeHint::with_exact(0),
+            Flow::Http2 { left, .. } => left.map_or_else(SizeHint::default, SizeHint::with_exact),
+        }
+    }
+}
+
+impl Drop for PooledBody {
+    fn drop(&mut self) {
+        if let Flow::Http1 { body, held } = std::mem::replace(&mut self.flow, Flow::Over) {
+            drop(body);
+            held.let_go(self.source.now());
+        }
     }
 }
 
 impl std::fmt::Debug for PooledBody {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("PooledBody").field("body", &self.body).finish_non_exhaustive()
+        f.debug_struct("PooledBody").field("size", &self.size_hint()).finish_non_exhaustive()
     }
 }
 

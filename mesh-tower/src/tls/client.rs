@@ -22,6 +22,8 @@ use super::{LiveIdentity, TlsError, VERSIONS, named::NamedServer, provider, veri
 const ISTIO_HTTP1: [&str; 3] = ["istio-http/1.1", "istio", "http/1.1"];
 /// What a mesh peer is offered for HTTP/2.
 const ISTIO_HTTP2: [&str; 3] = ["istio-h2", "istio", "h2"];
+/// What a mesh peer is offered where it may choose.
+const ISTIO_EITHER: [&str; 5] = ["istio-h2", "istio-http/1.1", "istio", "h2", "http/1.1"];
 
 /// Makes TLS connections with the identity in force.
 #[derive(Clone, Debug, Default)]
@@ -104,15 +106,16 @@ pub(crate) fn peer_of<IO>(stream: &TlsStream<IO>) -> Option<SpiffeId> {
 fn alpn<'a>(target: &UpstreamTarget<'a>) -> Vec<&'a str> {
     let listed = &target.tls.alpn;
     let istio = listed.is_empty() || listed.iter().any(|name| name.starts_with("istio"));
-    let (of_istio, plain, other) = match target.protocol {
-        Protocol::Http1 => (ISTIO_HTTP1, "http/1.1", "h2"),
-        Protocol::Http2 => (ISTIO_HTTP2, "h2", "http/1.1"),
+    let (of_istio, plain, other): (&[&str], &[&str], &str) = match target.protocol {
+        Protocol::Http1 | Protocol::Caller => (&ISTIO_HTTP1, &["http/1.1"], "h2"),
+        Protocol::Http2 => (&ISTIO_HTTP2, &["h2"], "http/1.1"),
+        Protocol::Auto => (&ISTIO_EITHER, &["h2", "http/1.1"], ""),
     };
     if target.tls.workload_identity && istio {
         return of_istio.to_vec();
     }
     if istio {
-        return vec![plain];
+        return plain.to_vec();
     }
     listed.iter().map(String::as_str).filter(|name| *name != other).collect()
 }

@@ -60,6 +60,7 @@ pub(super) fn decode(body: &Bytes, name: &mut String, ignored: &mut Ignored) -> 
         connect_timeout: value::positive(message.connect_timeout, "connect_timeout")?
             .unwrap_or_else(|| Cluster::default().connect_timeout),
         protocol: protocol(&message, ignored)?,
+        connections: mesh_core::config::Connections::default(),
         thresholds: breaker::decode(message.circuit_breakers.as_ref(), RoutingPriority::Default, ignored)?,
         high_thresholds: breaker::decode(message.circuit_breakers.as_ref(), RoutingPriority::High, ignored)?,
         outlier_detection: outlier
@@ -285,7 +286,9 @@ fn encode_dns(cluster: &str, names: &[DnsName]) -> ClusterLoadAssignment {
 
 fn encode_protocol(protocol: Protocol) -> Any {
     let config = match protocol {
-        Protocol::Http1 => ProtocolConfig::HttpProtocolOptions(Http1ProtocolOptions {}),
+        Protocol::Http1 | Protocol::Auto | Protocol::Caller => {
+            ProtocolConfig::HttpProtocolOptions(Http1ProtocolOptions {})
+        }
         Protocol::Http2 => ProtocolConfig::Http2ProtocolOptions(Http2ProtocolOptions {}),
     };
     let explicit = ExplicitHttpConfig { protocol_config: Some(config) };

@@ -1,0 +1,155 @@
+//! Opening a connection: to the address, through TLS, up to HTTP, within the cluster's connect timeout.
+//!
+//! What is counted while a connection is there goes with the connection's bytes: when a connection becomes something else
+//! (a WebSocket), it still counts until that ends.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use mesh_core::{
+    config::{EndpointAddress, Protocol},
+    limit::Slot,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::timeout,
+};
+
+use super::{
+    Way,
+    endpoint::{Counted, Wants},
+    http1::Http1,
+    http2::Http2,
+};
+use crate::{
+    connect::{Io, Target},
+    error::{Error, ErrorKind},
+    tls::{UpstreamTarget, peer_of},
+};
+
+/// A new connection, by what the peer speaks.
+pub(super) enum Opened {
+    Http1(Box<Http1>),
+    Http2(Http2),
+}
+
+/// What goes when a connection ends, which also lets those in line look again.
+pub(super) type Held = (Option<Slot>, Counted);
+
+/// Opens a connection.
+///
+/// Within the cluster's connect timeout, TLS included. Source: Envoy `Cluster.connect_timeout`.
+pub(super) async fn open(way: &Way, held: Held) -> Result<Opened, Error> {
+    let limit = way.cluster.config().connect_timeout;
+    match timeout(limit, shake_hands(way, held)).await {
+        Ok(result) => result,
+        Err(_) => {
+            let message = format!("no connection to {} within {limit:?}", way.endpoint.address());
+            Err(Error::msg(ErrorKind::Connect, message))
+        }
+    }
+}
+
+async fn shake_hands(way: &Way, held: Held) -> Result<Opened, Error> {
+    let (generation, opened) = (way.generation(), way.now());
+    let config = &way.cluster.config().connections;
+    let address = way.endpoint.address();
+    let target = Target { address, cluster: way.cluster.config() };
+    let connected = way.shared.connector.connect(target).await;
+    let stream = connected
+        .map_err(|error| Error::new(ErrorKind::Connect, Unreachable { address: address.to_string(), error }))?;
+    let mut http2 = way.wants == Wants::Http2;
+    let (io, peer): (Box<dyn Io>, _) = match way.tls() {
+        None => (Box::new(stream), None),
+        Some(tls) => {
+            let host = match address {
+                EndpointAddress::Host(host, _) => host.clone(),
+                EndpointAddress::Socket(address) => address.ip().to_string(),
+                EndpointAddress::Unix(_) => String::new(),
+            };
+            let protocol = match way.wants {
+                Wants::Http1 => Protocol::Http1,
+                Wants::Http2 => Protocol::Http2,
+                Wants::Any => Protocol::Auto,
+            };
+            let target = UpstreamTarget { tls, protocol, host: &host };
+            let stream =
+                way.shared.tls.connect(stream, target).await.map_err(|error| Error::new(ErrorKind::Tls, error))?;
+            if way.wants == Wants::Any {
+                http2 = stream.get_ref().1.alpn_protocol().is_some_and(|name| name.ends_with(b"h2"));
+            }
+            let peer = if tls.workload_identity { peer_of(&stream) } else { None };
+            (Box::new(stream), peer)
+        }
+    };
+    let io = Wire { io, _held: held };
+    if http2 {
+        let connection = Http2::open(io, config).await;
+        let mut connection = connection.map_err(|error| Error::new(ErrorKind::Connect, error))?;
+        connection.peer = peer;
+        connection.generation = generation;
+        connection.opened = opened;
+        return Ok(Opened::Http2(connection));
+    }
+    let mut connection = Http1::open(io, config).await.map_err(|error| Error::new(ErrorKind::Connect, error))?;
+    connection.peer = peer;
+    connection.generation = generation;
+    connection.opened = opened;
+    Ok(Opened::Http1(Box::new(connection)))
+}
+
+/// The bytes of a connection, and what goes with them.
+struct Wire {
+    io: Box<dyn Io>,
+    _held: Held,
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+/// An operating system's error with the address it is about.
+#[derive(Debug)]
+struct Unreachable {
+    address: String,
+    error: std::io::Error,
+}
+
+impl std::fmt::Display for Unreachable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.address, self.error)
+    }
+}
+
+impl std::error::Error for Unreachable {}
