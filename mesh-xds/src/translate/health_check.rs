@@ -178,7 +178,7 @@ fn encode_probe(probe: &Probe) -> Option<HealthChecker> {
             request_headers_to_remove: http.remove_headers.clone(),
             expected_statuses: ranges(&http.expected),
             codec_client_type: match http.protocol {
-                Protocol::Http1 => CodecClientType::Http1.into(),
+                Protocol::Http1 | Protocol::Auto | Protocol::Caller => CodecClientType::Http1.into(),
                 Protocol::Http2 => CodecClientType::Http2.into(),
             },
             retriable_statuses: ranges(&http.retriable),
