@@ -110,7 +110,7 @@ impl Pool {
                 if let Some(attempted) = &attempted {
                     attempted.responded(response.status());
                 }
-                let sending = streamed && !call.progress.is_ended();
+                let sending = streamed && !call.progress().is_ended();
                 Ok(response.map(|arriving| {
                     let flow = lease.flow(arriving, sending, route.now());
                     PooledBody::new(flow, attempted, shared.source.clone())
