@@ -33,9 +33,11 @@ pub use inbound::{Inbound, MtlsMode};
 pub use outlier::{FailurePercentage, LatencyOutlier, Monitor, OutlierDetection, SuccessRate};
 pub use policy::{Abort, AbortStatus, BackOff, Fault, FaultDelay, GrpcRetry, HttpRetry, RetryConditions, RetryPolicy};
 pub use route::{
-    Action, DirectResponse, Forward, HeaderChange, HeaderChanges, HeaderMatch, HeaderMatcher, PathMatch, PathRewrite,
-    QueryMatch, Redirect, Route, RouteMatch, RouteTable, VirtualHost, WeightedCluster,
+    Action, CookieMatch, DirectResponse, Format, FormatError, Forward, HeaderChange, HeaderChanges, HeaderChoice,
+    HeaderMatch, HeaderMatcher, HostRewrite, Mirror, Operator, PathMatch, PathRewrite, QueryMatch, QueryMatcher,
+    Redirect, Route, RouteMatch, RouteTable, SplitBy, Upgrade, VirtualHost, WeightedCluster,
 };
+pub(crate) use route::{HeaderSource, Part};
 pub use value::{Fraction, Regex, RegexError, StringMatch};
 
 /// A name given by the control plane: of a cluster, a route, a virtual host. Compared once when compiling.

@@ -147,7 +147,8 @@ impl Snapshot {
             told.decision = format!("404 NR: no virtual host takes the authority {:?}", view.authority);
             return told;
         };
-        let at = (0..host.rules.len()).find(|at| host.rules[*at].matcher.is_match(view, bits, *at));
+        let path = host.path(view);
+        let at = (0..host.rules.len()).find(|at| host.rules[*at].matcher.is_match(path, view, bits, *at));
         told.rules = rules(host, at, view, bits);
         let Some((at, rule)) = at.and_then(|at| host.rules.get(at).map(|rule| (at, rule))) else {
             told.decision = format!("404 NR: no rule of virtual host {:?} matches", &*host.config.name);
@@ -182,7 +183,7 @@ fn rules(host: &VirtualHost, chosen: Option<usize>, view: &RequestView<'_>, bits
     let tried = |(at, rule): (usize, &Rule)| {
         let why = match chosen {
             Some(chosen) if at > chosen => "not looked at: an earlier rule matches".to_owned(),
-            _ => match rule.matcher.mismatch(view, bits, at) {
+            _ => match rule.matcher.mismatch(host.path(view), view, bits, at) {
                 Some(mismatch) => describe::mismatch(&mismatch, view),
                 None => rule.matcher.describe(),
             },
@@ -258,10 +259,13 @@ fn decision(plan: &Plan, view: &RequestView<'_>) -> String {
             }
             None => format!("sent to cluster {}", cluster.name()),
         },
-        Target::NoCluster(name) => format!("503 NC: cluster {name} does not exist"),
+        Target::NoCluster(name) => {
+            let status = if plan.route.no_cluster_status == 0 { 503 } else { plan.route.no_cluster_status };
+            format!("{status} NC: cluster {name} does not exist")
+        }
         Target::Redirect => {
             let status = plan.route.redirect.as_ref().map_or(301, |redirect| redirect.status);
-            format!("{status} to {}", crate::rewrite::redirect_location(plan, view))
+            format!("{status} to {}", crate::rewrite::location(plan, view))
         }
         Target::Respond => {
             format!("answered here with {}", plan.route.respond.as_ref().map_or(200, |response| response.status))
@@ -279,14 +283,18 @@ fn policy(route: &Route, plan: &Plan) -> Vec<String> {
         });
         lines.push(plan.route.retry.as_ref().map_or_else(|| "no retries".to_owned(), retries));
     }
+    lines.extend(plan.mirrors().map(|mirror| match &mirror.cluster_header {
+        None => format!("copied to cluster {}", mirror.cluster),
+        Some(header) => format!("copied to the cluster that its header {header} names"),
+    }));
     lines.extend(route.fault.iter().flat_map(|fault| faults(fault, plan)));
     if let Some(host) = &plan.route.rewrite.host {
-        lines.push(format!("host rewritten to {}", String::from_utf8_lossy(host.as_bytes())));
+        lines.push(format!("host rewritten: {host:?}"));
     }
     if let Some(path) = &plan.route.rewrite.path {
         lines.push(format!("path rewritten: {path:?}"));
     }
-    if !plan.header_edits().is_empty() {
+    if plan.changes_headers() {
         lines.push("headers changed".to_owned());
     }
     lines

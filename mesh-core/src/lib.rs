@@ -35,7 +35,7 @@
 //! # }
 //! ```
 //!
-//! [`rewrite`] changes the request on its way, [`retry`] says whether to try again, [`timeout`] how long it may take,
+//! [`rewrite`] changes the request on its way, [`mirror`] says who gets a copy, [`retry`] says whether to try again, [`timeout`] how long it may take,
 //! [`admit`] whether an inbound request is let in, and [`explain`] why all that is so.
 
 pub mod admit;
@@ -51,6 +51,7 @@ pub mod health;
 pub mod identity;
 pub mod limit;
 mod locality;
+pub mod mirror;
 pub mod outcome;
 pub mod outlier;
 pub mod pick;

@@ -4,11 +4,12 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     cluster::Cluster,
-    config::{DirectResponse, Name, Redirect, RetryPolicy, RoutingPriority},
+    config::{DirectResponse, Name, Redirect, RetryPolicy, RoutingPriority, Upgrade},
     fault::FaultDecision,
     hash::{Fresh, HashPolicies},
+    mirror::MirrorPolicy,
     rewrite::{HeaderEdits, Rewrite},
-    route::Split,
+    route::{Destination, Split},
 };
 
 /// What to do with one request. The choice of cluster is made once: every try stays within it (RA4).
@@ -28,6 +29,8 @@ pub struct Plan {
     pub(crate) fresh: Fresh,
     /// Which destination of [`RoutePolicy::split`] was drawn.
     pub(crate) choice: Option<u32>,
+    /// Which of [`RoutePolicy::mirrors`] get a copy: the lowest bit is the first.
+    pub(crate) mirrored: u32,
 }
 
 impl Plan {
@@ -41,6 +44,7 @@ impl Plan {
             hash: None,
             fresh: Fresh::default(),
             choice: None,
+            mirrored: 0,
         }
     }
 
@@ -52,10 +56,27 @@ impl Plan {
         }
     }
 
-    /// The header changes that apply, in order: those of the drawn destination or of the route, with those of the
-    /// virtual host and the route table behind them (RA13).
-    pub fn header_edits(&self) -> &HeaderEdits {
-        self.choice.and_then(|choice| self.route.split.edits(choice)).unwrap_or(&self.route.headers)
+    /// The destination that was drawn; `None` when there was no split to draw from.
+    pub fn destination(&self) -> Option<&Destination> {
+        self.route.split.destinations().get(self.choice? as usize)
+    }
+
+    /// Are headers of request or response changed?
+    pub fn changes_headers(&self) -> bool {
+        !self.route.headers.is_empty() || self.destination().is_some_and(|destination| !destination.edits.is_empty())
+    }
+
+    /// Who gets a copy of the request; the draw is made with the plan.
+    pub fn mirrors(&self) -> impl Iterator<Item = &Arc<MirrorPolicy>> {
+        let drawn =
+            |at: usize| u32::try_from(at).is_ok_and(|at| self.mirrored & (1_u32.checked_shl(at).unwrap_or(0)) != 0);
+        self.route.mirrors.iter().enumerate().filter(move |(at, _)| drawn(*at)).map(|(_, mirror)| mirror)
+    }
+
+    /// May the request change to this protocol (of its `Upgrade` header)? WebSocket may, unless the route says otherwise.
+    pub fn allows_upgrade(&self, protocol: &str) -> bool {
+        let said = self.route.upgrades.iter().find(|upgrade| upgrade.protocol.eq_ignore_ascii_case(protocol));
+        said.map_or_else(|| protocol.eq_ignore_ascii_case("websocket"), |upgrade| upgrade.enabled)
     }
 }
 
@@ -101,8 +122,14 @@ pub struct RoutePolicy {
     pub priority: RoutingPriority,
     /// New authority and path.
     pub rewrite: Rewrite,
-    /// Header changes when no destination of the split was drawn.
+    /// Header changes, after those of the destination that was drawn.
     pub headers: HeaderEdits,
+    /// Who may get copies of requests; at most 32.
+    pub mirrors: Vec<Arc<MirrorPolicy>>,
+    /// What requests may change to, beside or instead of WebSocket.
+    pub upgrades: Vec<Upgrade>,
+    /// The status when the cluster does not exist; 0 is 503.
+    pub no_cluster_status: u16,
     /// With [`Target::Redirect`].
     pub redirect: Option<Redirect>,
     /// With [`Target::Respond`].

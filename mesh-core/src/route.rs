@@ -7,9 +7,10 @@
 use std::sync::Arc;
 
 use crate::{
-    config::{self, Action, Fault, Forward, HeaderChanges, Name, PathMatch},
+    config::{self, Action, Fault, Forward, Mirror, Name, PathMatch},
     error::{CompileError, NoRoute},
     hash::HashPolicies,
+    mirror::{MOST_MIRRORS, MirrorPolicy},
     plan::RoutePolicy,
     request::RequestView,
     rewrite::{HeaderEdits, Rewrite},
@@ -44,6 +45,7 @@ pub(crate) struct VirtualHost {
     pub(crate) config: Arc<config::VirtualHost>,
     pub(crate) rules: Vec<Rule>,
     index: Index,
+    ignores_parameters: bool,
 }
 
 /// One rule.
@@ -66,8 +68,8 @@ pub(crate) enum Kind {
 
 impl RouteTable {
     pub(crate) fn compile(config: &Arc<config::RouteTable>, previous: Option<&Self>) -> Result<Self, CompileError> {
-        // Changes of the table's own headers are part of every policy.
-        let previous = previous.filter(|previous| previous.config.headers == config.headers);
+        // What the table says for all is part of every policy.
+        let previous = previous.filter(|previous| same_for_all(&previous.config, config));
         let known: std::collections::BTreeMap<&str, &Arc<VirtualHost>> =
             previous.iter().flat_map(|table| &table.hosts).map(|host| (&*host.config.name, host)).collect();
         let mut hosts = Vec::with_capacity(config.virtual_hosts.len());
@@ -75,7 +77,7 @@ impl RouteTable {
             let same = |old: &&&Arc<VirtualHost>| Arc::ptr_eq(&old.config, host) || old.config == *host;
             hosts.push(match known.get(&*host.name).filter(same) {
                 Some(old) => Arc::clone(old),
-                None => Arc::new(VirtualHost::compile(host, &config.headers)?),
+                None => Arc::new(VirtualHost::compile(host, config)?),
             });
         }
         let domains = Domains::compile(config)?;
@@ -99,20 +101,39 @@ impl RouteTable {
     }
 }
 
+/// Do both tables say the same, apart from their hosts?
+fn same_for_all(a: &config::RouteTable, b: &config::RouteTable) -> bool {
+    let but_hosts = |table: &config::RouteTable| {
+        (table.most_specific_wins, table.ignore_path_parameters, table.headers.clone(), table.mirrors.clone())
+    };
+    but_hosts(a) == but_hosts(b)
+}
+
 impl VirtualHost {
-    fn compile(config: &Arc<config::VirtualHost>, table: &HeaderChanges) -> Result<Self, CompileError> {
+    fn compile(config: &Arc<config::VirtualHost>, table: &config::RouteTable) -> Result<Self, CompileError> {
         let resource = format!("virtual host {:?}", config.name);
         let mut rules = Vec::with_capacity(config.routes.len());
         for (i, route) in config.routes.iter().enumerate() {
             rules.push(Rule::compile(route, config, table, &resource, &format!("routes[{i}]"))?);
         }
-        let index = Index::new(rules.iter().map(|rule| rule.matcher.path()));
-        Ok(Self { config: Arc::clone(config), rules, index })
+        let conditions: Vec<_> = rules.iter().map(|rule| rule.matcher.config()).collect();
+        let index = Index::new(&conditions);
+        Ok(Self { config: Arc::clone(config), rules, index, ignores_parameters: table.ignore_path_parameters })
+    }
+
+    /// What its rules compare of the path.
+    pub(crate) fn path<'a>(&self, view: &RequestView<'a>) -> &'a str {
+        let path = view.path_only();
+        match path.split_once(';') {
+            Some((path, _)) if self.ignores_parameters => path,
+            _ => path,
+        }
     }
 
     /// The place of the first rule that takes the request.
     pub(crate) fn find(&self, view: &RequestView<'_>, bits: u64) -> Option<usize> {
-        self.index.first(view.path_only(), self.rules.len(), |at| self.rules[at].matcher.is_match(view, bits, at))
+        let path = self.path(view);
+        self.index.first(path, view, self.rules.len(), |at| self.rules[at].matcher.is_match(path, view, bits, at))
     }
 }
 
@@ -120,24 +141,28 @@ impl Rule {
     fn compile(
         route: &config::Route,
         host: &config::VirtualHost,
-        table: &HeaderChanges,
+        table: &config::RouteTable,
         resource: &str,
         field: &str,
     ) -> Result<Self, CompileError> {
         let at = |error: CompileError| CompileError::new(resource, format!("{field}: {}", error.field), error.message);
         let invalid = |what: &str, message: &str| Err(CompileError::new(resource, format!("{field}.{what}"), message));
+        let mut levels = [&route.headers, &host.headers, &table.headers];
+        if table.most_specific_wins {
+            levels.reverse();
+        }
         let mut policy = RoutePolicy {
             name: Name::clone(&route.name),
             origin: route.origin.clone(),
             operation: route.operation.clone(),
             virtual_host: Name::clone(&host.name),
-            headers: HeaderEdits::compile([&route.headers, &host.headers, table]).map_err(at)?,
+            headers: HeaderEdits::compile(levels).map_err(at)?,
             ..RoutePolicy::default()
         };
         policy.rewrite.matched_prefix = matched_prefix(&route.matches.path);
         let kind = match &route.action {
             Action::Forward(forward) => {
-                forward_policy(&mut policy, forward, route, host, table).map_err(at)?;
+                forward_policy(&mut policy, forward, host, table).map_err(at)?;
                 Kind::Forward
             }
             Action::Redirect(redirect) if !matches!(redirect.status, 301 | 302 | 303 | 307 | 308) => {
@@ -168,27 +193,29 @@ impl Rule {
 fn forward_policy(
     policy: &mut RoutePolicy,
     forward: &Forward,
-    route: &config::Route,
     host: &config::VirtualHost,
-    table: &HeaderChanges,
+    table: &config::RouteTable,
 ) -> Result<(), CompileError> {
-    let mut clusters = Vec::with_capacity(forward.clusters.len());
-    for cluster in &forward.clusters {
-        // Without changes of its own a destination has the route's.
-        let edits = match cluster.headers.is_empty() {
-            true => None,
-            false => Some(HeaderEdits::compile([&cluster.headers, &route.headers, &host.headers, table])?),
-        };
-        clusters.push((Name::clone(&cluster.cluster), cluster.weight, edits));
-    }
-    policy.split = Split::with_edits(clusters)?;
+    policy.split = Split::compile(&forward.clusters, &forward.split_by)?;
     policy.timeout = forward.timeout;
     policy.max_stream_duration = forward.max_stream_duration;
     policy.retry = forward.retry.clone().or_else(|| host.retry.clone());
     policy.hash = HashPolicies::compile(&forward.hash)?;
     policy.priority = forward.priority;
     policy.rewrite = Rewrite::new(forward, policy.rewrite.matched_prefix)?;
+    policy.upgrades.clone_from(&forward.upgrades);
+    policy.no_cluster_status = forward.no_cluster_status;
+    // The most specific list that says anything is the one that counts.
+    let mirrors = [&forward.mirrors, &host.mirrors, &table.mirrors].into_iter().find(|mirrors| !mirrors.is_empty());
+    policy.mirrors = compile_mirrors(mirrors.map_or(&[], |mirrors| mirrors))?;
     Ok(())
+}
+
+fn compile_mirrors(mirrors: &[Mirror]) -> Result<Vec<Arc<MirrorPolicy>>, CompileError> {
+    if mirrors.len() > MOST_MIRRORS {
+        return Err(CompileError::new("mirror", "action.mirrors", format!("more than {MOST_MIRRORS} of one route")));
+    }
+    mirrors.iter().map(|mirror| MirrorPolicy::compile(mirror).map(Arc::new)).collect()
 }
 
 fn matched_prefix(path: &PathMatch) -> Option<usize> {

@@ -16,7 +16,7 @@ use crate::{
     hash::Found,
     plan::{Plan, Target},
     request::RequestView,
-    route::{self, Kind, RouteTable, name_hash},
+    route::{self, Destination, Kind, RouteTable, name_hash},
 };
 
 /// A configuration compiled for reading.
@@ -84,20 +84,37 @@ impl Snapshot {
             Kind::Redirect => Target::Redirect,
             Kind::Respond => Target::Respond,
             Kind::Inbound => Target::Inbound,
-            Kind::Forward => match rule.policy.split.draw(rng.next_u64()) {
+            Kind::Forward => match rule.policy.split.choose(view.headers, found.hash, rng.next_u64()) {
                 None => Target::NoCluster(Name::default()),
                 Some((drawn, destination)) => {
                     choice = Some(drawn);
-                    match self.find(destination.hash, &destination.cluster) {
-                        Some(cluster) => Target::Cluster(Arc::clone(cluster)),
-                        None => Target::NoCluster(Name::clone(&destination.cluster)),
-                    }
+                    self.target(destination, view)
                 }
             },
         };
-        let fault = rule.fault.as_ref().map_or(FaultDecision::NONE, |fault| FaultDecision::draw(fault, rng));
+        let own_fault = choice.and_then(|at| rule.policy.split.destinations().get(at as usize)?.fault.as_ref());
+        let fault =
+            own_fault.or(rule.fault.as_ref()).map_or(FaultDecision::NONE, |fault| FaultDecision::draw(fault, rng));
+        let mut mirrored = 0;
+        for (at, mirror) in rule.policy.mirrors.iter().enumerate() {
+            mirrored |= u32::from(mirror.hit(rng.next_u64())) << at;
+        }
         let Found { hash, fresh } = found;
-        Plan { route: Arc::clone(&rule.policy), target, fault, is_grpc: view.is_grpc(), hash, fresh, choice }
+        Plan { route: Arc::clone(&rule.policy), target, fault, is_grpc: view.is_grpc(), hash, fresh, choice, mirrored }
+    }
+
+    fn target(&self, destination: &Destination, view: &RequestView<'_>) -> Target {
+        let found = match &destination.header {
+            None => self.find(destination.hash, &destination.cluster).ok_or_else(|| Name::clone(&destination.cluster)),
+            Some(header) => {
+                let name = view.headers.get(header).and_then(|name| name.to_str().ok()).unwrap_or("");
+                self.cluster(name).ok_or_else(|| name.into())
+            }
+        };
+        match found {
+            Ok(cluster) => Target::Cluster(Arc::clone(cluster)),
+            Err(name) => Target::NoCluster(name),
+        }
     }
 
     /// A cluster by name.

@@ -1,10 +1,19 @@
 //! Routes: which requests are meant, and what happens to them. Source: Envoy `RouteConfiguration`.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::{Fault, Fraction, HashPolicy, Name, Regex, RetryPolicy, RoutingPriority, StringMatch};
+
+mod action;
+mod header;
+
+pub use action::{
+    Action, DirectResponse, Forward, HostRewrite, Mirror, PathRewrite, Redirect, SplitBy, Upgrade, WeightedCluster,
+};
+pub use header::{Format, FormatError, HeaderChange, HeaderChanges, HeaderChoice, Operator};
+pub(crate) use header::{HeaderSource, Part};
 
 /// All routes of one port. Source: Envoy `RouteConfiguration`.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
@@ -18,6 +27,13 @@ pub struct RouteTable {
     pub ignore_port: bool,
     /// Applied after the route's and the host's own. Envoy `RouteConfiguration.request_headers_to_add` and siblings.
     pub headers: HeaderChanges,
+    /// The changes of headers apply from the table inwards, so that the most specific has the last word; a destination's
+    /// own still come first. Envoy `most_specific_header_mutations_wins`.
+    pub most_specific_wins: bool,
+    /// Paths are compared up to their first `;`. Envoy `ignore_path_parameters_in_path_matching`.
+    pub ignore_path_parameters: bool,
+    /// Copies for virtual hosts without mirrors of their own. Envoy `RouteConfiguration.request_mirror_policies`.
+    pub mirrors: Vec<Mirror>,
 }
 
 /// The routes of a set of domains. Source: Envoy `VirtualHost`.
@@ -34,6 +50,8 @@ pub struct VirtualHost {
     pub retry: Option<RetryPolicy>,
     /// Applied after the route's. Envoy `VirtualHost.request_headers_to_add` and siblings.
     pub headers: HeaderChanges,
+    /// Copies for routes without mirrors of their own. Envoy `VirtualHost.request_mirror_policies`.
+    pub mirrors: Vec<Mirror>,
 }
 
 /// One rule. Source: Envoy `Route`.
@@ -64,6 +82,8 @@ pub struct RouteMatch {
     pub headers: Vec<HeaderMatch>,
     /// Query parameters.
     pub query: Vec<QueryMatch>,
+    /// Cookies.
+    pub cookies: Vec<CookieMatch>,
     /// Only this share of the requests that match otherwise. Envoy `RouteMatch.runtime_fraction`.
     pub fraction: Option<Fraction>,
     /// Only gRPC requests (`content-type: application/grpc...`). Envoy `RouteMatch.grpc`.
@@ -73,7 +93,14 @@ pub struct RouteMatch {
 impl Default for RouteMatch {
     /// Every request.
     fn default() -> Self {
-        Self { path: PathMatch::any(), headers: Vec::new(), query: Vec::new(), fraction: None, grpc_only: false }
+        Self {
+            path: PathMatch::any(),
+            headers: Vec::new(),
+            query: Vec::new(),
+            cookies: Vec::new(),
+            fraction: None,
+            grpc_only: false,
+        }
     }
 }
 
@@ -150,145 +177,27 @@ pub enum HeaderMatcher {
 pub struct QueryMatch {
     /// The parameter's name, case-sensitive, as it stands in the URL (no decoding).
     pub name: String,
-    /// `None`: present with any value.
-    pub value: Option<StringMatch>,
+    /// The condition on its value.
+    pub matcher: QueryMatcher,
 }
 
-/// What happens to a request that matched. Source: Envoy `Route.action`.
+/// The condition of a [`QueryMatch`].
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Action {
-    /// Send it to a cluster.
-    Forward(Forward),
-    /// Tell the caller to go elsewhere.
-    Redirect(Redirect),
-    /// Answer it here.
-    DirectResponse(DirectResponse),
-    /// Hand it to the application: the only action of inbound routes. Envoy `non_forwarding_action`.
-    NonForwarding,
+pub enum QueryMatcher {
+    /// There with any value (true) or not there (false).
+    Present(bool),
+    /// The value as it stands in the URL.
+    Value(StringMatch),
 }
 
-/// Sending a request on. Source: Envoy `RouteAction`.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
-#[serde(default)]
-pub struct Forward {
-    /// Where to, by weight: the probability is weight over the sum of weights (RA3). Never empty, sum never zero.
-    pub clusters: Vec<WeightedCluster>,
-    /// From the request's end to the response's end, all attempts included; `None` is no limit.
-    ///
-    /// Envoy `RouteAction.timeout`: absent on the wire means 15 s and 0 means none; translation resolves that.
-    pub timeout: Option<Duration>,
-    /// Limit of the whole stream. Envoy `RouteAction.max_stream_duration`; `None` is no limit.
-    pub max_stream_duration: Option<Duration>,
-    /// When to try again; replaces the virtual host's.
-    pub retry: Option<RetryPolicy>,
-    /// New `:authority`. Envoy `host_rewrite_literal`.
-    pub host_rewrite: Option<String>,
-    /// New path.
-    pub path_rewrite: Option<PathRewrite>,
-    /// What requests that belong together have in common. Envoy `RouteAction.hash_policy`.
-    pub hash: Vec<HashPolicy>,
-    /// Whose limits count. Envoy `RouteAction.priority`.
-    pub priority: RoutingPriority,
-}
-
-/// One destination of a split. Source: Envoy `WeightedCluster.ClusterWeight`.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
-#[serde(default)]
-pub struct WeightedCluster {
-    /// Its name.
-    pub cluster: Name,
-    /// Its share, relative to the sum; 0 is never chosen.
-    pub weight: u32,
-    /// Applied before the route's. Envoy `ClusterWeight.request_headers_to_add` and siblings.
-    pub headers: HeaderChanges,
-}
-
-/// How the path changes on its way. Source: Envoy `RouteAction.prefix_rewrite`, `regex_rewrite`.
+/// A condition on one cookie; of several of one name the first counts. Source: Envoy `CookieMatcher`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PathRewrite {
-    /// The whole path becomes this; the query stays, unless this is a redirect and has a query of its own.
-    ///
-    /// Envoy `path_redirect`; Gateway API `ReplaceFullPath`.
-    Full(String),
-    /// The matched prefix (of a prefix match) or the whole path (of any other) becomes this; the query stays.
-    Prefix(String),
-    /// Each match in the path is substituted, `\1` naming a group; the query stays.
-    Regex {
-        /// What is replaced (unanchored).
-        pattern: Regex,
-        /// By what.
-        substitution: String,
-    },
-}
-
-/// Sending the caller elsewhere. Source: Envoy `RedirectAction`.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
-#[serde(default)]
-pub struct Redirect {
-    /// 301, 302, 303, 307 or 308.
-    pub status: u16,
-    /// New scheme.
-    pub scheme: Option<String>,
-    /// New host.
-    pub host: Option<String>,
-    /// New port.
-    pub port: Option<u16>,
-    /// New path.
-    pub path: Option<PathRewrite>,
-    /// Leave the query out.
-    pub strip_query: bool,
-}
-
-/// Answering here. Source: Envoy `DirectResponseAction`.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
-#[serde(default)]
-pub struct DirectResponse {
-    /// 200 to 599.
-    pub status: u16,
-    /// The body.
-    pub body: String,
-}
-
-/// Changes of headers on the way there and back. Source: Envoy `request_headers_to_add/remove` and `response_...`.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
-#[serde(default)]
-pub struct HeaderChanges {
-    /// On the request, in order.
-    pub request: Vec<HeaderChange>,
-    /// On the response, in order.
-    pub response: Vec<HeaderChange>,
-}
-
-impl HeaderChanges {
-    /// Nothing to change.
-    pub fn is_empty(&self) -> bool {
-        self.request.is_empty() && self.response.is_empty()
-    }
-}
-
-/// One change of one header.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum HeaderChange {
-    /// Another value beside those there. Envoy `APPEND_IF_EXISTS_OR_ADD`.
-    Append {
-        /// Lower-case name.
-        name: String,
-        /// Value.
-        value: String,
-    },
-    /// This value instead of those there. Envoy `OVERWRITE_IF_EXISTS_OR_ADD`.
-    Set {
-        /// Lower-case name.
-        name: String,
-        /// Value.
-        value: String,
-    },
-    /// Gone.
-    Remove {
-        /// Lower-case name.
-        name: String,
-    },
+pub struct CookieMatch {
+    /// The cookie's name, case-sensitive.
+    pub name: String,
+    /// The condition on its value, without quotes around it. A cookie that is not there does not meet it.
+    pub value: StringMatch,
+    /// Turns the answer round: a cookie that is not there matches then, unlike a header (RM14).
+    pub invert: bool,
 }

@@ -64,13 +64,17 @@ impl Regex {
         &self.pattern
     }
 
-    /// Replaces every occurrence of the expression *as written* (unanchored) in `text`; `\1` in `substitution` is a group.
+    /// Replaces every occurrence of the expression *as written* (unanchored) in `text`; `\1` in `substitution` is a group,
+    /// `\0` the whole, and `\\` a backslash. A substitution with any other escape, or with a group that the expression
+    /// does not have, replaces nothing, as in RE2.
     ///
     /// Source: Envoy `RegexMatchAndSubstitute`.
     pub fn rewrite(&self, text: &str, substitution: &str) -> String {
-        match self.unanchored.get_or_init(|| build(&self.pattern).ok()) {
-            Some(regex) => regex.replace_all(text, to_template(substitution).as_str()).into_owned(),
-            None => text.to_owned(),
+        let regex = self.unanchored.get_or_init(|| build(&self.pattern).ok());
+        let template = regex.as_ref().and_then(|regex| to_template(substitution, regex.captures_len()));
+        match (regex, template) {
+            (Some(regex), Some(template)) => regex.replace_all(text, template.as_str()).into_owned(),
+            _ => text.to_owned(),
         }
     }
 }
@@ -79,27 +83,27 @@ fn build(pattern: &str) -> Result<regex::Regex, regex::Error> {
     regex::RegexBuilder::new(pattern).size_limit(Regex::SIZE_LIMIT).build()
 }
 
-/// Turns RE2's `\1` into the `${1}` of the `regex` crate and protects literal `$`.
-fn to_template(substitution: &str) -> String {
+/// Turns RE2's `\1` into the `${1}` of the `regex` crate and protects literal `$`; `None` if it is no substitution for an
+/// expression of that many `groups`, the whole included.
+fn to_template(substitution: &str, groups: usize) -> Option<String> {
     let mut out = String::with_capacity(substitution.len() + 8);
     let mut chars = substitution.chars();
     while let Some(c) = chars.next() {
         match c {
             '$' => out.push_str("$$"),
-            '\\' => match chars.next() {
-                Some(digit) if digit.is_ascii_digit() => {
+            '\\' => match chars.next()? {
+                '\\' => out.push('\\'),
+                digit => {
+                    let group = digit.to_digit(10).filter(|group| (*group as usize) < groups)?;
                     out.push_str("${");
-                    out.push(digit);
+                    out.push(char::from_digit(group, 10)?);
                     out.push('}');
                 }
-                Some('$') => out.push_str("$$"),
-                Some(other) => out.push(other),
-                None => out.push('\\'),
             },
             other => out.push(other),
         }
     }
-    out
+    Some(out)
 }
 
 impl FromStr for Regex {
@@ -208,6 +212,11 @@ mod tests {
         assert_eq!(regex.rewrite("/service/foo/v1/api", r"\2/instance/\1"), "/v1/api/instance/foo");
         let regex: Regex = "x".parse().unwrap();
         assert_eq!(regex.rewrite("axb", "$1"), "a$1b");
+        for (substitution, expected) in
+            [(r"<\0>", "a<x>b"), (r"\\", r"a\b"), (r"\1", "axb"), (r"\x", "axb"), (r"\", "axb")]
+        {
+            assert_eq!(regex.rewrite("axb", substitution), expected, "{substitution}");
+        }
     }
 
     /// OP15: a regular expression whose program would be too large is refused when made.

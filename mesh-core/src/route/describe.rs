@@ -1,7 +1,7 @@
 //! Conditions in words, for `explain`: what a route asks for, and what the request has instead.
 
 use crate::{
-    config::{HeaderMatch, HeaderMatcher, PathMatch, QueryMatch, StringMatch},
+    config::{CookieMatch, HeaderMatch, HeaderMatcher, PathMatch, QueryMatch, QueryMatcher, StringMatch},
     request::RequestView,
 };
 
@@ -36,10 +36,17 @@ pub(crate) fn header(wanted: &HeaderMatch) -> String {
 
 /// What a query condition asks for.
 pub(crate) fn query(wanted: &QueryMatch) -> String {
-    match &wanted.value {
-        None => format!("query parameter {} is there", wanted.name),
-        Some(value) => format!("query parameter {} {}", wanted.name, string(value)),
+    match &wanted.matcher {
+        QueryMatcher::Present(true) => format!("query parameter {} is there", wanted.name),
+        QueryMatcher::Present(false) => format!("query parameter {} is not there", wanted.name),
+        QueryMatcher::Value(value) => format!("query parameter {} {}", wanted.name, string(value)),
     }
+}
+
+/// What a cookie condition asks for.
+pub(crate) fn cookie(wanted: &CookieMatch) -> String {
+    let not = if wanted.invert { "not " } else { "" };
+    format!("cookie {} {not}{}", wanted.name, string(&wanted.value))
 }
 
 /// Why a rule does not take the request.
@@ -51,6 +58,8 @@ pub(crate) fn mismatch(mismatch: &Mismatch<'_>, view: &RequestView<'_>) -> Strin
         Mismatch::Query(wanted) => {
             format!("{}; the request's query is {:?}", query(wanted), view.query().unwrap_or(""))
         }
+        // What the request has is a credential as often as not.
+        Mismatch::Cookie(wanted) => format!("{}; the request's is not so", cookie(wanted)),
         Mismatch::Fraction => "only a share of requests, and this draw was not in it".to_owned(),
     }
 }

@@ -4,10 +4,10 @@
 //! Conditions are compiled once, so that a request costs comparisons and no allocation. The path is compared without its
 //! query; header values are joined by `,` (RM10); of a repeated query parameter only the first counts (RM13).
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, header::COOKIE};
 
 use crate::{
-    config::{HeaderMatch, HeaderMatcher, PathMatch, QueryMatch, RouteMatch},
+    config::{CookieMatch, HeaderMatch, HeaderMatcher, HeaderSource, PathMatch, QueryMatch, QueryMatcher, RouteMatch},
     error::CompileError,
     request::RequestView,
     rng::{GOLDEN, mix},
@@ -43,19 +43,20 @@ impl Matcher {
         Ok(Self { config: config.clone(), names })
     }
 
-    pub(crate) fn path(&self) -> &PathMatch {
-        &self.config.path
+    pub(crate) fn config(&self) -> &RouteMatch {
+        &self.config
     }
 
-    /// Does the request meet every condition? `bits` are the request's random bits and `index` the route's place: each
-    /// route's share is drawn from both, whatever order routes are looked at in.
-    pub(crate) fn is_match(&self, view: &RequestView<'_>, bits: u64, index: usize) -> bool {
-        self.mismatch(view, bits, index).is_none()
+    /// Does the request meet every condition? `path` is the path that routes of its table compare. `bits` are the
+    /// request's random bits and `index` the route's place: each route's share is drawn from both, whatever order routes
+    /// are looked at in.
+    pub(crate) fn is_match(&self, path: &str, view: &RequestView<'_>, bits: u64, index: usize) -> bool {
+        self.mismatch(path, view, bits, index).is_none()
     }
 
     /// The first condition that is not met.
-    pub(crate) fn mismatch(&self, view: &RequestView<'_>, bits: u64, index: usize) -> Option<Mismatch<'_>> {
-        if !self.config.path.is_match(view.path_only()) {
+    pub(crate) fn mismatch(&self, path: &str, view: &RequestView<'_>, bits: u64, index: usize) -> Option<Mismatch<'_>> {
+        if !self.config.path.is_match(path) {
             return Some(Mismatch::Path(&self.config.path));
         }
         if self.config.grpc_only && !view.is_grpc() {
@@ -68,6 +69,9 @@ impl Matcher {
         }
         if let Some(wanted) = self.config.query.iter().find(|wanted| !query_matches(wanted, view.query())) {
             return Some(Mismatch::Query(wanted));
+        }
+        if let Some(wanted) = self.config.cookies.iter().find(|wanted| !cookie_matches(wanted, view.headers)) {
+            return Some(Mismatch::Cookie(wanted));
         }
         let fraction = self.config.fraction?;
         let drawn = mix(bits.wrapping_add(GOLDEN.wrapping_mul(index as u64 + 1)));
@@ -82,6 +86,7 @@ impl Matcher {
         parts.extend(self.config.grpc_only.then(|| "it is gRPC".to_owned()));
         parts.extend(self.config.headers.iter().map(describe::header));
         parts.extend(self.config.query.iter().map(describe::query));
+        parts.extend(self.config.cookies.iter().map(describe::cookie));
         parts
             .extend(self.config.fraction.map(|share| format!("{} of {} requests", share.numerator, share.denominator)));
         parts.join(", ")
@@ -95,32 +100,13 @@ pub(crate) enum Mismatch<'a> {
     NotGrpc,
     Header(&'a HeaderMatch),
     Query(&'a QueryMatch),
+    Cookie(&'a CookieMatch),
     Fraction,
 }
 
-/// Where the value of a header condition comes from.
-#[derive(Debug)]
-enum HeaderSource {
-    Method,
-    Authority,
-    Scheme,
-    Path,
-    Header(HeaderName),
-}
-
 impl HeaderSource {
-    fn parse(name: &str) -> Option<Self> {
-        Some(match name {
-            ":method" => Self::Method,
-            // Envoy keeps the host header in `:authority`.
-            ":authority" | "host" => Self::Authority,
-            ":scheme" => Self::Scheme,
-            ":path" => Self::Path,
-            _ => Self::Header(HeaderName::from_bytes(name.as_bytes()).ok()?),
-        })
-    }
-
-    fn value<'a>(&self, view: &RequestView<'a>) -> Value<'a> {
+    /// The values of a request.
+    pub(crate) fn value<'a>(&self, view: &RequestView<'a>) -> Value<'a> {
         match self {
             Self::Method => Value::Text(view.method.as_str()),
             Self::Authority if view.authority.is_empty() => Value::Missing,
@@ -135,27 +121,36 @@ impl HeaderSource {
 }
 
 /// The values of a header, as far as they are there.
-enum Value<'a> {
+pub(crate) enum Value<'a> {
     Missing,
     Text(&'a str),
     Headers(http::header::ValueIter<'a, HeaderValue>),
 }
 
+impl Value<'_> {
+    /// Looks at the values as one text, joined by `,` on the stack; only very long ones cost an allocation.
+    pub(crate) fn joined<R>(self, look: impl FnOnce(Option<&[u8]>) -> R) -> R {
+        let mut values = match self {
+            Value::Text(text) => return look(Some(text.as_bytes())),
+            Value::Missing => return look(None),
+            Value::Headers(values) => values,
+        };
+        let Some(first) = values.next() else { return look(None) };
+        let Some(second) = values.next() else { return look(Some(first.as_bytes())) };
+        let mut joined = Joined::default();
+        for part in [first, second].into_iter().chain(values) {
+            joined.push(part.as_bytes());
+        }
+        look(Some(joined.as_bytes()))
+    }
+}
+
 /// One header condition against its values.
 fn judge(wanted: &HeaderMatch, value: Value<'_>) -> bool {
-    let mut values = match value {
-        Value::Text(text) => return judge_text(wanted, Some(text)),
-        Value::Missing => return judge_text(wanted, None),
-        Value::Headers(values) => values,
-    };
-    let Some(first) = values.next() else { return judge_text(wanted, None) };
-    let Some(second) = values.next() else { return judge_bytes(wanted, first.as_bytes()) };
-    // Several values are joined on the stack; only very long ones cost an allocation.
-    let mut joined = Joined::default();
-    for part in [first, second].into_iter().chain(values) {
-        joined.push(part.as_bytes());
-    }
-    judge_bytes(wanted, joined.as_bytes())
+    value.joined(|value| match value {
+        None => judge_text(wanted, None),
+        Some(bytes) => judge_bytes(wanted, bytes),
+    })
 }
 
 fn judge_bytes(wanted: &HeaderMatch, bytes: &[u8]) -> bool {
@@ -186,11 +181,24 @@ fn query_matches(wanted: &QueryMatch, query: Option<&str>) -> bool {
         let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
         (name == wanted.name).then_some(value)
     });
-    match (first, &wanted.value) {
-        (None, _) => false,
-        (Some(_), None) => true,
-        (Some(value), Some(matcher)) => matcher.is_match(value),
+    match (first, &wanted.matcher) {
+        (there, QueryMatcher::Present(present)) => there.is_some() == *present,
+        (None, QueryMatcher::Value(_)) => false,
+        (Some(value), QueryMatcher::Value(matcher)) => matcher.is_match(value),
     }
+}
+
+/// RM14: a cookie that is not there does not meet its condition, and so matches where that is turned round.
+fn cookie_matches(wanted: &CookieMatch, headers: &HeaderMap) -> bool {
+    let value = headers.get_all(COOKIE).iter().filter_map(|cookies| cookies.to_str().ok()).find_map(|cookies| {
+        cookies.split(';').find_map(|cookie| {
+            let (name, value) = cookie.split_once('=')?;
+            (name.trim() == wanted.name).then(|| value.trim())
+        })
+    });
+    let bare = |value: &str| value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).map(str::len);
+    let value = value.map(|value| bare(value).map_or(value, |length| &value[1..=length]));
+    value.is_some_and(|value| wanted.value.is_match(value)) != wanted.invert
 }
 
 /// Header values joined by `,` in a small buffer.
@@ -395,7 +403,7 @@ mod tests {
         let view = RequestView::of(&get, None);
         let both = (0..10_000_u64).filter(|n| {
             let bits = mix(*n);
-            matcher.is_match(&view, bits, 0) && matcher.is_match(&view, bits, 1)
+            matcher.is_match("/", &view, bits, 0) && matcher.is_match("/", &view, bits, 1)
         });
         assert!((2_283..=2_717).contains(&both.count()), "rules draw apart");
     }
@@ -406,7 +414,12 @@ mod tests {
         let wanted = |name: &str, value: Option<&str>| RouteMatch {
             query: vec![QueryMatch {
                 name: name.to_owned(),
-                value: value.map(|value| StringMatch::Exact { value: value.to_owned(), ignore_case: false }),
+                matcher: match value {
+                    Some(value) => {
+                        QueryMatcher::Value(StringMatch::Exact { value: value.to_owned(), ignore_case: false })
+                    }
+                    None => QueryMatcher::Present(true),
+                },
             }],
             ..RouteMatch::default()
         };
@@ -422,6 +435,40 @@ mod tests {
             ("/", "a", None, false),
         ] {
             assert_eq!(takes(&wanted(name, value), &parts(path, &[]), 0), expected, "{path} {name} {value:?}");
+        }
+        let absent = QueryMatch { name: "a".into(), matcher: QueryMatcher::Present(false) };
+        let absent = RouteMatch { query: vec![absent], ..RouteMatch::default() };
+        assert!(takes(&absent, &parts("/?b", &[]), 0) && !takes(&absent, &parts("/?a", &[]), 0));
+    }
+
+    /// RM14: the first of a name counts, over all headers; quotes do not; one that is missing matches turned round.
+    #[test]
+    fn cookies() {
+        let wanted = |invert| RouteMatch {
+            cookies: vec![CookieMatch {
+                name: "user".into(),
+                value: StringMatch::Exact { value: "jason".into(), ignore_case: false },
+                invert,
+            }],
+            ..RouteMatch::default()
+        };
+        for (cookies, expected) in [
+            (&["user=jason"][..], true),
+            (&["a=b; user=\"jason\" ; c"], true),
+            (&["a=b;user= jason"], true),
+            (&["user=mary; user=jason"], false),
+            (&["user=mary", "user=jason"], false),
+            (&["a=b", "user=jason"], true),
+            (&["User=jason"], false),
+            (&["xuser=jason"], false),
+            (&["user=\""], false),
+            (&["user"], false),
+            (&[], false),
+        ] {
+            let headers: Vec<_> = cookies.iter().map(|cookie| ("cookie", *cookie)).collect();
+            let parts = parts("/", &headers);
+            assert_eq!(takes(&wanted(false), &parts, 0), expected, "{cookies:?}");
+            assert_eq!(takes(&wanted(true), &parts, 0), !expected, "{cookies:?}");
         }
     }
 
@@ -446,7 +493,8 @@ mod tests {
 
     fn takes(route: &RouteMatch, parts: &Parts, bits: u64) -> bool {
         let matcher = Matcher::compile(route, "test", "matches").unwrap();
-        matcher.is_match(&RequestView::of(parts, None), bits, 0)
+        let view = RequestView::of(parts, None);
+        matcher.is_match(view.path_only(), &view, bits, 0)
     }
 
     fn is(name: &str, value: &str) -> HeaderMatch {

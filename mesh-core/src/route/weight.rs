@@ -4,12 +4,20 @@ use std::hash::Hasher;
 
 use xxhash_rust::xxh64::Xxh64;
 
-use crate::{config::Name, error::CompileError, rewrite::HeaderEdits, rng::below};
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+use crate::{
+    config::{self, Fault, Name, SplitBy},
+    error::CompileError,
+    rewrite::HeaderEdits,
+    rng::below,
+};
 
 /// Destinations and their shares. Empty for routes that send nowhere.
 #[derive(Clone, Debug, Default)]
 pub struct Split {
     destinations: Vec<Destination>,
+    by: By,
     /// At most `u32::MAX`, checked when made.
     total: u64,
 }
@@ -22,22 +30,32 @@ pub struct Destination {
     /// Its share of the sum; 0 is never drawn.
     pub weight: u32,
     pub(crate) hash: u64,
-    edits: Option<HeaderEdits>,
+    /// The cluster's name is the first value of this header.
+    pub(crate) header: Option<HeaderName>,
+    pub(crate) edits: HeaderEdits,
+    pub(crate) host_rewrite: Option<HeaderValue>,
+    pub(crate) fault: Option<Fault>,
+}
+
+/// What decides, beside chance.
+#[derive(Clone, Debug, Default)]
+enum By {
+    #[default]
+    Random,
+    Header(HeaderName),
+    Hash,
 }
 
 impl Split {
-    /// A split without header changes of its own. Fails when it is empty or the sum of weights is zero or over `u32::MAX`.
+    /// A split by chance and nothing else. Fails when it is empty or the sum of weights is zero or over `u32::MAX`.
     pub fn new(clusters: impl IntoIterator<Item = (Name, u32)>) -> Result<Self, CompileError> {
-        Self::with_edits(clusters.into_iter().map(|(cluster, weight)| (cluster, weight, None)))
+        let cluster = |(cluster, weight)| config::WeightedCluster { cluster, weight, ..Default::default() };
+        let clusters: Vec<_> = clusters.into_iter().map(cluster).collect();
+        Self::compile(&clusters, &SplitBy::Random)
     }
 
-    pub(crate) fn with_edits(
-        clusters: impl IntoIterator<Item = (Name, u32, Option<HeaderEdits>)>,
-    ) -> Result<Self, CompileError> {
-        let destinations: Vec<_> = clusters
-            .into_iter()
-            .map(|(cluster, weight, edits)| Destination { hash: name_hash(&cluster), cluster, weight, edits })
-            .collect();
+    pub(crate) fn compile(clusters: &[config::WeightedCluster], by: &SplitBy) -> Result<Self, CompileError> {
+        let destinations = clusters.iter().map(Destination::compile).collect::<Result<Vec<_>, _>>()?;
         let total = destinations.iter().map(|destination| u64::from(destination.weight)).sum();
         if total == 0 {
             return Err(CompileError::new("split", "weight", "the sum of weights is zero; give at least one a weight"));
@@ -49,12 +67,35 @@ impl Split {
                 "the sum of weights is over 4294967295; make them smaller",
             ));
         }
-        Ok(Self { destinations, total })
+        let by = match by {
+            SplitBy::Random => By::Random,
+            SplitBy::Header(name) => By::Header(header_name(name)?),
+            SplitBy::Hash => By::Hash,
+        };
+        Ok(Self { destinations, by, total })
+    }
+
+    /// The destination of a request: by its header or its hash, where that decides and is there, else by 64 random `bits`.
+    pub(crate) fn choose(&self, headers: &HeaderMap, hash: Option<u64>, bits: u64) -> Option<(u32, &Destination)> {
+        let number = match &self.by {
+            By::Random => None,
+            By::Header(name) => sticky_number(headers, name),
+            By::Hash => hash,
+        };
+        match number.and_then(|number| number.checked_rem(self.total)) {
+            Some(point) => self.at(point),
+            None => self.draw(bits),
+        }
     }
 
     /// The destination that 64 random `bits` draw, with its index; `None` of an empty split.
     pub fn draw(&self, bits: u64) -> Option<(u32, &Destination)> {
-        let mut left = below(bits, self.total);
+        self.at(below(bits, self.total))
+    }
+
+    /// The destination at a point of `0..total`.
+    fn at(&self, point: u64) -> Option<(u32, &Destination)> {
+        let mut left = point;
         for (i, destination) in self.destinations.iter().enumerate() {
             match left.checked_sub(u64::from(destination.weight)) {
                 None => return Some((i as u32, destination)),
@@ -73,11 +114,36 @@ impl Split {
     pub fn total(&self) -> u64 {
         self.total
     }
+}
 
-    /// Header changes of one destination, those of its route and so on behind them.
-    pub(crate) fn edits(&self, choice: u32) -> Option<&HeaderEdits> {
-        self.destinations.get(choice as usize)?.edits.as_ref()
+impl Destination {
+    fn compile(config: &config::WeightedCluster) -> Result<Self, CompileError> {
+        let host_rewrite = config.host_rewrite.as_deref().map(HeaderValue::from_str).transpose();
+        Ok(Self {
+            hash: name_hash(&config.cluster),
+            cluster: Name::clone(&config.cluster),
+            weight: config.weight,
+            header: config.cluster_header.as_deref().map(header_name).transpose()?,
+            edits: HeaderEdits::compile([&config.headers])?,
+            host_rewrite: host_rewrite
+                .map_err(|_| CompileError::new("split", "host_rewrite", "not a valid header value"))?,
+            fault: config.fault.clone(),
+        })
     }
+}
+
+fn header_name(name: &str) -> Result<HeaderName, CompileError> {
+    let invalid = |_| CompileError::new("split", format!("{name:?}"), "not a valid header name");
+    HeaderName::from_bytes(name.as_bytes()).map_err(invalid)
+}
+
+/// The number in a header that is there once and holds nothing else. Source: Envoy `WeightedCluster.header_name`.
+fn sticky_number(headers: &HeaderMap, name: &HeaderName) -> Option<u64> {
+    let mut values = headers.get_all(name).into_iter();
+    let (only, None) = (values.next()?, values.next()) else { return None };
+    let text = only.to_str().ok()?.trim();
+    // `parse` alone takes a plus sign.
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }
 
 /// The hash clusters are found by, computed once a name and not once a request.
@@ -111,6 +177,43 @@ mod tests {
         assert!(Split::new([]).is_err());
         assert!(Split::new([("a".into(), u32::MAX), ("b".into(), 1)]).is_err());
         assert!(Split::default().draw(7).is_none());
+    }
+
+    /// RA5: a number in the header decides, the hash where it is asked for; else chance.
+    #[test]
+    fn a_sticky_split_stays() {
+        let clusters = [("a", 1), ("b", 9)].map(|(name, weight)| config::WeightedCluster {
+            cluster: name.into(),
+            weight,
+            ..Default::default()
+        });
+        let by_header = Split::compile(&clusters, &SplitBy::Header("x-user".into())).unwrap();
+        // By chance it would be b.
+        let chance = u64::MAX;
+        for (values, expected) in [
+            (&["0"][..], "a"),
+            (&["10"], "a"),
+            (&["11"], "b"),
+            (&["18446744073709551615"], "b"),
+            (&["18446744073709551610"], "a"),
+            (&["18446744073709551616"], "b"),
+            (&["+10"], "b"),
+            (&["-10"], "b"),
+            (&["x"], "b"),
+            (&[""], "b"),
+            (&["0", "0"], "b"),
+            (&[], "b"),
+        ] {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append("x-user", HeaderValue::from_static(value));
+            }
+            assert_eq!(&*by_header.choose(&headers, Some(0), chance).unwrap().1.cluster, expected, "{values:?}");
+        }
+        let by_hash = Split::compile(&clusters, &SplitBy::Hash).unwrap();
+        for (hash, expected) in [(Some(20), "a"), (Some(21), "b"), (None, "b")] {
+            assert_eq!(&*by_hash.choose(&HeaderMap::new(), hash, chance).unwrap().1.cluster, expected, "{hash:?}");
+        }
     }
 
     /// RA6: 90/10 over 10 000 requests stays within five standard deviations.
