@@ -33,7 +33,7 @@ pub(crate) use parse::parse_source;
 pub use peer_authentication::PeerAuthentication;
 pub use service::{PortProtocol, Service, ServicePort, TargetPort};
 pub use service_entry::{Resolution, ServiceEntry};
-pub use virtual_service::{Destination, HttpAction, HttpMatch, HttpRoute, RedirectTo, VirtualService};
+pub use virtual_service::{Destination, HttpAction, HttpMatch, HttpRoute, MirrorTo, RedirectTo, VirtualService};
 pub use workload_entry::WorkloadEntry;
 pub use yaml::{At, Spot};
 

@@ -11,13 +11,14 @@ use std::{
     sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
 };
 
-use http::HeaderValue;
+use http::{HeaderMap, HeaderValue, StatusCode, request::Parts};
 use mesh_core::{
     cluster::Cluster,
     config::Name,
     endpoint::{Endpoint, Tried},
     outcome::Flags,
     plan::{Plan, Target},
+    rewrite,
     rng::RequestRng,
 };
 use tokio::time::Instant;
@@ -138,8 +139,10 @@ struct Record {
     /// None while nobody uses the record.
     plan: Option<Plan>,
     refused: Option<(ErrorKind, String)>,
-    /// Where a redirected caller is sent.
+    /// The `location` of an answer made here.
     location: Option<HeaderValue>,
+    /// The head as it was sent, where changes of the response ask for it.
+    request: Option<Box<Parts>>,
     /// When it left the application.
     begun: Instant,
     progress: Progress,
@@ -165,7 +168,7 @@ impl Call {
         let tried = Tried::new(plan.route.retry.as_ref());
         let journal = Journal { rng, tried, endpoint: None, peer: None, attempts: 0, flags: Flags::NONE };
         let (plan, begun, journal) = (Some(plan), source::instant(), Mutex::new(journal));
-        let record = Record { plan, refused, location: None, begun, progress, journal };
+        let record = Record { plan, refused, location: None, request: None, begun, progress, journal };
         let spare = RECORDS.try_with(|records| records.borrow_mut().pop()).ok().flatten();
         if let Some(mut spare) = spare
             && let Some(unused) = Arc::get_mut(&mut spare)
@@ -196,6 +199,19 @@ impl Call {
             record.location = location;
         }
         self
+    }
+
+    /// With what changes of the response need to know of the request.
+    pub(crate) fn remembering(mut self, request: Option<Box<Parts>>) -> Self {
+        if let Some(record) = self.0.as_mut().and_then(Arc::get_mut) {
+            record.request = request;
+        }
+        self
+    }
+
+    /// Changes the headers of a response, the mesh's own included, as the plan says.
+    pub(crate) fn change_response(&self, status: StatusCode, headers: &mut HeaderMap) {
+        rewrite::on_response(self.plan(), self.record().request.as_deref(), status.as_u16(), headers);
     }
 
     /// It goes nowhere: there is nothing to time.
@@ -267,10 +283,10 @@ impl Call {
         let plan = self.plan();
         let route = &plan.route;
         match &plan.target {
-            Target::NoCluster(name) => Some(Error::msg(ErrorKind::NoCluster, name.to_string())),
+            Target::NoCluster(name) => Some(Error::no_cluster(name, route.no_cluster_status)),
             Target::Respond => {
                 let (status, body) = route.respond.as_ref().map_or((500, ""), |own| (own.status, own.body.as_str()));
-                Some(Error::answered(status, body.to_owned(), None))
+                Some(Error::answered(status, body.to_owned(), self.record().location.clone()))
             }
             Target::Redirect => {
                 let status = route.redirect.as_ref().map_or(301, |redirect| redirect.status);

@@ -12,6 +12,8 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use mesh_core::outcome::{Failure, Flags, Outcome, grpc_of_http};
 
+use crate::layer::Call;
+
 /// Any error, as services and bodies of others have it.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
 
@@ -29,6 +31,8 @@ struct Inner {
     source: Option<BoxError>,
     unsent: bool,
     answer: Option<Answer>,
+    /// Whose it is: its route may change the headers of the answer.
+    call: Option<Call>,
 }
 
 /// What is answered when it is not what the kind says: an injected status, a redirect, a direct response.
@@ -102,6 +106,15 @@ impl Error {
         Self::of(ErrorKind::Fault).with_answer(answer)
     }
 
+    /// The route's cluster is not there; 0 is the status of the kind.
+    pub(crate) fn no_cluster(name: &str, status: u16) -> Self {
+        let error = Self::msg(ErrorKind::NoCluster, name.to_owned());
+        match StatusCode::from_u16(status) {
+            Ok(status) => error.with_answer(Answer { status, grpc: None, body: "".into(), location: None }),
+            Err(_) => error,
+        }
+    }
+
     /// A route's own answer.
     pub(crate) fn answered(status: u16, body: String, location: Option<HeaderValue>) -> Self {
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -115,7 +128,7 @@ impl Error {
     }
 
     fn build(kind: ErrorKind, message: Option<Cow<'static, str>>, source: Option<BoxError>) -> Self {
-        Self(Box::new(Inner { kind, flags: kind.flags(), message, source, unsent: false, answer: None }))
+        Self(Box::new(Inner { kind, flags: kind.flags(), message, source, unsent: false, answer: None, call: None }))
     }
 
     fn with_answer(mut self, answer: Answer) -> Self {
@@ -135,6 +148,20 @@ impl Error {
     pub fn with_flags(mut self, flags: Flags) -> Self {
         self.0.flags |= flags;
         self
+    }
+
+    /// Of this request.
+    pub(crate) fn of_call(mut self, call: Call) -> Self {
+        self.0.call = Some(call);
+        self
+    }
+
+    /// What the route says of the headers of responses, its own among them.
+    fn change(&self, response: &mut http::Response<Bytes>) {
+        if let Some(call) = &self.0.call {
+            let status = response.status();
+            call.change_response(status, response.headers_mut());
+        }
     }
 
     /// What stood in the way.
@@ -201,6 +228,7 @@ impl Error {
         if let Some(location) = self.0.answer.as_ref().and_then(|answer| answer.location.clone()) {
             headers.insert(header::LOCATION, location);
         }
+        self.change(&mut response);
         response
     }
 
@@ -213,6 +241,7 @@ impl Error {
             headers.insert(OVERLOADED, HeaderValue::from_static("true"));
         }
         headers.extend(self.to_trailers());
+        self.change(&mut response);
         response
     }
 

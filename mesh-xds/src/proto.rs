@@ -59,6 +59,13 @@ pub mod envoy {
                 include!("proto/generated/envoy.config.cluster.v3.rs");
             }
         }
+        pub mod common {
+            pub mod mutation_rules {
+                pub mod v3 {
+                    include!("proto/generated/envoy.config.common.mutation_rules.v3.rs");
+                }
+            }
+        }
         pub mod core {
             pub mod v3 {
                 include!("proto/generated/envoy.config.core.v3.rs");
@@ -147,6 +154,22 @@ pub mod envoy {
             pub mod consecutive_errors {
                 pub mod v3 {
                     include!("proto/generated/envoy.extensions.outlier_detection_monitors.consecutive_errors.v3.rs");
+                }
+            }
+        }
+        pub mod path {
+            pub mod r#match {
+                pub mod uri_template {
+                    pub mod v3 {
+                        include!("proto/generated/envoy.extensions.path.r#match.uri_template.v3.rs");
+                    }
+                }
+            }
+            pub mod rewrite {
+                pub mod uri_template {
+                    pub mod v3 {
+                        include!("proto/generated/envoy.extensions.path.rewrite.uri_template.v3.rs");
+                    }
                 }
             }
         }

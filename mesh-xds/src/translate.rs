@@ -28,6 +28,7 @@ mod health_check;
 mod listener;
 mod matcher;
 mod outlier;
+mod path_template;
 mod policy;
 mod read;
 mod route;

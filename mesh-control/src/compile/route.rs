@@ -8,8 +8,8 @@ use std::{
 };
 
 use mesh_core::config::{
-    Action, DirectResponse, Forward, Name, PathRewrite, Redirect, Route, RouteMatch, RouteTable, VirtualHost,
-    WeightedCluster,
+    Action, DirectResponse, Forward, HostRewrite, Mirror, Name, PathRewrite, Redirect, Route, RouteMatch, RouteTable,
+    VirtualHost, WeightedCluster,
 };
 
 use super::{
@@ -19,7 +19,7 @@ use super::{
     world::{Service, includes, is_http},
 };
 use crate::kinds::{
-    Destination, HttpAction, HttpMatch, HttpRoute, Object, RedirectTo, Spec, VirtualService, default_retries,
+    Destination, HttpAction, HttpMatch, HttpRoute, MirrorTo, Object, RedirectTo, Spec, VirtualService, default_retries,
 };
 
 /// On this port a virtual service counts even where no service has its host.
@@ -227,10 +227,10 @@ fn rule_route(asking: Asking<'_>, object: &Object, rule: &HttpRoute, condition: 
             Action::Forward(Forward {
                 clusters,
                 timeout: rule.timeout,
-                max_stream_duration: None,
                 retry: rule.retry.clone(),
-                host_rewrite,
+                host_rewrite: host_rewrite.map(HostRewrite::Literal),
                 path_rewrite: rule.path_rewrite.clone(),
+                mirrors: rule.mirrors.iter().map(|mirror| copy(asking, object, mirror)).collect(),
                 ..Forward::default()
             })
         }
@@ -243,6 +243,18 @@ fn rule_route(asking: Asking<'_>, object: &Object, rule: &HttpRoute, condition: 
         fault: rule.fault.clone(),
         headers,
         operation: operation_of,
+    }
+}
+
+/// Copies are not traced, as Istio has it: a request would be seen twice.
+fn copy(asking: Asking<'_>, object: &Object, mirror: &MirrorTo) -> Mirror {
+    let (host, port) = target(asking, object, &mirror.destination);
+    let subset = mirror.destination.subset.as_ref().map_or("", |subset| subset.as_str());
+    Mirror {
+        cluster: cluster_name(&host, port, subset),
+        fraction: mirror.fraction,
+        trace_sampled: Some(false),
+        ..Mirror::default()
     }
 }
 

@@ -17,7 +17,7 @@ mod action;
 mod matches;
 mod policy;
 
-pub use action::{Destination, HttpAction, RedirectTo};
+pub use action::{Destination, HttpAction, MirrorTo, RedirectTo};
 pub(crate) use policy::default_retries;
 
 /// A `VirtualService`.
@@ -50,6 +50,8 @@ pub struct HttpRoute {
     pub host_rewrite: Option<String>,
     /// Changed headers.
     pub headers: HeaderChanges,
+    /// Who gets copies.
+    pub mirrors: Vec<MirrorTo>,
     /// `None` is no limit.
     pub timeout: Option<Duration>,
     /// Retries, Istio's default where the object is silent; `None` is none.
@@ -145,6 +147,7 @@ fn http_route(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<HttpRo
     }
     let headers = fields.take("headers").map(|(node, path)| policy::headers(node, &path, reader)).unwrap_or_default();
     let action = action::read(&mut fields, reader);
+    let mirrors = action::mirrors(&mut fields, reader);
     let mut path_rewrite = None;
     let mut host_rewrite = headers.1;
     if let Some((node, path)) = fields.take("rewrite") {
@@ -166,11 +169,6 @@ fn http_route(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<HttpRo
         &["delegate"],
         "delegation is not supported yet; write the routes of the other VirtualService into this one",
     );
-    fields.ignored(
-        reader,
-        &["mirror", "mirrors", "mirrorPercentage", "mirrorPercent", "mirror_percent"],
-        "requests are not mirrored yet",
-    );
     fields.ignored(reader, &["corsPolicy"], "CORS is not answered by the mesh yet; the application has to");
     if let Some((at, _, path)) = fields.take_entry("websocketUpgrade") {
         reader.deprecated(at, format!("{path} has no effect"), "remove it");
@@ -184,6 +182,7 @@ fn http_route(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<HttpRo
         path_rewrite,
         host_rewrite,
         headers: headers.0,
+        mirrors,
         timeout,
         retry,
         fault,

@@ -108,7 +108,11 @@ where
         plan.fault =
             self.fixed.fault.as_ref().map_or(FaultDecision::NONE, |fault| FaultDecision::draw(fault, &mut rng));
         rewrite::apply(&plan, departure.message.parts_mut());
-        let call = Call::new(plan, rng, std::mem::take(&mut departure.progress));
+        let request = rewrite::remembered(&plan, departure.message.parts());
+        let mut call = Call::new(plan, rng, std::mem::take(&mut departure.progress));
+        if request.is_some() {
+            call = call.remembering(request);
+        }
         departure.go(call, &self.inner).await
     }
 }

@@ -173,15 +173,24 @@ impl<S> Shared<S> {
             }
         };
         let location = match &plan.target {
-            Target::Redirect => HeaderValue::try_from(rewrite::redirect_location(&plan, &view)).ok(),
+            Target::Redirect | Target::Respond => {
+                HeaderValue::try_from(rewrite::location(&plan, &view)).ok().filter(|location| !location.is_empty())
+            }
             _ => None,
         };
         rewrite::apply(&plan, departure.message.parts_mut());
+        let request = rewrite::remembered(&plan, departure.message.parts());
         if let (Routes::Split(_), Some(cluster)) = (&self.layer.routes, plan.cluster()) {
             leaf::redirect(departure.message.parts_mut(), &cluster.config().name)?;
         }
-        let call = Call::new(plan, rng, std::mem::take(&mut departure.progress));
-        Ok(if location.is_some() { call.located(location) } else { call })
+        let mut call = Call::new(plan, rng, std::mem::take(&mut departure.progress));
+        if location.is_some() {
+            call = call.located(location);
+        }
+        if request.is_some() {
+            call = call.remembering(request);
+        }
+        Ok(call)
     }
 }
 
@@ -254,14 +263,15 @@ impl Departure {
         let request = self.message;
         match inner.call(Routed { request, call: call.clone(), deadline: self.deadline }).await {
             Ok(mut response) => {
-                rewrite::on_response(call.plan(), response.headers_mut());
+                rewrite::set_cookies(call.plan(), response.headers_mut());
+                call.change_response(response.status(), response.headers_mut());
                 let flags = call.flags();
                 if !flags.is_empty() {
                     response.extensions_mut().insert(ResponseFlags { flags, details: "via_upstream" });
                 }
                 Ok(response)
             }
-            Err(error) => Err(error.with_flags(call.flags())),
+            Err(error) => Err(error.with_flags(call.flags()).of_call(call)),
         }
     }
 

@@ -50,6 +50,7 @@ fn is_strict(name: &str) -> bool {
         || matches!(
             name,
             "envoy.config.listener.v3.FilterChainMatch"
+                | "envoy.config.route.v3.CookieMatcher"
                 | "envoy.config.route.v3.HeaderMatcher"
                 | "envoy.config.route.v3.QueryParameterMatcher"
                 | "envoy.config.route.v3.RouteMatch"

@@ -1,10 +1,11 @@
 //! Changes of headers. Source: Envoy `HeaderValueOption`, `request_headers_to_add` and siblings (RA13).
 
-use mesh_core::config::{HeaderChange, HeaderChanges};
+use mesh_core::config::{Format, FormatError, HeaderChange, HeaderChanges};
 
 use super::read::{Ignored, Wrong, wrong};
-use crate::proto::envoy::config::core::v3::{
-    HeaderValue, HeaderValueOption, header_value_option::HeaderAppendAction as Append,
+use crate::proto::envoy::config::{
+    common::mutation_rules::v3::{HeaderMutation, header_mutation::Action as Mutation},
+    core::v3::{HeaderValue, HeaderValueOption, header_value_option::HeaderAppendAction as Append},
 };
 
 pub(super) fn decode(
@@ -46,38 +47,82 @@ fn changes(
         changes.push(HeaderChange::Remove { name: checked(name, remove_field)? });
     }
     for option in add {
-        let header = option.header.ok_or_else(|| wrong(format!("{add_field}.header"), "is missing"))?;
-        let name = checked(header.key, add_field)?;
-        let raw = if header.value.is_empty() {
-            String::from_utf8(header.raw_value.into())
-                .map_err(|_| wrong(add_field, format!("the raw value of {name:?} is not UTF-8")))?
-        } else {
-            header.value
-        };
-        let Some(value) = literal(&raw) else {
+        changes.extend(added(option, place, add_field, ignored)?);
+    }
+    Ok(changes)
+}
+
+/// One header to write; `None` if it never is, because its text is empty or names what is not known here.
+fn added(
+    option: HeaderValueOption,
+    place: &str,
+    field: &str,
+    ignored: &mut Ignored,
+) -> Result<Option<HeaderChange>, Wrong> {
+    let header = option.header.ok_or_else(|| wrong(format!("{field}.header"), "is missing"))?;
+    let name = checked(header.key, field)?;
+    let text = if header.value.is_empty() {
+        String::from_utf8(header.raw_value.into())
+            .map_err(|_| wrong(field, format!("the raw value of {name:?} is not UTF-8")))?
+    } else {
+        header.value
+    };
+    let value: Format = match text.parse() {
+        Ok(value) => value,
+        Err(FormatError::Unknown(operator)) => {
             // Sending the operator itself would tell the receiver something false.
-            ignored.add(place, &format!("{add_field} {name:?} (command operators)"));
-            continue;
-        };
-        if value.is_empty() && !option.keep_empty_value {
-            continue;
+            ignored.add(place, &format!("{field} {name:?} ({operator})"));
+            return Ok(None);
         }
-        let action = match option.append {
-            // The field that append_action replaced; it has precedence where it is set.
-            Some(true) => Append::AppendIfExistsOrAdd,
-            Some(false) => Append::OverwriteIfExistsOrAdd,
-            None => Append::try_from(option.append_action)
-                .map_err(|_| wrong(add_field, format!("append_action {} of {name:?} is none", option.append_action)))?,
-        };
-        match action {
-            Append::AppendIfExistsOrAdd => changes.push(HeaderChange::Append { name, value }),
-            Append::OverwriteIfExistsOrAdd => changes.push(HeaderChange::Set { name, value }),
-            Append::AddIfAbsent | Append::OverwriteIfExists => {
-                ignored.add(place, &format!("{add_field} {name:?} ({})", action.as_str_name()));
-            }
+        Err(error) => return Err(wrong(field, format!("of {name:?}: {error}"))),
+    };
+    let value = match (option.keep_empty_value, text.is_empty()) {
+        (true, _) => value.keeping_empty(),
+        (false, true) => return Ok(None),
+        (false, false) => value,
+    };
+    let action = match option.append {
+        // The field that append_action replaced; it has precedence where it is set.
+        Some(true) => Append::AppendIfExistsOrAdd,
+        Some(false) => Append::OverwriteIfExistsOrAdd,
+        None => Append::try_from(option.append_action)
+            .map_err(|_| wrong(field, format!("append_action {} of {name:?} is none", option.append_action)))?,
+    };
+    Ok(Some(match action {
+        Append::AppendIfExistsOrAdd => HeaderChange::Append { name, value },
+        Append::OverwriteIfExistsOrAdd => HeaderChange::Set { name, value },
+        Append::AddIfAbsent => HeaderChange::AddIfAbsent { name, value },
+        Append::OverwriteIfExists => HeaderChange::SetIfPresent { name, value },
+    }))
+}
+
+/// Changes one by one, as mirrors have them. Removals come first even so, and each header is removed or written once.
+pub(super) fn decode_mutations(
+    mutations: Vec<HeaderMutation>,
+    place: &str,
+    ignored: &mut Ignored,
+) -> Result<Vec<HeaderChange>, Wrong> {
+    const FIELD: &str = "request_headers_mutations";
+    let mut changes = Vec::with_capacity(mutations.len());
+    for mutation in mutations {
+        match mutation.action {
+            Some(Mutation::Remove(name)) => changes.push(HeaderChange::Remove { name: checked(name, FIELD)? }),
+            Some(Mutation::Append(option)) => changes.extend(added(option, place, FIELD, ignored)?),
+            None => return Err(wrong(FIELD, "has no action, or one that is not supported")),
         }
     }
     Ok(changes)
+}
+
+pub(super) fn encode_mutations(changes: &[HeaderChange]) -> Vec<HeaderMutation> {
+    let encode = |change: &HeaderChange| {
+        let action = match encode_added(change) {
+            Some(option) => Some(Mutation::Append(option)),
+            None => removed(change).map(Mutation::Remove),
+        };
+        HeaderMutation { action }
+    };
+    changes.iter().map(encode).collect()
 }
 
 fn checked(name: String, field: &str) -> Result<String, Wrong> {
@@ -85,16 +130,6 @@ fn checked(name: String, field: &str) -> Result<String, Wrong> {
         Ok(header) if header != http::header::HOST => Ok(header.as_str().to_owned()),
         _ => Err(wrong(field, format!("{name:?} is no header that may be changed"))),
     }
-}
-
-/// The text with `%%` undone; `None` if it has command operators.
-fn literal(value: &str) -> Option<String> {
-    let mut parts = value.split("%%");
-    if value.replace("%%", "").contains('%') {
-        return None;
-    }
-    let first = parts.next().unwrap_or_default().to_owned();
-    Some(parts.fold(first, |text, part| text + "%" + part))
 }
 
 /// The four lists a message has.
@@ -107,23 +142,26 @@ pub(super) struct Encoded {
 
 pub(super) fn encode(changes: &HeaderChanges) -> Encoded {
     Encoded {
-        request_add: changes.request.iter().filter_map(added).collect(),
+        request_add: changes.request.iter().filter_map(encode_added).collect(),
         request_remove: changes.request.iter().filter_map(removed).collect(),
-        response_add: changes.response.iter().filter_map(added).collect(),
+        response_add: changes.response.iter().filter_map(encode_added).collect(),
         response_remove: changes.response.iter().filter_map(removed).collect(),
     }
 }
 
-fn added(change: &HeaderChange) -> Option<HeaderValueOption> {
+fn encode_added(change: &HeaderChange) -> Option<HeaderValueOption> {
     let (name, value, action) = match change {
         HeaderChange::Append { name, value } => (name, value, Append::AppendIfExistsOrAdd),
         HeaderChange::Set { name, value } => (name, value, Append::OverwriteIfExistsOrAdd),
+        HeaderChange::AddIfAbsent { name, value } => (name, value, Append::AddIfAbsent),
+        HeaderChange::SetIfPresent { name, value } => (name, value, Append::OverwriteIfExists),
         HeaderChange::Remove { .. } => return None,
     };
+    let header = HeaderValue { key: name.clone(), value: value.as_str().to_owned(), ..HeaderValue::default() };
     Some(HeaderValueOption {
-        header: Some(HeaderValue { key: name.clone(), value: value.replace('%', "%%"), ..HeaderValue::default() }),
+        header: Some(header),
         append_action: action.into(),
-        keep_empty_value: value.is_empty(),
+        keep_empty_value: value.keeps_empty(),
         ..HeaderValueOption::default()
     })
 }

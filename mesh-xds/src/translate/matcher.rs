@@ -1,8 +1,11 @@
 //! Conditions of routes. Source: Envoy `RouteMatch`, `HeaderMatcher`, `QueryParameterMatcher`.
 
-use mesh_core::config::{HeaderMatch, HeaderMatcher, PathMatch, QueryMatch, RouteMatch, StringMatch};
+use mesh_core::config::{
+    CookieMatch, HeaderMatch, HeaderMatcher, PathMatch, QueryMatch, QueryMatcher, RouteMatch, StringMatch,
+};
 
 use super::{
+    path_template,
     read::{Ignored, Within, Wrong, element, wrong},
     value,
 };
@@ -10,7 +13,7 @@ use crate::proto::envoy::{
     config::{
         core::v3::RuntimeFractionalPercent,
         route::v3::{
-            HeaderMatcher as HeaderMessage, QueryParameterMatcher, RouteMatch as Message,
+            CookieMatcher, HeaderMatcher as HeaderMessage, QueryParameterMatcher, RouteMatch as Message,
             header_matcher::HeaderMatchSpecifier,
             query_parameter_matcher::QueryParameterMatchSpecifier,
             route_match::{GrpcRouteMatchOptions, PathSpecifier},
@@ -35,17 +38,24 @@ pub(super) fn decode(message: Message, place: &str, ignored: &mut Ignored) -> Re
             }
             PathMatch::SegmentPrefix { value, ignore_case }
         }
+        Some(PathSpecifier::PathMatchPolicy(policy)) => {
+            path_template::decode(policy, ignored).map(|template| template.path()).under("path_match_policy")?
+        }
         None => return Err(wrong("path_specifier", "is missing")),
     };
     if message.runtime_fraction.as_ref().is_some_and(|fraction| !fraction.runtime_key.is_empty()) {
         ignored.add(place, "runtime_fraction.runtime_key");
     }
     let query = message.query_parameters.into_iter().enumerate();
+    let cookies = message.cookies.into_iter().enumerate();
     Ok(RouteMatch {
         path,
         headers: headers(message.headers, "headers")?,
         query: query
             .map(|(i, parameter)| query_parameter(parameter).within(|| format!("query_parameters[{i}]")))
+            .collect::<Result<_, _>>()?,
+        cookies: cookies
+            .map(|(i, cookie)| decode_cookie(cookie).within(|| format!("cookies[{i}]")))
             .collect::<Result<_, _>>()?,
         fraction: message.runtime_fraction.map(value::runtime_fraction).transpose().under("runtime_fraction")?,
         grpc_only: message.grpc.is_some(),
@@ -101,14 +111,23 @@ fn query_parameter(message: QueryParameterMatcher) -> Result<QueryMatch, Wrong> 
     if message.name.is_empty() {
         return Err(wrong("name", "is missing"));
     }
-    let value = match message.query_parameter_match_specifier {
-        Some(QueryParameterMatchSpecifier::StringMatch(matcher)) => Some(value::string(matcher).under("string_match")?),
-        Some(QueryParameterMatchSpecifier::PresentMatch(false)) => {
-            return Err(wrong("present_match", "false is not supported"));
+    let matcher = match message.query_parameter_match_specifier {
+        Some(QueryParameterMatchSpecifier::StringMatch(matcher)) => {
+            QueryMatcher::Value(value::string(matcher).under("string_match")?)
         }
-        Some(QueryParameterMatchSpecifier::PresentMatch(true)) | None => None,
+        Some(QueryParameterMatchSpecifier::PresentMatch(present)) => QueryMatcher::Present(present),
+        None => QueryMatcher::Present(true),
     };
-    Ok(QueryMatch { name: message.name, value })
+    Ok(QueryMatch { name: message.name, matcher })
+}
+
+fn decode_cookie(message: CookieMatcher) -> Result<CookieMatch, Wrong> {
+    if message.name.is_empty() {
+        return Err(wrong("name", "is missing"));
+    }
+    let value = message.string_match.ok_or_else(|| wrong("string_match", "is missing"))?;
+    let value = value::string(value).under("string_match")?;
+    Ok(CookieMatch { name: message.name, value, invert: message.invert_match })
 }
 
 pub(super) fn encode(matches: &RouteMatch) -> Message {
@@ -129,6 +148,7 @@ pub(super) fn encode(matches: &RouteMatch) -> Message {
         }),
         headers: encode_headers(&matches.headers),
         query_parameters: matches.query.iter().map(encode_query).collect(),
+        cookies: matches.cookies.iter().map(encode_cookie).collect(),
         grpc: matches.grpc_only.then_some(GrpcRouteMatchOptions {}),
     }
 }
@@ -152,9 +172,17 @@ pub(super) fn encode_headers(headers: &[HeaderMatch]) -> Vec<HeaderMessage> {
 fn encode_query(query: &QueryMatch) -> QueryParameterMatcher {
     QueryParameterMatcher {
         name: query.name.clone(),
-        query_parameter_match_specifier: Some(match &query.value {
-            Some(value) => QueryParameterMatchSpecifier::StringMatch(value::encode_string(value)),
-            None => QueryParameterMatchSpecifier::PresentMatch(true),
+        query_parameter_match_specifier: Some(match &query.matcher {
+            QueryMatcher::Value(value) => QueryParameterMatchSpecifier::StringMatch(value::encode_string(value)),
+            QueryMatcher::Present(present) => QueryParameterMatchSpecifier::PresentMatch(*present),
         }),
+    }
+}
+
+fn encode_cookie(cookie: &CookieMatch) -> CookieMatcher {
+    CookieMatcher {
+        name: cookie.name.clone(),
+        string_match: Some(value::encode_string(&cookie.value)),
+        invert_match: cookie.invert,
     }
 }

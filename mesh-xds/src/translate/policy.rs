@@ -132,8 +132,9 @@ pub(super) fn encode_retry(policy: &RetryPolicy) -> RetryMessage {
     }
 }
 
-/// The fault among the filter settings of a route or host. On the way in nothing is injected, but a setting that an
-/// authorization filter would have enforced cannot be passed over.
+/// The fault among the filter settings of a route or host: `None` if they say nothing of it, an empty one if they say that
+/// there is none (RA16). On the way in nothing is injected, but a setting that an authorization filter would have enforced
+/// cannot be passed over.
 pub(super) fn fault_of(
     settings: &BTreeMap<String, Any>,
     side: Side,
@@ -149,14 +150,19 @@ pub(super) fn fault_of(
             false => None,
         };
         let any = match &wrapper {
-            Some(FilterConfig { disabled: true, .. }) => continue,
+            Some(FilterConfig { disabled: true, .. }) => {
+                if key == FAULT {
+                    found = Some(Fault::default());
+                }
+                continue;
+            }
             Some(FilterConfig { config: Some(any), .. }) => any,
             Some(_) => continue,
             None => any,
         };
         if any.is::<HttpFault>() && side == Side::Outbound {
             let message: HttpFault = ignored.open(any, &format!("{place}.{FIELD}")).within(at)?;
-            found = fault(message, &format!("{place}.{FIELD}"), ignored).within(at)?;
+            found = Some(fault(message, &format!("{place}.{FIELD}"), ignored).within(at)?.unwrap_or_default());
         } else if side == Side::Inbound && filter::guards(key, any) {
             return Err(wrong("", "is an authorization or authentication setting that is not supported")).within(at);
         } else {

@@ -1,39 +1,41 @@
 //! Routes. Source: Envoy `RouteConfiguration`; conditions are in `matcher.rs`, retries and faults in `policy.rs`.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use mesh_core::config::{
-    Action, DirectResponse, Forward, HeaderChanges, Name, PathRewrite, Redirect, Regex, Route, RouteTable, VirtualHost,
-    WeightedCluster,
+    Action, DirectResponse, Fault, Name, PathRewrite, Redirect, Regex, Route, RouteTable, VirtualHost,
 };
 
 use super::{
-    header, matcher, policy,
+    header, matcher, path_template, policy,
     read::{Ignored, Within, Wrong, element, wrong},
     value,
 };
-use crate::proto::envoy::{
-    config::{
-        core::v3::{DataSource, data_source::Specifier},
-        route::v3::{
-            Decorator, DirectResponseAction, NonForwardingAction, RedirectAction, Route as RouteMessage, RouteAction,
-            RouteConfiguration, VirtualHost as HostMessage, WeightedCluster as WeightedMessage,
-            redirect_action::{PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier},
-            route::Action as ActionMessage,
-            route_action::{ClusterSpecifier, HostRewriteSpecifier, MaxStreamDuration},
-            weighted_cluster::ClusterWeight,
+use crate::proto::{
+    Any,
+    envoy::{
+        config::{
+            core::v3::{DataSource, data_source::Specifier},
+            route::v3::{
+                Decorator, DirectResponseAction, NonForwardingAction, RedirectAction, Route as RouteMessage,
+                RouteConfiguration, VirtualHost as HostMessage,
+                redirect_action::{PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier},
+                route::Action as ActionMessage,
+                route_match::PathSpecifier,
+            },
         },
+        r#type::matcher::v3::RegexMatchAndSubstitute,
     },
-    r#type::matcher::v3::RegexMatchAndSubstitute,
 };
 
-/// A route without a timeout on the wire has this one. Source: Envoy `RouteAction.timeout` (TO1).
-const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15);
+mod forward;
+
 /// The longest body of a direct response. Source: Istio's validation of `directResponse`.
 const LONGEST_BODY: usize = 1 << 20;
-/// How a rewrite of the whole path is written where there is no field for it.
-const WHOLE_PATH: &str = "^.*$";
 
 pub(super) fn decode(body: &Bytes, name: &mut String, ignored: &mut Ignored) -> Result<RouteTable, Wrong> {
     let message: RouteConfiguration = ignored.read(body, "")?;
@@ -62,10 +64,11 @@ pub(super) fn table(
 ) -> Result<RouteTable, Wrong> {
     let mut domains = BTreeSet::new();
     let mut virtual_hosts = Vec::with_capacity(message.virtual_hosts.len());
-    let place = if place.is_empty() { "virtual_hosts".to_owned() } else { format!("{place}.virtual_hosts") };
+    let hosts_place = if place.is_empty() { "virtual_hosts".to_owned() } else { format!("{place}.virtual_hosts") };
+    let fault = policy::fault_of(&message.typed_per_filter_config, side, place, ignored)?;
     for (i, host) in message.virtual_hosts.into_iter().enumerate() {
         let name = host.name.clone();
-        let host = virtual_host(host, side, &place, ignored).and_then(|host| {
+        let host = virtual_host(host, side, fault.as_ref(), &hosts_place, ignored).and_then(|host| {
             match host.domains.iter().find(|domain| !domains.insert((*domain).clone())) {
                 Some(domain) => Err(wrong("domains", format!("{domain:?} occurs twice in this resource"))),
                 None => Ok(host),
@@ -77,36 +80,48 @@ pub(super) fn table(
         name: message.name.into(),
         virtual_hosts,
         ignore_port: message.ignore_port_in_host_matching,
+        most_specific_wins: message.most_specific_header_mutations_wins,
+        ignore_path_parameters: message.ignore_path_parameters_in_path_matching,
+        mirrors: forward::mirrors(message.request_mirror_policies, place, ignored)?,
         headers: header::decode(
             message.request_headers_to_add,
             message.request_headers_to_remove,
             message.response_headers_to_add,
             message.response_headers_to_remove,
-            &place,
+            &hosts_place,
             ignored,
         )?,
     })
 }
 
-fn virtual_host(message: HostMessage, side: Side, place: &str, ignored: &mut Ignored) -> Result<VirtualHost, Wrong> {
+/// `fault` is the table's.
+fn virtual_host(
+    message: HostMessage,
+    side: Side,
+    fault: Option<&Fault>,
+    place: &str,
+    ignored: &mut Ignored,
+) -> Result<VirtualHost, Wrong> {
     let domains = message.domains.iter().map(|domain| check_domain(domain)).collect::<Result<Vec<_>, _>>()?;
     if domains.is_empty() {
         return Err(wrong("domains", "is empty"));
     }
-    let fault = policy::fault_of(&message.typed_per_filter_config, side, place, ignored)?;
+    let fault = policy::fault_of(&message.typed_per_filter_config, side, place, ignored)?.or_else(|| fault.cloned());
+    let mirrors = forward::mirrors(message.request_mirror_policies, place, ignored)?;
     let place = format!("{place}.routes");
     let mut routes = Vec::with_capacity(message.routes.len());
     for (i, route) in message.routes.into_iter().enumerate() {
         let name = route.name.clone();
         let mut route = decode_route(route, side, &place, ignored).within(|| element("routes", i, &name))?;
-        // The most specific counts (RA16).
-        route.fault = route.fault.or_else(|| fault.clone());
+        // The most specific that says anything counts, also when it says that there is none (RA16).
+        route.fault = route.fault.or_else(|| fault.clone()).filter(|fault| *fault != Fault::default());
         routes.push(route);
     }
     Ok(VirtualHost {
         name: message.name.into(),
         domains,
         routes,
+        mirrors,
         retry: message
             .retry_policy
             .map(|retry| policy::retry(retry, &place, ignored))
@@ -134,10 +149,17 @@ fn check_domain(domain: &str) -> Result<String, Wrong> {
 
 fn decode_route(message: RouteMessage, side: Side, place: &str, ignored: &mut Ignored) -> Result<Route, Wrong> {
     let matches = message.r#match.ok_or_else(|| wrong("match", "is missing"))?;
+    let template = match &matches.path_specifier {
+        Some(PathSpecifier::PathMatchPolicy(policy)) => {
+            Some(path_template::decode(policy.clone(), ignored).under("match.path_match_policy")?)
+        }
+        _ => None,
+    };
     let action = match message.action {
         Some(ActionMessage::Route(_)) if side == Side::Inbound => Action::NonForwarding,
         Some(ActionMessage::Route(action)) => {
-            Action::Forward(forward(action, &format!("{place}.route"), ignored).under("route")?)
+            let place = format!("{place}.route");
+            Action::Forward(forward::decode(action, template.as_ref(), &place, ignored).under("route")?)
         }
         Some(ActionMessage::Redirect(action)) => Action::Redirect(redirect(action).under("redirect")?),
         Some(ActionMessage::DirectResponse(action)) => {
@@ -164,94 +186,6 @@ fn decode_route(message: RouteMessage, side: Side, place: &str, ignored: &mut Ig
     })
 }
 
-fn forward(message: RouteAction, place: &str, ignored: &mut Ignored) -> Result<Forward, Wrong> {
-    let clusters = match message.cluster_specifier {
-        Some(ClusterSpecifier::Cluster(cluster)) if !cluster.is_empty() => {
-            vec![WeightedCluster { cluster: cluster.into(), weight: 1, ..WeightedCluster::default() }]
-        }
-        Some(ClusterSpecifier::WeightedClusters(split)) => {
-            weighted(split, place, ignored).under("weighted_clusters")?
-        }
-        Some(ClusterSpecifier::ClusterHeader(_)) => return Err(wrong("cluster_header", "is not supported")),
-        _ => return Err(wrong("cluster_specifier", "is missing or of a kind that is not supported")),
-    };
-    let timeout = match message.timeout {
-        None => Some(DEFAULT_TIMEOUT),
-        Some(timeout) => some_unless_zero(value::duration(timeout, "timeout")?),
-    };
-    let max_stream_duration = match message.max_stream_duration {
-        None => None,
-        // The limit of the header replaces the other, even with a longer one (TO2).
-        Some(MaxStreamDuration { max_stream_duration, grpc_timeout_header_max }) => {
-            match grpc_timeout_header_max.or(max_stream_duration) {
-                Some(limit) => some_unless_zero(value::duration(limit, "max_stream_duration")?),
-                None => None,
-            }
-        }
-    };
-    let path_rewrite = match (message.prefix_rewrite, message.regex_rewrite) {
-        (prefix, None) => (!prefix.is_empty()).then_some(PathRewrite::Prefix(prefix)),
-        (prefix, Some(regex)) if prefix.is_empty() => Some(regex_rewrite(&regex).under("regex_rewrite")?),
-        _ => return Err(wrong("prefix_rewrite", "stands beside regex_rewrite; only one may")),
-    };
-    let HostRewriteSpecifier::HostRewriteLiteral(host) =
-        message.host_rewrite_specifier.unwrap_or_else(|| HostRewriteSpecifier::HostRewriteLiteral(String::new()));
-    Ok(Forward {
-        clusters,
-        timeout,
-        max_stream_duration,
-        retry: message
-            .retry_policy
-            .map(|retry| policy::retry(retry, place, ignored))
-            .transpose()
-            .under("retry_policy")?,
-        host_rewrite: (!host.is_empty()).then_some(host),
-        path_rewrite,
-        ..Forward::default()
-    })
-}
-
-fn some_unless_zero(value: Duration) -> Option<Duration> {
-    (value != Duration::ZERO).then_some(value)
-}
-
-/// The probability is weight over the sum of weights; `total_weight` is history (RA3).
-fn weighted(split: WeightedMessage, place: &str, ignored: &mut Ignored) -> Result<Vec<WeightedCluster>, Wrong> {
-    let place = format!("{place}.weighted_clusters.clusters");
-    let mut sum = 0_u64;
-    let mut clusters = Vec::with_capacity(split.clusters.len());
-    for (i, message) in split.clusters.into_iter().enumerate() {
-        if message.name.is_empty() {
-            return Err(wrong(format!("clusters[{i}].name"), "is missing"));
-        }
-        let weight = message.weight.unwrap_or(0);
-        sum += u64::from(weight);
-        let at = || element("clusters", i, &message.name);
-        let headers = header::decode(
-            message.request_headers_to_add,
-            message.request_headers_to_remove,
-            message.response_headers_to_add,
-            message.response_headers_to_remove,
-            &place,
-            ignored,
-        );
-        clusters.push(WeightedCluster { headers: headers.within(at)?, cluster: message.name.into(), weight });
-    }
-    match sum {
-        0 => Err(wrong("clusters", "have no weight in sum")),
-        _ if sum > u64::from(u32::MAX) => Err(wrong("clusters", format!("weigh more than {} in sum", u32::MAX))),
-        _ => Ok(clusters),
-    }
-}
-
-fn regex_rewrite(message: &RegexMatchAndSubstitute) -> Result<PathRewrite, Wrong> {
-    let (pattern, substitution) = value::rewrite(message)?;
-    if pattern.as_str() == WHOLE_PATH && !substitution.contains('\\') {
-        return Ok(PathRewrite::Full(substitution));
-    }
-    Ok(PathRewrite::Regex { pattern, substitution })
-}
-
 fn redirect(message: RedirectAction) -> Result<Redirect, Wrong> {
     let status = match RedirectResponseCode::try_from(message.response_code) {
         Ok(RedirectResponseCode::MovedPermanently) => 301,
@@ -273,8 +207,10 @@ fn redirect(message: RedirectAction) -> Result<Redirect, Wrong> {
         host: (!message.host_redirect.is_empty()).then_some(message.host_redirect),
         port: (port > 0).then_some(port),
         path: match message.path_rewrite_specifier {
-            Some(PathRewriteSpecifier::PathRedirect(path)) => Some(PathRewrite::Full(path)),
-            Some(PathRewriteSpecifier::PrefixRewrite(prefix)) => Some(PathRewrite::Prefix(prefix)),
+            Some(PathRewriteSpecifier::PathRedirect(path)) => (!path.is_empty()).then_some(PathRewrite::Full(path)),
+            Some(PathRewriteSpecifier::PrefixRewrite(prefix)) => {
+                (!prefix.is_empty()).then_some(PathRewrite::Prefix(prefix))
+            }
             Some(PathRewriteSpecifier::RegexRewrite(regex)) => {
                 let (pattern, substitution) = value::rewrite(&regex).under("regex_rewrite")?;
                 Some(PathRewrite::Regex { pattern, substitution })
@@ -313,6 +249,10 @@ pub(super) fn encode(name: &str, table: &RouteTable) -> RouteConfiguration {
         // A route may name a cluster that is not there yet or not any more: that request fails, not the whole table.
         validate_clusters: Some(false),
         ignore_port_in_host_matching: table.ignore_port,
+        most_specific_header_mutations_wins: table.most_specific_wins,
+        ignore_path_parameters_in_path_matching: table.ignore_path_parameters,
+        request_mirror_policies: forward::encode_mirrors(&table.mirrors),
+        typed_per_filter_config: BTreeMap::new(),
         max_direct_response_body_size_bytes: Some(LONGEST_BODY as u32),
         request_headers_to_add: headers.request_add,
         request_headers_to_remove: headers.request_remove,
@@ -328,7 +268,8 @@ fn encode_host(host: &VirtualHost) -> HostMessage {
         domains: host.domains.clone(),
         routes: host.routes.iter().map(encode_route).collect(),
         retry_policy: host.retry.as_ref().map(policy::encode_retry),
-        typed_per_filter_config: Default::default(),
+        typed_per_filter_config: BTreeMap::new(),
+        request_mirror_policies: forward::encode_mirrors(&host.mirrors),
         request_headers_to_add: headers.request_add,
         request_headers_to_remove: headers.request_remove,
         response_headers_to_add: headers.response_add,
@@ -339,7 +280,7 @@ fn encode_host(host: &VirtualHost) -> HostMessage {
 fn encode_route(route: &Route) -> RouteMessage {
     let headers = header::encode(&route.headers);
     let action = match &route.action {
-        Action::Forward(forward) => ActionMessage::Route(encode_forward(forward)),
+        Action::Forward(forward) => ActionMessage::Route(forward::encode(forward)),
         Action::Redirect(redirect) => ActionMessage::Redirect(encode_redirect(redirect)),
         Action::DirectResponse(response) => ActionMessage::DirectResponse(DirectResponseAction {
             status: response.status.into(),
@@ -358,7 +299,7 @@ fn encode_route(route: &Route) -> RouteMessage {
             .operation
             .as_ref()
             .map(|operation: &Name| Decorator { operation: operation.to_string(), ..Decorator::default() }),
-        typed_per_filter_config: route.fault.as_ref().map(policy::encode_fault).into_iter().collect(),
+        typed_per_filter_config: fault_settings(route.fault.as_ref()),
         request_headers_to_add: headers.request_add,
         request_headers_to_remove: headers.request_remove,
         response_headers_to_add: headers.response_add,
@@ -366,52 +307,9 @@ fn encode_route(route: &Route) -> RouteMessage {
     }
 }
 
-fn encode_forward(forward: &Forward) -> RouteAction {
-    let cluster = match forward.clusters.as_slice() {
-        [one] if one.headers == HeaderChanges::default() => ClusterSpecifier::Cluster(one.cluster.to_string()),
-        several => ClusterSpecifier::WeightedClusters(WeightedMessage {
-            clusters: several.iter().map(encode_weighted).collect(),
-            ..WeightedMessage::default()
-        }),
-    };
-    let (prefix_rewrite, regex_rewrite) = match &forward.path_rewrite {
-        None => (String::new(), None),
-        Some(PathRewrite::Prefix(prefix)) => (prefix.clone(), None),
-        Some(PathRewrite::Full(path)) => {
-            let pattern = Some(crate::proto::envoy::r#type::matcher::v3::RegexMatcher {
-                regex: WHOLE_PATH.to_owned(),
-                ..Default::default()
-            });
-            (String::new(), Some(RegexMatchAndSubstitute { pattern, substitution: path.replace('\\', "\\\\") }))
-        }
-        Some(PathRewrite::Regex { pattern, substitution }) => {
-            (String::new(), Some(encode_regex(pattern, substitution)))
-        }
-    };
-    RouteAction {
-        cluster_specifier: Some(cluster),
-        prefix_rewrite,
-        regex_rewrite,
-        host_rewrite_specifier: forward.host_rewrite.clone().map(HostRewriteSpecifier::HostRewriteLiteral),
-        timeout: Some(value::encode_duration(forward.timeout.unwrap_or_default())),
-        retry_policy: forward.retry.as_ref().map(policy::encode_retry),
-        max_stream_duration: forward.max_stream_duration.map(|limit| MaxStreamDuration {
-            max_stream_duration: Some(value::encode_duration(limit)),
-            ..MaxStreamDuration::default()
-        }),
-    }
-}
-
-fn encode_weighted(cluster: &WeightedCluster) -> ClusterWeight {
-    let headers = header::encode(&cluster.headers);
-    ClusterWeight {
-        name: cluster.cluster.to_string(),
-        weight: Some(cluster.weight),
-        request_headers_to_add: headers.request_add,
-        request_headers_to_remove: headers.request_remove,
-        response_headers_to_add: headers.response_add,
-        response_headers_to_remove: headers.response_remove,
-    }
+/// Filter settings that say of faults what is said; one that is empty says that there is none.
+fn fault_settings(fault: Option<&Fault>) -> BTreeMap<String, Any> {
+    fault.map(policy::encode_fault).into_iter().collect()
 }
 
 fn encode_regex(pattern: &Regex, substitution: &str) -> RegexMatchAndSubstitute {

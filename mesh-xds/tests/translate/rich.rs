@@ -27,16 +27,18 @@ fn regex(pattern: &str) -> Regex {
 }
 
 fn changes(tag: &str) -> HeaderChanges {
-    let (name, value) = (|s: &str| format!("x-{tag}-{s}"), |s: &str| s.to_owned());
+    let (name, value) = (|s: &str| format!("x-{tag}-{s}"), |s: &str| s.parse::<Format>().unwrap());
     HeaderChanges {
         request: vec![
             HeaderChange::Remove { name: name("gone") },
-            HeaderChange::Set { name: name("set"), value: value("100%") },
-            HeaderChange::Append { name: name("add"), value: value("") },
+            HeaderChange::Set { name: name("set"), value: Format::literal("100%") },
+            HeaderChange::Append { name: name("add"), value: Format::literal("") },
+            HeaderChange::AddIfAbsent { name: name("absent"), value: value("%REQ(x-a?:path):10%") },
+            HeaderChange::SetIfPresent { name: name("there"), value: value("%PROTOCOL%").keeping_empty() },
         ],
         response: vec![
             HeaderChange::Remove { name: name("gone") },
-            HeaderChange::Append { name: name("add"), value: value("b") },
+            HeaderChange::Append { name: name("add"), value: value("%RESP(b)%") },
         ],
     }
 }
@@ -131,23 +133,37 @@ fn table(name: &str) -> RouteTable {
                 header("c", HeaderMatcher::Value(StringMatch::Contains { value: "c".into(), ignore_case: false })),
             ],
             query: vec![
-                QueryMatch { name: "q".into(), value: Some(exact("1")) },
-                QueryMatch { name: "present".into(), value: None },
+                QueryMatch { name: "q".into(), matcher: QueryMatcher::Value(exact("1")) },
+                QueryMatch { name: "present".into(), matcher: QueryMatcher::Present(true) },
+                QueryMatch { name: "absent".into(), matcher: QueryMatcher::Present(false) },
             ],
+            cookies: vec![CookieMatch { name: "user".into(), value: exact("jason"), invert: true }],
             fraction: Some(Fraction { numerator: 25, denominator: 10_000 }),
             grpc_only: true,
         },
         Action::Forward(Forward {
             clusters: vec![
-                WeightedCluster { cluster: "v1".into(), weight: 80, headers: changes("v1") },
-                WeightedCluster { cluster: "v2".into(), weight: 20, headers: HeaderChanges::default() },
-                WeightedCluster { cluster: "v3".into(), weight: 0, headers: HeaderChanges::default() },
+                WeightedCluster {
+                    cluster: "v1".into(),
+                    weight: 80,
+                    headers: changes("v1"),
+                    host_rewrite: Some("v1.example.com".into()),
+                    fault: Some(Fault::default()),
+                    ..WeightedCluster::default()
+                },
+                WeightedCluster { cluster: "v2".into(), weight: 20, ..WeightedCluster::default() },
+                WeightedCluster { cluster_header: Some("x-v3".into()), ..WeightedCluster::default() },
             ],
+            split_by: SplitBy::Header("x-user".into()),
+            no_cluster_status: 404,
             timeout: Some(Duration::from_millis(2_500)),
             max_stream_duration: Some(Duration::from_secs(60)),
             retry: Some(retry()),
-            host_rewrite: Some("elsewhere".into()),
+            host_rewrite: Some(HostRewrite::Literal("elsewhere".into())),
             path_rewrite: None,
+            append_forwarded_host: true,
+            mirrors: vec![mirror(), Mirror { cluster_header: Some("x-mirror".into()), ..Mirror::default() }],
+            upgrades: vec![Upgrade { protocol: "websocket".into(), enabled: false }],
             ..Forward::default()
         }),
     );
@@ -167,6 +183,18 @@ fn table(name: &str) -> RouteTable {
     aborted.fault =
         Some(Fault { delay: None, abort: Some(Abort { status: AbortStatus::Grpc(14), fraction: Fraction::NONE }) });
     routes.push(aborted);
+    for host_rewrite in [
+        HostRewrite::Auto,
+        HostRewrite::Header("x-host".into()),
+        HostRewrite::PathRegex { pattern: regex("^/(.*)$"), substitution: r"\1".into() },
+    ] {
+        let host_rewrite = Some(host_rewrite);
+        let forward = Forward { clusters: to("a"), split_by: SplitBy::Hash, host_rewrite, ..Forward::default() };
+        routes.push(route(RouteMatch::default(), Action::Forward(forward)));
+    }
+    let mut by_header = to("");
+    by_header[0].cluster_header = Some("x-cluster".into());
+    routes.push(route(RouteMatch::default(), forward(by_header, None)));
     RouteTable {
         name: name.into(),
         virtual_hosts: vec![
@@ -176,11 +204,28 @@ fn table(name: &str) -> RouteTable {
                 routes,
                 retry: Some(RetryPolicy { back_off: BackOff::default(), ..retry() }),
                 headers: changes("host"),
+                mirrors: vec![mirror()],
+                ..VirtualHost::default()
             }),
             Arc::new(VirtualHost { name: "allow_any".into(), domains: vec!["*".into()], ..VirtualHost::default() }),
         ],
         ignore_port: true,
         headers: changes("table"),
+        most_specific_wins: true,
+        ignore_path_parameters: true,
+        mirrors: vec![mirror()],
+    }
+}
+
+fn mirror() -> Mirror {
+    Mirror {
+        cluster: "copies".into(),
+        fraction: Some(Fraction { numerator: 5, denominator: 100 }),
+        trace_sampled: Some(false),
+        keep_host: true,
+        headers: changes("copy").request,
+        host_rewrite: Some("copy.example.com".into()),
+        ..Mirror::default()
     }
 }
 

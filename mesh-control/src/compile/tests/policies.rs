@@ -5,8 +5,8 @@
 use std::time::Duration;
 
 use mesh_core::config::{
-    Action, Discovery, LoadBalancer, OutlierDetection, PathRewrite, Protocol, RetryBudget, SuccessRate, Thresholds,
-    TlsMode,
+    Action, Discovery, Fraction, HostRewrite, LoadBalancer, OutlierDetection, PathRewrite, Protocol, RetryBudget,
+    SuccessRate, Thresholds, TlsMode,
 };
 
 use super::*;
@@ -187,7 +187,8 @@ fn rewrites_redirects_answers_and_headers_come_through() {
     assert_eq!((answer.status, answer.body.as_str()), (418, "teapot"));
     let to = forward(host, 2);
     assert_eq!(to.clusters.iter().map(|it| it.weight).collect::<Vec<_>>(), [30, 70]);
-    assert_eq!((to.clusters[0].headers.response.len(), to.host_rewrite.as_deref()), (1, Some("elsewhere")));
+    let elsewhere = HostRewrite::Literal("elsewhere".to_owned());
+    assert_eq!((to.clusters[0].headers.response.len(), &to.host_rewrite), (1, &Some(elsewhere)));
     assert_eq!(to.path_rewrite, Some(PathRewrite::Prefix("/v2".into())));
     assert_eq!(to.timeout, Some(Duration::from_secs(2)));
     let retry = to.retry.as_ref().unwrap();
@@ -229,4 +230,24 @@ fn error_codes_of_ones_own_choice_become_a_monitor() {
     let [monitor] = detection.monitors.as_slice() else { panic!("{detection:?}") };
     assert_eq!((monitor.consecutive, &*monitor.statuses), (2, &[(429, 429), (503, 503)][..]));
     assert_eq!(detection.consecutive_5xx, 0);
+}
+
+/// MI1, MI2: `mirror` with its percentage and `mirrors` become copies to clusters; a share of 0 is none.
+#[test]
+fn mirrors_become_copies() {
+    let mut mesh = Mesh::bookinfo();
+    mesh.apply("apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: reviews}\nspec:\n  hosts: [reviews]\n  http:\n  - match: [{uri: {prefix: /one}}]\n    mirror: {host: ratings}\n    route: [{destination: {host: reviews}}]\n  - match: [{uri: {prefix: /half}}]\n    mirror: {host: reviews, subset: v2}\n    mirrorPercentage: {value: 50}\n    route: [{destination: {host: reviews}}]\n  - match: [{uri: {prefix: /none}}]\n    mirror: {host: ratings}\n    mirrorPercentage: {value: 0}\n    route: [{destination: {host: reviews}}]\n  - mirrors:\n    - {destination: {host: ratings}, percentage: {value: 12.5}}\n    - {destination: {host: details, port: {number: 9080}}}\n    route: [{destination: {host: reviews}}]\n");
+    let config = mesh.config(&node("productpage-v1"));
+    let host = host(&config, 9080, &format!("{REVIEWS}:9080"));
+    let copies = |n| {
+        let mirrors = &forward(host, n).mirrors;
+        assert!(mirrors.iter().all(|mirror| mirror.trace_sampled == Some(false)));
+        mirrors.iter().map(|mirror| (mirror.cluster.to_string(), mirror.fraction)).collect::<Vec<_>>()
+    };
+    let cluster = |service: &str, subset: &str| format!("outbound|9080|{subset}|{service}.default.svc.cluster.local");
+    let share = |percent| Some(Fraction::percent(percent));
+    assert_eq!(copies(0), [(cluster("ratings", ""), None)]);
+    assert_eq!(copies(1), [(cluster("reviews", "v2"), share(50.0))]);
+    assert_eq!(copies(2), []);
+    assert_eq!(copies(3), [(cluster("ratings", ""), share(12.5)), (cluster("details", ""), None)]);
 }

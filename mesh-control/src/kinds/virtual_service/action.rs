@@ -3,7 +3,7 @@
 //! Source: Istio `HTTPRouteDestination`, `HTTPRedirect`, `HTTPDirectResponse`.
 
 use base64::Engine as _;
-use mesh_core::config::{DirectResponse, HeaderChanges, PathMatch, RouteMatch};
+use mesh_core::config::{DirectResponse, Fraction, HeaderChanges, PathMatch, RouteMatch};
 
 use super::policy;
 use crate::{
@@ -41,6 +41,15 @@ pub struct Destination {
     pub headers: HeaderChanges,
     /// New host, by a change of `:authority` or `host`.
     pub host_rewrite: Option<String>,
+}
+
+/// Who gets copies of requests.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MirrorTo {
+    /// Its host, subset and port; the rest does not count.
+    pub destination: Destination,
+    /// Of which share; `None` is all.
+    pub fraction: Option<Fraction>,
 }
 
 /// Where a caller is sent.
@@ -117,22 +126,70 @@ fn destination(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<Desti
     if found.is_none() {
         reader.missing(&fields, "destination");
     }
-    let at = found.and_then(|(node, path)| {
-        let mut fields = reader.fields(node, &path)?;
-        let host = fields.read("host", |node, path| reader.text(node, path));
-        if host.is_none() && !fields.seen("host") {
-            reader.missing(&fields, "host");
-        }
-        let subset = fields.read("subset", |node, path| reader.text(node, path)).filter(|at| !at.is_empty());
-        let port = fields.read("port", |node, path| port_number(node, path, reader));
-        fields.close(reader);
-        Some((host?, subset, port))
-    });
+    let at = found.and_then(|(node, path)| place(node, &path, reader));
     fields.close(reader);
     let (host, subset, port) = at?;
     // A faulty weight is a faulty destination; an absent one is 0, which counts among several only.
     let weight = weight.unwrap_or(Some(0))?;
     Some(Destination { host, subset, port, weight, headers, host_rewrite })
+}
+
+type Place = (At<String>, Option<At<String>>, Option<u16>);
+
+fn place(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<Place> {
+    let mut fields = reader.fields(node, path)?;
+    let host = fields.read("host", |node, path| reader.text(node, path));
+    if host.is_none() && !fields.seen("host") {
+        reader.missing(&fields, "host");
+    }
+    let subset = fields.read("subset", |node, path| reader.text(node, path)).filter(|at| !at.is_empty());
+    let port = fields.read("port", |node, path| port_number(node, path, reader));
+    fields.close(reader);
+    Some((host?, subset, port))
+}
+
+/// Who gets copies of a rule's requests: `mirrors`, or `mirror` with its percentage. A share of 0 is nobody.
+pub(super) fn mirrors(fields: &mut Fields<'_>, reader: &mut Reader<'_>) -> Vec<MirrorTo> {
+    let mut out = Vec::new();
+    let mut add = |place: Option<Place>, fraction: Option<Fraction>| {
+        let Some((host, subset, port)) = place else { return };
+        let (headers, host_rewrite) = (HeaderChanges::default(), None);
+        let destination = Destination { host, subset, port, weight: 0, headers, host_rewrite };
+        if fraction.is_none_or(|fraction| fraction.numerator > 0) {
+            out.push(MirrorTo { destination, fraction });
+        }
+    };
+    let old = fields.take("mirrorPercent");
+    let percentage = fields.take("mirrorPercentage");
+    let fraction = match (percentage, old) {
+        (Some((node, path)), _) => policy::percent_value(node, &path, reader),
+        (None, Some((node, path))) => {
+            let value = reader.percent(node, &path);
+            if let Some(value) = value {
+                let help = format!("write mirrorPercentage: {{value: {value}}}");
+                reader.deprecated(node.at, format!("{path} is deprecated"), &help);
+            }
+            value.map(Fraction::percent)
+        }
+        (None, None) => None,
+    };
+    if let Some((node, path)) = fields.take("mirror") {
+        add(place(node, &path, reader), fraction);
+    }
+    if let Some((node, path)) = fields.take("mirrors") {
+        for (node, path) in reader.list(node, &path) {
+            let Some(mut fields) = reader.fields(node, &path) else { continue };
+            let found = fields.take("destination");
+            if found.is_none() {
+                reader.missing(&fields, "destination");
+            }
+            let to = found.and_then(|(node, path)| place(node, &path, reader));
+            let share = fields.take("percentage").and_then(|(node, path)| policy::percent_value(node, &path, reader));
+            fields.close(reader);
+            add(to, share);
+        }
+    }
+    out
 }
 
 fn weight(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<u32> {

@@ -1,6 +1,8 @@
 //! The conditions of a rule. Source: Istio `HTTPMatchRequest`, `StringMatch`.
 
-use mesh_core::config::{HeaderMatch, HeaderMatcher, PathMatch, QueryMatch, Regex, RegexError, StringMatch};
+use mesh_core::config::{
+    HeaderMatch, HeaderMatcher, PathMatch, QueryMatch, QueryMatcher, Regex, RegexError, StringMatch,
+};
 
 use super::{HttpMatch, mark};
 use crate::kinds::{
@@ -39,7 +41,8 @@ pub(super) fn read(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<H
     if let Some((node, path)) = fields.take("queryParams") {
         for (name, node) in reader.map(node, &path) {
             let value = string(node, &format!("{path}.{}", name.value), reader)?;
-            out.request.query.push(QueryMatch { name: name.value.clone(), value });
+            let matcher = value.map_or(QueryMatcher::Present(true), QueryMatcher::Value);
+            out.request.query.push(QueryMatch { name: name.value.clone(), matcher });
         }
         out.request.query.sort_by(|a, b| a.name.cmp(&b.name));
     }

@@ -3,8 +3,8 @@
 //! Source: Istio `Headers`, `HTTPRewrite`, `HTTPRetry`, `HTTPFaultInjection`.
 
 use mesh_core::config::{
-    Abort, AbortStatus, BackOff, Fault, FaultDelay, Fraction, GrpcRetry, HeaderChange, HeaderChanges, HttpRetry,
-    PathRewrite, Regex, RetryConditions, RetryPolicy,
+    Abort, AbortStatus, BackOff, Fault, FaultDelay, Format, Fraction, GrpcRetry, HeaderChange, HeaderChanges,
+    HttpRetry, PathRewrite, Regex, RetryConditions, RetryPolicy,
 };
 
 use super::matches::one_line;
@@ -177,14 +177,19 @@ fn never_without_percentage(node: &Node, path: &str, fields: &Fields<'_>, reader
 fn percentage(fields: &mut Fields<'_>, reader: &mut Reader<'_>) -> Option<Fraction> {
     let old = fields.take("percent");
     if let Some((node, path)) = fields.take("percentage") {
-        let mut fields = reader.fields(node, &path)?;
-        let value = fields.read("value", |node, path| reader.percent(node, path)).unwrap_or_default();
-        fields.close(reader);
-        return Some(Fraction::percent(value));
+        return percent_value(node, &path, reader);
     }
     let (node, path) = old?;
     let value = reader.percent(node, &path)?;
     reader.deprecated(node.at, format!("{path} is deprecated"), &format!("write percentage: {{value: {value}}}"));
+    Some(Fraction::percent(value))
+}
+
+/// `{value: 12.5}`.
+pub(super) fn percent_value(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<Fraction> {
+    let mut fields = reader.fields(node, path)?;
+    let value = fields.read("value", |node, path| reader.percent(node, path)).unwrap_or_default();
+    fields.close(reader);
     Some(Fraction::percent(value))
 }
 
@@ -268,16 +273,21 @@ fn operations(node: &Node, path: &str, host: &mut Option<String>, reader: &mut R
     let usable = |name: &str| !name.starts_with(':') && !name.eq_ignore_ascii_case("host");
     let named = |name: &str| name.to_ascii_lowercase();
     let mut out = Vec::new();
-    out.extend(
-        set.into_iter()
-            .filter(|(name, _)| usable(name))
-            .map(|(name, value)| HeaderChange::Set { name: named(&name), value }),
-    );
-    out.extend(
-        add.into_iter()
-            .filter(|(name, _)| usable(name))
-            .map(|(name, value)| HeaderChange::Append { name: named(&name), value }),
-    );
+    // An empty value is sent: Envoy is told to keep it where Istio's users write one.
+    let mut text = |name: &str, value: &str| match value.parse::<Format>() {
+        Ok(format) if value.is_empty() => Some(format.keeping_empty()),
+        Ok(format) => Some(format),
+        Err(error) => {
+            reader.invalid(node.at, format!("{path}: the value of {name}: {error}"));
+            None
+        }
+    };
+    for (name, value) in set.iter().filter(|(name, _)| usable(name)) {
+        out.extend(text(name, value).map(|value| HeaderChange::Set { name: named(name), value }));
+    }
+    for (name, value) in add.iter().filter(|(name, _)| usable(name)) {
+        out.extend(text(name, value).map(|value| HeaderChange::Append { name: named(name), value }));
+    }
     out.extend(remove.into_iter().filter(|name| usable(name)).map(|name| HeaderChange::Remove { name: named(&name) }));
     out
 }

@@ -27,6 +27,19 @@ pub struct RouteConfiguration {
     pub max_direct_response_body_size_bytes: ::core::option::Option<u32>,
     #[prost(bool, tag = "14")]
     pub ignore_port_in_host_matching: bool,
+    #[prost(bool, tag = "10")]
+    pub most_specific_header_mutations_wins: bool,
+    #[prost(bool, tag = "15")]
+    pub ignore_path_parameters_in_path_matching: bool,
+    #[prost(message, repeated, tag = "13")]
+    pub request_mirror_policies: ::prost::alloc::vec::Vec<
+        route_action::RequestMirrorPolicy,
+    >,
+    #[prost(btree_map = "string, message", tag = "16")]
+    pub typed_per_filter_config: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        super::super::super::super::google::protobuf::Any,
+    >,
 }
 impl ::prost::Name for RouteConfiguration {
     const NAME: &'static str = "RouteConfiguration";
@@ -69,6 +82,10 @@ pub struct VirtualHost {
     >,
     #[prost(message, optional, tag = "16")]
     pub retry_policy: ::core::option::Option<RetryPolicy>,
+    #[prost(message, repeated, tag = "22")]
+    pub request_mirror_policies: ::prost::alloc::vec::Vec<
+        route_action::RequestMirrorPolicy,
+    >,
 }
 impl ::prost::Name for VirtualHost {
     const NAME: &'static str = "VirtualHost";
@@ -152,7 +169,9 @@ pub struct RouteMatch {
     pub query_parameters: ::prost::alloc::vec::Vec<QueryParameterMatcher>,
     #[prost(message, optional, tag = "8")]
     pub grpc: ::core::option::Option<route_match::GrpcRouteMatchOptions>,
-    #[prost(oneof = "route_match::PathSpecifier", tags = "1, 2, 10, 14")]
+    #[prost(message, repeated, tag = "17")]
+    pub cookies: ::prost::alloc::vec::Vec<CookieMatcher>,
+    #[prost(oneof = "route_match::PathSpecifier", tags = "1, 2, 10, 14, 15")]
     pub path_specifier: ::core::option::Option<route_match::PathSpecifier>,
 }
 /// Nested message and enum types in `RouteMatch`.
@@ -180,6 +199,8 @@ pub mod route_match {
         SafeRegex(super::super::super::super::r#type::matcher::v3::RegexMatcher),
         #[prost(string, tag = "14")]
         PathSeparatedPrefix(::prost::alloc::string::String),
+        #[prost(message, tag = "15")]
+        PathMatchPolicy(super::super::super::core::v3::TypedExtensionConfig),
     }
 }
 impl ::prost::Name for RouteMatch {
@@ -206,15 +227,78 @@ pub struct RouteAction {
     pub retry_policy: ::core::option::Option<RetryPolicy>,
     #[prost(message, optional, tag = "36")]
     pub max_stream_duration: ::core::option::Option<route_action::MaxStreamDuration>,
+    #[prost(enumeration = "route_action::ClusterNotFoundResponseCode", tag = "20")]
+    pub cluster_not_found_response_code: i32,
+    #[prost(message, repeated, tag = "25")]
+    pub upgrade_configs: ::prost::alloc::vec::Vec<route_action::UpgradeConfig>,
+    #[prost(message, repeated, tag = "30")]
+    pub request_mirror_policies: ::prost::alloc::vec::Vec<
+        route_action::RequestMirrorPolicy,
+    >,
+    #[prost(bool, tag = "38")]
+    pub append_x_forwarded_host: bool,
+    #[prost(message, optional, tag = "41")]
+    pub path_rewrite_policy: ::core::option::Option<
+        super::super::core::v3::TypedExtensionConfig,
+    >,
     #[prost(oneof = "route_action::ClusterSpecifier", tags = "1, 2, 3")]
     pub cluster_specifier: ::core::option::Option<route_action::ClusterSpecifier>,
-    #[prost(oneof = "route_action::HostRewriteSpecifier", tags = "6")]
+    #[prost(oneof = "route_action::HostRewriteSpecifier", tags = "6, 7, 29, 35")]
     pub host_rewrite_specifier: ::core::option::Option<
         route_action::HostRewriteSpecifier,
     >,
 }
 /// Nested message and enum types in `RouteAction`.
 pub mod route_action {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct UpgradeConfig {
+        #[prost(string, tag = "1")]
+        pub upgrade_type: ::prost::alloc::string::String,
+        #[prost(message, optional, tag = "2")]
+        pub enabled: ::core::option::Option<bool>,
+    }
+    impl ::prost::Name for UpgradeConfig {
+        const NAME: &'static str = "UpgradeConfig";
+        const PACKAGE: &'static str = "envoy.config.route.v3";
+        fn full_name() -> ::prost::alloc::string::String {
+            "envoy.config.route.v3.RouteAction.UpgradeConfig".into()
+        }
+        fn type_url() -> ::prost::alloc::string::String {
+            "type.googleapis.com/envoy.config.route.v3.RouteAction.UpgradeConfig".into()
+        }
+    }
+    #[derive(Clone, PartialEq, ::prost::Message)]
+    pub struct RequestMirrorPolicy {
+        #[prost(string, tag = "1")]
+        pub cluster: ::prost::alloc::string::String,
+        #[prost(string, tag = "5")]
+        pub cluster_header: ::prost::alloc::string::String,
+        #[prost(message, optional, tag = "3")]
+        pub runtime_fraction: ::core::option::Option<
+            super::super::super::core::v3::RuntimeFractionalPercent,
+        >,
+        #[prost(message, optional, tag = "4")]
+        pub trace_sampled: ::core::option::Option<bool>,
+        #[prost(bool, tag = "6")]
+        pub disable_shadow_host_suffix_append: bool,
+        #[prost(message, repeated, tag = "7")]
+        pub request_headers_mutations: ::prost::alloc::vec::Vec<
+            super::super::super::common::mutation_rules::v3::HeaderMutation,
+        >,
+        #[prost(string, tag = "8")]
+        pub host_rewrite_literal: ::prost::alloc::string::String,
+    }
+    impl ::prost::Name for RequestMirrorPolicy {
+        const NAME: &'static str = "RequestMirrorPolicy";
+        const PACKAGE: &'static str = "envoy.config.route.v3";
+        fn full_name() -> ::prost::alloc::string::String {
+            "envoy.config.route.v3.RouteAction.RequestMirrorPolicy".into()
+        }
+        fn type_url() -> ::prost::alloc::string::String {
+            "type.googleapis.com/envoy.config.route.v3.RouteAction.RequestMirrorPolicy"
+                .into()
+        }
+    }
     #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
     pub struct MaxStreamDuration {
         #[prost(message, optional, tag = "1")]
@@ -233,6 +317,45 @@ pub mod route_action {
                 .into()
         }
     }
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum ClusterNotFoundResponseCode {
+        ServiceUnavailable = 0,
+        NotFound = 1,
+        InternalServerError = 2,
+    }
+    impl ClusterNotFoundResponseCode {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::ServiceUnavailable => "SERVICE_UNAVAILABLE",
+                Self::NotFound => "NOT_FOUND",
+                Self::InternalServerError => "INTERNAL_SERVER_ERROR",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "SERVICE_UNAVAILABLE" => Some(Self::ServiceUnavailable),
+                "NOT_FOUND" => Some(Self::NotFound),
+                "INTERNAL_SERVER_ERROR" => Some(Self::InternalServerError),
+                _ => None,
+            }
+        }
+    }
     #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum ClusterSpecifier {
         #[prost(string, tag = "1")]
@@ -246,6 +369,14 @@ pub mod route_action {
     pub enum HostRewriteSpecifier {
         #[prost(string, tag = "6")]
         HostRewriteLiteral(::prost::alloc::string::String),
+        #[prost(message, tag = "7")]
+        AutoHostRewrite(bool),
+        #[prost(string, tag = "29")]
+        HostRewriteHeader(::prost::alloc::string::String),
+        #[prost(message, tag = "35")]
+        HostRewritePathRegex(
+            super::super::super::super::r#type::matcher::v3::RegexMatchAndSubstitute,
+        ),
     }
 }
 impl ::prost::Name for RouteAction {
@@ -266,6 +397,10 @@ pub struct WeightedCluster {
     pub total_weight: ::core::option::Option<u32>,
     #[prost(string, tag = "2")]
     pub runtime_key_prefix: ::prost::alloc::string::String,
+    #[prost(oneof = "weighted_cluster::RandomValueSpecifier", tags = "4, 5")]
+    pub random_value_specifier: ::core::option::Option<
+        weighted_cluster::RandomValueSpecifier,
+    >,
 }
 /// Nested message and enum types in `WeightedCluster`.
 pub mod weighted_cluster {
@@ -291,6 +426,15 @@ pub mod weighted_cluster {
         pub response_headers_to_remove: ::prost::alloc::vec::Vec<
             ::prost::alloc::string::String,
         >,
+        #[prost(btree_map = "string, message", tag = "10")]
+        pub typed_per_filter_config: ::prost::alloc::collections::BTreeMap<
+            ::prost::alloc::string::String,
+            super::super::super::super::super::google::protobuf::Any,
+        >,
+        #[prost(string, tag = "11")]
+        pub host_rewrite_literal: ::prost::alloc::string::String,
+        #[prost(string, tag = "12")]
+        pub cluster_header: ::prost::alloc::string::String,
     }
     impl ::prost::Name for ClusterWeight {
         const NAME: &'static str = "ClusterWeight";
@@ -302,6 +446,13 @@ pub mod weighted_cluster {
             "type.googleapis.com/envoy.config.route.v3.WeightedCluster.ClusterWeight"
                 .into()
         }
+    }
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum RandomValueSpecifier {
+        #[prost(string, tag = "4")]
+        HeaderName(::prost::alloc::string::String),
+        #[prost(message, tag = "5")]
+        UseHashPolicy(bool),
     }
 }
 impl ::prost::Name for WeightedCluster {
@@ -576,6 +727,27 @@ impl ::prost::Name for HeaderMatcher {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "type.googleapis.com/envoy.config.route.v3.HeaderMatcher".into()
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CookieMatcher {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub string_match: ::core::option::Option<
+        super::super::super::r#type::matcher::v3::StringMatcher,
+    >,
+    #[prost(bool, tag = "3")]
+    pub invert_match: bool,
+}
+impl ::prost::Name for CookieMatcher {
+    const NAME: &'static str = "CookieMatcher";
+    const PACKAGE: &'static str = "envoy.config.route.v3";
+    fn full_name() -> ::prost::alloc::string::String {
+        "envoy.config.route.v3.CookieMatcher".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/envoy.config.route.v3.CookieMatcher".into()
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
