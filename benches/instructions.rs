@@ -7,7 +7,12 @@
 //! `cargo bench --bench instructions` (`-- --only call` for the paths whose names have that word; needs valgrind).
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
-use std::{env, process::Command};
+use std::{env, process::Command, sync::Arc};
+
+use mesh_core::{
+    cluster::Cluster, config::LoadBalancer, outcome::Outcome, pick::Ask, request::RequestView, rng::RequestRng,
+    snapshot::Snapshot, time::Time,
+};
 
 use common::{Nowhere, Policy, argument, call, client, mesh, read, request, text_argument, uris};
 
@@ -20,6 +25,10 @@ const PATHS: &[Path] = &[
     ("call: one route", |turns| calls(turns, 1, Policy::Plain)),
     ("call: one route with timeout and retries", |turns| calls(turns, 1, Policy::Usual)),
     ("call: 1,000 virtual hosts with timeout and retries", |turns| calls(turns, 1_000, Policy::Usual)),
+    ("plan: one route", |turns| plans(turns, 1)),
+    ("plan: 1,000 virtual hosts", |turns| plans(turns, 1_000)),
+    ("pick: least request of 1,000 endpoints", |turns| picks(turns, LoadBalancer::default())),
+    ("pick: round robin of 1,000 endpoints", |turns| picks(turns, LoadBalancer::RoundRobin)),
 ];
 
 fn main() {
@@ -69,4 +78,26 @@ fn calls(turns: usize, services: usize, policy: Policy) {
             call(&client, uri).await;
         }
     });
+}
+
+fn plans(turns: usize, services: usize) {
+    let snapshot = Snapshot::compile(&mesh(services, Policy::Usual, "127.0.0.1:9".parse().unwrap()), None).unwrap();
+    let requests: Vec<_> = uris(services).iter().map(|uri| request(uri).into_parts().0).collect();
+    for (n, parts) in (0..turns).zip(requests.iter().cycle()) {
+        let plan = snapshot.plan(&RequestView::of(parts, None), &mut RequestRng::new(1, n as u64)).unwrap();
+        drop(std::hint::black_box(plan));
+    }
+}
+
+fn picks(turns: usize, policy: LoadBalancer) {
+    let addresses = (0..1_000).map(|n: u32| std::net::SocketAddr::from(([10, 0, (n >> 8) as u8, n as u8], 80)));
+    let mut config = common::cluster("echo", addresses);
+    config.load_balancer = policy;
+    let cluster = Arc::new(Cluster::compile(&Arc::new(config), None));
+    let mut rng = RequestRng::new(1, 1);
+    for n in 0..turns {
+        let now = Time::from_nanos(1_000 * n as u64);
+        let pick = cluster.pick(&Ask::default(), now, &mut rng).unwrap();
+        pick.finish(&Outcome::response(200), now);
+    }
 }

@@ -22,7 +22,9 @@ use crate::{
 /// A configuration compiled for reading.
 #[derive(Debug)]
 pub struct Snapshot {
-    config: Config,
+    /// What servers demand, as configured. The rest of the configuration is in what was compiled of it, so that taking
+    /// over an unchanged cluster copies one pointer.
+    servers: BTreeMap<u16, Arc<config::Inbound>>,
     pub(crate) outbound: BTreeMap<u16, Arc<RouteTable>>,
     pub(crate) inbound: BTreeMap<u16, Arc<RouteTable>>,
     /// In the order of their names.
@@ -37,7 +39,7 @@ impl Snapshot {
     /// Without any configuration: no request finds a route.
     pub fn empty() -> Self {
         Self {
-            config: Config::default(),
+            servers: BTreeMap::new(),
             outbound: BTreeMap::new(),
             inbound: BTreeMap::new(),
             clusters: Vec::new(),
@@ -64,7 +66,7 @@ impl Snapshot {
             true => Arc::clone(&previous.index),
             false => Arc::new(index(&clusters)),
         };
-        Ok(Self { config: config.clone(), outbound, inbound, clusters, index, departed })
+        Ok(Self { servers: config.inbound.clone(), outbound, inbound, clusters, index, departed })
     }
 
     /// Decides one outbound request. Allocates nothing; draws from `rng` for shares, weights and faults.
@@ -129,12 +131,17 @@ impl Snapshot {
 
     /// What the server on this port demands of its callers.
     pub fn inbound(&self, port: u16) -> Option<&Arc<config::Inbound>> {
-        self.config.inbound.get(&port)
+        self.servers.get(&port)
     }
 
-    /// What it was compiled from.
-    pub fn config(&self) -> &Config {
-        &self.config
+    /// What it was compiled from, put together again.
+    pub fn config(&self) -> Config {
+        let clusters = self.clusters.iter().map(|cluster| (Name::clone(cluster.name()), Arc::clone(cluster.config())));
+        Config {
+            outbound: self.outbound.iter().map(|(port, table)| (*port, Arc::clone(&table.config))).collect(),
+            inbound: self.servers.clone(),
+            clusters: clusters.collect(),
+        }
     }
 
     fn find(&self, hash: u64, name: &str) -> Option<&Arc<Cluster>> {
