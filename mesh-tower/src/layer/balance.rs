@@ -180,14 +180,14 @@ impl Guard {
         if let Some(pick) = &mut self.pick {
             pick.responded(self.source.now());
         }
-        self.seen = Some(match (self.is_grpc, grpc_status(headers)) {
-            (true, grpc) => Outcome::grpc_response(status, grpc),
-            (false, _) => Outcome::response(status),
-        });
-        if self.is_grpc && status == 200 && grpc_status(headers).is_none() {
-            // The verdict is in the trailers; until they come, nothing is known.
-            self.seen = None;
-        }
+        self.seen = match self.is_grpc {
+            false => Some(Outcome::response(status)),
+            true => match grpc_status(headers) {
+                // The verdict is in the trailers; until they come, nothing is known.
+                None if status == 200 => None,
+                grpc => Some(Outcome::grpc_response(status, grpc)),
+            },
+        };
     }
 
     fn trailers(&mut self, trailers: &HeaderMap) {
@@ -212,6 +212,9 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
+        if self.pick.is_none() {
+            return;
+        }
         if self.deadline.is_some_and(|deadline| deadline <= source::instant()) {
             self.settle(&Outcome::failed(Failure::Timeout));
         } else if let Some(seen) = self.seen {

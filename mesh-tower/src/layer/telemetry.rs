@@ -153,32 +153,32 @@ impl Story {
             return;
         }
         let plan = self.call.plan();
-        let endpoint = self.call.endpoint();
-        let peer = self.call.peer().or_else(|| {
+        let journal = self.call.journal();
+        let endpoint = journal.endpoint.as_ref();
+        let peer = journal.peer.as_ref().or_else(|| {
             // Configuration knows who is there, even if nobody answered; kept beside the endpoint once made.
-            let endpoint = endpoint.as_ref()?;
-            let workload = endpoint.config().workload.as_ref()?;
-            Some(Arc::clone(endpoint.attached(|| Arc::new(Peer::new(workload.clone(), None)))))
+            let workload = endpoint?.config().workload.as_ref()?;
+            Some(endpoint?.attached(|| Arc::new(Peer::new(workload.clone(), None))))
         });
         let cluster = plan.cluster().map(|cluster| cluster.config());
         self.telemetry.record(&Event {
             reporter: Reporter::Source,
-            peer: peer.as_ref(),
+            peer,
             service: cluster.and_then(|cluster| cluster.service.as_ref()),
             cluster: cluster.map(|cluster| &cluster.name),
             route: Some(&plan.route.name).filter(|name| !name.is_empty()),
-            upstream: endpoint.as_ref().map(|endpoint| endpoint.address()),
+            upstream: endpoint.map(|endpoint| endpoint.address()),
             logged: self.logged.as_deref(),
             is_grpc: plan.is_grpc,
             status: self.status,
             grpc_status: self.grpc_status,
-            flags: self.flags | self.call.flags(),
+            flags: self.flags | journal.flags,
             details: self.details,
             request_bytes: self.request_head + self.call.request_bytes(),
             response_bytes: self.response_bytes,
             duration: source::instant().saturating_duration_since(self.call.begun()),
             mutual_tls: false,
-            attempts: self.call.attempts(),
+            attempts: journal.attempts,
         });
     }
 }

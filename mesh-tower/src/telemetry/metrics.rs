@@ -98,7 +98,7 @@ struct SeriesKey {
 }
 
 /// Everything that tells series of one pair of peers apart.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 struct Kind {
     reporter: Reporter,
     is_grpc: bool,
@@ -106,6 +106,17 @@ struct Kind {
     grpc_status: Option<u32>,
     flags: Flags,
     mutual_tls: bool,
+}
+
+impl Hash for Kind {
+    /// All but the flags as one number.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let grpc = self.grpc_status.map_or(0, |status| u64::from(status) + 1);
+        let bits = [self.reporter == Reporter::Source, self.is_grpc, self.mutual_tls];
+        let bits = bits.into_iter().fold(0, |bits, bit| bits << 1 | u64::from(bit));
+        state.write_u64(grpc << 32 ^ u64::from(self.status) << 8 ^ bits);
+        self.flags.hash(state);
+    }
 }
 
 /// A [`SeriesKey`] to look up, without owning anything.
