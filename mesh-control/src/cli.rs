@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 use mesh_control::diagnostic::Diagnostic;
 
 mod apply;
+mod check_routes;
 mod client;
 mod delete;
 mod dev;
@@ -52,6 +53,8 @@ enum Verb {
     Delete(delete::Delete),
     /// Say where a request would go, and why.
     Explain(explain::Explain),
+    /// Test a file of routes with the cases of another, as Envoy's router_check_tool does.
+    CheckRoutes(check_routes::CheckRoutes),
     /// Say how far each workload's configuration is.
     #[command(visible_alias = "ps")]
     ProxyStatus(proxy_status::ProxyStatus),
@@ -102,6 +105,7 @@ async fn perform(cli: Cli) -> Result<(), Failure> {
         Verb::Get(get) => get.run(&server).await,
         Verb::Delete(delete) => delete.run(&server).await,
         Verb::Explain(explain) => explain.run(&server).await,
+        Verb::CheckRoutes(check) => check.run(),
         Verb::ProxyStatus(status) => status.run(&server).await,
         Verb::Workload(workload) => workload.run(&server).await,
         Verb::Dev(dev) => dev.run().await,

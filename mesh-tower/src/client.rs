@@ -172,9 +172,10 @@ where
         let stack = self.stack.clone();
         Box::pin(async move {
             let is_grpc = is_grpc(request.headers());
+            let is_head = *request.method() == http::Method::HEAD;
             match stack.call(request).await {
                 Ok(response) => Ok(response.map(|body| ResponseBody::there(body, is_grpc))),
-                Err(error) => answer(error, is_grpc),
+                Err(error) => answer(error, is_grpc, is_head),
             }
         })
     }
@@ -185,12 +186,14 @@ fn fail<B: Send + 'static>(error: Error) -> Answer<B> {
 }
 
 /// The mesh's own answer to a request that none of its destinations answered.
-fn answer<B>(error: Error, is_grpc: bool) -> Result<http::Response<ResponseBody<B>>, Error> {
+fn answer<B>(error: Error, is_grpc: bool, is_head: bool) -> Result<http::Response<ResponseBody<B>>, Error> {
     if matches!(error.kind(), ErrorKind::Body | ErrorKind::Invalid) {
         return Err(error);
     }
     tracing::debug!(%error, flags = %error.flags(), details = error.details(), "no destination answered");
     let response = if is_grpc { error.to_grpc_response() } else { error.to_response() };
+    // The answer to HEAD tells of a body and has none.
+    let response = if is_head { response.map(|_| Bytes::new()) } else { response };
     let mut response = response.map(ResponseBody::here);
     response.extensions_mut().insert(ResponseFlags { flags: error.flags(), details: error.details() });
     Ok(response)

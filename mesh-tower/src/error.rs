@@ -216,7 +216,12 @@ impl Error {
     pub fn to_response(&self) -> http::Response<Bytes> {
         let body = self.body();
         let has_text = !body.is_empty();
-        let mut response = http::Response::new(Bytes::from(body.into_owned()));
+        // What has no content is sent without.
+        let bytes = match self.status() {
+            StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED => Bytes::new(),
+            _ => Bytes::from(body.into_owned()),
+        };
+        let mut response = http::Response::new(bytes);
         *response.status_mut() = self.status();
         let headers = response.headers_mut();
         if has_text {
@@ -240,6 +245,9 @@ impl Error {
         if self.0.kind == ErrorKind::Overflow {
             headers.insert(OVERLOADED, HeaderValue::from_static("true"));
         }
+        if let Some(location) = self.0.answer.as_ref().and_then(|answer| answer.location.clone()) {
+            headers.insert(header::LOCATION, location);
+        }
         headers.extend(self.to_trailers());
         self.change(&mut response);
         response
@@ -249,9 +257,12 @@ impl Error {
     pub(crate) fn to_trailers(&self) -> HeaderMap {
         let mut trailers = HeaderMap::with_capacity(2);
         trailers.insert(GRPC_STATUS, HeaderValue::from(self.grpc_status()));
-        let text = self.body();
-        let text = if text.is_empty() { Cow::from(self.to_string()) } else { text };
-        if let Ok(message) = HeaderValue::try_from(percent_encode(&text)) {
+        let text = match self.body() {
+            // A route's own answer says what the route says, be it nothing.
+            text if !text.is_empty() || self.0.answer.is_some() => text,
+            _ => Cow::from(self.to_string()),
+        };
+        if let (false, Ok(message)) = (text.is_empty(), HeaderValue::try_from(percent_encode(&text))) {
             trailers.insert(GRPC_MESSAGE, message);
         }
         trailers

@@ -23,6 +23,9 @@ pub use self::{
 
 pub(crate) mod fields;
 
+/// The `FileDescriptorSet` of all sources and what they import, encoded: for tools that read and write JSON.
+pub const DESCRIPTORS: &[u8] = include_bytes!("proto/generated/descriptors.bin");
+
 impl Any {
     /// The message, named and encoded.
     pub fn pack<M: Message + Name>(message: &M) -> Self {

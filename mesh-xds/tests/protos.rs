@@ -9,6 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use prost::Message;
 use prost_types::{DescriptorProto, FileDescriptorSet, field_descriptor_proto::Type};
 
 /// What of `google.protobuf` is taken from elsewhere: all but `Any`, whose value is to be shared and not copied.
@@ -38,19 +39,20 @@ fn protos_are_up_to_date() {
 
     let descriptors = compile(&root.join("proto"));
     let mut files = generate(descriptors.clone(), fresh.path());
-    files.insert("fields.rs".to_owned(), field_table(&descriptors));
+    files.insert("fields.rs".to_owned(), field_table(&descriptors).into_bytes());
+    files.insert("descriptors.bin".to_owned(), descriptors.encode_to_vec());
 
     if std::env::var_os("MESH_REGENERATE").is_some() {
         let _ = fs::remove_dir_all(&committed);
         fs::create_dir_all(&committed).unwrap();
-        for (name, text) in &files {
-            fs::write(committed.join(name), text).unwrap();
+        for (name, content) in &files {
+            fs::write(committed.join(name), content).unwrap();
         }
     }
 
-    for (name, text) in &files {
-        let have = fs::read_to_string(committed.join(name)).unwrap_or_default();
-        assert!(have == *text, "src/proto/generated/{name} is not what proto/ says; run with MESH_REGENERATE=1");
+    for (name, content) in &files {
+        let have = fs::read(committed.join(name)).unwrap_or_default();
+        assert!(have == *content, "src/proto/generated/{name} is not what proto/ says; run with MESH_REGENERATE=1");
     }
     let have = fs::read_dir(&committed).unwrap().count();
     assert_eq!(have, files.len(), "a file in src/proto/generated belongs to no source");
@@ -59,10 +61,13 @@ fn protos_are_up_to_date() {
 fn compile(proto: &Path) -> FileDescriptorSet {
     let mut sources: Vec<PathBuf> = fs::read_dir(proto).unwrap().map(|entry| entry.unwrap().path()).collect();
     sources.sort();
-    protox::compile(sources, [proto]).unwrap()
+    let mut descriptors = protox::compile(sources, [proto]).unwrap();
+    // Where in a source something stands is of no use to who has only the descriptors.
+    descriptors.file.iter_mut().for_each(|file| file.source_code_info = None);
+    descriptors
 }
 
-fn generate(descriptors: FileDescriptorSet, out: &Path) -> BTreeMap<String, String> {
+fn generate(descriptors: FileDescriptorSet, out: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut config = tonic_prost_build::Config::new();
     config
         .bytes(["."])
@@ -82,8 +87,8 @@ fn generate(descriptors: FileDescriptorSet, out: &Path) -> BTreeMap<String, Stri
     fs::read_dir(out)
         .unwrap()
         .map(|entry| entry.unwrap())
-        .map(|entry| (entry.file_name().into_string().unwrap(), fs::read_to_string(entry.path()).unwrap()))
-        .filter(|(name, text)| name != "google.protobuf.rs" || !text.is_empty())
+        .map(|entry| (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap()))
+        .filter(|(name, content)| name != "google.protobuf.rs" || !content.is_empty())
         .collect()
 }
 

@@ -66,6 +66,10 @@ pub(super) fn runtime_fraction(value: RuntimeFractionalPercent) -> Result<Fracti
 }
 
 pub(super) fn regex(value: &RegexMatcher) -> Result<Regex, Wrong> {
+    // One that matches nothing but the empty text is a mistake, and Envoy's rule for the field.
+    if value.regex.is_empty() {
+        return Err(wrong("regex", "is empty"));
+    }
     value.regex.parse().map_err(|error: mesh_core::config::RegexError| wrong("regex", error.to_string()))
 }
 
