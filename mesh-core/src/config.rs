@@ -16,6 +16,7 @@ mod cluster;
 mod connections;
 mod hash;
 mod health_check;
+mod http;
 mod inbound;
 mod outlier;
 mod policy;
@@ -29,9 +30,13 @@ pub use cluster::{
 pub use connections::{Connections, Http2, Keepalive, SocketOption, TcpKeepalive};
 pub use hash::{HashCookie, HashPolicy, HashSource, RoutingPriority};
 pub use health_check::{GrpcCheck, HealthCheck, HttpCheck, Probe, TcpCheck};
+pub use http::HttpSettings;
 pub use inbound::{Inbound, MtlsMode};
 pub use outlier::{FailurePercentage, LatencyOutlier, Monitor, OutlierDetection, SuccessRate};
-pub use policy::{Abort, AbortStatus, BackOff, Fault, FaultDelay, GrpcRetry, HttpRetry, RetryConditions, RetryPolicy};
+pub use policy::{
+    Abort, AbortStatus, BackOff, Fault, FaultDelay, GrpcRetry, HedgePolicy, HttpRetry, RateLimitedBackOff, ResetFormat,
+    ResetHeader, RetryConditions, RetryPolicy,
+};
 pub use route::{
     Action, CookieMatch, DirectResponse, Format, FormatError, Forward, HeaderChange, HeaderChanges, HeaderChoice,
     HeaderMatch, HeaderMatcher, HostRewrite, Mirror, Operator, PathMatch, PathRewrite, QueryMatch, QueryMatcher,
@@ -51,6 +56,8 @@ pub struct Config {
     ///
     /// Source: one outbound `Listener` each, with its `RouteConfiguration`.
     pub outbound: BTreeMap<u16, Arc<RouteTable>>,
+    /// What holds for all requests of a port, whatever their route; absent is nothing.
+    pub http: BTreeMap<u16, Arc<HttpSettings>>,
     /// What this process's servers demand of callers, by the port they listen on.
     pub inbound: BTreeMap<u16, Arc<Inbound>>,
     /// Every cluster a route may name. A route naming a cluster that is not here answers 503 with flag `NC`.

@@ -313,17 +313,14 @@ fn faults(fault: &Fault, plan: &Plan) -> Vec<String> {
     };
     let drawn = |it: bool| if it { "drawn" } else { "not drawn" };
     let delay = fault.delay.map(|delay| {
-        format!(
-            "delay of {:?} for {} % ({})",
-            delay.duration,
-            percent(delay.fraction),
-            drawn(plan.fault.delay.is_some())
-        )
+        let duration = delay.duration.map_or_else(|| "what its headers name".to_owned(), |time| format!("{time:?}"));
+        format!("delay of {duration} for {} % ({})", percent(delay.fraction), drawn(plan.fault.delay.is_some()))
     });
     let abort = fault.abort.map(|Abort { status, fraction }| {
         let status = match status {
             AbortStatus::Http(status) => format!("HTTP {status}"),
             AbortStatus::Grpc(status) => format!("gRPC status {status}"),
+            AbortStatus::ByHeader => "the status its headers name".to_owned(),
         };
         format!("abort with {status} for {} % ({})", percent(fraction), drawn(plan.fault.abort.is_some()))
     });

@@ -85,6 +85,10 @@ pub enum Failure {
     PerTryTimeout,
     /// The request took longer than it may in all.
     Timeout,
+    /// The stream as a whole took longer than it may.
+    StreamDuration,
+    /// Nothing passed in either direction for too long.
+    StreamIdle,
     /// A circuit breaker was open.
     Overflow,
     /// The cluster has no endpoint that may be used.
@@ -105,7 +109,7 @@ impl Failure {
     /// The status of the answer made up for it. `Cancelled` has none on the wire; Envoy logs 0.
     pub const fn status(self) -> u16 {
         match self {
-            Self::PerTryTimeout | Self::Timeout => 504,
+            Self::PerTryTimeout | Self::Timeout | Self::StreamDuration | Self::StreamIdle => 504,
             Self::NoRoute => 404,
             Self::RateLimited => 429,
             Self::Protocol => 502,
@@ -117,7 +121,7 @@ impl Failure {
     /// The gRPC status of the answer made up for it.
     pub const fn grpc_status(self) -> u32 {
         match self {
-            Self::PerTryTimeout | Self::Timeout => 4,
+            Self::PerTryTimeout | Self::Timeout | Self::StreamDuration | Self::StreamIdle => 4,
             Self::NoRoute => 12,
             Self::Cancelled => 1,
             Self::Protocol => 13,
@@ -132,6 +136,8 @@ impl Failure {
             Self::Reset | Self::RefusedStream => Flags::UC,
             Self::Protocol => Flags::UPE,
             Self::PerTryTimeout | Self::Timeout => Flags::UT,
+            Self::StreamDuration => Flags::DT,
+            Self::StreamIdle => Flags::SI,
             Self::Overflow => Flags::UO,
             Self::NoEndpoint => Flags::UH,
             Self::NoRoute => Flags::NR,
@@ -152,6 +158,8 @@ impl Failure {
             Self::Protocol => "upstream_reset_before_response_started{protocol_error}",
             Self::PerTryTimeout => "upstream_per_try_timeout",
             Self::Timeout => "response_timeout",
+            Self::StreamDuration => "max_duration_timeout",
+            Self::StreamIdle => "stream_idle_timeout",
             Self::Overflow => "upstream_reset_before_response_started{overflow}",
             Self::NoEndpoint => "no_healthy_upstream",
             Self::NoRoute => "route_not_found",
@@ -164,7 +172,16 @@ impl Failure {
 
     /// The failure itself proves that no server processed the request.
     pub const fn is_unsent(self) -> bool {
-        !matches!(self, Self::Reset | Self::Protocol | Self::PerTryTimeout | Self::Timeout | Self::Cancelled)
+        !matches!(
+            self,
+            Self::Reset
+                | Self::Protocol
+                | Self::PerTryTimeout
+                | Self::Timeout
+                | Self::StreamDuration
+                | Self::StreamIdle
+                | Self::Cancelled
+        )
     }
 
     /// The endpoint is to blame, so that ejection counts it; a full circuit or a cancelled caller is not its doing.
@@ -234,6 +251,10 @@ flags! {
     UAEX = 14;
     /// Max stream duration reached before any response.
     UMSDR = 15;
+    /// The limit of the stream's whole duration was reached.
+    DT = 16;
+    /// The stream stood still for too long.
+    SI = 17;
 }
 
 impl Flags {
@@ -343,6 +364,8 @@ mod tests {
             (Failure::Protocol, "UPE", 502, 13),
             (Failure::PerTryTimeout, "UT", 504, 4),
             (Failure::Timeout, "UT", 504, 4),
+            (Failure::StreamDuration, "DT", 504, 4),
+            (Failure::StreamIdle, "SI", 504, 4),
             (Failure::Overflow, "UO", 503, 14),
             (Failure::NoEndpoint, "UH", 503, 14),
             (Failure::NoRoute, "NR", 404, 12),

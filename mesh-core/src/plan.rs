@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     cluster::Cluster,
-    config::{DirectResponse, Name, Redirect, RetryPolicy, RoutingPriority, Upgrade},
+    config::{DirectResponse, HedgePolicy, Name, Redirect, RetryPolicy, RoutingPriority, Upgrade},
     fault::FaultDecision,
     hash::{Fresh, HashPolicies},
     mirror::MirrorPolicy,
@@ -114,12 +114,22 @@ pub struct RoutePolicy {
     pub timeout: Option<Duration>,
     /// Limit of the whole stream; `None` is no limit. Envoy `RouteAction.max_stream_duration`.
     pub max_stream_duration: Option<Duration>,
+    /// In place of `timeout` for gRPC calls; zero is no limit. Envoy `RouteAction.max_grpc_timeout`.
+    pub max_grpc_timeout: Option<Duration>,
+    /// In place of `max_stream_duration` for gRPC calls; zero is no limit (gRFC A31). Envoy `grpc_timeout_header_max`.
+    pub grpc_timeout_header_max: Option<Duration>,
+    /// How long the stream may stand still; `None` is for ever. Envoy `RouteAction.idle_timeout`.
+    pub idle_timeout: Option<Duration>,
     /// When to try again; `None` is never. The route's, else the virtual host's (RT5).
     pub retry: Option<RetryPolicy>,
     /// What requests that belong together have in common. Envoy `RouteAction.hash_policy`.
     pub hash: HashPolicies,
     /// Whose limits count. Envoy `RouteAction.priority`.
     pub priority: RoutingPriority,
+    /// Whether to begin another try before the first has failed.
+    pub hedge: Option<HedgePolicy>,
+    /// How many bytes of a streamed body are kept for sending it again; `None` is the client's own limit.
+    pub replay_limit: Option<u64>,
     /// New authority and path.
     pub rewrite: Rewrite,
     /// Header changes, after those of the destination that was drawn.
@@ -134,4 +144,23 @@ pub struct RoutePolicy {
     pub redirect: Option<Redirect>,
     /// With [`Target::Respond`].
     pub respond: Option<DirectResponse>,
+}
+
+impl RoutePolicy {
+    /// Limit of the request with all its tries (TO1).
+    pub fn timeout_of(&self, is_grpc: bool) -> Option<Duration> {
+        instead(is_grpc, self.max_grpc_timeout, self.timeout)
+    }
+
+    /// Limit of the whole stream, counted from its beginning (TO2).
+    pub fn stream_limit_of(&self, is_grpc: bool) -> Option<Duration> {
+        instead(is_grpc, self.grpc_timeout_header_max, self.max_stream_duration)
+    }
+}
+
+fn instead(is_grpc: bool, grpc: Option<Duration>, other: Option<Duration>) -> Option<Duration> {
+    match grpc {
+        Some(limit) if is_grpc => (limit > Duration::ZERO).then_some(limit),
+        _ => other,
+    }
 }

@@ -4,11 +4,12 @@
 //! (`route/index.rs`), and one of a rule's clusters is drawn by weight (`route/weight.rs`). Compiled virtual hosts are shared
 //! with the previous snapshot as long as their configuration is the same.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use crate::{
-    config::{self, Action, Fault, Forward, Mirror, Name, PathMatch},
+    config::{self, Action, Forward, HttpSettings, Mirror, Name, PathMatch},
     error::{CompileError, NoRoute},
+    fault::Faults,
     hash::HashPolicies,
     mirror::{MOST_MIRRORS, MirrorPolicy},
     plan::RoutePolicy,
@@ -23,7 +24,7 @@ mod matcher;
 mod text;
 mod weight;
 
-pub use matcher::header_matches;
+pub use matcher::{header_matches, view_matches};
 pub use weight::{Destination, Split};
 
 pub(crate) use host::{Domains, domain_takes};
@@ -35,6 +36,8 @@ pub(crate) use weight::name_hash;
 #[derive(Debug)]
 pub(crate) struct RouteTable {
     pub(crate) config: Arc<config::RouteTable>,
+    /// What holds for all routes, part of every policy.
+    pub(crate) settings: Option<Arc<HttpSettings>>,
     hosts: Vec<Arc<VirtualHost>>,
     domains: Domains,
 }
@@ -54,7 +57,7 @@ pub(crate) struct Rule {
     pub(crate) matcher: Matcher,
     pub(crate) policy: Arc<RoutePolicy>,
     pub(crate) kind: Kind,
-    pub(crate) fault: Option<Fault>,
+    pub(crate) fault: Option<Faults>,
 }
 
 /// What a rule does.
@@ -67,9 +70,14 @@ pub(crate) enum Kind {
 }
 
 impl RouteTable {
-    pub(crate) fn compile(config: &Arc<config::RouteTable>, previous: Option<&Self>) -> Result<Self, CompileError> {
-        // What the table says for all is part of every policy.
-        let previous = previous.filter(|previous| same_for_all(&previous.config, config));
+    pub(crate) fn compile(
+        config: &Arc<config::RouteTable>,
+        settings: Option<&Arc<HttpSettings>>,
+        previous: Option<&Self>,
+    ) -> Result<Self, CompileError> {
+        // What the table and its port say for all is part of every policy.
+        let previous = previous
+            .filter(|previous| same_for_all(&previous.config, config) && previous.settings.as_ref() == settings);
         let known: std::collections::BTreeMap<&str, &Arc<VirtualHost>> =
             previous.iter().flat_map(|table| &table.hosts).map(|host| (&*host.config.name, host)).collect();
         let mut hosts = Vec::with_capacity(config.virtual_hosts.len());
@@ -77,11 +85,11 @@ impl RouteTable {
             let same = |old: &&&Arc<VirtualHost>| Arc::ptr_eq(&old.config, host) || old.config == *host;
             hosts.push(match known.get(&*host.name).filter(same) {
                 Some(old) => Arc::clone(old),
-                None => Arc::new(VirtualHost::compile(host, config)?),
+                None => Arc::new(VirtualHost::compile(host, config, settings)?),
             });
         }
         let domains = Domains::compile(config)?;
-        Ok(Self { config: Arc::clone(config), hosts, domains })
+        Ok(Self { config: Arc::clone(config), settings: settings.cloned(), hosts, domains })
     }
 
     /// The virtual host that takes the request.
@@ -110,11 +118,17 @@ fn same_for_all(a: &config::RouteTable, b: &config::RouteTable) -> bool {
 }
 
 impl VirtualHost {
-    fn compile(config: &Arc<config::VirtualHost>, table: &config::RouteTable) -> Result<Self, CompileError> {
+    fn compile(
+        config: &Arc<config::VirtualHost>,
+        table: &config::RouteTable,
+        settings: Option<&Arc<HttpSettings>>,
+    ) -> Result<Self, CompileError> {
+        let none = HttpSettings::default();
+        let settings = settings.map_or(&none, |settings| &**settings);
         let resource = format!("virtual host {:?}", config.name);
         let mut rules = Vec::with_capacity(config.routes.len());
         for (i, route) in config.routes.iter().enumerate() {
-            rules.push(Rule::compile(route, config, table, &resource, &format!("routes[{i}]"))?);
+            rules.push(Rule::compile(route, config, table, settings, &resource, &format!("routes[{i}]"))?);
         }
         let conditions: Vec<_> = rules.iter().map(|rule| rule.matcher.config()).collect();
         let index = Index::new(&conditions);
@@ -142,6 +156,7 @@ impl Rule {
         route: &config::Route,
         host: &config::VirtualHost,
         table: &config::RouteTable,
+        settings: &HttpSettings,
         resource: &str,
         field: &str,
     ) -> Result<Self, CompileError> {
@@ -163,6 +178,7 @@ impl Rule {
         let kind = match &route.action {
             Action::Forward(forward) => {
                 forward_policy(&mut policy, forward, host, table).map_err(at)?;
+                port_policy(&mut policy, forward, settings);
                 Kind::Forward
             }
             Action::Redirect(redirect) if !matches!(redirect.status, 301 | 302 | 303 | 307 | 308) => {
@@ -185,7 +201,7 @@ impl Rule {
             matcher: Matcher::compile(&route.matches, resource, &format!("{field}.matches"))?,
             policy: Arc::new(policy),
             kind,
-            fault: route.fault.clone().filter(|fault| fault.delay.is_some() || fault.abort.is_some()),
+            fault: route.fault.as_ref().or(settings.fault.as_ref()).and_then(Faults::new),
         })
     }
 }
@@ -198,7 +214,8 @@ fn forward_policy(
 ) -> Result<(), CompileError> {
     policy.split = Split::compile(&forward.clusters, &forward.split_by)?;
     policy.timeout = forward.timeout;
-    policy.max_stream_duration = forward.max_stream_duration;
+    policy.hedge = forward.hedge.clone();
+    policy.replay_limit = forward.replay_limit;
     policy.retry = forward.retry.clone().or_else(|| host.retry.clone());
     policy.hash = HashPolicies::compile(&forward.hash)?;
     policy.priority = forward.priority;
@@ -216,6 +233,17 @@ fn compile_mirrors(mirrors: &[Mirror]) -> Result<Vec<Arc<MirrorPolicy>>, Compile
         return Err(CompileError::new("mirror", "action.mirrors", format!("more than {MOST_MIRRORS} of one route")));
     }
     mirrors.iter().map(|mirror| MirrorPolicy::compile(mirror).map(Arc::new)).collect()
+}
+
+/// What a route leaves to its port; zero is a word of its own.
+fn port_policy(policy: &mut RoutePolicy, forward: &Forward, settings: &HttpSettings) {
+    let some = |limit: Option<Duration>| limit.filter(|limit| !limit.is_zero());
+    policy.idle_timeout = some(forward.idle_timeout.or(settings.idle_timeout));
+    policy.max_stream_duration = some(forward.max_stream_duration.or(settings.max_stream_duration));
+    policy.grpc_timeout_header_max = forward.grpc_timeout_header_max;
+    // The newer form rules out the older one. Source: Envoy `FilterUtility::finalTimeout`.
+    let newer = forward.max_stream_duration.is_some() || forward.grpc_timeout_header_max.is_some();
+    policy.max_grpc_timeout = forward.max_grpc_timeout.filter(|_| !newer);
 }
 
 fn matched_prefix(path: &PathMatch) -> Option<usize> {

@@ -55,11 +55,12 @@ impl Snapshot {
         let previous = previous.unwrap_or(&empty);
         let mut outbound = BTreeMap::new();
         for (port, table) in &config.outbound {
-            outbound.insert(*port, compile_table(table, previous.outbound.get(port))?);
+            let settings = config.http.get(port);
+            outbound.insert(*port, compile_table(table, settings, previous.outbound.get(port))?);
         }
         let mut inbound = BTreeMap::new();
         for (port, server) in &config.inbound {
-            inbound.insert(*port, compile_table(&server.routes, previous.inbound.get(port))?);
+            inbound.insert(*port, compile_table(&server.routes, None, previous.inbound.get(port))?);
         }
         let (clusters, departed) = compile_clusters(config, previous);
         let index = match same_names(&clusters, &previous.clusters) {
@@ -94,9 +95,10 @@ impl Snapshot {
                 }
             },
         };
-        let own_fault = choice.and_then(|at| rule.policy.split.destinations().get(at as usize)?.fault.as_ref());
-        let fault =
-            own_fault.or(rule.fault.as_ref()).map_or(FaultDecision::NONE, |fault| FaultDecision::draw(fault, rng));
+        let own_fault = choice.and_then(|at| rule.policy.split.destinations().get(at as usize)?.fault.as_deref());
+        let fault = own_fault
+            .or(rule.fault.as_ref())
+            .map_or(FaultDecision::NONE, |fault| fault.draw(view, name_of(&target), rng));
         let mut mirrored = 0;
         for (at, mirror) in rule.policy.mirrors.iter().enumerate() {
             mirrored |= u32::from(mirror.hit(rng.next_u64())) << at;
@@ -139,6 +141,7 @@ impl Snapshot {
         let clusters = self.clusters.iter().map(|cluster| (Name::clone(cluster.name()), Arc::clone(cluster.config())));
         Config {
             outbound: self.outbound.iter().map(|(port, table)| (*port, Arc::clone(&table.config))).collect(),
+            http: self.outbound.iter().filter_map(|(port, table)| Some((*port, table.settings.clone()?))).collect(),
             inbound: self.servers.clone(),
             clusters: clusters.collect(),
         }
@@ -156,13 +159,28 @@ impl Default for Snapshot {
     }
 }
 
+/// The cluster a request goes to, whether it is there or not.
+fn name_of(target: &Target) -> &str {
+    match target {
+        Target::Cluster(cluster) => cluster.name(),
+        Target::NoCluster(name) => name,
+        _ => "",
+    }
+}
+
 fn compile_table(
     table: &Arc<config::RouteTable>,
+    settings: Option<&Arc<config::HttpSettings>>,
     previous: Option<&Arc<RouteTable>>,
 ) -> Result<Arc<RouteTable>, CompileError> {
+    let same_settings = |previous: &RouteTable| previous.settings.as_ref() == settings;
     match previous {
-        Some(previous) if Arc::ptr_eq(&previous.config, table) || previous.config == *table => Ok(Arc::clone(previous)),
-        previous => RouteTable::compile(table, previous.map(|previous| &**previous)).map(Arc::new),
+        Some(previous)
+            if same_settings(previous) && (Arc::ptr_eq(&previous.config, table) || previous.config == *table) =>
+        {
+            Ok(Arc::clone(previous))
+        }
+        previous => RouteTable::compile(table, settings, previous.map(|previous| &**previous)).map(Arc::new),
     }
 }
 

@@ -6,15 +6,17 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue};
 
-use crate::plan::RoutePolicy;
+use crate::{plan::RoutePolicy, request::is_grpc};
 
 /// How long a request may take from the time it is whole, all tries included; `None` is no limit.
 ///
 /// `inherited` is what is left of the deadline of the inbound request this one serves (C11). The route's limits can only
 /// shorten what the caller allows (gRFC A31).
 pub fn limit(route: &RoutePolicy, headers: &HeaderMap, inherited: Option<Duration>) -> Option<Duration> {
+    let is_grpc = is_grpc(headers);
     let grpc = headers.get("grpc-timeout").and_then(|value| parse_grpc_timeout(value.to_str().ok()?));
-    [route.timeout, route.max_stream_duration, grpc, inherited].into_iter().flatten().min()
+    let of_route = [route.timeout_of(is_grpc), route.stream_limit_of(is_grpc)];
+    of_route.into_iter().chain([grpc, inherited]).flatten().min()
 }
 
 /// Reads a `grpc-timeout`: one to eight digits and a unit.
@@ -95,5 +97,31 @@ mod tests {
         headers.insert("grpc-timeout", HeaderValue::from_static("5S"));
         assert_eq!(limit(&route, &headers, None), seconds(5));
         assert_eq!(limit(&route, &headers, seconds(1)), seconds(1));
+    }
+
+    /// TO1, TO2: what is said of gRPC calls replaces the other limits for these, longer or not, and zero is none.
+    #[test]
+    fn grpc_calls_have_limits_of_their_own() {
+        let seconds = |n| Some(Duration::from_secs(n));
+        let mut grpc = HeaderMap::new();
+        grpc.insert("content-type", HeaderValue::from_static("application/grpc"));
+        for (header_max, max_grpc, expected) in [
+            (None, None, seconds(3)),
+            (None, seconds(20), seconds(5)),
+            (seconds(9), None, seconds(3)),
+            (seconds(9), seconds(20), seconds(9)),
+            (seconds(0), seconds(20), seconds(20)),
+            (seconds(0), seconds(0), None),
+        ] {
+            let route = RoutePolicy {
+                timeout: seconds(3),
+                max_stream_duration: seconds(5),
+                grpc_timeout_header_max: header_max,
+                max_grpc_timeout: max_grpc,
+                ..RoutePolicy::default()
+            };
+            assert_eq!(limit(&route, &grpc, None), expected, "{header_max:?} {max_grpc:?}");
+            assert_eq!(limit(&route, &HeaderMap::new(), None), seconds(3));
+        }
     }
 }

@@ -15,7 +15,7 @@ use std::{
 use bytes::{Buf, Bytes};
 use http::{Uri, header, uri::Authority};
 use http_body::Body as HttpBody;
-use mesh_core::{request::is_grpc, retry::RetryBudget};
+use mesh_core::request::is_grpc;
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -35,7 +35,7 @@ use crate::{
 
 /// One request, from the application to the wire.
 fn stack<L>(parts: Parts, pool: L) -> Stack<L> {
-    let Parts { live, port, telemetry, budget, source } = parts;
+    let Parts { live, port, telemetry, retries, source } = parts;
     let route = RouteLayer::live(live).source(source.clone());
     let route = match port {
         Some(port) => route.on_port(port),
@@ -51,7 +51,7 @@ fn stack<L>(parts: Parts, pool: L) -> Stack<L> {
         // From here on time counts, up to the last byte of the answer.
         TimeoutLayer::new(),
         // Each try passes through what is below; the body is kept for the next.
-        RetryLayer::with_budget(budget).source(source.clone()),
+        retries.source(source.clone()),
         // An endpoint is picked, within the cluster's limits, and learnt from.
         BalanceLayer::new().source(source),
     )
@@ -65,7 +65,7 @@ struct Parts {
     live: Arc<Live>,
     port: Option<u16>,
     telemetry: Telemetry,
-    budget: Arc<RetryBudget>,
+    retries: RetryLayer,
     source: Source,
 }
 
@@ -90,8 +90,8 @@ pub struct HttpClient<L = Pool> {
 impl<L> HttpClient<L> {
     /// Of the configuration in `live`, told in `telemetry`, sending through `leaf`.
     pub fn new(live: Arc<Live>, telemetry: Telemetry, leaf: L) -> Self {
-        let budget = Arc::new(RetryBudget::new());
-        Self::of(Parts { live, port: None, telemetry, budget, source: Source::system() }, Arc::new(leaf))
+        let retries = RetryLayer::new();
+        Self::of(Parts { live, port: None, telemetry, retries, source: Source::system() }, Arc::new(leaf))
     }
 
     fn of(parts: Parts, leaf: Arc<L>) -> Self {
@@ -108,6 +108,13 @@ impl<L> HttpClient<L> {
     #[must_use]
     pub fn with_source(self, source: Source) -> Self {
         Self::of(Parts { source, ..(*self.parts).clone() }, self.leaf)
+    }
+
+    /// The same client with other rules of trying again: a shared budget, gRPC's throttle, or
+    /// [as Envoy does it](RetryLayer::like_envoy).
+    #[must_use]
+    pub fn with_retries(self, retries: RetryLayer) -> Self {
+        Self::of(Parts { retries, ..(*self.parts).clone() }, self.leaf)
     }
 
     /// The configuration it reads.

@@ -5,7 +5,15 @@
 //! [`in_context`](InContext::in_context). The deadline is that of the caller, whatever its protocol: gRPC says it in
 //! `grpc-timeout`, HTTP callers of this mesh in `x-envoy-expected-rq-timeout-ms` (C11).
 
-use std::{fmt, future::Future, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use mesh_core::request::is_grpc;
@@ -37,6 +45,29 @@ pub struct Context {
     pub deadline: Option<Instant>,
     /// Headers that are sent on as they are, unless a request has its own.
     pub headers: HeaderMap,
+    pub(crate) vain: Vain,
+}
+
+/// Whether retries for the request being served were used up in vain (RT22).
+#[derive(Debug, Default)]
+pub(crate) struct Vain(AtomicBool);
+
+impl Vain {
+    /// Were they?
+    pub(crate) fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Clone for Vain {
+    fn clone(&self) -> Self {
+        Self(AtomicBool::new(self.is_set()))
+    }
+}
+
+/// A request made for the one being served failed for good, although it was tried again or wanted to be.
+pub(crate) fn in_vain() {
+    let _ = CURRENT.try_with(|context| context.vain.0.store(true, Ordering::Relaxed));
 }
 
 /// Headers by name only: they may be cookies and tokens.
@@ -62,7 +93,7 @@ impl Context {
             }
         }
         let left = if is_grpc(headers) { grpc_timeout(headers) } else { expected_timeout(headers) };
-        Self { trace: None, deadline: left.map(|left| source::instant() + left), headers: kept }
+        Self { trace: None, deadline: left.map(|left| source::instant() + left), headers: kept, vain: Vain::default() }
     }
 
     /// Runs the future in this context: requests it makes inherit from it.

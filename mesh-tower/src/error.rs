@@ -71,8 +71,14 @@ pub enum ErrorKind {
     TryTimeout,
     /// All tries together took longer than the route allows (`UT`, 504).
     Timeout,
+    /// The stream as a whole took longer than it may (`DT`, 504).
+    Duration,
+    /// Nothing passed in either direction for too long (`SI`, 504).
+    Idle,
     /// The caller's own deadline passed (`UT`, 504).
     Deadline,
+    /// A rate limit of the route was reached (`RL`, 429).
+    RateLimited,
     /// A fault injected on purpose (`FI`).
     Fault,
     /// The route answers by itself: a redirect or a direct response.
@@ -291,6 +297,9 @@ impl Error {
             ErrorKind::TryTimeout | ErrorKind::Timeout | ErrorKind::Deadline => {
                 Cow::Borrowed("upstream request timeout")
             }
+            ErrorKind::Duration => Cow::Borrowed("downstream duration timeout"),
+            ErrorKind::Idle => Cow::Borrowed("stream timeout"),
+            ErrorKind::RateLimited => Cow::Borrowed("local_rate_limited"),
             ErrorKind::Fault | ErrorKind::Answered => Cow::Borrowed(""),
             ErrorKind::Invalid | ErrorKind::Body => Cow::Owned(self.to_string()),
         }
@@ -320,6 +329,9 @@ impl ErrorKind {
             Self::Protocol => Failure::Protocol,
             Self::TryTimeout => Failure::PerTryTimeout,
             Self::Timeout | Self::Deadline => Failure::Timeout,
+            Self::Duration => Failure::StreamDuration,
+            Self::Idle => Failure::StreamIdle,
+            Self::RateLimited => Failure::RateLimited,
             Self::Fault => Failure::FaultAbort,
             Self::Body => Failure::Cancelled,
             Self::NotReady | Self::Answered | Self::Invalid => return None,
@@ -368,7 +380,10 @@ impl ErrorKind {
             Self::RefusedStream => "the endpoint refused the stream",
             Self::TryTimeout => "the try took too long",
             Self::Timeout => "the request took longer than its route allows",
+            Self::Duration => "the stream took longer than it may",
+            Self::Idle => "nothing passed for too long",
             Self::Deadline => "the caller's deadline passed",
+            Self::RateLimited => "a rate limit was reached",
             Self::Fault => "a fault was injected",
             Self::Answered => "the route answers by itself",
             Self::Invalid => "the request cannot be sent",

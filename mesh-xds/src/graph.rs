@@ -14,8 +14,8 @@ use std::{
 
 use mesh_core::{
     config::{
-        Action, Cluster, Config, DirectResponse, Discovery, Endpoints, HeaderChanges, Name, Route, RouteMatch,
-        RouteTable, VirtualHost,
+        Action, Cluster, Config, DirectResponse, Discovery, Endpoints, HeaderChanges, HttpSettings, Name, Route,
+        RouteMatch, RouteTable, VirtualHost,
     },
     time::Time,
 };
@@ -214,8 +214,8 @@ impl Graph {
         let mut absent = BTreeMap::new();
         let mut named = BTreeMap::new();
         for listener in self.listeners.values() {
-            let (port, source) = match listener {
-                Listener::Outbound { port, routes } => (*port, routes),
+            let (port, source, settings) = match listener {
+                Listener::Outbound { port, routes, settings } => (*port, routes, settings),
                 Listener::Inbound(ports) => {
                     for (port, inbound) in ports {
                         next.inbound.insert(*port, share(previous.inbound.get(port), inbound.clone()));
@@ -266,6 +266,9 @@ impl Graph {
             }
             named.insert(port, (table.clone(), clusters));
             next.outbound.insert(port, table);
+            if **settings != HttpSettings::default() {
+                next.http.insert(port, share(previous.http.get(&port), settings.clone()));
+            }
         }
         self.absent = absent;
         self.named = named;

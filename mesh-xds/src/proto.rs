@@ -91,6 +91,13 @@ pub mod envoy {
         }
     }
     pub mod extensions {
+        pub mod common {
+            pub mod ratelimit {
+                pub mod v3 {
+                    include!("proto/generated/envoy.extensions.common.ratelimit.v3.rs");
+                }
+            }
+        }
         pub mod filters {
             pub mod common {
                 pub mod fault {
@@ -103,6 +110,11 @@ pub mod envoy {
                 pub mod fault {
                     pub mod v3 {
                         include!("proto/generated/envoy.extensions.filters.http.fault.v3.rs");
+                    }
+                }
+                pub mod local_ratelimit {
+                    pub mod v3 {
+                        include!("proto/generated/envoy.extensions.filters.http.local_ratelimit.v3.rs");
                     }
                 }
                 pub mod router {
@@ -119,6 +131,11 @@ pub mod envoy {
                 }
             }
             pub mod network {
+                pub mod connection_limit {
+                    pub mod v3 {
+                        include!("proto/generated/envoy.extensions.filters.network.connection_limit.v3.rs");
+                    }
+                }
                 pub mod http_connection_manager {
                     pub mod v3 {
                         include!("proto/generated/envoy.extensions.filters.network.http_connection_manager.v3.rs");
@@ -209,6 +226,11 @@ pub mod envoy {
         pub mod matcher {
             pub mod v3 {
                 include!("proto/generated/envoy.r#type.matcher.v3.rs");
+            }
+        }
+        pub mod metadata {
+            pub mod v3 {
+                include!("proto/generated/envoy.r#type.metadata.v3.rs");
             }
         }
         pub mod v3 {

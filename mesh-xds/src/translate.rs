@@ -11,7 +11,7 @@
 use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
-use mesh_core::config::{Cluster, Config, Discovery, Endpoints, Inbound, Name, RouteTable};
+use mesh_core::config::{Cluster, Config, Discovery, Endpoints, HttpSettings, Inbound, Name, RouteTable};
 use prost::Message;
 
 use self::read::{Ignored, Wrong};
@@ -55,6 +55,8 @@ pub enum Listener {
         port: u16,
         /// Where its routes are.
         routes: RouteSource,
+        /// What holds for all of them.
+        settings: Arc<HttpSettings>,
     },
     /// What this process's servers demand, by the port they listen on.
     Inbound(Vec<(u16, Arc<Inbound>)>),
@@ -150,7 +152,9 @@ pub fn encode(config: &Config, shape: Shape) -> ResourceSet {
             (name, _) => name.to_owned(),
         };
         let bind = shape == Shape::Gateway;
-        let message = listener::encode_outbound(&listener, port, &routes, bind);
+        let none = HttpSettings::default();
+        let settings = config.http.get(&port).map_or(&none, |settings| &**settings);
+        let message = listener::encode_outbound(&listener, port, &routes, bind, settings);
         set.insert(TypeUrl::Listener, listener, message.encode_to_vec());
         set.insert(TypeUrl::Route, routes.as_str(), route::encode(&routes, table).encode_to_vec());
     }

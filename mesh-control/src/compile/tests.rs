@@ -327,7 +327,7 @@ fn faults_of_the_samples_are_injected() {
         host(&config, 9080, &format!("{service}.default.svc.cluster.local:9080")).routes[0].clone()
     };
     let delay = route("virtual-service-ratings-test-delay.yaml", "ratings").fault.unwrap().delay.unwrap();
-    assert_eq!((delay.duration, delay.fraction.numerator), (Duration::from_secs(7), 100));
+    assert_eq!((delay.duration, delay.fraction.numerator), (Some(Duration::from_secs(7)), 100));
     let abort = route("virtual-service-ratings-test-abort.yaml", "ratings").fault.unwrap().abort.unwrap();
     assert_eq!((abort.status, abort.fraction.numerator), (AbortStatus::Http(500), 100));
     let abort = route("fault-injection-details-v1.yaml", "details").fault.unwrap().abort.unwrap();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Fault, Fraction, HashPolicy, Name, Regex, RetryPolicy, RoutingPriority, StringMatch};
+use super::{Fault, Fraction, HashPolicy, HedgePolicy, Name, Regex, RetryPolicy, RoutingPriority, StringMatch};
 
 mod action;
 mod header;

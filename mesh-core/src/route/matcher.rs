@@ -22,6 +22,11 @@ pub fn header_matches(wanted: &HeaderMatch, headers: &HeaderMap) -> bool {
     judge(wanted, values.unwrap_or(Value::Missing))
 }
 
+/// Does the request meet the condition? Pseudo-headers are among them. For policies asked after routing.
+pub fn view_matches(wanted: &HeaderMatch, view: &RequestView<'_>) -> bool {
+    HeaderSource::parse(&wanted.name).is_some_and(|source| judge(wanted, source.value(view)))
+}
+
 /// The compiled conditions of one route.
 #[derive(Debug)]
 pub(crate) struct Matcher {

@@ -1,14 +1,15 @@
 //! A split by weight: one destination of several, with probability weight over the sum of weights (RA3).
 
-use std::hash::Hasher;
+use std::{hash::Hasher, sync::Arc};
 
 use xxhash_rust::xxh64::Xxh64;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::{
-    config::{self, Fault, Name, SplitBy},
+    config::{self, Name, SplitBy},
     error::CompileError,
+    fault::Faults,
     rewrite::HeaderEdits,
     rng::below,
 };
@@ -34,7 +35,7 @@ pub struct Destination {
     pub(crate) header: Option<HeaderName>,
     pub(crate) edits: HeaderEdits,
     pub(crate) host_rewrite: Option<HeaderValue>,
-    pub(crate) fault: Option<Fault>,
+    pub(crate) fault: Option<Arc<Faults>>,
 }
 
 /// What decides, beside chance.
@@ -127,7 +128,7 @@ impl Destination {
             edits: HeaderEdits::compile([&config.headers])?,
             host_rewrite: host_rewrite
                 .map_err(|_| CompileError::new("split", "host_rewrite", "not a valid header value"))?,
-            fault: config.fault.clone(),
+            fault: config.fault.as_ref().map(|fault| Arc::new(Faults::of(fault))),
         })
     }
 }

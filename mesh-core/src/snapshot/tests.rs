@@ -177,8 +177,8 @@ fn a_header_can_name_the_cluster() {
 #[test]
 fn the_most_specific_fault_counts() {
     let abort = |status| Fault {
-        delay: None,
         abort: Some(Abort { status: AbortStatus::Http(status), fraction: Fraction::ALL }),
+        ..Fault::default()
     };
     for (own, expected) in [
         (None, Some(AbortStatus::Http(500))),
@@ -246,8 +246,9 @@ fn path_parameters_can_be_ignored() {
 fn faults_are_injected_where_the_rule_matches() {
     let mut jason = route("", when("/", Some("jason")), to(&[("v1", 1)]));
     jason.fault = Some(Fault {
-        delay: Some(FaultDelay { duration: Duration::from_secs(7), fraction: Fraction::ALL }),
+        delay: Some(FaultDelay { duration: Some(Duration::from_secs(7)), fraction: Fraction::ALL }),
         abort: Some(Abort { status: AbortStatus::Http(500), fraction: Fraction::NONE }),
+        ..Fault::default()
     });
     let snapshot = compile(&config(vec![jason, route("", when("/", None), to(&[("v1", 1)]))]), None);
     let fault = |user| plan(&snapshot, &request("http://reviews:9080/", user), 0).unwrap().fault;

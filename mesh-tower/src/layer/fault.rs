@@ -43,7 +43,12 @@ impl<S: Stage<Routed>> Stage<Routed> for Faulty<S> {
     type Response = S::Response;
 
     async fn call(&self, routed: Routed) -> Result<S::Response, Error> {
-        let decision = routed.call.plan().fault;
+        if routed.call.plan().fault.is_none() {
+            return self.inner.call(routed).await;
+        }
+        let decision = routed.call.plan().fault.clone();
+        // As many as may be are under way: this one is let through as it is.
+        let Some(under_way) = decision.begin() else { return self.inner.call(routed).await };
         if let Some(delay) = decision.delay {
             routed.call.note(Flags::DI);
             let until = source::instant() + delay;
@@ -58,10 +63,11 @@ impl<S: Stage<Routed>> Stage<Routed> for Faulty<S> {
         if let Some(abort) = decision.abort {
             let grpc = match abort {
                 AbortStatus::Grpc(_) => Some(fault::grpc_status(abort)),
-                AbortStatus::Http(_) => None,
+                AbortStatus::Http(_) | AbortStatus::ByHeader => None,
             };
             return Err(Error::fault(fault::http_status(abort), grpc));
         }
+        drop(under_way);
         self.inner.call(routed).await
     }
 }
@@ -89,9 +95,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_delay_comes_once_and_before_the_first_try() {
         let tries = Log::new();
-        let delay = FaultDelay { duration: Duration::from_secs(7), fraction: Fraction::ALL };
+        let delay = FaultDelay { duration: Some(Duration::from_secs(7)), fraction: Fraction::ALL };
         let log = tries.clone();
-        let config = faulty(Fault { delay: Some(delay), abort: None }, Some(Duration::from_secs(1)));
+        let config = faulty(Fault { delay: Some(delay), ..Fault::default() }, Some(Duration::from_secs(1)));
         let client = client(&config, move |_| {
             log.push(Instant::now());
             async { Ok(response(503, &[])) }
@@ -108,7 +114,7 @@ mod tests {
     /// FI2, FI7: an abort answers at once, is not retried and blames nobody.
     #[tokio::test(start_paused = true)]
     async fn an_abort_reaches_no_endpoint_and_is_not_retried() {
-        let abort = |status| Fault { delay: None, abort: Some(Abort { status, fraction: Fraction::ALL }) };
+        let abort = |status| Fault { abort: Some(Abort { status, fraction: Fraction::ALL }), ..Fault::default() };
         let tries = Log::new();
         let client_of = |status| {
             let tries = tries.clone();
@@ -136,8 +142,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn no_endpoint_is_ejected_for_an_abort() {
         let abort = Abort { status: AbortStatus::Http(503), fraction: Fraction { numerator: 50, denominator: 100 } };
-        let client =
-            client(&faulty(Fault { delay: None, abort: Some(abort) }, None), |_| async { Ok(response(200, &[])) });
+        let client = client(&faulty(Fault { abort: Some(abort), ..Fault::default() }, None), |_| async {
+            Ok(response(200, &[]))
+        });
         let mut aborted = 0;
         for _ in 0..100 {
             aborted += usize::from(client.get("http://reviews/").await.unwrap().status() == 503);
@@ -151,14 +158,33 @@ mod tests {
     /// FI1, C11: only the caller's own deadline cuts a delay short.
     #[tokio::test(start_paused = true)]
     async fn the_callers_deadline_cuts_a_delay_short() {
-        let delay = FaultDelay { duration: Duration::from_secs(7), fraction: Fraction::ALL };
-        let fault = Fault { delay: Some(delay), abort: None };
+        let delay = FaultDelay { duration: Some(Duration::from_secs(7)), fraction: Fraction::ALL };
+        let fault = Fault { delay: Some(delay), ..Fault::default() };
         let client = client(&faulty(fault, None), |_| async { Ok(response(200, &[])) });
         let start = Instant::now();
         let context = Context { deadline: Some(start + Duration::from_secs(2)), ..Context::default() };
         let answer = context.scope(client.get("http://reviews/")).await.unwrap();
         assert_eq!((answer.status().as_u16(), start.elapsed()), (504, Duration::from_secs(2)));
         assert_eq!(Error::of(ErrorKind::Deadline).grpc_status(), 4);
+    }
+
+    /// FI4: so many requests are held up at once, others are let through; an end makes room.
+    #[tokio::test(start_paused = true)]
+    async fn no_more_faults_at_once_than_configured() {
+        let delay = FaultDelay { duration: Some(Duration::from_secs(7)), fraction: Fraction::ALL };
+        let fault = Fault { delay: Some(delay), max_active: Some(2), ..Fault::default() };
+        let client = client(&faulty(fault, None), |_| async { Ok(response(200, &[])) });
+        for _ in 0..2 {
+            let start = Instant::now();
+            let took = async || {
+                client.get("http://reviews/").await.unwrap();
+                start.elapsed().as_secs()
+            };
+            let (a, b, c, d) = tokio::join!(took(), took(), took(), took());
+            let mut all = [a, b, c, d];
+            all.sort_unstable();
+            assert_eq!(all, [0, 0, 7, 7]);
+        }
     }
 
     fn faulty(fault: Fault, timeout: Option<Duration>) -> config::Config {

@@ -13,9 +13,9 @@ use http_body::Body as HttpBody;
 use mesh_core::{
     cluster::Cluster,
     config::Fault,
-    fault::FaultDecision,
+    fault::Faults,
     plan::{Plan, RoutePolicy, Target},
-    request::is_grpc,
+    request::{RequestView, is_grpc},
     rewrite,
 };
 use tower_layer::Layer;
@@ -44,14 +44,14 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Fixed {
     plan: Plan,
-    fault: Option<Fault>,
+    faults: Option<Arc<Faults>>,
     source: Source,
 }
 
 impl Fixed {
     /// That policy; the service below is the only destination.
     pub fn new(policy: RoutePolicy) -> Self {
-        Self { plan: Plan::new(Arc::new(policy), Target::Inbound), fault: None, source: Source::system() }
+        Self { plan: Plan::new(Arc::new(policy), Target::Inbound), faults: None, source: Source::system() }
     }
 
     /// Requests go to endpoints of this cluster: what [`BalanceLayer`](super::BalanceLayer) picks from.
@@ -64,7 +64,7 @@ impl Fixed {
     /// These faults are drawn for: what [`FaultLayer`](super::FaultLayer) injects.
     #[must_use]
     pub fn fault(mut self, fault: Fault) -> Self {
-        self.fault = Some(fault);
+        self.faults = Faults::new(&fault).map(Arc::new);
         self
     }
 
@@ -105,8 +105,10 @@ where
         let mut rng = self.fixed.source.next_request();
         let mut plan = self.fixed.plan.clone();
         plan.is_grpc = is_grpc(departure.message.headers());
-        plan.fault =
-            self.fixed.fault.as_ref().map_or(FaultDecision::NONE, |fault| FaultDecision::draw(fault, &mut rng));
+        if let Some(faults) = &self.fixed.faults {
+            let cluster = plan.cluster().map_or("", |cluster| cluster.name());
+            plan.fault = faults.draw(&RequestView::of(departure.message.parts(), None), cluster, &mut rng);
+        }
         rewrite::apply(&plan, departure.message.parts_mut());
         let request = rewrite::remembered(&plan, departure.message.parts());
         let mut call = Call::new(plan, rng, std::mem::take(&mut departure.progress));

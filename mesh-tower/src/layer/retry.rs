@@ -4,37 +4,49 @@
 //! that it can be sent again, and past the limit the try under way is the last (RT12); each try has its own time limit,
 //! up to the headers of its response (TO5); a gRPC status is looked for in the trailers of a response that ended at once
 //! (C4); a failed response is let go of before the next try begins. Every retry takes a whole token from a budget that
-//! requests fill by tenths, so that retries stay a tenth of the traffic however much fails (C3).
+//! requests fill by tenths, so that retries stay a tenth of the traffic however much fails (C3). Several tries at once are
+//! in `retry/hedge.rs`.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{
+    pin::pin,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, request::Parts};
 use http_body::Body as HttpBody;
 use mesh_core::{
     config::RetryPolicy,
     limit::Slot,
     outcome::{Flags, Outcome, grpc_status},
-    retry::{RetryBudget, Verdict, Why, verdict},
+    request::RequestView,
+    retry::{self, Asked, Ended, Overrides, Retries, RetryBudget, Rules, Throttle, Verdict, Why},
 };
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until};
 use tower_layer::Layer;
 
 use super::{Attempt, Call, Routed, Stage};
 use crate::{
-    context::tell_time_left,
+    context::{self, tell_time_left},
     error::{BoxError, Error, ErrorKind},
     message::Message,
     source::{self, Source},
     telemetry::decimal,
 };
 
+mod head;
+mod hedge;
 mod peek;
 mod replay;
+mod throttle;
 
+use head::Head;
+use hedge::Pace;
 pub use peek::Peeked;
 pub(crate) use replay::Player;
 use replay::Tape;
+use throttle::Throttles;
 
 const PREVIOUS_ATTEMPTS: HeaderName = HeaderName::from_static("grpc-previous-rpc-attempts");
 const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
@@ -44,6 +56,8 @@ const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count
 pub struct RetryLayer {
     budget: Arc<RetryBudget>,
     replay_limit: usize,
+    rules: Rules,
+    throttles: Option<Arc<Throttles>>,
     source: Source,
 }
 
@@ -58,13 +72,27 @@ impl RetryLayer {
 
     /// With a budget shared with other clients.
     pub fn with_budget(budget: Arc<RetryBudget>) -> Self {
-        Self { budget, replay_limit: Self::REPLAY_LIMIT, source: Source::system() }
+        Self { budget, replay_limit: Self::REPLAY_LIMIT, rules: Rules::Mesh, throttles: None, source: Source::system() }
     }
 
-    /// Keeps up to `bytes` of a streamed body for sending it again.
+    /// As Envoy tries again, and no more carefully: any method, no budget, no status in trailers. For comparisons with it.
+    pub fn like_envoy() -> Self {
+        Self { rules: Rules::Envoy, ..Self::with_budget(Arc::new(RetryBudget::unlimited())) }
+    }
+
+    /// Keeps up to `bytes` of a streamed body for sending it again, where the route does not say.
     #[must_use]
     pub fn replay_limit(mut self, bytes: usize) -> Self {
         self.replay_limit = bytes;
+        self
+    }
+
+    /// Throttles the retries of gRPC calls, server by server, besides the budget: a failure costs a token, a success earns
+    /// `token_ratio`, and with half of `max_tokens` gone nothing is tried again. Without effect outside gRPC's ranges:
+    /// `max_tokens` from 1 to 1000, `token_ratio` from 0.001. Source: gRFC A6 `retryThrottling`.
+    #[must_use]
+    pub fn throttle(mut self, max_tokens: u32, token_ratio: f64) -> Self {
+        self.throttles = Throttles::new(max_tokens, token_ratio).map(Arc::new);
         self
     }
 
@@ -108,131 +136,240 @@ where
     async fn call(&self, routed: Routed) -> Result<Self::Response, Error> {
         self.layer.budget.deposit();
         let Routed { request, call, deadline } = routed;
-        let is_grpc = call.plan().is_grpc;
-        let Some(policy) = &call.plan().route.retry else {
-            let mut request = request;
-            mark(request.headers_mut(), 1, is_grpc, deadline);
+        let (mut request, plan) = (request, call.plan());
+        let own = Overrides::take(request.headers_mut(), plan.route.retry.as_ref(), plan.route.hedge.as_ref());
+        let (own_retry, own_hedge) = own.as_ref().map_or((None, None), |own| (own.retry.as_ref(), own.hedge.as_ref()));
+        let policy = own_retry.or(plan.route.retry.as_ref()).filter(|policy| {
+            policy.request_headers.is_empty() || retry::is_for(policy, &RequestView::of(request.parts(), None))
+        });
+        let pace = Pace::of(own_hedge.or(plan.route.hedge.as_ref()), policy);
+        // A gRPC call may be sent again unasked (RT10).
+        let transparent = plan.is_grpc && self.layer.rules == Rules::Mesh;
+        if policy.is_none() && pace.is_none() && !transparent {
+            mark(request.headers_mut(), 1, 0, plan.is_grpc, deadline);
             let only = Attempt { request, call: call.clone(), deadline, try_deadline: deadline, number: 1 };
             return Ok(self.inner.call(only).await?.map(Peeked::new));
-        };
+        }
 
         let (parts, body) = request.into_parts();
-        let tape = Tape::new(body, self.layer.replay_limit);
-        let mut number = 1;
-        // One of the cluster's `max_retries`, held while a retry is under way.
-        let mut slot = None;
-        loop {
-            let try_deadline = try_deadline(policy, deadline);
-            let mut request = Message::from_parts(parts.clone(), tape.play());
-            mark(request.headers_mut(), number, is_grpc, try_deadline);
-            let attempt = Attempt { request, call: call.clone(), deadline, try_deadline, number };
-            let result = self.attempt(attempt, policy).await;
-
-            let Some(wait) = self.wait(policy, &call, number, &parts.method, &result) else {
-                tape.commit();
-                return result;
-            };
-            if !tape.can_replay() {
-                return result;
-            }
-            drop(slot.take());
-            let Some(next) = self.afford(&call) else {
-                tape.commit();
-                return result;
-            };
-            // A failed response may hold a connection, and the endpoint's slot, that the next try wants.
-            drop(result);
-            sleep(wait).await;
-            slot = next;
-            number += 1;
-        }
+        let limit =
+            plan.route.replay_limit.map_or(self.layer.replay_limit, |limit| limit.try_into().unwrap_or(usize::MAX));
+        let throttles = self.layer.throttles.as_ref().filter(|_| plan.is_grpc);
+        let mut course = Course {
+            policy,
+            rules: self.layer.rules,
+            head: Head::of(&parts),
+            first: Some(parts),
+            tape: Tape::new(body, limit),
+            retries: Retries::new(),
+            number: 0,
+            counted: 0,
+            deadline,
+            throttle: throttles.and_then(|throttles| throttles.of(&plan.route.virtual_host)),
+            call: call.clone(),
+        };
+        let result = match pace {
+            Some(pace) => self.hedge(&mut course, pace, own_hedge.or(plan.route.hedge.as_ref())).await,
+            None => self.again_and_again(&mut course).await,
+        };
+        course.tape.commit();
+        result
     }
 }
 
-impl<S> Retry<S> {
+/// One request, from its first try to its last.
+struct Course<'a> {
+    call: Call,
+    policy: Option<&'a RetryPolicy>,
+    rules: Rules,
+    head: Head,
+    /// Of the first try, which needs no copy.
+    first: Option<Parts>,
+    tape: Tape,
+    retries: Retries,
+    /// Of the latest try; 1 is the first.
+    number: u32,
+    /// Tries before the latest that count, which those do not that never left or that no application saw (RT11).
+    counted: u32,
+    deadline: Option<Instant>,
+    throttle: Option<Arc<Throttle>>,
+}
+
+impl Course<'_> {
+    fn asked(&self) -> Asked<'_> {
+        Asked { method: self.head.method(), is_grpc: self.call.plan().is_grpc, rules: self.rules }
+    }
+
+    /// The next try.
+    fn attempt(&mut self, try_deadline: Option<Instant>) -> Attempt {
+        self.number += 1;
+        let mut parts = self.first.take().unwrap_or_else(|| self.head.again());
+        mark(&mut parts.headers, self.number, self.counted, self.call.plan().is_grpc, try_deadline);
+        let request = Message::from_parts(parts, self.tape.play());
+        Attempt { request, call: self.call.clone(), deadline: self.deadline, try_deadline, number: self.number }
+    }
+
+    /// How the next try is waited for.
+    fn patience(&self, try_deadline: Option<Instant>) -> Patience {
+        let Some(policy) = self.policy else { return Patience { limit: None, idle: None, peek: false } };
+        let grpc = self.call.plan().is_grpc && self.rules == Rules::Mesh && !policy.on.grpc.is_empty();
+        Patience {
+            // The limit of the whole is the layer's above; this one is of the try alone.
+            limit: try_deadline.filter(|_| try_deadline != self.deadline),
+            idle: policy.per_try_idle_timeout,
+            peek: grpc && self.retries.any_left(policy),
+        }
+    }
+
+    /// When a try's headers have to be here: a limit of the try that is not below that of the whole does not count.
+    fn try_deadline(&self) -> Option<Instant> {
+        let own = self.policy.and_then(|policy| policy.per_try_timeout).map(|limit| source::instant() + limit);
+        own.into_iter().chain(self.deadline).min()
+    }
+
+    /// Nothing more is tried although it was wanted: whoever called this process should not try again either (RT22).
+    fn in_vain(&self) {
+        context::in_vain();
+    }
+}
+
+/// How one try is waited for.
+#[derive(Clone, Copy, Debug)]
+struct Patience {
+    limit: Option<Instant>,
+    idle: Option<Duration>,
+    /// Look for the status of a gRPC call beyond its headers.
+    peek: bool,
+}
+
+impl<S, B> Retry<S>
+where
+    S: Stage<Attempt, Response = http::Response<B>>,
+    B: HttpBody<Data = Bytes> + Send + Unpin,
+    B::Error: Into<BoxError>,
+{
+    /// One try after the other.
+    async fn again_and_again(&self, course: &mut Course<'_>) -> Result<http::Response<Peeked<B>>, Error> {
+        // One of the cluster's `max_retries`, held while a retry is under way.
+        let mut slot = None;
+        loop {
+            let try_deadline = course.try_deadline();
+            let patience = course.patience(try_deadline);
+            let result = self.send(course.attempt(try_deadline), patience).await;
+            let (wait, counts) = match self.judge(course, &result) {
+                Verdict::After(wait) => (wait, true),
+                Verdict::AtOnce => (Duration::ZERO, false),
+                Verdict::GiveUp(_) => return result,
+            };
+            drop(slot.take());
+            if !course.tape.can_replay() {
+                return result;
+            }
+            let Some(next) = self.afford(course, counts) else { return result };
+            // A failed response may hold a connection, and the endpoint's slot, that the next try wants.
+            drop(result);
+            if !wait.is_zero() {
+                sleep(wait).await;
+            }
+            slot = next;
+            course.counted += u32::from(counts);
+        }
+    }
+
     /// One try, to the headers of its response; and to its trailers, if these are what tells how it went.
-    async fn attempt<B>(&self, attempt: Attempt, policy: &RetryPolicy) -> Result<http::Response<Peeked<B>>, Error>
-    where
-        S: Stage<Attempt, Response = http::Response<B>>,
-        B: HttpBody<Data = Bytes> + Send + Unpin,
-        B::Error: Into<BoxError>,
-    {
-        let (call, number) = (attempt.call.clone(), attempt.number);
-        let (deadline, try_deadline) = (attempt.deadline, attempt.try_deadline);
+    async fn send(&self, attempt: Attempt, patience: Patience) -> Result<http::Response<Peeked<B>>, Error> {
+        let call = attempt.call.clone();
         let answer = async {
             let mut response = self.inner.call(attempt).await?.map(Peeked::new);
-            if number <= policy.retries && ends_tell(&call, &response, policy) {
+            if patience.peek && ends_tell(&call, &response) {
                 response.body_mut().peek().await;
             }
             Ok(response)
         };
-        match try_deadline {
-            // The limit of the whole is the layer's above; this one is of the try alone.
-            Some(at) if Some(at) != deadline => {
-                timeout_at(at, pin!(answer)).await.unwrap_or_else(|_| Err(Error::of(ErrorKind::TryTimeout)))
-            }
-            _ => answer.await,
+        if patience.limit.is_none() && patience.idle.is_none() {
+            return answer.await;
+        }
+        tokio::select! {
+            biased;
+            answer = pin!(answer) => answer,
+            () = reached(patience.limit) => Err(Error::of(ErrorKind::TryTimeout)),
+            () = stalled(patience.idle, &call) => Err(Error::of(ErrorKind::TryTimeout)),
         }
     }
 
-    /// How long to wait before the next try; `None`: there is none.
-    fn wait<B>(
-        &self,
-        policy: &RetryPolicy,
-        call: &Call,
-        number: u32,
-        method: &http::Method,
-        result: &Result<http::Response<Peeked<B>>, Error>,
-    ) -> Option<Duration> {
-        let is_grpc = call.plan().is_grpc;
-        let (outcome, headers) = match result {
-            Err(error) if error.is_final() => return None,
-            Err(error) => (error.outcome(), None),
-            Ok(response) => {
-                let headers = response.body().trailers().unwrap_or_else(|| response.headers());
-                (outcome(response.status().as_u16(), headers, is_grpc), Some(headers))
+    /// What core says of a try that ended, told in the response's flags.
+    fn judge(&self, course: &mut Course<'_>, result: &Result<http::Response<Peeked<B>>, Error>) -> Verdict {
+        let Some((outcome, headers)) = ended(course, result) else { return Verdict::GiveUp(Why::NotAsked) };
+        let ended = Ended { outcome: &outcome, response: headers, wall: since_1970(&self.layer.source) };
+        let asked = Asked { method: course.head.method(), is_grpc: course.call.plan().is_grpc, rules: course.rules };
+        let verdict = course.retries.verdict(course.policy, asked, ended, &mut course.call.journal().rng);
+        let may_follow = course.throttle.as_ref().is_none_or(|throttle| match verdict {
+            Verdict::After(_) | Verdict::GiveUp(Why::LimitReached | Why::ServerRefused) => throttle.failed(),
+            _ if outcome.grpc == Some(0) => {
+                throttle.succeeded();
+                true
             }
-        };
-        let now = self.layer.source.now();
-        // Apart from the match below, which notes in the journal that is locked here.
-        let verdict = verdict(policy, number, method, is_grpc, &outcome, headers, now, &mut call.journal().rng);
+            _ => true,
+        });
         match verdict {
-            Verdict::After(wait) => Some(wait),
-            Verdict::GiveUp(why) => {
-                if why == Why::LimitReached && policy.retries > 0 {
-                    call.note(Flags::URX);
+            Verdict::GiveUp(Why::LimitReached) => {
+                if course.policy.is_some_and(|policy| policy.retries > 0) {
+                    course.call.note(Flags::URX);
+                    course.in_vain();
                 }
-                None
+                verdict
             }
+            Verdict::After(_) if !may_follow => {
+                course.call.note(Flags::UO);
+                course.in_vain();
+                Verdict::GiveUp(Why::LimitReached)
+            }
+            _ => verdict,
         }
     }
 
-    /// A token of the budget, and a slot of the cluster's `max_retries` where there is a cluster; flag `UO` without.
-    fn afford(&self, call: &Call) -> Option<Option<Slot>> {
-        let slot = match call.plan().cluster().map(|cluster| cluster.retry_slot(call.plan().route.priority)) {
+    /// A token of the budget, and for what counts a slot of the cluster's `max_retries`; flag `UO` without.
+    fn afford(&self, course: &Course<'_>, counts: bool) -> Option<Option<Slot>> {
+        let refused = || {
+            course.call.note(Flags::UO);
+            course.in_vain();
+        };
+        let slot = match course
+            .call
+            .plan()
+            .cluster()
+            .filter(|_| counts)
+            .map(|cluster| cluster.retry_slot(course.call.plan().route.priority))
+        {
             Some(Some(slot)) => Some(slot),
             None => None,
             Some(None) => {
-                call.note(Flags::UO);
+                refused();
                 return None;
             }
         };
         if !self.layer.budget.try_withdraw() {
-            call.note(Flags::UO);
+            refused();
             return None;
         }
         Some(slot)
     }
 }
 
-/// A gRPC response whose status is still to come, wanted by the policy, with nothing left for its caller to send: the
-/// server cannot be waiting for the caller, so waiting for the server's next word holds nobody up.
-fn ends_tell<B>(call: &Call, response: &http::Response<B>, policy: &RetryPolicy) -> bool {
-    call.plan().is_grpc
-        && !policy.on.grpc.is_empty()
-        && response.status() == http::StatusCode::OK
-        && grpc_status(response.headers()).is_none()
-        && call.progress().is_ended()
+/// What became of a try, and the headers or trailers that say so; `None` when no other can end otherwise.
+fn ended<'a, B>(
+    course: &Course<'_>,
+    result: &'a Result<http::Response<Peeked<B>>, Error>,
+) -> Option<(Outcome, Option<&'a HeaderMap>)> {
+    match result {
+        Err(error) if error.is_final() => None,
+        Err(error) => Some((error.outcome(), None)),
+        Ok(response) => {
+            let headers = response.body().trailers().unwrap_or_else(|| response.headers());
+            let outcome = outcome(response.status().as_u16(), headers, course.call.plan().is_grpc);
+            Some((outcome, Some(headers)))
+        }
+    }
 }
 
 fn outcome(status: u16, headers: &HeaderMap, is_grpc: bool) -> Outcome {
@@ -244,20 +381,45 @@ fn outcome(status: u16, headers: &HeaderMap, is_grpc: bool) -> Outcome {
     }
 }
 
-/// When this try's headers have to be here: a limit of the try that is not below that of the whole does not count.
-fn try_deadline(policy: &RetryPolicy, deadline: Option<Instant>) -> Option<Instant> {
-    let own = policy.per_try_timeout.map(|limit| source::instant() + limit);
-    own.into_iter().chain(deadline).min()
+/// A gRPC response whose status is still to come, with nothing left for its caller to send: the server cannot be waiting
+/// for the caller, so waiting for the server's next word holds nobody up.
+fn ends_tell<B>(call: &Call, response: &http::Response<B>) -> bool {
+    response.status() == http::StatusCode::OK && grpc_status(response.headers()).is_none() && call.progress().is_ended()
+}
+
+async fn reached(limit: Option<Instant>) {
+    match limit {
+        Some(limit) => sleep_until(limit).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Ends when nothing of the request's body passed for that long (TO6): between one and two such times after the last byte.
+async fn stalled(idle: Option<Duration>, call: &Call) {
+    let Some(idle) = idle else { return std::future::pending().await };
+    let mut before = call.progress().bytes();
+    loop {
+        sleep(idle).await;
+        let passed = call.progress().bytes();
+        if passed == before {
+            return;
+        }
+        before = passed;
+    }
+}
+
+fn since_1970(source: &Source) -> Duration {
+    source.wall().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }
 
 /// Tells the destination how much time is left, and which try this is (RT11, TO3).
-fn mark(headers: &mut HeaderMap, number: u32, is_grpc: bool, deadline: Option<Instant>) {
+fn mark(headers: &mut HeaderMap, number: u32, counted: u32, is_grpc: bool, deadline: Option<Instant>) {
     if let Some(deadline) = deadline {
         tell_time_left(headers, is_grpc, deadline.saturating_duration_since(source::instant()));
     }
     headers.insert(ATTEMPT_COUNT, decimal(number.into()));
-    if is_grpc && number > 1 {
-        headers.insert(PREVIOUS_ATTEMPTS, decimal((number - 1).into()));
+    if is_grpc && counted > 0 {
+        headers.insert(PREVIOUS_ATTEMPTS, decimal(counted.into()));
     }
 }
 

@@ -294,7 +294,7 @@ mod tests {
     #[tokio::test]
     async fn a_fault_is_visible() {
         let abort = Abort { status: AbortStatus::Http(500), fraction: Fraction::ALL };
-        let config = named("told-fault", Some(Fault { delay: None, abort: Some(abort) }));
+        let config = named("told-fault", Some(Fault { abort: Some(abort), ..Fault::default() }));
         let client = client(&config, |_| async { Ok(response(200, &[])) });
         client.get("http://reviews/").await.unwrap();
         assert_eq!(told("told-fault"), [("500".to_owned(), "FI".to_owned(), 1)]);

@@ -2,14 +2,16 @@
 //! included (TO1); and never longer than the caller's own deadline or the route's limit of streams allows (TO2, TO4).
 //!
 //! The clock of the route's timeout starts when the caller's body has been read to its end, as Envoy counts, so an
-//! upload or a gRPC stream is not cut off while its caller still sends. The other two start at once. The timer of a
-//! response's body is only set when the body makes its reader wait.
+//! upload or a gRPC stream is not cut off while its caller still sends. The other two start at once. A stream may be
+//! limited as well in how long it stands still (TO7). The timer of a response's body is only set when the body makes its
+//! reader wait.
 
 use std::{
     fmt,
     future::Future,
     pin::{Pin, pin},
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -57,7 +59,7 @@ where
     type Response = http::Response<Timed<B>>;
 
     async fn call(&self, mut routed: Routed) -> Result<Self::Response, Error> {
-        let mut limit = Limit::of(&routed);
+        let mut limit = Limit::of(&mut routed);
         limit.start_if_sent();
         if let Some((at, kind)) = limit.at {
             if at <= source::instant() && !routed.call.is_refused() {
@@ -69,14 +71,14 @@ where
             self.inner.call(routed).await?
         } else {
             let mut answer = pin!(self.inner.call(routed));
-            let mut timer = Timer { limit: limit.clone(), sleep: None };
+            let mut timer = Timer::new(limit.clone());
             std::future::poll_fn(|cx| match answer.as_mut().poll(cx) {
                 Poll::Ready(answer) => Poll::Ready(answer),
                 Poll::Pending => timer.poll_expired(cx).map(|kind| Err(Error::of(kind))),
             })
             .await?
         };
-        Ok(response.map(|body| Timed { body: Some(body), timer: Timer { limit, sleep: None } }))
+        Ok(response.map(|body| Timed { body: Some(body), timer: Timer::new(limit) }))
     }
 }
 
@@ -86,20 +88,32 @@ struct Limit {
     /// The earliest of the limits whose clock runs, and what it is called.
     at: Option<(Instant, ErrorKind)>,
     /// A limit whose clock starts when the request has been read.
-    after_request: Option<(std::time::Duration, Call)>,
+    after_request: Option<(Duration, Call)>,
+    /// How long nothing may pass in either direction.
+    idle: Option<(Duration, Call)>,
 }
 
 impl Limit {
-    fn of(routed: &Routed) -> Self {
-        let route = &routed.call.plan().route;
-        let stream = route.max_stream_duration.map(|most| (source::instant() + most, ErrorKind::Timeout));
+    fn of(routed: &mut Routed) -> Self {
+        let call = &routed.call;
+        let (plan, is_grpc) = (call.plan(), call.plan().is_grpc);
+        let route = &plan.route;
+        let timeout = match own_timeout(routed.request.headers_mut()) {
+            Some(own) => (own > Duration::ZERO).then_some(own),
+            None => route.timeout_of(is_grpc),
+        };
+        let stream = route.stream_limit_of(is_grpc).map(|most| (source::instant() + most, ErrorKind::Duration));
         let caller = routed.deadline.map(|deadline| (deadline, ErrorKind::Deadline));
         let at = [stream, caller].into_iter().flatten().min_by_key(|(at, _)| *at);
-        Self { at, after_request: route.timeout.map(|timeout| (timeout, routed.call.clone())) }
+        Self {
+            at,
+            after_request: timeout.map(|timeout| (timeout, call.clone())),
+            idle: route.idle_timeout.map(|idle| (idle, call.clone())),
+        }
     }
 
     fn is_none(&self) -> bool {
-        self.at.is_none() && self.after_request.is_none()
+        self.at.is_none() && self.after_request.is_none() && self.idle.is_none()
     }
 
     fn start_if_sent(&mut self) {
@@ -108,10 +122,18 @@ impl Limit {
         }
     }
 
-    fn start(&mut self, timeout: std::time::Duration) {
+    fn start(&mut self, timeout: Duration) {
         let route = (source::instant() + timeout, ErrorKind::Timeout);
         self.at = Some(self.at.map_or(route, |other| if other.0 <= route.0 { other } else { route }));
     }
+}
+
+/// The limit a request asks for itself, taken off it (RT19). Zero is no limit.
+fn own_timeout(headers: &mut http::HeaderMap) -> Option<Duration> {
+    const NAME: http::HeaderName = http::HeaderName::from_static("x-envoy-upstream-rq-timeout-ms");
+    // Names are looked at before one is looked up: hashing costs more.
+    headers.keys().any(|name| *name == NAME).then_some(())?;
+    headers.remove(NAME)?.to_str().ok()?.parse().ok().map(Duration::from_millis)
 }
 
 /// A limit and the timer that tells when it is reached, set when first waited for.
@@ -119,9 +141,20 @@ struct Timer {
     limit: Limit,
     /// Boxed, so that bodies stay `Unpin` and those that never make anybody wait stay small.
     sleep: Option<Pin<Box<Sleep>>>,
+    /// Since when nothing came back, how much had passed the other way by then, and the timer of that.
+    still: Option<(u64, Pin<Box<Sleep>>)>,
 }
 
 impl Timer {
+    fn new(limit: Limit) -> Self {
+        Self { limit, sleep: None, still: None }
+    }
+
+    /// Something came back.
+    fn passed(&mut self) {
+        self.still = None;
+    }
+
     fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<ErrorKind> {
         if let Some((timeout, _)) =
             self.limit.after_request.take_if(|(_, call)| call.progress().poll_ended(cx).is_ready())
@@ -129,9 +162,29 @@ impl Timer {
             self.limit.start(timeout);
             self.sleep = None;
         }
-        let Some((at, kind)) = self.limit.at else { return Poll::Pending };
-        let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(at)));
-        sleep.as_mut().poll(cx).map(|()| kind)
+        if let Some((at, kind)) = self.limit.at {
+            let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(at)));
+            if sleep.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(kind);
+            }
+        }
+        self.poll_still(cx)
+    }
+
+    /// Bytes of the request that passed meanwhile are noticed when the time is up, so the limit is reached between one and
+    /// two such times after the last of them; exactly after the last of the response.
+    fn poll_still(&mut self, cx: &mut Context<'_>) -> Poll<ErrorKind> {
+        let Some((idle, call)) = &self.limit.idle else { return Poll::Pending };
+        let sleeping = || Box::pin(sleep_until(source::instant() + *idle));
+        let (before, sleep) = self.still.get_or_insert_with(|| (call.progress().bytes(), sleeping()));
+        while sleep.as_mut().poll(cx).is_ready() {
+            let passed = call.progress().bytes();
+            if passed == *before {
+                return Poll::Ready(ErrorKind::Idle);
+            }
+            (*before, *sleep) = (passed, sleeping());
+        }
+        Poll::Pending
     }
 }
 
@@ -163,6 +216,7 @@ where
         let mut this = self.project();
         let Some(body) = this.body.as_mut().as_pin_mut() else { return Poll::Ready(None) };
         if let Poll::Ready(frame) = body.poll_frame(cx) {
+            this.timer.passed();
             return Poll::Ready(frame.map(|frame| frame.map_err(|e| Error::from_boxed(ErrorKind::Reset, e.into()))));
         }
         let kind = ready!(this.timer.poll_expired(cx));
@@ -183,8 +237,6 @@ where
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-    use std::time::Duration;
 
     use http_body_util::{BodyExt, StreamBody};
     use mesh_core::{
@@ -255,8 +307,56 @@ mod tests {
         let never = StreamBody::new(futures_util::stream::pending::<Result<Frame<Bytes>, BoxError>>());
         let start = Instant::now();
         let answer = client.request(http::Request::put("http://reviews/").body(never).unwrap()).await.unwrap();
-        answer.into_body().collect().await.unwrap_err();
+        let error = answer.into_body().collect().await.unwrap_err();
+        assert_eq!((error.flags(), start.elapsed()), (Flags::DT, Duration::from_secs(5)));
+    }
+
+    /// TO7: a stream that stands still is ended; a byte in either direction lets it go on.
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_stands_still_is_ended() {
+        let idle = || Forward { idle_timeout: Some(Duration::from_secs(5)), ..Forward::default() };
+        let client = limited(idle(), |_| std::future::pending::<Result<TestResponse, Error>>());
+        let start = Instant::now();
+        let answer = client.get("http://reviews/").await.unwrap();
+        assert_eq!((answer.status().as_u16(), start.elapsed()), (504, Duration::from_secs(5)));
+        assert_eq!(answer.extensions().get::<ResponseFlags>().unwrap().flags, Flags::SI);
+
+        // Ten chunks of the request, three seconds apart, then nothing.
+        let client = limited(idle(), |picked: Picked| async {
+            let _ = picked.request.into_body().collect().await;
+            std::future::pending::<Result<TestResponse, Error>>().await
+        });
+        let slow = futures_util::stream::unfold(0, |n| async move {
+            sleep(Duration::from_secs(3)).await;
+            (n < 10).then(|| (Ok::<_, BoxError>(Frame::data(Bytes::from_static(b"x"))), n + 1))
+        });
+        let start = Instant::now();
+        let request = http::Request::put("http://reviews/").body(StreamBody::new(Box::pin(slow))).unwrap();
+        assert_eq!(client.request(request).await.unwrap().status(), 504);
+        let elapsed = start.elapsed().as_secs();
+        assert!((35..=40).contains(&elapsed), "{elapsed}");
+
+        let client = limited(idle(), |_| async { Ok(endless(200)) });
+        let start = Instant::now();
+        let body = client.get("http://reviews/").await.unwrap().into_body();
+        assert_eq!(body.collect().await.unwrap_err().kind(), ErrorKind::Idle);
         assert_eq!(start.elapsed(), Duration::from_secs(5));
+    }
+
+    /// RT19: a request may ask for a limit of its own, shorter or longer than its route's, or for none.
+    #[tokio::test(start_paused = true)]
+    async fn a_request_asks_for_its_own_limit() {
+        for (own, expected) in [("500", 500), ("3000", 3_000), ("0", 60_000), ("soon", 2_000)] {
+            let client = limited(two_seconds(), |picked: Picked| async move {
+                assert!(!picked.request.headers().contains_key("x-envoy-upstream-rq-timeout-ms"));
+                sleep(Duration::from_secs(60)).await;
+                Ok(response(200, &[]))
+            });
+            let request = http::Request::get("http://reviews/").header("x-envoy-upstream-rq-timeout-ms", own);
+            let start = Instant::now();
+            client.request(request.body(Body::empty()).unwrap()).await.unwrap();
+            assert_eq!(start.elapsed(), Duration::from_millis(expected), "{own}");
+        }
     }
 
     /// TO3, TO4, C11: the caller's deadline and `grpc-timeout` shorten the route's timeout and never lengthen it.

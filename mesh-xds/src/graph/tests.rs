@@ -172,7 +172,7 @@ impl Mesh {
     }
 
     fn listener(&mut self, port: u16, routes: &str) -> &mut Self {
-        let listener = Listener::Outbound { port, routes: RouteSource::Rds(routes.into()) };
+        let listener = Listener::Outbound { port, routes: RouteSource::Rds(routes.into()), settings: Arc::default() };
         self.event(TypeUrl::Listener, &port.to_string(), Part::Listener(listener))
     }
 

@@ -4,6 +4,8 @@
 //! silence by name. Any other is reported as ignored. One that authorizes or authenticates callers must not be passed
 //! over: on the way in, its presence makes the port refuse every request until it is supported.
 
+use mesh_core::config::Fault;
+
 use crate::proto::{
     Any,
     envoy::{
@@ -73,15 +75,19 @@ fn inner_type(any: &Any) -> Option<String> {
     Some(inner.name)
 }
 
-/// The filters of a chain: checks that it ends in the router; why the chain must refuse everything, if it must.
-pub(super) fn chain(
-    filters: &[HttpFilter],
-    side: Side,
-    place: &str,
-    ignored: &mut Ignored,
-) -> Result<Option<String>, Wrong> {
+/// What the filters of a chain come to.
+#[derive(Debug, Default)]
+pub(super) struct Chain {
+    /// Why the chain must refuse everything, if it must.
+    pub(super) refused: Option<String>,
+    /// The fault of routes without their own.
+    pub(super) fault: Option<Fault>,
+}
+
+/// Reads the filters of a chain, and checks that it ends in the router.
+pub(super) fn chain(filters: &[HttpFilter], side: Side, place: &str, ignored: &mut Ignored) -> Result<Chain, Wrong> {
     let place = format!("{place}.http_filters");
-    let mut refused = None;
+    let mut read = Chain::default();
     for (i, filter) in filters.iter().enumerate().filter(|(_, filter)| !filter.disabled) {
         let empty = Any::default();
         let any = match &filter.config_type {
@@ -90,7 +96,7 @@ pub(super) fn chain(
         };
         let at = || element("http_filters", i, &filter.name);
         if side == Side::Inbound && guards(&filter.name, any) {
-            refused.get_or_insert_with(|| {
+            read.refused.get_or_insert_with(|| {
                 format!(
                     "the HTTP filter {:?} guards this port and is not supported: all requests are refused",
                     filter.name
@@ -100,10 +106,7 @@ pub(super) fn chain(
             ignored.open::<Router>(any, &place).within(at)?;
         } else if any.is::<HttpFault>() {
             let message: HttpFault = ignored.open(any, &place).within(at)?;
-            // The filter's own fault would be for every route; control planes leave it empty and set it route by route.
-            if policy::fault(message, &place, ignored).within(at)?.is_some() {
-                ignored.add(&place, &format!("{} (a fault for all routes)", filter.name));
-            }
+            read.fault = policy::fault(message).within(at)?.filter(|_| side == Side::Outbound);
         } else if !QUIET.contains(&filter.name.as_str()) {
             ignored.add(&place, &filter.name);
         }
@@ -113,14 +116,14 @@ pub(super) fn chain(
         None => filter.name == ROUTER,
     });
     match last {
-        Some(true) => Ok(refused),
+        Some(true) => Ok(read),
         _ => Err(wrong("http_filters", format!("must end in {ROUTER:?} (RA17)"))),
     }
 }
 
 /// The filters of a chain we write. A port that must refuse everything says so in a way every Envoy understands: an
 /// authorization filter that allows nobody.
-pub(super) fn encode(side: Side, refused: bool) -> Vec<HttpFilter> {
+pub(super) fn encode(side: Side, refused: bool, fault: Option<&Fault>) -> Vec<HttpFilter> {
     let typed = |name: &str, any| HttpFilter {
         name: name.to_owned(),
         config_type: Some(ConfigType::TypedConfig(any)),
@@ -133,7 +136,9 @@ pub(super) fn encode(side: Side, refused: bool) -> Vec<HttpFilter> {
         filters.push(typed(RBAC, nobody));
     }
     if side == Side::Outbound {
-        filters.push(typed(policy::FAULT, Any::pack(&HttpFault::default())));
+        // Empty where no fault is for every route: it is there for the routes that have their own.
+        let any = fault.map_or_else(|| Any::pack(&HttpFault::default()), |fault| policy::encode_fault(fault).1);
+        filters.push(typed(policy::FAULT, any));
     }
     filters.push(typed(ROUTER, Any::pack(&Router {})));
     filters

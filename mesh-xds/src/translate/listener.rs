@@ -4,10 +4,10 @@
 //! or two filter chains per port of our own servers. Listeners of other shapes serve interception of TCP and apply to no
 //! library; they are told as ignored, with the reason.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use mesh_core::config::{Inbound, MtlsMode, Name, RouteTable};
+use mesh_core::config::{HttpSettings, Inbound, MtlsMode, Name, RouteTable};
 
 use super::{
     Listener, RouteSource, endpoint, filter,
@@ -19,7 +19,9 @@ use crate::proto::{
     Any,
     envoy::{
         config::{
-            core::v3::{Address, SocketAddress, TrafficDirection, address, socket_address::PortSpecifier},
+            core::v3::{
+                Address, HttpProtocolOptions, SocketAddress, TrafficDirection, address, socket_address::PortSpecifier,
+            },
             listener::v3::{
                 Filter, FilterChain, FilterChainMatch, Listener as Message, ListenerFilter, filter::ConfigType,
                 listener_filter,
@@ -42,6 +44,9 @@ const EVERY_ADDRESS: &str = "0.0.0.0";
 
 const HCM: &str = "envoy.filters.network.http_connection_manager";
 const TLS_INSPECTOR: &str = "envoy.filters.listener.tls_inspector";
+
+/// How long a stream may stand still where nothing is said. Source: Envoy `stream_idle_timeout` (TO7).
+const DEFAULT_IDLE: Duration = Duration::from_secs(300);
 
 const CHAINS: &str = "filter_chains";
 const FILTERS: &str = "filter_chains.filters";
@@ -82,10 +87,48 @@ fn outbound(message: Message, ignored: &mut Ignored) -> Result<Listener, Wrong> 
         if chain.transport_socket.is_some() {
             return Ok(Listener::Ignored("takes TLS from outside the mesh, which is not supported".to_owned()));
         }
-        filter::chain(&manager.http_filters, Side::Outbound, FILTERS, ignored).within(at)?;
-        return routes(manager, Side::Outbound, ignored).map(|routes| Listener::Outbound { port, routes }).within(at);
+        let filters = filter::chain(&manager.http_filters, Side::Outbound, FILTERS, ignored).within(at)?;
+        let settings = settings(&manager, filters, ignored).within(at)?;
+        let outbound = |routes| Listener::Outbound { port, routes, settings: Arc::new(settings) };
+        return routes(manager, Side::Outbound, ignored).map(outbound).within(at);
     }
     Ok(Listener::Ignored("has no HTTP filter chain".to_owned()))
+}
+
+/// What the connection manager says of all routes.
+fn settings(
+    manager: &HttpConnectionManager,
+    filters: filter::Chain,
+    ignored: &mut Ignored,
+) -> Result<HttpSettings, Wrong> {
+    let limit = |limit: Option<prost_types::Duration>, field| limit.map(|it| value::duration(it, field)).transpose();
+    let common = manager.common_http_protocol_options.unwrap_or_default();
+    for (is_set, field) in [
+        (common.idle_timeout.is_some(), "idle_timeout"),
+        (common.max_connection_duration.is_some(), "max_connection_duration"),
+        (common.max_requests_per_connection.is_some(), "max_requests_per_connection"),
+        (false, ""),
+    ] {
+        if is_set {
+            // They are about connections of callers, and the callers of a library are function calls.
+            ignored.add(FILTERS, &format!("common_http_protocol_options.{field}"));
+        }
+    }
+    for (is_set, field) in [
+        (manager.request_timeout.is_some_and(|it| it != Default::default()), "request_timeout"),
+        (manager.request_headers_timeout.is_some_and(|it| it != Default::default()), "request_headers_timeout"),
+    ] {
+        if is_set {
+            ignored.add(FILTERS, field);
+        }
+    }
+    let idle = limit(manager.stream_idle_timeout, "stream_idle_timeout")?.unwrap_or(DEFAULT_IDLE);
+    let stream = limit(common.max_stream_duration, "common_http_protocol_options.max_stream_duration")?;
+    Ok(HttpSettings {
+        idle_timeout: (idle > Duration::ZERO).then_some(idle),
+        max_stream_duration: stream.filter(|limit| *limit > Duration::ZERO),
+        fault: filters.fault,
+    })
 }
 
 /// The HTTP connection manager of a chain, if it has one: it is the last filter then.
@@ -160,7 +203,7 @@ fn inbound_chain(chain: &FilterChain, ports: &mut BTreeMap<u16, Port>, ignored: 
         u16::try_from(port).map_err(|_| wrong("filter_chain_match.destination_port", format!("{port} is no port")))?;
     let socket = chain.transport_socket.as_ref();
     let tls = socket.map_or(Ok(None), |socket| tls::downstream(socket, ignored)).under("transport_socket")?;
-    let refused = guard(chain).or(filter::chain(&manager.http_filters, Side::Inbound, FILTERS, ignored)?);
+    let refused = guard(chain).or(filter::chain(&manager.http_filters, Side::Inbound, FILTERS, ignored)?.refused);
     let RouteSource::Inline(routes) = routes(manager, Side::Inbound, ignored)? else {
         return Err(wrong("filters.rds", "is not supported in an inbound chain; send the routes inline"));
     };
@@ -188,12 +231,24 @@ fn guard(chain: &FilterChain) -> Option<String> {
 }
 
 /// A listener of requests on their way out, with its routes in a resource of their own.
-pub(super) fn encode_outbound(name: &str, port: u16, routes: &str, bind_to_port: bool) -> Message {
+pub(super) fn encode_outbound(
+    name: &str,
+    port: u16,
+    routes: &str,
+    bind_to_port: bool,
+    settings: &HttpSettings,
+) -> Message {
     let rds = Rds { config_source: Some(value::over_ads()), route_config_name: routes.to_owned() };
     let manager = HttpConnectionManager {
         stat_prefix: format!("outbound_{name}"),
         route_specifier: Some(RouteSpecifier::Rds(rds)),
-        http_filters: filter::encode(Side::Outbound, false),
+        http_filters: filter::encode(Side::Outbound, false, settings.fault.as_ref()),
+        // Said aloud, as absence is five minutes.
+        stream_idle_timeout: Some(value::encode_duration(settings.idle_timeout.unwrap_or_default())),
+        common_http_protocol_options: settings.max_stream_duration.map(|limit| HttpProtocolOptions {
+            max_stream_duration: Some(value::encode_duration(limit)),
+            ..HttpProtocolOptions::default()
+        }),
         ..HttpConnectionManager::default()
     };
     Message {
@@ -226,7 +281,7 @@ fn encode_chains(port: u16, inbound: &Inbound) -> impl Iterator<Item = FilterCha
     let manager = HttpConnectionManager {
         stat_prefix: format!("inbound_{EVERY_ADDRESS}_{port}"),
         route_specifier: Some(RouteSpecifier::RouteConfig(route::encode(&routes, &inbound.routes))),
-        http_filters: filter::encode(Side::Inbound, inbound.refused.is_some()),
+        http_filters: filter::encode(Side::Inbound, inbound.refused.is_some(), None),
         ..HttpConnectionManager::default()
     };
     let name = if inbound.name.is_empty() { format!("{EVERY_ADDRESS}_{port}") } else { inbound.name.to_string() };

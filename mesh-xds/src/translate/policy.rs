@@ -1,9 +1,10 @@
-//! Retries and faults of routes. Source: Envoy `RetryPolicy`, `HTTPFault`.
+//! Retries, hedging and faults of routes. Source: Envoy `RetryPolicy`, `HedgePolicy`, `HTTPFault`.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use mesh_core::config::{
-    Abort, AbortStatus, BackOff, Fault, FaultDelay, GrpcRetry, HttpRetry, RetryConditions, RetryPolicy,
+    Abort, AbortStatus, BackOff, Fault, FaultDelay, GrpcRetry, HedgePolicy, HttpRetry, RateLimitedBackOff, ResetFormat,
+    ResetHeader, RetryConditions, RetryPolicy,
 };
 
 use super::{
@@ -16,13 +17,22 @@ use crate::proto::{
     Any,
     envoy::{
         config::route::v3::{
-            FilterConfig, RetryPolicy as RetryMessage,
-            retry_policy::{RetryBackOff, RetryHostPredicate, retry_host_predicate::ConfigType},
+            FilterConfig, HedgePolicy as HedgeMessage, RetryPolicy as RetryMessage,
+            retry_policy::{
+                RateLimitedRetryBackOff, ResetHeader as ResetMessage, ResetHeaderFormat, RetryBackOff,
+                RetryHostPredicate, retry_host_predicate::ConfigType,
+            },
         },
         extensions::{
             filters::{
-                common::fault::v3::{FaultDelay as DelayMessage, fault_delay::FaultDelaySecifier},
-                http::fault::v3::{FaultAbort, HttpFault, fault_abort::ErrorType},
+                common::fault::v3::{
+                    FaultDelay as DelayMessage,
+                    fault_delay::{FaultDelaySecifier, HeaderDelay},
+                },
+                http::fault::v3::{
+                    FaultAbort, HttpFault,
+                    fault_abort::{ErrorType, HeaderAbort},
+                },
             },
             retry::host::previous_hosts::v3::PreviousHostsPredicate,
         },
@@ -32,26 +42,8 @@ use crate::proto::{
 /// The name of the fault filter, by which routes carry their faults.
 pub(super) const FAULT: &str = "envoy.filters.http.fault";
 const PREVIOUS_HOSTS: &str = "envoy.retry_host_predicates.previous_hosts";
-
-const HTTP_CONDITIONS: [HttpRetry; 10] = [
-    HttpRetry::ServerError,
-    HttpRetry::GatewayError,
-    HttpRetry::Reset,
-    HttpRetry::ResetBeforeRequest,
-    HttpRetry::ConnectFailure,
-    HttpRetry::EnvoyRatelimited,
-    HttpRetry::Retriable4xx,
-    HttpRetry::RefusedStream,
-    HttpRetry::RetriableStatusCodes,
-    HttpRetry::RetriableHeaders,
-];
-const GRPC_CONDITIONS: [GrpcRetry; 5] = [
-    GrpcRetry::Cancelled,
-    GrpcRetry::DeadlineExceeded,
-    GrpcRetry::ResourceExhausted,
-    GrpcRetry::Internal,
-    GrpcRetry::Unavailable,
-];
+/// Envoy's default of `RateLimitedRetryBackOff.max_interval`.
+const LONGEST_RESET: Duration = Duration::from_secs(300);
 
 pub(super) fn retry(message: RetryMessage, place: &str, ignored: &mut Ignored) -> Result<RetryPolicy, Wrong> {
     let place = format!("{place}.retry_policy");
@@ -60,9 +52,9 @@ pub(super) fn retry(message: RetryMessage, place: &str, ignored: &mut Ignored) -
         ..RetryConditions::default()
     };
     for word in message.retry_on.split(',').map(str::trim).filter(|word| !word.is_empty()) {
-        if let Some(condition) = HTTP_CONDITIONS.into_iter().find(|condition| condition.as_str() == word) {
+        if let Some(condition) = HttpRetry::ALL.into_iter().find(|condition| condition.as_str() == word) {
             on.http.push(condition);
-        } else if let Some(condition) = GRPC_CONDITIONS.into_iter().find(|condition| condition.as_str() == word) {
+        } else if let Some(condition) = GrpcRetry::ALL.into_iter().find(|condition| condition.as_str() == word) {
             on.grpc.push(condition);
         } else {
             ignored.add(&place, &format!("retry_on {word:?}"));
@@ -87,11 +79,20 @@ pub(super) fn retry(message: RetryMessage, place: &str, ignored: &mut Ignored) -
         }
     }
     let per_try = message.per_try_timeout.map(|limit| value::duration(limit, "per_try_timeout")).transpose()?;
+    let per_try_idle =
+        message.per_try_idle_timeout.map(|limit| value::duration(limit, "per_try_idle_timeout")).transpose()?;
     Ok(RetryPolicy {
         on,
         retries: message.num_retries.unwrap_or(1),
         per_try_timeout: per_try.filter(|limit| *limit > Duration::ZERO),
+        per_try_idle_timeout: per_try_idle.filter(|limit| *limit > Duration::ZERO),
         back_off: back_off(message.retry_back_off).under("retry_back_off")?,
+        rate_limited: message
+            .rate_limited_retry_back_off
+            .map(rate_limited)
+            .transpose()
+            .under("rate_limited_retry_back_off")?,
+        request_headers: matcher::headers(message.retriable_request_headers, "retriable_request_headers")?,
         avoid_previous_hosts,
         ..RetryPolicy::default()
     })
@@ -107,6 +108,42 @@ fn back_off(message: Option<RetryBackOff>) -> Result<BackOff, Wrong> {
         return Err(wrong("max_interval", "is below base_interval"));
     }
     Ok(BackOff { base, max })
+}
+
+fn rate_limited(message: RateLimitedRetryBackOff) -> Result<RateLimitedBackOff, Wrong> {
+    let max = value::positive(message.max_interval, "max_interval")?.unwrap_or(LONGEST_RESET);
+    let mut headers = Vec::with_capacity(message.reset_headers.len());
+    for (i, header) in message.reset_headers.into_iter().enumerate() {
+        let format = match ResetHeaderFormat::try_from(header.format) {
+            Ok(ResetHeaderFormat::Seconds) => ResetFormat::Seconds,
+            Ok(ResetHeaderFormat::UnixTimestamp) => ResetFormat::UnixTimestamp,
+            Err(_) => return Err(wrong(format!("reset_headers[{i}].format"), format!("{} is none", header.format))),
+        };
+        if header.name.is_empty() {
+            return Err(wrong(format!("reset_headers[{i}].name"), "is missing"));
+        }
+        headers.push(ResetHeader { name: header.name.to_ascii_lowercase().into(), format });
+    }
+    if headers.is_empty() {
+        return Err(wrong("reset_headers", "is empty"));
+    }
+    Ok(RateLimitedBackOff { headers, max })
+}
+
+/// `None` for a message that hedges nothing.
+pub(super) fn hedge(message: &HedgeMessage) -> Option<HedgePolicy> {
+    let on_per_try_timeout = message.hedge_on_per_try_timeout;
+    on_per_try_timeout.then(|| HedgePolicy { on_per_try_timeout, ..HedgePolicy::default() })
+}
+
+/// What of it has a form on the wire.
+pub(super) fn encode_hedge(hedge: &HedgePolicy) -> Option<HedgeMessage> {
+    hedge.on_per_try_timeout.then_some(HedgeMessage { hedge_on_per_try_timeout: true })
+}
+
+/// How much of a body is kept, by the field and its successor.
+pub(super) fn replay_limit(limit: Option<u32>, newer: Option<u64>) -> Option<u64> {
+    newer.or(limit.map(u64::from))
 }
 
 pub(super) fn encode_retry(policy: &RetryPolicy) -> RetryMessage {
@@ -129,7 +166,21 @@ pub(super) fn encode_retry(policy: &RetryPolicy) -> RetryMessage {
             max_interval: Some(value::encode_duration(policy.back_off.max)),
         }),
         retriable_headers: matcher::encode_headers(&policy.on.headers),
+        retriable_request_headers: matcher::encode_headers(&policy.request_headers),
+        per_try_idle_timeout: policy.per_try_idle_timeout.map(value::encode_duration),
+        rate_limited_retry_back_off: policy.rate_limited.as_ref().map(|limited| RateLimitedRetryBackOff {
+            reset_headers: limited.headers.iter().map(encode_reset).collect(),
+            max_interval: Some(value::encode_duration(limited.max)),
+        }),
     }
+}
+
+fn encode_reset(header: &ResetHeader) -> ResetMessage {
+    let format = match header.format {
+        ResetFormat::Seconds => ResetHeaderFormat::Seconds,
+        ResetFormat::UnixTimestamp => ResetHeaderFormat::UnixTimestamp,
+    };
+    ResetMessage { name: header.name.to_string(), format: format.into() }
 }
 
 /// The fault among the filter settings of a route or host: `None` if they say nothing of it, an empty one if they say that
@@ -162,7 +213,7 @@ pub(super) fn fault_of(
         };
         if any.is::<HttpFault>() && side == Side::Outbound {
             let message: HttpFault = ignored.open(any, &format!("{place}.{FIELD}")).within(at)?;
-            found = Some(fault(message, &format!("{place}.{FIELD}"), ignored).within(at)?.unwrap_or_default());
+            found = Some(fault(message).within(at)?.unwrap_or_default());
         } else if side == Side::Inbound && filter::guards(key, any) {
             return Err(wrong("", "is an authorization or authentication setting that is not supported")).within(at);
         } else {
@@ -172,63 +223,73 @@ pub(super) fn fault_of(
     Ok(found)
 }
 
-/// A fault; `None` if nothing of it can be injected as it is meant.
-pub(super) fn fault(message: HttpFault, place: &str, ignored: &mut Ignored) -> Result<Option<Fault>, Wrong> {
-    if !message.headers.is_empty() || !message.upstream_cluster.is_empty() || !message.downstream_nodes.is_empty() {
-        // Injecting where these conditions do not hold would harm requests nobody meant to harm (FI5).
-        ignored.add(place, "the whole fault, for its headers, upstream_cluster or downstream_nodes");
-        return Ok(None);
-    }
+/// A fault; `None` if it injects nothing.
+pub(super) fn fault(message: HttpFault) -> Result<Option<Fault>, Wrong> {
     let delay = match message.delay {
-        Some(DelayMessage { fault_delay_secifier: Some(FaultDelaySecifier::FixedDelay(time)), percentage }) => {
-            let duration = value::positive(Some(time), "delay.fixed_delay")?;
+        Some(DelayMessage { fault_delay_secifier: Some(delay), percentage }) => {
+            let duration = match delay {
+                FaultDelaySecifier::FixedDelay(time) => value::positive(Some(time), "delay.fixed_delay")?,
+                FaultDelaySecifier::HeaderDelay(_) => None,
+            };
             let fraction = percentage.map(value::fraction).transpose().under("delay.percentage")?;
             // Absent is 0 % (FI1).
-            duration.zip(fraction).map(|(duration, fraction)| FaultDelay { duration, fraction })
-        }
-        Some(DelayMessage { fault_delay_secifier: Some(FaultDelaySecifier::HeaderDelay(_)), .. }) => {
-            ignored.add(place, "delay.header_delay");
-            None
+            fraction.map(|fraction| FaultDelay { duration, fraction })
         }
         Some(_) => return Err(wrong("delay", "has no duration")),
         None => None,
     };
     let abort = match message.abort {
-        Some(abort) => decode_abort(abort, place, ignored).under("abort")?,
+        Some(abort) => decode_abort(abort).under("abort")?,
         None => None,
     };
-    Ok((delay.is_some() || abort.is_some()).then_some(Fault { delay, abort }))
+    Ok((delay.is_some() || abort.is_some()).then_some(Fault {
+        delay,
+        abort,
+        headers: matcher::headers(message.headers, "headers")?,
+        cluster: message.upstream_cluster.into(),
+        nodes: message.downstream_nodes,
+        max_active: message.max_active_faults,
+    }))
 }
 
-fn decode_abort(message: FaultAbort, place: &str, ignored: &mut Ignored) -> Result<Option<Abort>, Wrong> {
+fn decode_abort(message: FaultAbort) -> Result<Option<Abort>, Wrong> {
     let status = match message.error_type {
         Some(ErrorType::HttpStatus(status)) => match u16::try_from(status) {
             Ok(status @ 200..600) => AbortStatus::Http(status),
             _ => return Err(wrong("http_status", format!("{status} is not in 200..=599"))),
         },
         Some(ErrorType::GrpcStatus(status)) => AbortStatus::Grpc(status),
-        Some(ErrorType::HeaderAbort(_)) => {
-            ignored.add(place, "abort.header_abort");
-            return Ok(None);
-        }
+        Some(ErrorType::HeaderAbort(_)) => AbortStatus::ByHeader,
         None => return Err(wrong("error_type", "is missing")),
     };
     let fraction = message.percentage.map(value::fraction).transpose().under("percentage")?;
     Ok(fraction.map(|fraction| Abort { status, fraction }))
 }
 
-/// The filter setting of a route that injects the fault.
+/// The filter setting of a route, or of all routes, that injects the fault.
 pub(super) fn encode_fault(fault: &Fault) -> (String, Any) {
     let delay = fault.delay.map(|delay| DelayMessage {
-        fault_delay_secifier: Some(FaultDelaySecifier::FixedDelay(value::encode_duration(delay.duration))),
+        fault_delay_secifier: Some(match delay.duration {
+            Some(duration) => FaultDelaySecifier::FixedDelay(value::encode_duration(duration)),
+            None => FaultDelaySecifier::HeaderDelay(HeaderDelay {}),
+        }),
         percentage: Some(value::encode_fraction(delay.fraction)),
     });
     let abort = fault.abort.map(|abort| FaultAbort {
         error_type: Some(match abort.status {
             AbortStatus::Http(status) => ErrorType::HttpStatus(status.into()),
             AbortStatus::Grpc(status) => ErrorType::GrpcStatus(status),
+            AbortStatus::ByHeader => ErrorType::HeaderAbort(HeaderAbort {}),
         }),
         percentage: Some(value::encode_fraction(abort.fraction)),
     });
-    (FAULT.to_owned(), Any::pack(&HttpFault { delay, abort, ..HttpFault::default() }))
+    let message = HttpFault {
+        delay,
+        abort,
+        upstream_cluster: fault.cluster.to_string(),
+        headers: matcher::encode_headers(&fault.headers),
+        downstream_nodes: fault.nodes.clone(),
+        max_active_faults: fault.max_active,
+    };
+    (FAULT.to_owned(), Any::pack(&message))
 }

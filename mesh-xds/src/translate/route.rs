@@ -108,6 +108,8 @@ fn virtual_host(
     }
     let fault = policy::fault_of(&message.typed_per_filter_config, side, place, ignored)?.or_else(|| fault.cloned());
     let mirrors = forward::mirrors(message.request_mirror_policies, place, ignored)?;
+    let hedge = message.hedge_policy.as_ref().and_then(policy::hedge);
+    let replay_limit = policy::replay_limit(message.per_request_buffer_limit_bytes, message.request_body_buffer_limit);
     let place = format!("{place}.routes");
     let mut routes = Vec::with_capacity(message.routes.len());
     for (i, route) in message.routes.into_iter().enumerate() {
@@ -115,6 +117,10 @@ fn virtual_host(
         let mut route = decode_route(route, side, &place, ignored).within(|| element("routes", i, &name))?;
         // The most specific that says anything counts, also when it says that there is none (RA16).
         route.fault = route.fault.or_else(|| fault.clone()).filter(|fault| *fault != Fault::default());
+        if let Action::Forward(forward) = &mut route.action {
+            forward.hedge = forward.hedge.take().or_else(|| hedge.clone());
+            forward.replay_limit = forward.replay_limit.or(replay_limit);
+        }
         routes.push(route);
     }
     Ok(VirtualHost {
@@ -159,7 +165,10 @@ fn decode_route(message: RouteMessage, side: Side, place: &str, ignored: &mut Ig
         Some(ActionMessage::Route(_)) if side == Side::Inbound => Action::NonForwarding,
         Some(ActionMessage::Route(action)) => {
             let place = format!("{place}.route");
-            Action::Forward(forward::decode(action, template.as_ref(), &place, ignored).under("route")?)
+            let mut forward = forward::decode(action, template.as_ref(), &place, ignored).under("route")?;
+            forward.replay_limit =
+                policy::replay_limit(message.per_request_buffer_limit_bytes, message.request_body_buffer_limit);
+            Action::Forward(forward)
         }
         Some(ActionMessage::Redirect(action)) => Action::Redirect(redirect(action).under("redirect")?),
         Some(ActionMessage::DirectResponse(action)) => {
@@ -268,12 +277,12 @@ fn encode_host(host: &VirtualHost) -> HostMessage {
         domains: host.domains.clone(),
         routes: host.routes.iter().map(encode_route).collect(),
         retry_policy: host.retry.as_ref().map(policy::encode_retry),
-        typed_per_filter_config: BTreeMap::new(),
         request_mirror_policies: forward::encode_mirrors(&host.mirrors),
         request_headers_to_add: headers.request_add,
         request_headers_to_remove: headers.request_remove,
         response_headers_to_add: headers.response_add,
         response_headers_to_remove: headers.response_remove,
+        ..HostMessage::default()
     }
 }
 
@@ -290,6 +299,10 @@ fn encode_route(route: &Route) -> RouteMessage {
         Action::NonForwarding => ActionMessage::NonForwardingAction(NonForwardingAction {}),
     };
     let origin = route.origin.as_ref().map(|origin| ("config".to_owned(), value::encode_origin(origin)));
+    let replay_limit = match &route.action {
+        Action::Forward(forward) => forward.replay_limit,
+        _ => None,
+    };
     RouteMessage {
         name: route.name.to_string(),
         r#match: Some(matcher::encode(&route.matches)),
@@ -304,6 +317,8 @@ fn encode_route(route: &Route) -> RouteMessage {
         request_headers_to_remove: headers.request_remove,
         response_headers_to_add: headers.response_add,
         response_headers_to_remove: headers.response_remove,
+        request_body_buffer_limit: replay_limit,
+        ..RouteMessage::default()
     }
 }
 

@@ -93,7 +93,10 @@ fn ads() -> ConfigSource {
 #[test]
 fn listeners_on_every_address_are_ours() {
     let decoded = decode(&outbound("0.0.0.0", ads())).unwrap();
-    assert_eq!(decoded.value, Listener::Outbound { port: 9080, routes: RouteSource::Rds("9080".into()) });
+    let Listener::Outbound { port: 9080, routes, settings } = &decoded.value else { panic!("{decoded:?}") };
+    assert_eq!(*routes, RouteSource::Rds("9080".into()));
+    // TO7: five minutes where nothing is said.
+    assert_eq!(settings.idle_timeout, Some(std::time::Duration::from_secs(300)));
     let error = decode(&outbound("0.0.0.0", ConfigSource::default())).unwrap_err();
     assert!(error.contains("filter_chains[0].rds.config_source: must be `ads` or `self`"), "{error}");
     let ignored = |message: &Message| match decode(message).unwrap().value {

@@ -12,6 +12,15 @@ pub(crate) fn config() -> Config {
     for (port, mtls) in [(9080, MtlsMode::Strict), (9090, MtlsMode::Permissive), (9091, MtlsMode::Disable)] {
         config.inbound.insert(port, Arc::new(inbound(port, mtls)));
     }
+    let settings = HttpSettings {
+        idle_timeout: Some(Duration::from_secs(9)),
+        max_stream_duration: Some(Duration::from_secs(99)),
+        fault: Some(Fault {
+            abort: Some(Abort { status: AbortStatus::ByHeader, fraction: Fraction::ALL }),
+            ..by_header()
+        }),
+    };
+    config.http.insert(9080, Arc::new(settings));
     for cluster in clusters() {
         config.clusters.insert(cluster.name.clone(), Arc::new(cluster));
     }
@@ -54,10 +63,23 @@ fn retry() -> RetryPolicy {
         },
         retries: 2,
         per_try_timeout: Some(Duration::from_millis(1_500)),
+        per_try_idle_timeout: Some(Duration::from_millis(700)),
+        rate_limited: Some(RateLimitedBackOff {
+            headers: vec![
+                ResetHeader { name: "retry-after".into(), format: ResetFormat::Seconds },
+                ResetHeader { name: "x-ratelimit-reset".into(), format: ResetFormat::UnixTimestamp },
+            ],
+            max: Duration::from_secs(30),
+        }),
+        request_headers: vec![header(":method", HeaderMatcher::Value(exact("POST")))],
         back_off: BackOff { base: Duration::from_millis(10), max: Duration::from_secs(1) },
         avoid_previous_hosts: 5,
         only_idempotent: true,
     }
+}
+
+fn by_header() -> Fault {
+    Fault { delay: Some(FaultDelay { duration: None, fraction: Fraction::ALL }), ..Fault::default() }
 }
 
 fn header(name: &str, matcher: HeaderMatcher) -> HeaderMatch {
@@ -158,6 +180,11 @@ fn table(name: &str) -> RouteTable {
             no_cluster_status: 404,
             timeout: Some(Duration::from_millis(2_500)),
             max_stream_duration: Some(Duration::from_secs(60)),
+            grpc_timeout_header_max: Some(Duration::ZERO),
+            max_grpc_timeout: Some(Duration::from_secs(50)),
+            idle_timeout: Some(Duration::from_secs(3)),
+            hedge: Some(HedgePolicy { on_per_try_timeout: true, ..HedgePolicy::default() }),
+            replay_limit: Some(1 << 33),
             retry: Some(retry()),
             host_rewrite: Some(HostRewrite::Literal("elsewhere".into())),
             path_rewrite: None,
@@ -172,16 +199,20 @@ fn table(name: &str) -> RouteTable {
     matched.operation = Some("reviews:9080/*".into());
     matched.headers = changes("route");
     matched.fault = Some(Fault {
-        delay: Some(FaultDelay { duration: Duration::from_secs(7), fraction: Fraction::ALL }),
+        delay: Some(FaultDelay { duration: Some(Duration::from_secs(7)), fraction: Fraction::ALL }),
         abort: Some(Abort {
             status: AbortStatus::Http(500),
             fraction: Fraction { numerator: 5, denominator: 1_000_000 },
         }),
+        headers: vec![header("end-user", HeaderMatcher::Present(true))],
+        cluster: "v1".into(),
+        nodes: vec!["node".to_owned()],
+        max_active: Some(3),
     });
     routes.insert(0, matched);
     let mut aborted = route(RouteMatch::default(), forward(to("a"), None));
     aborted.fault =
-        Some(Fault { delay: None, abort: Some(Abort { status: AbortStatus::Grpc(14), fraction: Fraction::NONE }) });
+        Some(Fault { abort: Some(Abort { status: AbortStatus::Grpc(14), fraction: Fraction::NONE }), ..by_header() });
     routes.push(aborted);
     for host_rewrite in [
         HostRewrite::Auto,

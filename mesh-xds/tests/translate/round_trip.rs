@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use mesh_core::config::{Cluster, Config, Inbound, PathRewrite};
+use mesh_core::config::{Cluster, Config, HttpSettings, Inbound, PathRewrite};
 use mesh_xds::{
     ads::TypeUrl,
     translate::{self, Listener, RouteSource, Shape, encode},
@@ -18,7 +18,10 @@ fn decode_all(config: &Config, shape: Shape) -> Config {
         let listener = translate::listener(&resource.body).unwrap();
         assert_eq!((&listener.name, listener.ignored.as_slice()), (name, &[][..]));
         match listener.value {
-            Listener::Outbound { port, routes: RouteSource::Rds(name) } => {
+            Listener::Outbound { port, routes: RouteSource::Rds(name), settings } => {
+                if *settings != HttpSettings::default() {
+                    decoded.http.insert(port, settings);
+                }
                 let routes = translate::route(&set.get(TypeUrl::Route, &name).unwrap().body).unwrap();
                 assert_eq!((routes.name, routes.ignored.as_slice()), (name, &[][..]));
                 decoded.outbound.insert(port, routes.value);

@@ -103,17 +103,21 @@ fn a_timeout_not_set_is_fifteen_seconds() {
     refused(with_action(|action| action.timeout = Some(seconds(-1))), "route.timeout", "negative");
 }
 
-/// TO2: the limit of the gRPC header replaces the other, even with a longer one or none.
+/// TO2: both limits are read as they are; which one counts is decided by the kind of request, and zero is a word.
 #[test]
 fn the_grpc_timeout_limit_replaces_the_stream_limit() {
     let limit = |max, header| {
         let limit = MaxStreamDuration { max_stream_duration: max, grpc_timeout_header_max: header };
-        forward(RouteAction { max_stream_duration: Some(limit), ..action() }).max_stream_duration
+        let read = forward(RouteAction { max_stream_duration: Some(limit), ..action() });
+        (read.max_stream_duration, read.grpc_timeout_header_max)
     };
-    assert_eq!(limit(Some(seconds(1)), None), Some(Duration::from_secs(1)));
-    assert_eq!(limit(Some(seconds(1)), Some(seconds(9))), Some(Duration::from_secs(9)));
-    assert_eq!(limit(Some(seconds(1)), Some(seconds(0))), None);
-    assert_eq!(limit(None, None), None);
+    let read = |seconds| Some(Duration::from_secs(seconds));
+    assert_eq!(limit(Some(seconds(1)), None), (read(1), None));
+    assert_eq!(limit(Some(seconds(1)), Some(seconds(9))), (read(1), read(9)));
+    assert_eq!(limit(Some(seconds(0)), Some(seconds(0))), (read(0), read(0)));
+    assert_eq!(limit(None, None), (None, None));
+    let older = forward(RouteAction { max_grpc_timeout: Some(seconds(4)), idle_timeout: Some(seconds(0)), ..action() });
+    assert_eq!((older.max_grpc_timeout, older.idle_timeout), (read(4), read(0)));
 }
 
 /// RA3: no weight in sum and too much weight are refused; zero among others is fine.

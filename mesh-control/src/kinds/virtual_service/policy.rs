@@ -69,35 +69,17 @@ pub(super) fn retries(node: &Node, path: &str, reader: &mut Reader<'_>) -> Optio
 }
 
 fn conditions(text: &At<String>, reader: &mut Reader<'_>) -> RetryConditions {
-    const HTTP: [(&str, HttpRetry); 10] = [
-        ("5xx", HttpRetry::ServerError),
-        ("gateway-error", HttpRetry::GatewayError),
-        ("reset", HttpRetry::Reset),
-        ("reset-before-request", HttpRetry::ResetBeforeRequest),
-        ("connect-failure", HttpRetry::ConnectFailure),
-        ("envoy-ratelimited", HttpRetry::EnvoyRatelimited),
-        ("retriable-4xx", HttpRetry::Retriable4xx),
-        ("refused-stream", HttpRetry::RefusedStream),
-        ("retriable-status-codes", HttpRetry::RetriableStatusCodes),
-        ("retriable-headers", HttpRetry::RetriableHeaders),
-    ];
-    const GRPC: [(&str, GrpcRetry); 5] = [
-        ("cancelled", GrpcRetry::Cancelled),
-        ("deadline-exceeded", GrpcRetry::DeadlineExceeded),
-        ("resource-exhausted", GrpcRetry::ResourceExhausted),
-        ("internal", GrpcRetry::Internal),
-        ("unavailable", GrpcRetry::Unavailable),
-    ];
     let mut out = RetryConditions::default();
     for word in text.split(',').map(str::trim).filter(|word| !word.is_empty()) {
-        if let Some((_, condition)) = HTTP.iter().find(|(name, _)| *name == word) {
-            out.http.push(*condition);
-        } else if let Some((_, condition)) = GRPC.iter().find(|(name, _)| *name == word) {
-            out.grpc.push(*condition);
+        if let Some(condition) = HttpRetry::ALL.into_iter().find(|known| known.as_str() == word) {
+            out.http.push(condition);
+        } else if let Some(condition) = GrpcRetry::ALL.into_iter().find(|known| known.as_str() == word) {
+            out.grpc.push(condition);
         } else if let Some(code) = word.parse::<u16>().ok().filter(|code| (100..600).contains(code)) {
             out.status_codes.push(code);
         } else {
-            let names = HTTP.iter().map(|(name, _)| *name).chain(GRPC.iter().map(|(name, _)| *name));
+            let http = HttpRetry::ALL.into_iter().map(HttpRetry::as_str);
+            let names = http.chain(GrpcRetry::ALL.into_iter().map(GrpcRetry::as_str));
             let near = nearest(word, names.clone());
             let known: Vec<&str> = names.collect();
             let diagnostic = reader.invalid(text.at, format!("retryOn knows no condition {word:?}"));
@@ -119,7 +101,7 @@ pub(super) fn fault(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<
         reader.invalid(node.at, format!("{path} has neither delay nor abort"));
     }
     fields.close(reader);
-    let fault = Fault { delay, abort: abort.flatten() };
+    let fault = Fault { delay, abort: abort.flatten(), ..Fault::default() };
     (fault != Fault::default()).then_some(fault)
 }
 
@@ -134,7 +116,7 @@ fn delay(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<FaultDelay>
     }
     fields.refused(reader, &["exponentialDelay"], "write fixedDelay; Istio has not implemented it either");
     fields.close(reader);
-    Some(FaultDelay { duration: duration?, fraction: fraction.unwrap_or(Fraction::NONE) })
+    Some(FaultDelay { duration: Some(duration?), fraction: fraction.unwrap_or(Fraction::NONE) })
 }
 
 /// `Some(None)` is an abort that never happens: without a percentage Istio drops it.

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Fault, Fraction, HashPolicy, HeaderChange, HeaderChanges, Name, Regex, RetryPolicy, RoutingPriority};
+use super::{
+    Fault, Fraction, HashPolicy, HeaderChange, HeaderChanges, HedgePolicy, Name, Regex, RetryPolicy, RoutingPriority,
+};
 
 /// What happens to a request that matched. Source: Envoy `Route.action`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -35,10 +37,29 @@ pub struct Forward {
     ///
     /// Envoy `RouteAction.timeout`: absent on the wire means 15 s and 0 means none; translation resolves that.
     pub timeout: Option<Duration>,
-    /// Limit of the whole stream. Envoy `RouteAction.max_stream_duration`; `None` is no limit.
+    /// Limit of the whole stream; `None` is that of [`HttpSettings`](crate::config::HttpSettings), zero is none at all.
+    ///
+    /// Envoy `RouteAction.max_stream_duration.max_stream_duration`.
     pub max_stream_duration: Option<Duration>,
+    /// In place of `max_stream_duration` for gRPC calls, even when it is longer; zero is no limit (gRFC A31).
+    ///
+    /// Envoy `RouteAction.max_stream_duration.grpc_timeout_header_max`.
+    pub grpc_timeout_header_max: Option<Duration>,
+    /// In place of `timeout` for gRPC calls; zero is no limit. Without effect beside one of the two above.
+    ///
+    /// Envoy `RouteAction.max_grpc_timeout`, its older form, which Istio writes for sidecars.
+    pub max_grpc_timeout: Option<Duration>,
+    /// How long the stream may stand still in both directions; `None` is that of
+    /// [`HttpSettings`](crate::config::HttpSettings), zero is for ever. Envoy `RouteAction.idle_timeout`.
+    pub idle_timeout: Option<Duration>,
     /// When to try again; replaces the virtual host's.
     pub retry: Option<RetryPolicy>,
+    /// Whether to begin another try before the first has failed. Envoy `hedge_policy` of the route, else of its host.
+    pub hedge: Option<HedgePolicy>,
+    /// How many bytes of a streamed body are kept for sending it again; `None` is the client's own limit.
+    ///
+    /// Envoy `per_request_buffer_limit_bytes` and `request_body_buffer_limit` of the route, else of its host.
+    pub replay_limit: Option<u64>,
     /// New `:authority`. Envoy `RouteAction.host_rewrite_specifier`.
     pub host_rewrite: Option<HostRewrite>,
     /// Where the authority is rewritten, the one before is added to `x-forwarded-host`. Envoy `append_x_forwarded_host`.

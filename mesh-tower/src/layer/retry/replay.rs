@@ -2,7 +2,7 @@
 //!
 //! A [`Tape`] is played once per try. Chunks that passed before are played from memory, the rest comes from the caller;
 //! only the latest play reads on, so a connection that still holds an earlier one gets an error instead of taking
-//! chunks away. Past the limit, or once a response is the caller's, nothing more is kept: memory stays bounded however
+//! chunks away. A body that has been read to its end is played by as many as like. Past the limit, or once a response is the caller's, nothing more is kept: memory stays bounded however
 //! long the stream.
 
 use std::{
@@ -108,12 +108,13 @@ impl Player {
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let mut reel = lock(&self.reel);
         let reel = &mut *reel;
-        if reel.turn != self.turn {
-            return Poll::Ready(Some(Err("the request is being sent again elsewhere".into())));
-        }
         if let Some(chunk) = reel.kept.get(self.at) {
             self.at += 1;
             return Poll::Ready(Some(Ok(Frame::data(chunk.clone()))));
+        }
+        // What is all here can be played by several at once, as hedged tries do.
+        if reel.turn != self.turn && !reel.ended {
+            return Poll::Ready(Some(Err("the request is being sent again elsewhere".into())));
         }
         if !reel.recording && !reel.kept.is_empty() {
             reel.kept = Vec::new();

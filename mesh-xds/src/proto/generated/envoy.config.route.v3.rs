@@ -82,6 +82,16 @@ pub struct VirtualHost {
     >,
     #[prost(message, optional, tag = "16")]
     pub retry_policy: ::core::option::Option<RetryPolicy>,
+    #[prost(message, optional, tag = "17")]
+    pub hedge_policy: ::core::option::Option<HedgePolicy>,
+    #[prost(message, optional, tag = "18")]
+    pub per_request_buffer_limit_bytes: ::core::option::Option<u32>,
+    #[prost(message, optional, tag = "25")]
+    pub request_body_buffer_limit: ::core::option::Option<u64>,
+    #[prost(bool, tag = "14")]
+    pub include_request_attempt_count: bool,
+    #[prost(message, repeated, tag = "6")]
+    pub rate_limits: ::prost::alloc::vec::Vec<RateLimit>,
     #[prost(message, repeated, tag = "22")]
     pub request_mirror_policies: ::prost::alloc::vec::Vec<
         route_action::RequestMirrorPolicy,
@@ -128,6 +138,10 @@ pub struct Route {
     pub response_headers_to_remove: ::prost::alloc::vec::Vec<
         ::prost::alloc::string::String,
     >,
+    #[prost(message, optional, tag = "16")]
+    pub per_request_buffer_limit_bytes: ::core::option::Option<u32>,
+    #[prost(message, optional, tag = "20")]
+    pub request_body_buffer_limit: ::core::option::Option<u64>,
     #[prost(oneof = "route::Action", tags = "2, 3, 7, 18")]
     pub action: ::core::option::Option<route::Action>,
 }
@@ -223,8 +237,18 @@ pub struct RouteAction {
     >,
     #[prost(message, optional, tag = "8")]
     pub timeout: ::core::option::Option<::prost_types::Duration>,
+    #[prost(message, optional, tag = "24")]
+    pub idle_timeout: ::core::option::Option<::prost_types::Duration>,
+    #[prost(message, optional, tag = "23")]
+    pub max_grpc_timeout: ::core::option::Option<::prost_types::Duration>,
     #[prost(message, optional, tag = "9")]
     pub retry_policy: ::core::option::Option<RetryPolicy>,
+    #[prost(message, optional, tag = "27")]
+    pub hedge_policy: ::core::option::Option<HedgePolicy>,
+    #[prost(message, repeated, tag = "13")]
+    pub rate_limits: ::prost::alloc::vec::Vec<RateLimit>,
+    #[prost(message, optional, tag = "14")]
+    pub include_vh_rate_limits: ::core::option::Option<bool>,
     #[prost(message, optional, tag = "36")]
     pub max_stream_duration: ::core::option::Option<route_action::MaxStreamDuration>,
     #[prost(enumeration = "route_action::ClusterNotFoundResponseCode", tag = "20")]
@@ -483,9 +507,52 @@ pub struct RetryPolicy {
     pub retry_back_off: ::core::option::Option<retry_policy::RetryBackOff>,
     #[prost(message, repeated, tag = "9")]
     pub retriable_headers: ::prost::alloc::vec::Vec<HeaderMatcher>,
+    #[prost(message, repeated, tag = "10")]
+    pub retriable_request_headers: ::prost::alloc::vec::Vec<HeaderMatcher>,
+    #[prost(message, optional, tag = "11")]
+    pub rate_limited_retry_back_off: ::core::option::Option<
+        retry_policy::RateLimitedRetryBackOff,
+    >,
+    #[prost(message, optional, tag = "13")]
+    pub per_try_idle_timeout: ::core::option::Option<::prost_types::Duration>,
 }
 /// Nested message and enum types in `RetryPolicy`.
 pub mod retry_policy {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct ResetHeader {
+        #[prost(string, tag = "1")]
+        pub name: ::prost::alloc::string::String,
+        #[prost(enumeration = "ResetHeaderFormat", tag = "2")]
+        pub format: i32,
+    }
+    impl ::prost::Name for ResetHeader {
+        const NAME: &'static str = "ResetHeader";
+        const PACKAGE: &'static str = "envoy.config.route.v3";
+        fn full_name() -> ::prost::alloc::string::String {
+            "envoy.config.route.v3.RetryPolicy.ResetHeader".into()
+        }
+        fn type_url() -> ::prost::alloc::string::String {
+            "type.googleapis.com/envoy.config.route.v3.RetryPolicy.ResetHeader".into()
+        }
+    }
+    #[derive(Clone, PartialEq, ::prost::Message)]
+    pub struct RateLimitedRetryBackOff {
+        #[prost(message, repeated, tag = "1")]
+        pub reset_headers: ::prost::alloc::vec::Vec<ResetHeader>,
+        #[prost(message, optional, tag = "2")]
+        pub max_interval: ::core::option::Option<::prost_types::Duration>,
+    }
+    impl ::prost::Name for RateLimitedRetryBackOff {
+        const NAME: &'static str = "RateLimitedRetryBackOff";
+        const PACKAGE: &'static str = "envoy.config.route.v3";
+        fn full_name() -> ::prost::alloc::string::String {
+            "envoy.config.route.v3.RetryPolicy.RateLimitedRetryBackOff".into()
+        }
+        fn type_url() -> ::prost::alloc::string::String {
+            "type.googleapis.com/envoy.config.route.v3.RetryPolicy.RateLimitedRetryBackOff"
+                .into()
+        }
+    }
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
     pub struct RetryHostPredicate {
         #[prost(string, tag = "1")]
@@ -529,6 +596,42 @@ pub mod retry_policy {
             "type.googleapis.com/envoy.config.route.v3.RetryPolicy.RetryBackOff".into()
         }
     }
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum ResetHeaderFormat {
+        Seconds = 0,
+        UnixTimestamp = 1,
+    }
+    impl ResetHeaderFormat {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Seconds => "SECONDS",
+                Self::UnixTimestamp => "UNIX_TIMESTAMP",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "SECONDS" => Some(Self::Seconds),
+                "UNIX_TIMESTAMP" => Some(Self::UnixTimestamp),
+                _ => None,
+            }
+        }
+    }
 }
 impl ::prost::Name for RetryPolicy {
     const NAME: &'static str = "RetryPolicy";
@@ -538,6 +641,21 @@ impl ::prost::Name for RetryPolicy {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "type.googleapis.com/envoy.config.route.v3.RetryPolicy".into()
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HedgePolicy {
+    #[prost(bool, tag = "3")]
+    pub hedge_on_per_try_timeout: bool,
+}
+impl ::prost::Name for HedgePolicy {
+    const NAME: &'static str = "HedgePolicy";
+    const PACKAGE: &'static str = "envoy.config.route.v3";
+    fn full_name() -> ::prost::alloc::string::String {
+        "envoy.config.route.v3.HedgePolicy".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/envoy.config.route.v3.HedgePolicy".into()
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -801,5 +919,309 @@ impl ::prost::Name for FilterConfig {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "type.googleapis.com/envoy.config.route.v3.FilterConfig".into()
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RateLimit {
+    #[prost(message, optional, tag = "1")]
+    pub stage: ::core::option::Option<u32>,
+    #[prost(string, tag = "2")]
+    pub disable_key: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "3")]
+    pub actions: ::prost::alloc::vec::Vec<rate_limit::Action>,
+}
+/// Nested message and enum types in `RateLimit`.
+pub mod rate_limit {
+    #[derive(Clone, PartialEq, ::prost::Message)]
+    pub struct Action {
+        #[prost(
+            oneof = "action::ActionSpecifier",
+            tags = "1, 2, 3, 12, 4, 5, 6, 8, 10, 11"
+        )]
+        pub action_specifier: ::core::option::Option<action::ActionSpecifier>,
+    }
+    /// Nested message and enum types in `Action`.
+    pub mod action {
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+        pub struct SourceCluster {}
+        impl ::prost::Name for SourceCluster {
+            const NAME: &'static str = "SourceCluster";
+            const PACKAGE: &'static str = "envoy.config.route.v3";
+            fn full_name() -> ::prost::alloc::string::String {
+                "envoy.config.route.v3.RateLimit.Action.SourceCluster".into()
+            }
+            fn type_url() -> ::prost::alloc::string::String {
+                "type.googleapis.com/envoy.config.route.v3.RateLimit.Action.SourceCluster"
+                    .into()
+            }
+        }
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+        pub struct DestinationCluster {}
+        impl ::prost::Name for DestinationCluster {
+            const NAME: &'static str = "DestinationCluster";
+            const PACKAGE: &'static str = "envoy.config.route.v3";
+            fn full_name() -> ::prost::alloc::string::String {
+                "envoy.config.route.v3.RateLimit.Action.DestinationCluster".into()
+            }
+            fn type_url() -> ::prost::alloc::string::String {
+                "type.googleapis.com/envoy.config.route.v3.RateLimit.Action.DestinationCluster"
+                    .into()
+            }
+        }
+        #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+        pub struct RequestHeaders {
+            #[prost(string, tag = "1")]
+            pub header_name: ::prost::alloc::string::String,
+            #[prost(string, tag = "2")]
+            pub descriptor_key: ::prost::alloc::string::String,
+            #[prost(bool, tag = "3")]
+            pub skip_if_absent: bool,
+        }
+        impl ::prost::Name for RequestHeaders {
+            const NAME: &'static str = "RequestHeaders";
+            const PACKAGE: &'static str = "envoy.config.route.v3";
+            fn full_name() -> ::prost::alloc::string::String {
+                "envoy.config.route.v3.RateLimit.Action.RequestHeaders".into()
+            }
+            fn type_url() -> ::prost::alloc::string::String {
+                "type.googleapis.com/envoy.config.route.v3.RateLimit.Action.RequestHeaders"
+                    .into()
+            }
+        }
+        #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+        pub struct QueryParameters {
+            #[prost(string, tag = "1")]
+            pub query_parameter_name: ::prost::alloc::string::String,
+            #[prost(string, tag = "2")]
+            pub descriptor_key: ::prost::alloc::string::String,
+            #[prost(bool, tag = "3")]
+            pub skip_if_absent: bool,
+        }
+        impl ::prost::Name for QueryParameters {
+            const NAME: &'static str = "QueryParameters";
+            const PACKAGE: &'static str = "envoy.config.route.v3";
+            fn full_name() -> ::prost::alloc::string::String {
+                "envoy.config.route.v3.RateLimit.Action.QueryParameters".into()
+            }
+            fn type_url() -> ::prost::alloc::string::String {
+                "type.googleapis.com/envoy.config.route.v3.RateLimit.Action.QueryParameters"
+                    .into()
+            }
+        }
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+        pub struct RemoteAddress {}
+        impl ::prost::Name for RemoteAddress {
+            const NAME: &'static str = "RemoteAddress";
+            const PACKAGE: &'static str = "envoy.config.route.v3";
+            fn full_name() -> ::prost::alloc::string::String {
+                "envoy.config.route.v3.RateLimit.Action.RemoteAddress".into()
+            }
+            fn type_url() -> ::prost::alloc::string::String {
+                "type.googleapis.com/envoy.config.route.v3.RateLimit.Action.RemoteAddress"
+                    .into()
+            }
+        }
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+        pub struct MaskedRemoteAddress {
+            #[prost(message, optional, tag = "1")]
+            pub v4_prefix_mask_len: ::core::option::Option<u32>,
+            #[prost(message, optional, tag = "2")]
+            pub v6_prefix_mask_len: ::core::option::Option<u32>,
+        }
+        impl ::prost::Name for MaskedRemoteAddress {
+            const NAME: &'static str = "MaskedRemoteAddress";
+            const PACKAGE: &'static str = "envoy.config.route.v3";
+            fn full_name() -> ::prost::alloc::string::String {
+                "envoy.config.route.v3.RateLimit.Action.MaskedRemoteAddress".into()
+            }
+            fn type_url() -> ::prost::alloc::string::String {
+                "type.googleapis.com/envoy.config.route.v3.RateLimit.Action.MaskedRemoteAddress"
+                    .into()
+            }
+        }
+        #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+        pub struct GenericKey {
+            #[prost(string, tag = "1")]
+            pub descriptor_value: ::prost::alloc::string::String,
+            #[prost(string, tag = "2")]
+            pub descriptor_key: ::prost::alloc::string::String,
+            #[prost(string, tag = "3")]
+            pub default_value: ::prost::alloc::string::String,
+        }
+        impl ::prost::Name for GenericKey {
+            const NAME: &'static str = "GenericKey";
+            const PACKAGE: &'static str = "envoy.config.route.v3";
+            fn full_name() -> ::prost::alloc::string::String {
+                "envoy.config.route.v3.RateLimit.Action.GenericKey".into()
+            }
+            fn type_url() -> ::prost::alloc::string::String {
+                "type.googleapis.com/envoy.config.route.v3.RateLimit.Action.GenericKey"
+                    .into()
+            }
+        }
+        #[derive(Clone, PartialEq, ::prost::Message)]
+        pub struct HeaderValueMatch {
+            #[prost(string, tag = "1")]
+            pub descriptor_value: ::prost::alloc::string::String,
+            #[prost(message, optional, tag = "2")]
+            pub expect_match: ::core::option::Option<bool>,
+            #[prost(message, repeated, tag = "3")]
+            pub headers: ::prost::alloc::vec::Vec<super::super::HeaderMatcher>,
+            #[prost(string, tag = "4")]
+            pub descriptor_key: ::prost::alloc::string::String,
+            #[prost(string, tag = "5")]
+            pub default_value: ::prost::alloc::string::String,
+        }
+        impl ::prost::Name for HeaderValueMatch {
+            const NAME: &'static str = "HeaderValueMatch";
+            const PACKAGE: &'static str = "envoy.config.route.v3";
+            fn full_name() -> ::prost::alloc::string::String {
+                "envoy.config.route.v3.RateLimit.Action.HeaderValueMatch".into()
+            }
+            fn type_url() -> ::prost::alloc::string::String {
+                "type.googleapis.com/envoy.config.route.v3.RateLimit.Action.HeaderValueMatch"
+                    .into()
+            }
+        }
+        #[derive(Clone, PartialEq, ::prost::Message)]
+        pub struct MetaData {
+            #[prost(string, tag = "1")]
+            pub descriptor_key: ::prost::alloc::string::String,
+            #[prost(message, optional, tag = "2")]
+            pub metadata_key: ::core::option::Option<
+                super::super::super::super::super::r#type::metadata::v3::MetadataKey,
+            >,
+            #[prost(string, tag = "3")]
+            pub default_value: ::prost::alloc::string::String,
+            #[prost(enumeration = "meta_data::Source", tag = "4")]
+            pub source: i32,
+            #[prost(bool, tag = "5")]
+            pub skip_if_absent: bool,
+        }
+        /// Nested message and enum types in `MetaData`.
+        pub mod meta_data {
+            #[derive(
+                Clone,
+                Copy,
+                Debug,
+                PartialEq,
+                Eq,
+                Hash,
+                PartialOrd,
+                Ord,
+                ::prost::Enumeration
+            )]
+            #[repr(i32)]
+            pub enum Source {
+                Dynamic = 0,
+                RouteEntry = 1,
+                ClusterEntry = 2,
+                ClusterLocalityEntry = 3,
+            }
+            impl Source {
+                /// String value of the enum field names used in the ProtoBuf definition.
+                ///
+                /// The values are not transformed in any way and thus are considered stable
+                /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+                pub fn as_str_name(&self) -> &'static str {
+                    match self {
+                        Self::Dynamic => "DYNAMIC",
+                        Self::RouteEntry => "ROUTE_ENTRY",
+                        Self::ClusterEntry => "CLUSTER_ENTRY",
+                        Self::ClusterLocalityEntry => "CLUSTER_LOCALITY_ENTRY",
+                    }
+                }
+                /// Creates an enum from field names used in the ProtoBuf definition.
+                pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+                    match value {
+                        "DYNAMIC" => Some(Self::Dynamic),
+                        "ROUTE_ENTRY" => Some(Self::RouteEntry),
+                        "CLUSTER_ENTRY" => Some(Self::ClusterEntry),
+                        "CLUSTER_LOCALITY_ENTRY" => Some(Self::ClusterLocalityEntry),
+                        _ => None,
+                    }
+                }
+            }
+        }
+        impl ::prost::Name for MetaData {
+            const NAME: &'static str = "MetaData";
+            const PACKAGE: &'static str = "envoy.config.route.v3";
+            fn full_name() -> ::prost::alloc::string::String {
+                "envoy.config.route.v3.RateLimit.Action.MetaData".into()
+            }
+            fn type_url() -> ::prost::alloc::string::String {
+                "type.googleapis.com/envoy.config.route.v3.RateLimit.Action.MetaData"
+                    .into()
+            }
+        }
+        #[derive(Clone, PartialEq, ::prost::Message)]
+        pub struct QueryParameterValueMatch {
+            #[prost(string, tag = "1")]
+            pub descriptor_value: ::prost::alloc::string::String,
+            #[prost(message, optional, tag = "2")]
+            pub expect_match: ::core::option::Option<bool>,
+            #[prost(message, repeated, tag = "3")]
+            pub query_parameters: ::prost::alloc::vec::Vec<
+                super::super::QueryParameterMatcher,
+            >,
+            #[prost(string, tag = "4")]
+            pub descriptor_key: ::prost::alloc::string::String,
+            #[prost(string, tag = "5")]
+            pub default_value: ::prost::alloc::string::String,
+        }
+        impl ::prost::Name for QueryParameterValueMatch {
+            const NAME: &'static str = "QueryParameterValueMatch";
+            const PACKAGE: &'static str = "envoy.config.route.v3";
+            fn full_name() -> ::prost::alloc::string::String {
+                "envoy.config.route.v3.RateLimit.Action.QueryParameterValueMatch".into()
+            }
+            fn type_url() -> ::prost::alloc::string::String {
+                "type.googleapis.com/envoy.config.route.v3.RateLimit.Action.QueryParameterValueMatch"
+                    .into()
+            }
+        }
+        #[derive(Clone, PartialEq, ::prost::Oneof)]
+        pub enum ActionSpecifier {
+            #[prost(message, tag = "1")]
+            SourceCluster(SourceCluster),
+            #[prost(message, tag = "2")]
+            DestinationCluster(DestinationCluster),
+            #[prost(message, tag = "3")]
+            RequestHeaders(RequestHeaders),
+            #[prost(message, tag = "12")]
+            QueryParameters(QueryParameters),
+            #[prost(message, tag = "4")]
+            RemoteAddress(RemoteAddress),
+            #[prost(message, tag = "5")]
+            GenericKey(GenericKey),
+            #[prost(message, tag = "6")]
+            HeaderValueMatch(HeaderValueMatch),
+            #[prost(message, tag = "8")]
+            Metadata(MetaData),
+            #[prost(message, tag = "10")]
+            MaskedRemoteAddress(MaskedRemoteAddress),
+            #[prost(message, tag = "11")]
+            QueryParameterValueMatch(QueryParameterValueMatch),
+        }
+    }
+    impl ::prost::Name for Action {
+        const NAME: &'static str = "Action";
+        const PACKAGE: &'static str = "envoy.config.route.v3";
+        fn full_name() -> ::prost::alloc::string::String {
+            "envoy.config.route.v3.RateLimit.Action".into()
+        }
+        fn type_url() -> ::prost::alloc::string::String {
+            "type.googleapis.com/envoy.config.route.v3.RateLimit.Action".into()
+        }
+    }
+}
+impl ::prost::Name for RateLimit {
+    const NAME: &'static str = "RateLimit";
+    const PACKAGE: &'static str = "envoy.config.route.v3";
+    fn full_name() -> ::prost::alloc::string::String {
+        "envoy.config.route.v3.RateLimit".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/envoy.config.route.v3.RateLimit".into()
     }
 }

@@ -15,6 +15,8 @@ pub struct HttpFault {
     >,
     #[prost(string, repeated, tag = "5")]
     pub downstream_nodes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(message, optional, tag = "6")]
+    pub max_active_faults: ::core::option::Option<u32>,
 }
 impl ::prost::Name for HttpFault {
     const NAME: &'static str = "HTTPFault";

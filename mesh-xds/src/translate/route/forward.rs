@@ -66,16 +66,8 @@ pub(super) fn decode(
         None => Some(DEFAULT_TIMEOUT),
         Some(timeout) => some_unless_zero(value::duration(timeout, "timeout")?),
     };
-    let max_stream_duration = match message.max_stream_duration {
-        None => None,
-        // The limit of the header replaces the other, even with a longer one (TO2).
-        Some(MaxStreamDuration { max_stream_duration, grpc_timeout_header_max }) => {
-            match grpc_timeout_header_max.or(max_stream_duration) {
-                Some(limit) => some_unless_zero(value::duration(limit, "max_stream_duration")?),
-                None => None,
-            }
-        }
-    };
+    let limit = |limit: Option<prost_types::Duration>, field| limit.map(|it| value::duration(it, field)).transpose();
+    let stream = message.max_stream_duration.unwrap_or_default();
     let prefix = (!message.prefix_rewrite.is_empty()).then_some(PathRewrite::Prefix(message.prefix_rewrite));
     let path_rewrite = match (prefix, message.regex_rewrite, message.path_rewrite_policy) {
         (prefix, None, None) => prefix,
@@ -95,7 +87,11 @@ pub(super) fn decode(
             Err(_) => return Err(wrong("cluster_not_found_response_code", "is none")),
         },
         timeout,
-        max_stream_duration,
+        max_stream_duration: limit(stream.max_stream_duration, "max_stream_duration.max_stream_duration")?,
+        grpc_timeout_header_max: limit(stream.grpc_timeout_header_max, "max_stream_duration.grpc_timeout_header_max")?,
+        max_grpc_timeout: limit(message.max_grpc_timeout, "max_grpc_timeout")?,
+        idle_timeout: limit(message.idle_timeout, "idle_timeout")?,
+        hedge: message.hedge_policy.as_ref().and_then(policy::hedge),
         retry: message
             .retry_policy
             .map(|retry| policy::retry(retry, place, ignored))
@@ -266,10 +262,15 @@ pub(super) fn encode(forward: &Forward) -> RouteAction {
         append_x_forwarded_host: forward.append_forwarded_host,
         timeout: Some(value::encode_duration(forward.timeout.unwrap_or_default())),
         retry_policy: forward.retry.as_ref().map(policy::encode_retry),
-        max_stream_duration: forward.max_stream_duration.map(|limit| MaxStreamDuration {
-            max_stream_duration: Some(value::encode_duration(limit)),
-            ..MaxStreamDuration::default()
-        }),
+        max_stream_duration: (forward.max_stream_duration.is_some() || forward.grpc_timeout_header_max.is_some()).then(
+            || MaxStreamDuration {
+                max_stream_duration: forward.max_stream_duration.map(value::encode_duration),
+                grpc_timeout_header_max: forward.grpc_timeout_header_max.map(value::encode_duration),
+            },
+        ),
+        max_grpc_timeout: forward.max_grpc_timeout.map(value::encode_duration),
+        idle_timeout: forward.idle_timeout.map(value::encode_duration),
+        hedge_policy: forward.hedge.as_ref().and_then(policy::encode_hedge),
         request_mirror_policies: encode_mirrors(&forward.mirrors),
         upgrade_configs: forward
             .upgrades

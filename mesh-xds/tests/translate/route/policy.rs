@@ -8,8 +8,9 @@ use mesh_xds::{
         Any,
         envoy::{
             config::route::v3::{
-                FilterConfig, RetryPolicy, Route, VirtualHost,
-                retry_policy::{RetryBackOff, RetryHostPredicate},
+                FilterConfig, HeaderMatcher, HedgePolicy, RetryPolicy, Route, VirtualHost,
+                header_matcher::HeaderMatchSpecifier,
+                retry_policy::{RateLimitedRetryBackOff, ResetHeader, RetryBackOff, RetryHostPredicate},
             },
             extensions::filters::{
                 common::fault::v3::{FaultDelay, fault_delay::FaultDelaySecifier},
@@ -90,8 +91,8 @@ fn a_fault_without_percentage_is_none() {
     let both =
         |percentage| HttpFault { delay: Some(delay(percentage)), abort: Some(abort(percentage)), ..Default::default() };
     assert_eq!(decoded(fault(&both(None))).fault, None);
-    let Fault { delay, abort: decoded_abort } = decoded(fault(&both(half))).fault.unwrap();
-    assert_eq!(delay.unwrap().duration, Duration::from_secs(7));
+    let Fault { delay, abort: decoded_abort, .. } = decoded(fault(&both(half))).fault.unwrap();
+    assert_eq!(delay.unwrap().duration, Some(Duration::from_secs(7)));
     let fraction = Fraction { numerator: 50, denominator: 100 };
     assert_eq!(decoded_abort, Some(Abort { status: AbortStatus::Http(500), fraction }));
     let bad = HttpFault {
@@ -101,20 +102,85 @@ fn a_fault_without_percentage_is_none() {
     refused(fault(&bad), "typed_per_filter_config[\"envoy.filters.http.fault\"].abort.http_status", "200..=599");
 }
 
-/// FI5: a fault with conditions of its own is not injected, and that is reported.
+/// FI3, FI4, FI5: what a fault leaves to headers, how many there may be, and whom it is for.
 #[test]
-fn a_fault_with_conditions_is_left_out_and_reported() {
+fn conditions_and_limits_of_a_fault() {
+    let all = Some(FractionalPercent { numerator: 100, denominator: 0 });
     let narrowed = HttpFault {
-        abort: Some(FaultAbort {
-            error_type: Some(ErrorType::HttpStatus(500)),
-            percentage: Some(FractionalPercent { numerator: 100, denominator: 0 }),
+        delay: Some(FaultDelay {
+            fault_delay_secifier: Some(FaultDelaySecifier::HeaderDelay(Default::default())),
+            percentage: all,
         }),
+        abort: Some(FaultAbort { error_type: Some(ErrorType::HeaderAbort(Default::default())), percentage: all }),
         upstream_cluster: "other".into(),
+        downstream_nodes: vec!["node".into()],
+        max_active_faults: Some(5),
         ..HttpFault::default()
     };
-    let decoded = decode(fault(&narrowed)).unwrap();
-    assert_eq!(decoded.value.virtual_hosts[0].routes[0].fault, None);
-    assert!(decoded.ignored[0].contains("upstream_cluster"), "{:?}", decoded.ignored);
+    let read = decoded_fault(fault(&narrowed)).unwrap();
+    assert_eq!((&*read.cluster, read.nodes.as_slice(), read.max_active), ("other", &["node".to_owned()][..], Some(5)));
+    assert_eq!((read.delay.unwrap().duration, read.abort.unwrap().status), (None, AbortStatus::ByHeader));
+}
+
+/// FI6: a limit on the rate of a response's bytes is not injected, and that is reported.
+#[test]
+fn a_fault_that_slows_responses_is_reported() {
+    let mut bytes = prost::Message::encode_to_vec(&HttpFault { max_active_faults: Some(1), ..HttpFault::default() });
+    // Field 7, an empty message: `response_rate_limit`.
+    bytes.extend([0x3a, 0x00]);
+    let any = Any { value: bytes.into(), ..Any::pack(&HttpFault::default()) };
+    let settings = [("envoy.filters.http.fault".to_owned(), any)];
+    let decoded = decode(Route { typed_per_filter_config: settings.into(), ..route() }).unwrap();
+    assert_eq!(decoded.ignored, ["virtual_hosts.routes.typed_per_filter_config.response_rate_limit"]);
+}
+
+/// RT8, RT15, TO6: when responses say to come back, which requests a policy is for, and how long a try may stand still.
+#[test]
+fn the_rest_of_a_retry_policy() {
+    let policy = RetryPolicy {
+        per_try_idle_timeout: Some(seconds(3)),
+        rate_limited_retry_back_off: Some(RateLimitedRetryBackOff {
+            reset_headers: vec![ResetHeader { name: "Retry-After".into(), format: 0 }],
+            max_interval: None,
+        }),
+        retriable_request_headers: vec![HeaderMatcher {
+            name: ":method".into(),
+            header_match_specifier: Some(HeaderMatchSpecifier::PresentMatch(true)),
+            ..HeaderMatcher::default()
+        }],
+        ..RetryPolicy::default()
+    };
+    let Action::Forward(forward) = decoded(retry(policy.clone())).action else { panic!() };
+    let read = forward.retry.unwrap();
+    assert_eq!(read.per_try_idle_timeout, Some(Duration::from_secs(3)));
+    let limited = read.rate_limited.unwrap();
+    assert_eq!((&*limited.headers[0].name, limited.max), ("retry-after", Duration::from_secs(300)));
+    assert_eq!(&*read.request_headers[0].name, ":method");
+    let none = RateLimitedRetryBackOff::default();
+    refused(
+        retry(RetryPolicy { rate_limited_retry_back_off: Some(none), ..policy }),
+        "route.retry_policy.rate_limited_retry_back_off.reset_headers",
+        "empty",
+    );
+}
+
+/// RT20, RT12: hedging and buffers of a host are those of its routes, unless these have their own.
+#[test]
+fn hosts_hedge_and_buffer_for_their_routes() {
+    let hedge = HedgePolicy { hedge_on_per_try_timeout: true };
+    let own = Route { per_request_buffer_limit_bytes: Some(7), ..route() };
+    let host = VirtualHost {
+        hedge_policy: Some(hedge),
+        request_body_buffer_limit: Some(9),
+        per_request_buffer_limit_bytes: Some(8),
+        ..host(vec![route(), own])
+    };
+    let decoded = translate::route(&body(&table(vec![host]))).unwrap().value;
+    let read = decoded.virtual_hosts[0].routes.iter().map(|route| match &route.action {
+        Action::Forward(forward) => (forward.hedge.as_ref().unwrap().on_per_try_timeout, forward.replay_limit),
+        other => panic!("{other:?}"),
+    });
+    assert_eq!(read.collect::<Vec<_>>(), [(true, Some(9)), (true, Some(7))]);
 }
 
 /// RA16: a route's own setting replaces its host's; wrappers are opened, disabled ones are none.
@@ -138,7 +204,7 @@ fn the_most_specific_filter_setting_counts() {
     };
     let decoded = translate::route(&body(&table(vec![host]))).unwrap().value;
     let delays = decoded.virtual_hosts[0].routes.iter().map(|route| route.fault.as_ref()?.delay);
-    let delays: Vec<_> = delays.map(|delay| delay.unwrap().duration.as_secs()).collect();
+    let delays: Vec<_> = delays.map(|delay| delay.unwrap().duration.unwrap().as_secs()).collect();
     assert_eq!(delays, [1, 2, 3]);
     assert_eq!(decoded_fault(wrapped(true)), None);
 }

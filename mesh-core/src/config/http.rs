@@ -1,0 +1,21 @@
+//! What holds for all requests of one outbound port. Source: Envoy `HttpConnectionManager` of the port's listener.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::Fault;
+
+/// Defaults of a port's routes.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
+pub struct HttpSettings {
+    /// How long a stream may stand still in both directions; `None` is for ever.
+    ///
+    /// Envoy `stream_idle_timeout`: absent on the wire means 5 minutes and 0 means none; translation resolves that.
+    pub idle_timeout: Option<Duration>,
+    /// Limit of whole streams; `None` is no limit. Envoy `common_http_protocol_options.max_stream_duration`.
+    pub max_stream_duration: Option<Duration>,
+    /// Faults injected for routes without their own. Envoy `HTTPFault` among the `http_filters`.
+    pub fault: Option<Fault>,
+}
