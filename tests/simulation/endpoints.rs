@@ -1,0 +1,264 @@
+//! Endpoints that die, vanish, slow down and come back: the claims E1 to E7 and P3 of the reliability plan.
+
+use std::time::Duration;
+
+use mesh_tower::config::LoadBalancer;
+use tokio::time::sleep;
+
+use crate::{
+    upstream::{Script, Upstream},
+    world::{Done, Kind, call, config_of, mesh_of, outliers, simulate},
+};
+
+/// E1: a killed endpoint is out of the pick set within 100 ms, and no request fails with retries on.
+#[test]
+fn a_killed_endpoint_is_out_within_100_ms() {
+    for kind in Kind::ALL {
+        simulate(1, async |world| {
+            let mut hosts = world.upstreams(10, Script::default());
+            let mesh = world.member(config_of(mesh_of(10, kind)), 0).await;
+            let (rate, client) = (100, mesh.http());
+            let dead = hosts[3].address;
+            let after = async {
+                sleep(Duration::from_secs(2)).await;
+                hosts[3].kill();
+                let killed = world.net.asked(dead);
+                sleep(Duration::from_millis(100)).await;
+                let within = world.net.asked(dead);
+                sleep(Duration::from_millis(9_900)).await;
+                (within - killed, world.net.asked(dead) - within)
+            };
+            let (done, (soon, later)) =
+                tokio::join!(world.load(&client, kind, rate, Duration::from_secs(12), 0), after);
+            all_ok(&done);
+            // Its share would be 10 a second. What is left are single looks whether it is back, half a second to five apart.
+            assert!(soon <= 4, "{kind:?}: {soon} tries within 100 ms");
+            assert!(later <= 8, "{kind:?}: {later} tries in the ten seconds after");
+        });
+    }
+}
+
+/// E2: a black hole and a frozen process are out of rotation within 5 s under load, and no request fails with retries on.
+#[test]
+fn a_black_hole_is_out_within_5_s() {
+    for kind in Kind::ALL {
+        for frozen in [false, true] {
+            simulate(1, async |world| {
+                let hosts = world.upstreams(10, Script::default());
+                let (mut cluster, mut forward) = mesh_of(10, kind);
+                cluster.connect_timeout = Duration::from_secs(1);
+                cluster.outlier_detection = Some(outliers(50));
+                forward.timeout = Some(Duration::from_secs(10));
+                forward.retry.as_mut().unwrap().per_try_timeout = Some(Duration::from_secs(1));
+                let mesh = world.member(config_of((cluster, forward)), 0).await;
+                let client = mesh.http();
+                let warm = world.load(&client, kind, 100, Duration::from_secs(2), 0).await;
+                all_ok(&warm);
+                world.net.weather(hosts[3].address, |weather| match frozen {
+                    true => weather.frozen = true,
+                    false => weather.blackhole = true,
+                });
+                let first = world.load(&client, kind, 100, Duration::from_secs(5), 1_000).await;
+                all_ok(&first);
+                let later = world.load(&client, kind, 100, Duration::from_secs(4), 2_000).await;
+                all_ok(&later);
+                let slow = later.iter().filter(|done| done.took > Duration::from_millis(500)).count();
+                assert_eq!(slow, 0, "{kind:?}, frozen {frozen}: requests still went there");
+            });
+        }
+    }
+}
+
+/// E3: one of ten endpoints that answers 100 times slower loses 90 % of its share within 2 s. Least request learns by requests
+/// that pile up, so it needs a busy client for that; peak EWMA learns from the first slow answer.
+#[test]
+fn a_slow_endpoint_loses_its_share_within_2_s() {
+    for (balancer, rate) in [(LoadBalancer::default(), 2_000), (LoadBalancer::PeakEwma, 100)] {
+        simulate(1, async |world| {
+            let hosts = world.upstreams(10, Script::default());
+            let (mut cluster, forward) = mesh_of(10, Kind::Http2);
+            cluster.load_balancer = balancer.clone();
+            let mesh = world.member(config_of((cluster, forward)), 0).await;
+            let client = mesh.http();
+            let before = world.load(&client, Kind::Http2, rate, Duration::from_secs(1), 0).await;
+            hosts[0].script(|script| script.delay = Duration::from_millis(500));
+            world.load(&client, Kind::Http2, rate, Duration::from_secs(2), 10_000).await;
+            let seen = hosts[0].arrived();
+            let after = world.load(&client, Kind::Http2, rate, Duration::from_secs(2), 20_000).await;
+            let share = (hosts[0].arrived() - seen) as f64 / after.len() as f64;
+            assert!(share <= 0.01, "{balancer:?}: {share:.3} of the requests, a tenth was its share");
+            let (was, is) = (percentile(&before, 99), percentile(&after, 99));
+            assert!(is <= 2 * was, "{balancer:?}: 99 % took at most {is:?}, {was:?} before");
+        });
+    }
+}
+
+fn all_ok(done: &[Done]) {
+    let failed: Vec<_> = done.iter().filter(|done| !done.is_ok()).take(3).collect();
+    assert!(failed.is_empty(), "failed: {failed:?}");
+}
+
+fn percentile(done: &[Done], percent: usize) -> Duration {
+    let mut times: Vec<_> = done.iter().map(|done| done.took).collect();
+    times.sort();
+    times[(times.len() * percent / 100).min(times.len() - 1)]
+}
+
+/// E5: hosts are restarted one after the other, letting what is under way finish: no request fails.
+#[test]
+fn a_rolling_restart_fails_no_request() {
+    for kind in Kind::ALL {
+        for member in [true, false] {
+            simulate(4, async |world| {
+                let mut hosts = world.upstreams(10, Script { member, ..Script::default() });
+                let mesh = world.member(config_of(mesh_of(10, kind)), 0).await;
+                let client = mesh.http();
+                let restarts = async {
+                    for _ in 0..2 {
+                        for host in &mut hosts {
+                            let begun = tokio::time::Instant::now();
+                            host.drain().await;
+                            assert!(begun.elapsed() <= Duration::from_secs(5), "drained within the time given");
+                            sleep(Duration::from_millis(200)).await;
+                            host.restart();
+                            sleep(Duration::from_millis(50)).await;
+                        }
+                    }
+                };
+                let load = world.load(&client, kind, 200, Duration::from_secs(6), 0);
+                let (done, ()) = tokio::join!(load, restarts);
+                all_ok(&done);
+            });
+        }
+    }
+}
+
+/// E6: however much fails, no more are ejected than the limit says; who is ejected gets nothing and comes back in time; where
+/// too few are left, all are used.
+#[test]
+fn ejection_keeps_its_limits() {
+    for kind in Kind::ALL {
+        // All fail, and one of ten is all that may be ejected at ten percent; one fails.
+        for (hosts, percent, failing, ejected, reach) in [
+            (10, 10, 10, 1, 9),
+            (5, 20, 1, 1, 4),
+            // At half of them left the rest carries on alone; below that everybody is asked again: panic.
+            (10, 100, 5, 5, 5),
+            (10, 100, 6, 6, 10),
+        ] {
+            simulate(1, async |world| {
+                let upstreams = world.upstreams(hosts, Script::default());
+                for host in upstreams.iter().take(failing) {
+                    host.script(|script| script.failing = 1_000);
+                }
+                let (mut cluster, mut forward) = mesh_of(hosts, kind);
+                cluster.outlier_detection = Some(outliers(percent));
+                cluster.load_balancer = LoadBalancer::RoundRobin;
+                forward.retry = None;
+                let mesh = world.member(config_of((cluster, forward)), 0).await;
+                let client = mesh.http();
+                let out = || {
+                    let snapshot = mesh.snapshot().unwrap();
+                    let endpoints = snapshot.cluster("upstream").unwrap().endpoints().iter();
+                    endpoints.filter(|endpoint| endpoint.is_ejected()).count()
+                };
+                world.load(&client, kind, 100, Duration::from_secs(4), 0).await;
+                assert_eq!(out(), ejected, "{kind:?}: of {hosts}, {failing} of them failing");
+                let before: Vec<_> = upstreams.iter().map(Upstream::arrived).collect();
+                world.load(&client, kind, 100, Duration::from_secs(2), 1_000).await;
+                let asked = upstreams.iter().zip(before).filter(|(host, before)| host.arrived() > *before).count();
+                assert_eq!(asked, reach, "{kind:?}: of {hosts} are asked, {failing} of them failing");
+                // Ten seconds, and the sweep after them.
+                upstreams.iter().for_each(|host| host.script(|script| script.failing = 0));
+                sleep(Duration::from_secs(6)).await;
+                world.load(&client, kind, 100, Duration::from_secs(1), 2_000).await;
+                assert_eq!(out(), 0, "{kind:?}: all are back");
+            });
+        }
+    }
+}
+
+/// E6: over thirty days of failing and recovering no ejection is lost: each begins and each ends.
+#[test]
+fn no_ejection_is_forgotten_in_thirty_days() {
+    simulate(1, async |world| {
+        let hosts = world.upstreams(2, Script::default());
+        let (mut cluster, mut forward) = mesh_of(2, Kind::Http1);
+        cluster.outlier_detection = Some(outliers(50));
+        forward.retry = None;
+        // Without a mesh's background task, so that nothing but requests moves time on.
+        let client = world.client(&config_of((cluster, forward)));
+        let out = || {
+            let snapshot = client.live().load().unwrap();
+            snapshot.cluster("upstream").unwrap().endpoints().iter().filter(|e| e.is_ejected()).count()
+        };
+        for round in 0..60_u64 {
+            let bad = &hosts[round as usize % 2];
+            bad.script(|script| script.failing = 1_000);
+            world.load(&client, Kind::Http1, 20, Duration::from_secs(3), 0).await;
+            assert_eq!(out(), 1, "round {round}");
+            bad.script(|script| script.failing = 0);
+            sleep(Duration::from_secs(12 * 3_600)).await;
+            let done = world.load(&client, Kind::Http1, 20, Duration::from_secs(1), 0).await;
+            assert_eq!(out(), 0, "round {round}");
+            all_ok(&done);
+        }
+    });
+}
+
+/// E7: with all of them down a request fails fast, and one that accepts again is used within a second.
+#[test]
+fn all_down_fails_fast_and_recovers_fast() {
+    for kind in Kind::ALL {
+        simulate(1, async |world| {
+            let mut hosts = world.upstreams(3, Script::default());
+            let (cluster, mut forward) = mesh_of(3, kind);
+            forward.retry = None;
+            let mesh = world.member(config_of((cluster, forward)), 0).await;
+            let client = mesh.http();
+            all_ok(&world.load(&client, kind, 50, Duration::from_secs(1), 0).await);
+            hosts.iter_mut().for_each(Upstream::kill);
+            let down = world.load(&client, kind, 50, Duration::from_secs(20), 100).await;
+            assert!(down.iter().all(|done| done.host == 0 && !done.is_ok()));
+            assert!(percentile(&down, 99) <= Duration::from_millis(10), "{:?}", percentile(&down, 99));
+            hosts[1].restart();
+            let again = world.load(&client, kind, 50, Duration::from_secs(2), 2_000).await;
+            let first = again.iter().find(|done| done.is_ok()).map(|done| done.at - again[0].at);
+            assert!(first.is_some_and(|first| first <= Duration::from_secs(1)), "{kind:?}: {first:?}");
+            let late: Vec<_> = again.iter().filter(|done| done.at - again[0].at > Duration::from_secs(1)).collect();
+            let failed = late.iter().filter(|done| !done.is_ok()).count();
+            assert!(failed * 10 <= late.len(), "{kind:?}: {failed} of {} after that", late.len());
+        });
+    }
+}
+
+/// P3: an endpoint that recovers while nobody calls it is usable within 100 ms: by the first request that comes.
+#[test]
+fn an_endpoint_recovers_without_traffic() {
+    for kind in Kind::ALL {
+        simulate(1, async |world| {
+            let mut hosts = world.upstreams(1, Script::default());
+            let (mut cluster, mut forward) = mesh_of(1, kind);
+            cluster.outlier_detection = Some(outliers(100));
+            forward.retry = None;
+            let mesh = world.member(config_of((cluster, forward)), 0).await;
+            let client = mesh.http();
+            for (nobody_calls, seconds) in [(false, 2), (true, 600)] {
+                all_ok(&[call(client.clone(), kind.get(0), 0).await]);
+                hosts[0].kill();
+                if !nobody_calls {
+                    let down = world.load(&client, kind, 20, Duration::from_secs(3), 0).await;
+                    assert!(down.iter().all(|done| !done.is_ok()));
+                }
+                sleep(Duration::from_secs(seconds)).await;
+                hosts[0].restart();
+                if !nobody_calls {
+                    // An ejection lasts its time whether the endpoint is well or not.
+                    sleep(Duration::from_secs(12)).await;
+                }
+                let done = call(client.clone(), kind.get(1), 1).await;
+                assert!(done.is_ok() && done.took <= Duration::from_millis(100), "{kind:?}: {done:?}");
+            }
+        });
+    }
+}
