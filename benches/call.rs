@@ -30,8 +30,8 @@ use hyper_util::{
     server::conn::auto,
 };
 use mesh_core::config::{
-    Action, Cluster, Config, Endpoint, EndpointAddress, Endpoints, Forward, Health, LocalityEndpoints, Route,
-    RouteMatch, RouteTable, VirtualHost, WeightedCluster,
+    Action, Cluster, Config, Endpoint, EndpointAddress, Endpoints, Forward, LocalityEndpoints, Route, RouteMatch,
+    RouteTable, VirtualHost, WeightedCluster,
 };
 use mesh_tower::Mesh;
 use tonic::codegen::http::uri::PathAndQuery;
@@ -200,15 +200,9 @@ fn spread(mut values: Vec<f64>) -> String {
 
 /// One host, one route, one cluster of one endpoint.
 fn config(server: SocketAddr) -> Config {
-    let endpoint = Endpoint {
-        address: EndpointAddress::Socket(server),
-        weight: 1,
-        health: Health::Healthy,
-        mtls: false,
-        workload: None,
-    };
+    let endpoint = Endpoint::at(EndpointAddress::Socket(server));
     let locality = LocalityEndpoints { endpoints: vec![endpoint], ..Default::default() };
-    let endpoints = Endpoints { localities: vec![locality], overprovisioning: 0 };
+    let endpoints = Endpoints { localities: vec![locality], ..Default::default() };
     let cluster = Cluster { name: "echo".into(), endpoints: Arc::new(endpoints), ..Default::default() };
     let route = Route {
         name: "default".into(),

@@ -76,13 +76,15 @@ pub fn endpoint(address: SocketAddr) -> Endpoint {
         health: Health::Healthy,
         mtls: false,
         workload: Some(workload),
+        hostname: "".into(),
+        hash_key: None,
     }
 }
 
 pub fn cluster(name: &str, endpoints: impl IntoIterator<Item = SocketAddr>) -> Cluster {
     let endpoints = endpoints.into_iter().map(endpoint).collect();
     let locality = LocalityEndpoints { endpoints, ..Default::default() };
-    let endpoints = Endpoints { localities: vec![locality], overprovisioning: 0 };
+    let endpoints = Endpoints { localities: vec![locality], ..Default::default() };
     let service = ServiceName { host: name.into(), name: name.into(), namespace: "default".into() };
     Cluster { name: name.into(), endpoints: Arc::new(endpoints), service: Some(service), ..Default::default() }
 }

@@ -6,21 +6,25 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
 };
 
+use hashbrown::HashTable;
 use rand::RngCore;
 
 use crate::{
-    config::{self, EndpointAddress, Health, RoutingPriority, Thresholds},
+    balance::{self, Policy, Turn},
+    config::{self, EndpointAddress, Health, LoadBalancer, RoutingPriority, Thresholds},
     endpoint::{Attachments, Cell, Endpoint, Pick},
     error::PickError,
+    hash::{self, HashPolicies},
     limit::{Counters, Kind, Slot},
-    locality::{LevelEndpoints, Levels},
-    pick::Ask,
+    locality::{LevelLocality, Levels, Making},
+    pick::{Ask, Wanted},
     route::name_hash,
-    sync::Ordering::Relaxed,
+    sync::{AtomicBool, AtomicU64, Ordering::Relaxed},
     time::Time,
+    zone::LocalZones,
 };
 
 mod ejection;
@@ -37,6 +41,23 @@ pub struct Cluster {
     live: Arc<Live>,
     /// Endpoints that left while requests were under way, to be found again should they return.
     departed: Vec<Departed>,
+    /// What its hash policies find, instead of the route's.
+    pub(crate) hashing: HashPolicies,
+    custom: Option<Result<Arc<dyn Policy>, String>>,
+    /// Of an aggregate cluster, the clusters it stands for, in order.
+    members: OnceLock<Vec<Arc<Self>>>,
+    /// Endpoints by address, made when the first one is asked for.
+    by_address: OnceLock<HashTable<u32>>,
+    /// The first pick was there, from which the age of new endpoints counts.
+    begun: AtomicBool,
+}
+
+/// What of the rest of a snapshot a cluster is compiled with.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Around<'a> {
+    /// Tells this process from others.
+    pub(crate) seed: u64,
+    pub(crate) zones: Option<&'a LocalZones>,
 }
 
 /// What survives reconfiguration.
@@ -46,6 +67,7 @@ struct Live {
     /// Of requests with priority `HIGH`.
     high: Arc<Counters>,
     ejections: Ejections,
+    dropped: AtomicU64,
     named: Named,
 }
 
@@ -65,14 +87,8 @@ impl Named {
         if known.len() >= Self::MOST {
             known.retain(|_, endpoint| endpoint.in_flight() > 0);
         }
-        let config = config::Endpoint {
-            address: address.clone(),
-            weight: 1,
-            health: Health::Healthy,
-            mtls: false,
-            workload: None,
-        };
-        let endpoint = Arc::new(Endpoint::new(config, 0, Arc::default(), Arc::default()));
+        let config = config::Endpoint::at(address.clone());
+        let endpoint = Arc::new(Endpoint::new(config, (0, 0), Arc::default(), Arc::default()));
         if known.len() < Self::MOST {
             known.insert(address, Arc::clone(&endpoint));
         }
@@ -104,14 +120,18 @@ struct Departed {
 impl Cluster {
     /// Compiles a cluster, taking over from its predecessor the live cells of the endpoints that stay.
     pub fn compile(config: &Arc<config::Cluster>, previous: Option<&Self>) -> Self {
+        Self::compile_within(config, previous, Around::default())
+    }
+
+    pub(crate) fn compile_within(config: &Arc<config::Cluster>, previous: Option<&Self>, around: Around<'_>) -> Self {
         let live = previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.live));
-        Self::build(config, Known::of(config, previous), live)
+        Self::build(config, Known::of(config, previous), live, previous.map(|previous| &previous.levels), around)
     }
 
     /// Compiles a cluster that had left the configuration, taking over what its last requests keep alive.
-    pub(crate) fn returned(config: &Arc<config::Cluster>, remains: Remains) -> Self {
+    pub(crate) fn returned(config: &Arc<config::Cluster>, remains: Remains, around: Around<'_>) -> Self {
         let live = remains.live.upgrade().unwrap_or_default();
-        Self::build(config, Known::returned(remains.endpoints), live)
+        Self::build(config, Known::returned(remains.endpoints), live, None, around)
     }
 
     /// What is to be found again should the cluster leave and return while requests are under way.
@@ -123,20 +143,30 @@ impl Cluster {
         }
     }
 
-    fn build(config: &Arc<config::Cluster>, mut known: Known<'_>, live: Arc<Live>) -> Self {
+    fn build(
+        config: &Arc<config::Cluster>,
+        mut known: Known<'_>,
+        live: Arc<Live>,
+        before: Option<&Levels>,
+        around: Around<'_>,
+    ) -> Self {
         let mut endpoints = Vec::new();
-        let mut by_priority: BTreeMap<u32, LevelEndpoints> = BTreeMap::new();
+        let mut by_priority: BTreeMap<u32, Vec<LevelLocality<'_>>> = BTreeMap::new();
         for locality in &config.endpoints.localities {
             by_priority.entry(locality.priority).or_default();
         }
         let rank: BTreeMap<u32, u32> = by_priority.keys().zip(0..).map(|(priority, rank)| (*priority, rank)).collect();
+        let subset = subset::Subset::new(config, around.seed);
         for locality in &config.endpoints.localities {
             let level = rank.get(&locality.priority).copied().unwrap_or(0);
-            let compiled: Vec<_> = locality.endpoints.iter().map(|endpoint| known.take(endpoint, level)).collect();
+            let places = by_priority.entry(locality.priority).or_default();
+            let at = (level, places.len() as u32);
+            let used = locality.endpoints.iter().filter(|endpoint| subset.has(locality.priority, endpoint));
+            let compiled: Vec<_> = used.map(|endpoint| known.take(endpoint, at)).collect();
             endpoints.extend(compiled.iter().cloned());
             // Control planes send weights always; they are meant only where the cluster says so (LO4).
             let weight = locality.weight.filter(|_| config.locality_weighted);
-            by_priority.entry(locality.priority).or_default().push((weight, compiled));
+            places.push(LevelLocality { locality: &locality.locality, weight, endpoints: compiled });
         }
         if config.outlier_detection.is_none() {
             // gRFC A50: without detection nobody stays ejected.
@@ -151,14 +181,29 @@ impl Cluster {
                 endpoint.cell.fails_checks.store(false, Relaxed);
             }
         }
-        let overprovisioning = config.endpoints.overprovisioning;
+        let custom = match &config.load_balancer {
+            LoadBalancer::Custom(custom) => Some(balance::make(custom)),
+            _ => None,
+        };
+        let making = Making {
+            config,
+            custom: custom.as_ref().and_then(|custom| custom.as_ref().ok()),
+            zones: around.zones,
+            before,
+        };
         Self {
-            levels: Levels::new(by_priority.into_values().collect(), overprovisioning, config.panic_threshold),
+            levels: Levels::new(by_priority.into_values().collect(), &making),
             hash: name_hash(&config.name),
+            // What cannot be compiled was refused when it was read.
+            hashing: HashPolicies::compile(&config.hash).unwrap_or_default(),
             config: Arc::clone(config),
             endpoints,
             live,
             departed: known.departed(),
+            custom,
+            members: OnceLock::new(),
+            by_address: OnceLock::new(),
+            begun: AtomicBool::new(false),
         }
     }
 
@@ -167,22 +212,53 @@ impl Cluster {
         if let Some(why) = &self.config.failed {
             return Err(PickError::Failed(why.clone()));
         }
+        if let Some(Err(why)) = &self.custom {
+            return Err(PickError::Failed(why.clone()));
+        }
+        if let Some(members) = self.members.get() {
+            // Without any that is available the first says why not.
+            let available = members.iter().find(|member| member.is_available(now));
+            let member = available.or(members.first()).ok_or(PickError::NoEndpoint)?;
+            return member.pick_own(ask, now, rng);
+        }
+        self.pick_own(ask, now, rng)
+    }
+
+    /// Picks one of its own endpoints.
+    fn pick_own(self: &Arc<Self>, ask: &Ask<'_>, now: Time, rng: &mut impl RngCore) -> Result<Pick, PickError> {
+        // Before any limit: what is dropped takes no slot (LB26).
+        let drops = &self.config.endpoints.drops;
+        if let Some(drop) = drops.iter().find(|drop| drop.fraction.hit(rng.next_u64())) {
+            self.live.dropped.fetch_add(1, Relaxed);
+            return Err(PickError::Dropped(config::Name::clone(&drop.category)));
+        }
         self.sweep(now);
         if !self.live.ejections.used.load(Relaxed) {
             self.live.ejections.used.store(true, Relaxed);
+        }
+        if self.config.slow_start.is_some() && !self.begun.swap(true, Relaxed) {
+            self.endpoints.iter().for_each(|endpoint| endpoint.begin_once(now));
         }
         let limit = self.thresholds(ask.priority).max_requests;
         if !self.counters(ask.priority).requests.acquire(limit) {
             return Err(PickError::Overflow);
         }
-        if let Some(endpoint) = self.claim_probe(|endpoint| endpoint.is_worth_a_probe(ask.tried))
+        if ask.wanted.is_none()
+            && let Some(endpoint) = self.claim_probe(|endpoint| endpoint.is_worth_a_probe(ask.tried))
             && let Some(pick) = Pick::new(self, endpoint, ask.priority, now)
         {
             return Ok(pick.probing());
         }
+        let turn = Turn {
+            policy: &self.config.load_balancer,
+            slow_start: self.config.slow_start.as_ref(),
+            ask,
+            now,
+            under_way: self.requests_in_flight(),
+        };
         // More than once only where another request took the endpoint's last place between looking and taking.
         for _ in 0..PLACES {
-            let Some(endpoint) = self.levels.pick(&self.config.load_balancer, ask, now, rng) else { break };
+            let Some(endpoint) = self.choose(&turn, rng) else { break };
             if let Some(pick) = Pick::new(self, endpoint, ask.priority, now) {
                 return Ok(pick);
             }
@@ -190,6 +266,56 @@ impl Cluster {
         self.counters(ask.priority).requests.release();
         let full = self.endpoints.iter().any(|endpoint| endpoint.is_full());
         Err(if full { PickError::Overflow } else { PickError::NoEndpoint })
+    }
+
+    /// The endpoint that is asked for, or one of the balancer's choice.
+    fn choose(&self, turn: &Turn<'_>, rng: &mut impl RngCore) -> Option<&Arc<Endpoint>> {
+        match turn.ask.wanted {
+            None => self.levels.pick(turn, rng),
+            Some(wanted) => match self.wanted(wanted) {
+                None if !wanted.strict => self.levels.pick(turn, rng),
+                found => found,
+            },
+        }
+    }
+
+    /// The endpoint that is asked for, if it may still be used (gRFC A55).
+    fn wanted(&self, wanted: Wanted) -> Option<&Arc<Endpoint>> {
+        let known = self.by_address.get_or_init(|| {
+            let mut known = HashTable::with_capacity(self.endpoints.len());
+            for (at, endpoint) in self.endpoints.iter().enumerate() {
+                known.insert_unique(endpoint.id, at as u32, |at| {
+                    self.endpoints.get(*at as usize).map_or(0, |endpoint| endpoint.id)
+                });
+            }
+            known
+        });
+        let address = EndpointAddress::Socket(wanted.address);
+        let is_it = |at: &u32| self.endpoints.get(*at as usize).is_some_and(|e| *e.address() == address);
+        let at = *known.find(hash::of_address(wanted.address), is_it)?;
+        let endpoint = self.endpoints.get(at as usize)?;
+        let health = if endpoint.is_out() { Health::Unhealthy } else { endpoint.config().health };
+        self.config.override_host.contains(&health).then_some(endpoint)
+    }
+
+    /// Has it an endpoint that may be used and can be reached?
+    fn is_available(&self, now: Time) -> bool {
+        self.config.failed.is_none() && self.levels.is_available(now)
+    }
+
+    /// It stands for these clusters.
+    pub(crate) fn stands_for(&self, members: Vec<Arc<Self>>) {
+        let _ = self.members.set(members);
+    }
+
+    /// The clusters it stands for.
+    pub(crate) fn members(&self) -> Option<&[Arc<Self>]> {
+        self.members.get().map(Vec::as_slice)
+    }
+
+    /// How many requests were dropped for overload.
+    pub fn dropped(&self) -> u64 {
+        self.live.dropped.load(Relaxed)
     }
 
     /// A pick of an endpoint that is not configured: what the caller named, for clusters of
@@ -302,19 +428,21 @@ impl<'a> Known<'a> {
     }
 
     /// The endpoint for this configuration, with its old cell where there is one.
-    fn take(&mut self, config: &config::Endpoint, level: u32) -> Arc<Endpoint> {
+    fn take(&mut self, config: &config::Endpoint, at: (u32, u32)) -> Arc<Endpoint> {
         let departed = self.gone.remove(&config.address);
         if let Some(old) = self.previous.get(&config.address) {
-            if self.same_transport && old.config() == config && old.level == level {
+            if self.same_transport && old.config() == config && (old.level, old.place) == at {
                 return Arc::clone(old);
             }
             let keep = self.same_transport && old.config().mtls == config.mtls;
             let attachments = if keep { Arc::clone(&old.attachments) } else { Arc::default() };
-            return Arc::new(Endpoint::new(config.clone(), level, Arc::clone(&old.cell), attachments));
+            return Arc::new(Endpoint::new(config.clone(), at, Arc::clone(&old.cell), attachments));
         }
         let cell = departed.as_ref().and_then(|departed| departed.cell.upgrade()).unwrap_or_default();
+        // It was away: it starts slowly again.
+        cell.since.store(0, Relaxed);
         let attachments = departed.filter(|_| self.same_transport).and_then(|departed| departed.attachments.upgrade());
-        Arc::new(Endpoint::new(config.clone(), level, cell, attachments.unwrap_or_default()))
+        Arc::new(Endpoint::new(config.clone(), at, cell, attachments.unwrap_or_default()))
     }
 
     fn departed(self) -> Vec<Departed> {
@@ -331,6 +459,8 @@ impl Departed {
         }
     }
 }
+
+mod subset;
 
 #[cfg(test)]
 mod tests;

@@ -12,6 +12,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
+mod balance;
 mod cluster;
 mod connections;
 mod hash;
@@ -23,9 +24,13 @@ mod policy;
 mod route;
 mod value;
 
+pub use balance::{
+    ClientWeighted, ConsistentHash, Custom, HashFunction, LeastRequest, LoadBalancer, Maglev, PickFirst, RingHash,
+    SlowStart, ZoneAware,
+};
 pub use cluster::{
-    Cluster, Discovery, DnsName, Endpoint, EndpointAddress, Endpoints, Health, Labels, LeastRequest, LoadBalancer,
-    Locality, LocalityEndpoints, Protocol, RetryBudget, ServiceName, Thresholds, TlsMode, UpstreamTls, Workload,
+    Cluster, Discovery, DnsName, DropOverload, Endpoint, EndpointAddress, Endpoints, Health, Labels, Local, Locality,
+    LocalityEndpoints, Protocol, RetryBudget, ServiceName, Thresholds, TlsMode, UpstreamTls, Workload,
 };
 pub use connections::{Connections, Http2, Keepalive, SocketOption, TcpKeepalive};
 pub use hash::{HashCookie, HashPolicy, HashSource, RoutingPriority};
@@ -60,6 +65,8 @@ pub struct Config {
     pub http: BTreeMap<u16, Arc<HttpSettings>>,
     /// What this process's servers demand of callers, by the port they listen on.
     pub inbound: BTreeMap<u16, Arc<Inbound>>,
+    /// Who this process is among those like it: what depends on its place, and on it being another than they.
+    pub local: Local,
     /// Every cluster a route may name. A route naming a cluster that is not here answers 503 with flag `NC`.
     pub clusters: BTreeMap<Name, Arc<Cluster>>,
 }

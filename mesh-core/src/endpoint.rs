@@ -11,9 +11,10 @@ use std::{
 };
 
 use crate::{
-    balance::Ewma,
+    balance::{Ewma, Reported},
     cluster::Cluster,
-    config::{self, EndpointAddress, Health, RoutingPriority},
+    config::{self, EndpointAddress, Health, LoadBalancer, RoutingPriority},
+    load::LoadReport,
     outcome::{Failure, Outcome},
     outlier,
     sync::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
@@ -28,14 +29,22 @@ pub struct Endpoint {
     pub(crate) id: u64,
     /// Index of its priority in the cluster.
     pub(crate) level: u32,
+    /// Index of its locality in the priority.
+    pub(crate) place: u32,
     pub(crate) cell: Arc<Cell>,
     pub(crate) attachments: Arc<Attachments>,
 }
 
 impl Endpoint {
-    pub(crate) fn new(config: config::Endpoint, level: u32, cell: Arc<Cell>, attachments: Arc<Attachments>) -> Self {
+    /// At a level and place of its cluster.
+    pub(crate) fn new(
+        config: config::Endpoint,
+        (level, place): (u32, u32),
+        cell: Arc<Cell>,
+        attachments: Arc<Attachments>,
+    ) -> Self {
         let id = crate::route::name_hash(&config.address.to_string());
-        Self { config, id, level, cell, attachments }
+        Self { config, id, level, place, cell, attachments }
     }
 
     /// As the control plane gave it.
@@ -89,6 +98,30 @@ impl Endpoint {
         self.cell.unreachable_until.load(Relaxed) > now.as_nanos()
     }
 
+    /// How long it has been in use; matters to slow start alone, and is zero before the first pick of its cluster.
+    pub(crate) fn age(&self, now: Time) -> Duration {
+        match self.cell.since.load(Relaxed) {
+            0 => Duration::ZERO,
+            since => now.saturating_since(Time::from_nanos(since - 1)),
+        }
+    }
+
+    /// Its slow start begins now: it is new, or healthy again by active checks.
+    #[allow(dead_code, reason = "the machine of active health checks is to call it")]
+    pub(crate) fn begin(&self, now: Time) {
+        self.cell.since.store(now.as_nanos() + 1, Relaxed);
+    }
+
+    /// Its slow start begins now if it never did.
+    pub(crate) fn begin_once(&self, now: Time) {
+        let _ = self.cell.since.compare_exchange(0, now.as_nanos() + 1, Relaxed, Relaxed);
+    }
+
+    /// What it has reported of its load.
+    pub(crate) fn reported(&self) -> &Reported {
+        &self.cell.reported
+    }
+
     /// The smoothed time to answer, decayed to `now`; `None` before the first answer.
     pub fn latency(&self, now: Time) -> Option<Duration> {
         self.cell.ewma.read(now)
@@ -117,6 +150,9 @@ pub(crate) struct Cell {
     pub(crate) fails_checks: AtomicBool,
     pub(crate) ewma: Ewma,
     pub(crate) outlier: outlier::Cell,
+    pub(crate) reported: Reported,
+    /// When it came into use, in nanoseconds of [`Time`] plus one; 0 is not known.
+    pub(crate) since: AtomicU64,
     /// Nanoseconds of [`Time`]; 0 is reachable.
     unreachable_until: AtomicU64,
     connect_failures: AtomicU32,
@@ -125,6 +161,8 @@ pub(crate) struct Cell {
 impl Default for Cell {
     fn default() -> Self {
         Self {
+            reported: Reported::default(),
+            since: AtomicU64::new(0),
             in_flight: AtomicU32::new(0),
             most: AtomicU32::new(u32::MAX),
             fails_checks: AtomicBool::new(false),
@@ -247,6 +285,18 @@ impl Pick {
     /// The response's headers are here: its latency ends now, while its slots are held to the end of the body.
     pub fn responded(&mut self, now: Time) {
         self.responded.get_or_insert(now);
+    }
+
+    /// Do reports of load change anything?
+    pub fn wants_load(&self) -> bool {
+        matches!(self.cluster.config().load_balancer, LoadBalancer::ClientWeighted(_))
+    }
+
+    /// The endpoint has reported its load.
+    pub fn report(&self, report: &LoadReport, now: Time) {
+        if let LoadBalancer::ClientWeighted(config) = &self.cluster.config().load_balancer {
+            self.endpoint.reported().note(report, config, now);
+        }
     }
 
     /// Records what became of the try, for balancing and ejection, and frees the slots.

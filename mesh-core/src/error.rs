@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::config::Name;
+
 /// No route takes the request: 404 with flag `NR`, `UNIMPLEMENTED` to a gRPC caller.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
@@ -34,6 +36,8 @@ pub enum PickError {
     NoEndpoint,
     /// As many requests as allowed are under way: 503 with flag `UO`.
     Overflow,
+    /// The control plane asks for requests of this category to be dropped, and this is one. Envoy `drop_overloads`.
+    Dropped(Name),
     /// The cluster cannot be used, and why: 503 with flag `NC`.
     Failed(String),
 }
@@ -43,6 +47,7 @@ impl fmt::Display for PickError {
         match self {
             Self::NoEndpoint => f.write_str("no healthy endpoint"),
             Self::Overflow => f.write_str("too many requests under way (circuit breaker max_requests)"),
+            Self::Dropped(category) => write!(f, "dropped for overload ({category})"),
             Self::Failed(why) => write!(f, "the cluster cannot be used: {why}"),
         }
     }

@@ -212,12 +212,14 @@ fn weights(rule: &Rule, plan: &Plan) -> Vec<WeightTold> {
 
 fn told_cluster(cluster: &Cluster) -> ClusterTold {
     let config = cluster.config();
-    let mut live = cluster.endpoints().iter();
+    let mut live = cluster.endpoints().iter().peekable();
     let mut endpoints = Vec::with_capacity(cluster.endpoints().len());
     for locality in &config.endpoints.localities {
         let place = &locality.locality;
         let place = [&place.region, &place.zone, &place.sub_zone].map(|part| &**part).join("/");
-        for endpoint in live.by_ref().take(locality.endpoints.len()) {
+        for configured in &locality.endpoints {
+            // Of a subset only some are there.
+            let Some(endpoint) = live.next_if(|live| *live.address() == configured.address) else { continue };
             endpoints.push(EndpointTold {
                 address: endpoint.address().to_string(),
                 workload: endpoint.config().workload.as_ref().map(|workload| workload.name.to_string()),
@@ -239,6 +241,11 @@ fn told_cluster(cluster: &Cluster) -> ClusterTold {
             LoadBalancer::LeastRequest(least) => format!("least requests of {} drawn", least.choices),
             LoadBalancer::Random => "at random".to_owned(),
             LoadBalancer::PeakEwma => "soonest answer of 2 drawn".to_owned(),
+            LoadBalancer::RingHash(_) => "by hash, on a ring".to_owned(),
+            LoadBalancer::Maglev(_) => "by hash, in a table".to_owned(),
+            LoadBalancer::ClientWeighted(_) => "in turn, by reported load".to_owned(),
+            LoadBalancer::PickFirst(_) => "the first that can be reached".to_owned(),
+            LoadBalancer::Custom(custom) => format!("by {}", custom.name),
         },
         tls: match &config.tls {
             crate::config::TlsMode::Disable => "plaintext",

@@ -7,7 +7,10 @@
 //! headers do not count (gRFC A42). A missing cookie that is to be set is made of the request's random bits, counted
 //! as if it had been sent, and put on the response.
 
-use std::{fmt::Write, net::IpAddr};
+use std::{
+    fmt::Write,
+    net::{IpAddr, SocketAddr},
+};
 
 use http::{
     HeaderMap, HeaderName, HeaderValue,
@@ -258,6 +261,13 @@ fn query<'a>(query: &'a str, name: &str) -> Option<&'a str> {
         let (key, value) = parameter.split_once('=').unwrap_or((parameter, ""));
         (key == name).then_some(value)
     })
+}
+
+/// The hash of an address, as endpoints are known by.
+pub(crate) fn of_address(address: SocketAddr) -> u64 {
+    let mut text = Inline::default();
+    let _ = write!(text, "{address}");
+    xxh64(text.as_bytes(), 0)
 }
 
 /// A short text on the stack; what does not fit is left out.

@@ -39,7 +39,7 @@
 //! [`admit`] whether an inbound request is let in, and [`explain`] why all that is so.
 
 pub mod admit;
-mod balance;
+pub mod balance;
 pub mod cluster;
 pub mod config;
 pub mod endpoint;
@@ -50,6 +50,7 @@ pub mod hash;
 pub mod health;
 pub mod identity;
 pub mod limit;
+pub mod load;
 mod locality;
 pub mod mirror;
 pub mod outcome;
@@ -66,3 +67,4 @@ mod sync;
 pub mod telemetry;
 pub mod time;
 pub mod timeout;
+mod zone;

@@ -170,7 +170,8 @@ pub fn remembered(plan: &Plan, parts: &Parts) -> Option<Box<Parts>> {
 
 /// Sets the cookies that make the next request go where this one went. Only on what a destination answered.
 pub fn set_cookies(plan: &Plan, headers: &mut HeaderMap) {
-    plan.route.hash.set_cookies(plan.fresh, headers);
+    let own = plan.cluster().map(|cluster| &cluster.hashing).filter(|own| !own.is_empty());
+    own.unwrap_or(&plan.route.hash).set_cookies(plan.fresh, headers);
 }
 
 /// Changes the headers of a response, a destination's or the mesh's own, as its plan says; `request` is what

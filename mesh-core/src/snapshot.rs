@@ -9,14 +9,15 @@ use hashbrown::HashTable;
 use rand::RngCore;
 
 use crate::{
-    cluster::{Cluster, Remains},
-    config::{self, Config, Name},
+    cluster::{Around, Cluster, Remains},
+    config::{self, Config, Discovery, Local, Name},
     error::{CompileError, NoRoute},
     fault::FaultDecision,
     hash::Found,
     plan::{Plan, Target},
     request::RequestView,
     route::{self, Destination, Kind, RouteTable, name_hash},
+    zone::LocalZones,
 };
 
 /// A configuration compiled for reading.
@@ -25,6 +26,8 @@ pub struct Snapshot {
     /// What servers demand, as configured. The rest of the configuration is in what was compiled of it, so that taking
     /// over an unchanged cluster copies one pointer.
     servers: BTreeMap<u16, Arc<config::Inbound>>,
+    /// Who this process is, as configured.
+    local: Local,
     pub(crate) outbound: BTreeMap<u16, Arc<RouteTable>>,
     pub(crate) inbound: BTreeMap<u16, Arc<RouteTable>>,
     /// In the order of their names.
@@ -33,6 +36,8 @@ pub struct Snapshot {
     index: Arc<HashTable<u32>>,
     /// Clusters that left while requests were under way, to be found again should they return.
     departed: Vec<(Name, Remains)>,
+    /// How the processes like this one are spread.
+    zones: Option<Arc<LocalZones>>,
 }
 
 impl Snapshot {
@@ -40,11 +45,13 @@ impl Snapshot {
     pub fn empty() -> Self {
         Self {
             servers: BTreeMap::new(),
+            local: Local::default(),
             outbound: BTreeMap::new(),
             inbound: BTreeMap::new(),
             clusters: Vec::new(),
             index: Arc::default(),
             departed: Vec::new(),
+            zones: None,
         }
     }
 
@@ -62,12 +69,18 @@ impl Snapshot {
         for (port, server) in &config.inbound {
             inbound.insert(*port, compile_table(&server.routes, None, previous.inbound.get(port))?);
         }
-        let (clusters, departed) = compile_clusters(config, previous);
+        let zones = local_zones(config);
+        let zones = match &previous.zones {
+            Some(old) if zones.as_ref() == Some(old) => Some(Arc::clone(old)),
+            _ => zones,
+        };
+        let (clusters, departed) = compile_clusters(config, previous, zones.as_ref());
         let index = match same_names(&clusters, &previous.clusters) {
             true => Arc::clone(&previous.index),
             false => Arc::new(index(&clusters)),
         };
-        Ok(Self { servers: config.inbound.clone(), outbound, inbound, clusters, index, departed })
+        let (servers, local) = (config.inbound.clone(), config.local.clone());
+        Ok(Self { servers, local, outbound, inbound, clusters, index, departed, zones })
     }
 
     /// Decides one outbound request. Allocates nothing; draws from `rng` for shares, weights and faults.
@@ -78,7 +91,7 @@ impl Snapshot {
     }
 
     pub(crate) fn plan_rule(&self, rule: &route::Rule, view: &RequestView<'_>, rng: &mut impl RngCore) -> Plan {
-        let found = match rule.policy.hash.is_empty() {
+        let mut found = match rule.policy.hash.is_empty() {
             true => Found::default(),
             false => rule.policy.hash.find(view, rng.next_u64()),
         };
@@ -95,6 +108,11 @@ impl Snapshot {
                 }
             },
         };
+        if let Target::Cluster(cluster) = &target
+            && !cluster.hashing.is_empty()
+        {
+            found = cluster.hashing.find(view, rng.next_u64());
+        }
         let own_fault = choice.and_then(|at| rule.policy.split.destinations().get(at as usize)?.fault.as_deref());
         let fault = own_fault
             .or(rule.fault.as_ref())
@@ -143,6 +161,7 @@ impl Snapshot {
             outbound: self.outbound.iter().map(|(port, table)| (*port, Arc::clone(&table.config))).collect(),
             http: self.outbound.iter().filter_map(|(port, table)| Some((*port, table.settings.clone()?))).collect(),
             inbound: self.servers.clone(),
+            local: self.local.clone(),
             clusters: clusters.collect(),
         }
     }
@@ -187,7 +206,21 @@ fn compile_table(
 type Departed = Vec<(Name, Remains)>;
 
 /// Walks old and new clusters in the order of their names, so that an unchanged one costs a comparison of pointers.
-fn compile_clusters(config: &Config, previous: &Snapshot) -> (Vec<Arc<Cluster>>, Departed) {
+fn compile_clusters(
+    config: &Config,
+    previous: &Snapshot,
+    zones: Option<&Arc<LocalZones>>,
+) -> (Vec<Arc<Cluster>>, Departed) {
+    let around = Around { seed: name_hash(&config.local.id), zones: zones.map(|zones| &**zones) };
+    let same_seed = config.local.id == previous.local.id;
+    let same_zones = match (zones, &previous.zones) {
+        (Some(new), Some(old)) => Arc::ptr_eq(new, old),
+        (new, old) => new.is_none() && old.is_none(),
+    };
+    // What of this process matters to a cluster is as it was.
+    let same_place = |cluster: &config::Cluster| {
+        (same_zones || cluster.zone_aware.is_none()) && (same_seed || cluster.subset_size.is_none())
+    };
     let mut departed: Departed = previous.departed.iter().filter(|(_, remains)| !remains.is_gone()).cloned().collect();
     let mut old = previous.clusters.iter().peekable();
     let mut clusters = Vec::with_capacity(config.clusters.len());
@@ -196,18 +229,68 @@ fn compile_clusters(config: &Config, previous: &Snapshot) -> (Vec<Arc<Cluster>>,
             departed.push((Name::clone(gone.name()), gone.remains()));
         }
         let before = old.next_if(|old| *old.name() == *name);
-        if let Some(same) = before.filter(|old| Arc::ptr_eq(old.config(), cluster) || old.config() == cluster) {
+        let same = |old: &&Arc<Cluster>| Arc::ptr_eq(old.config(), cluster) || old.config() == cluster;
+        if let Some(same) = before.filter(same).filter(|_| same_place(cluster)) {
             clusters.push(Arc::clone(same));
             continue;
         }
         let returned = departed.iter().position(|(of, _)| of == name).map(|at| departed.swap_remove(at).1);
         clusters.push(Arc::new(match returned {
-            Some(remains) => Cluster::returned(cluster, remains),
-            None => Cluster::compile(cluster, before.map(|old| &**old)),
+            Some(remains) => Cluster::returned(cluster, remains, around),
+            None => Cluster::compile_within(cluster, before.map(|old| &**old), around),
         }));
     }
     departed.extend(old.map(|gone| (Name::clone(gone.name()), gone.remains())));
+    join_aggregates(config, &mut clusters, around);
     (clusters, departed)
+}
+
+/// Gives aggregate clusters those they stand for, anew where one of them changed.
+fn join_aggregates(config: &Config, clusters: &mut [Arc<Cluster>], around: Around<'_>) {
+    for at in 0..clusters.len() {
+        let Some(aggregate) = clusters.get(at) else { continue };
+        let Discovery::Aggregate(names) = &aggregate.config().discovery else { continue };
+        let mut leaves = Vec::new();
+        leaves_of(config, names, NESTING, &mut leaves);
+        let find = |name: &Name| {
+            let at = clusters.binary_search_by(|cluster| cluster.name().cmp(name)).ok()?;
+            clusters.get(at).cloned()
+        };
+        let members: Vec<_> = leaves.iter().filter_map(find).collect();
+        let same = |old: &[Arc<Cluster>]| {
+            old.len() == members.len() && old.iter().zip(&members).all(|(old, new)| Arc::ptr_eq(old, new))
+        };
+        if aggregate.members().is_some_and(same) {
+            continue;
+        }
+        let fresh = Cluster::compile_within(aggregate.config(), Some(aggregate), around);
+        fresh.stands_for(members);
+        if let Some(place) = clusters.get_mut(at) {
+            *place = Arc::new(fresh);
+        }
+    }
+}
+
+/// The clusters with endpoints of their own that these names come down to, in order.
+fn leaves_of(config: &Config, names: &[Name], depth: usize, leaves: &mut Vec<Name>) {
+    for name in names {
+        match config.clusters.get(name).map(|cluster| &cluster.discovery) {
+            Some(Discovery::Aggregate(names)) if depth > 0 => leaves_of(config, names, depth - 1, leaves),
+            // Nested too deep, or in a circle.
+            Some(Discovery::Aggregate(_)) | None => {}
+            Some(_) if leaves.contains(name) => {}
+            Some(_) => leaves.push(Name::clone(name)),
+        }
+    }
+}
+
+/// Aggregates within aggregates. Source: gRFC A37.
+const NESTING: usize = 16;
+
+/// How the processes like this one are spread, if the configuration says where it is and what it is part of.
+fn local_zones(config: &Config) -> Option<Arc<LocalZones>> {
+    let service = config.clusters.get(&config.local.cluster)?;
+    Some(Arc::new(LocalZones::new(&config.local.locality, &service.endpoints)))
 }
 
 fn same_names(a: &[Arc<Cluster>], b: &[Arc<Cluster>]) -> bool {

@@ -81,12 +81,14 @@ fn config(load_balancer: LoadBalancer) -> Config {
         health: Health::Healthy,
         mtls: false,
         workload: None,
+        hostname: "".into(),
+        hash_key: None,
     };
     let localities = vec![LocalityEndpoints { endpoints: (1..10).map(endpoint).collect(), ..Default::default() }];
     let cluster = Cluster {
         name: "reviews".into(),
         load_balancer,
-        endpoints: Arc::new(Endpoints { localities, overprovisioning: 0 }),
+        endpoints: Arc::new(Endpoints { localities, ..Default::default() }),
         outlier_detection: Some(OutlierDetection {
             consecutive_5xx: 2,
             max_ejection_percent: 40,

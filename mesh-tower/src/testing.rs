@@ -14,8 +14,8 @@ use http_body_util::{BodyExt, StreamBody, combinators::UnsyncBoxBody};
 use mesh_core::{
     cluster::Cluster,
     config::{
-        self, Action, Config, EndpointAddress, Endpoints, Forward, HeaderChanges, Health, LocalityEndpoints, Route,
-        RouteMatch, RouteTable, VirtualHost, WeightedCluster,
+        self, Action, Config, EndpointAddress, Endpoints, Forward, HeaderChanges, LocalityEndpoints, Route, RouteMatch,
+        RouteTable, VirtualHost, WeightedCluster,
     },
 };
 
@@ -56,15 +56,9 @@ where
 
 /// A cluster of that many endpoints, `10.0.0.1:80` and so on.
 pub(crate) fn cluster(name: &str, endpoints: u8) -> config::Cluster {
-    let endpoint = |n| config::Endpoint {
-        address: EndpointAddress::Socket(([10, 0, 0, n], 80).into()),
-        weight: 1,
-        health: Health::Healthy,
-        mtls: false,
-        workload: None,
-    };
+    let endpoint = |n| config::Endpoint::at(EndpointAddress::Socket(([10, 0, 0, n], 80).into()));
     let locality = LocalityEndpoints { endpoints: (1..=endpoints).map(endpoint).collect(), ..Default::default() };
-    let endpoints = Arc::new(Endpoints { localities: vec![locality], overprovisioning: 0 });
+    let endpoints = Arc::new(Endpoints { localities: vec![locality], ..Default::default() });
     config::Cluster { name: name.into(), endpoints, ..Default::default() }
 }
 

@@ -91,6 +91,13 @@ pub mod envoy {
         }
     }
     pub mod extensions {
+        pub mod clusters {
+            pub mod aggregate {
+                pub mod v3 {
+                    include!("proto/generated/envoy.extensions.clusters.aggregate.v3.rs");
+                }
+            }
+        }
         pub mod common {
             pub mod ratelimit {
                 pub mod v3 {
@@ -144,14 +151,46 @@ pub mod envoy {
             }
         }
         pub mod load_balancing_policies {
+            pub mod client_side_weighted_round_robin {
+                pub mod v3 {
+                    include!(
+                        "proto/generated/envoy.extensions.load_balancing_policies.client_side_weighted_round_robin.v3.rs"
+                    );
+                }
+            }
+            pub mod common {
+                pub mod v3 {
+                    include!("proto/generated/envoy.extensions.load_balancing_policies.common.v3.rs");
+                }
+            }
             pub mod least_request {
                 pub mod v3 {
                     include!("proto/generated/envoy.extensions.load_balancing_policies.least_request.v3.rs");
                 }
             }
+            pub mod maglev {
+                pub mod v3 {
+                    include!("proto/generated/envoy.extensions.load_balancing_policies.maglev.v3.rs");
+                }
+            }
+            pub mod pick_first {
+                pub mod v3 {
+                    include!("proto/generated/envoy.extensions.load_balancing_policies.pick_first.v3.rs");
+                }
+            }
             pub mod random {
                 pub mod v3 {
                     include!("proto/generated/envoy.extensions.load_balancing_policies.random.v3.rs");
+                }
+            }
+            pub mod random_subsetting {
+                pub mod v3 {
+                    include!("proto/generated/envoy.extensions.load_balancing_policies.random_subsetting.v3.rs");
+                }
+            }
+            pub mod ring_hash {
+                pub mod v3 {
+                    include!("proto/generated/envoy.extensions.load_balancing_policies.ring_hash.v3.rs");
                 }
             }
             pub mod round_robin {
@@ -273,6 +312,36 @@ pub mod istio {
     pub mod v1 {
         pub mod auth {
             include!("proto/generated/istio.v1.auth.rs");
+        }
+    }
+}
+
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::use_self,
+    reason = "generated; Envoy's own documentation describes it"
+)]
+pub mod udpa {
+    pub mod r#type {
+        pub mod v1 {
+            include!("proto/generated/udpa.r#type.v1.rs");
+        }
+    }
+}
+
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::use_self,
+    reason = "generated; Envoy's own documentation describes it"
+)]
+pub mod xds {
+    pub mod r#type {
+        pub mod v3 {
+            include!("proto/generated/xds.r#type.v3.rs");
         }
     }
 }

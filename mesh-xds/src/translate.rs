@@ -23,6 +23,7 @@ mod cluster;
 mod endpoint;
 mod extra;
 mod filter;
+mod hash;
 mod header;
 mod health_check;
 mod listener;

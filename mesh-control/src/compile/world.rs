@@ -70,7 +70,7 @@ impl Service {
                 LocalityEndpoints { locality: locality.clone(), priority: 0, weight: None, endpoints }
             })
             .collect();
-        Endpoints { localities, overprovisioning: 0 }
+        Endpoints { localities, ..Default::default() }
     }
 
     /// The names to resolve, of a service found by DNS.
@@ -152,6 +152,8 @@ impl Instance {
             health: Health::Healthy,
             mtls: self.takes_mtls && mode != MtlsMode::Disable,
             workload: self.workload.clone(),
+            hostname: "".into(),
+            hash_key: None,
         })
     }
 }

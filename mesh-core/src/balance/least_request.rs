@@ -1,8 +1,9 @@
 //! The one with the fewest requests under way of a few drawn at random, with replacement. Source: Envoy `LEAST_REQUEST`,
 //! gRFC A48; Mitzenmacher 2001 for why two choices do.
 //!
-//! Weights decide how often an endpoint is drawn and divide its load when compared. Envoy turns to a schedule by weight
-//! over load when weights differ, which costs a queue; the shares at rest are the same.
+//! Where weights differ they decide how often an endpoint is drawn, and divide its load when compared; a bias of 0 leaves the
+//! load aside and a bias above 1 makes it count more. Envoy turns to a schedule by weight / (load + 1)^bias there,
+//! which costs a queue behind a lock; the shares at rest and without load are the same.
 
 use rand::RngCore;
 
@@ -15,17 +16,26 @@ pub(super) fn pick(
     rng: &mut impl RngCore,
     may: &impl Fn(&Endpoint) -> bool,
 ) -> Option<usize> {
+    let uneven = group.is_uneven();
+    if uneven && config.bias == 0.0 {
+        return draw_until(group, rng, |rng| group.draw(rng), may);
+    }
+    let bias = if uneven { config.bias } else { 1.0 };
     let mut best = draw_until(group, rng, |rng| group.draw(rng), may)?;
     for _ in 1..config.choices.clamp(2, MOST_CHOICES) {
         let other = draw_until(group, rng, |rng| group.draw(rng), may)?;
-        if is_less_loaded(&group.endpoints()[other], &group.endpoints()[best]) {
+        if is_less_loaded(&group.endpoints()[other], &group.endpoints()[best], bias) {
             best = other;
         }
     }
     Some(best)
 }
 
-fn is_less_loaded(a: &Endpoint, b: &Endpoint) -> bool {
+fn is_less_loaded(a: &Endpoint, b: &Endpoint, bias: f64) -> bool {
+    if bias != 1.0 {
+        let load = |e: &Endpoint| f64::from(e.in_flight()).powf(bias) / f64::from(e.weight());
+        return load(a) < load(b);
+    }
     u64::from(a.in_flight()) * u64::from(b.weight()) < u64::from(b.in_flight()) * u64::from(a.weight())
 }
 

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use rand::RngCore;
 
-use crate::{endpoint::Endpoint, rng::below, sync::AtomicU64};
+use super::{Lookup, Policy, client_weighted::Strides};
+use crate::{config::LoadBalancer, endpoint::Endpoint, rng::below, sync::AtomicU64};
 
 /// Endpoints to choose among.
 #[derive(Debug, Default)]
@@ -13,8 +14,13 @@ pub(crate) struct Group {
     endpoints: Vec<Arc<Endpoint>>,
     /// `None` when all weigh the same.
     weights: Option<Weights>,
-    /// The next turn of round robin.
+    /// The next turn of round robin; which one is the first.
     pub(super) turn: AtomicU64,
+    /// Of hashing policies, made when the endpoints change.
+    lookup: Option<Arc<Lookup>>,
+    /// Of the weights that endpoints report.
+    pub(super) strides: Option<Strides>,
+    pub(super) custom: Option<Arc<dyn Policy>>,
 }
 
 #[derive(Debug)]
@@ -38,16 +44,45 @@ impl Group {
         let first = endpoints.first().map_or(1, |endpoint| endpoint.weight());
         let even = endpoints.iter().all(|endpoint| endpoint.weight() == first);
         let weights = (!even).then(|| Weights::new(&endpoints));
-        Self { endpoints, weights, turn: AtomicU64::new(0) }
+        Self { endpoints, weights, ..Self::default() }
     }
 
     pub(crate) fn endpoints(&self) -> &[Arc<Endpoint>] {
         &self.endpoints
     }
 
+    /// Ready for a policy. Shares of hashing policies add up to 1; `before` is what they had to look into until now.
+    pub(crate) fn serving(mut self, policy: &LoadBalancer, shares: &[f64], before: Option<&Arc<Lookup>>) -> Self {
+        self.lookup = Lookup::new(policy, &self.endpoints, shares, before);
+        if matches!(policy, LoadBalancer::ClientWeighted(_)) {
+            self.weights = None;
+            self.strides = Some(Strides::new(self.endpoints.len()));
+        }
+        self
+    }
+
+    /// With a policy of the program's own.
+    pub(crate) fn with_custom(mut self, custom: Option<&Arc<dyn Policy>>) -> Self {
+        self.custom = custom.cloned();
+        self
+    }
+
+    /// What a hashing policy looks into.
+    pub(crate) fn lookup(&self) -> Option<&Arc<Lookup>> {
+        self.lookup.as_ref()
+    }
+
     /// The stride of one endpoint; `None` when all weigh the same.
     pub(super) fn stride(&self, at: usize) -> Option<u64> {
+        if let Some(strides) = &self.strides {
+            return strides.get(at);
+        }
         self.weights.as_ref().and_then(|weights| weights.strides.get(at)).map(|stride| u64::from(*stride))
+    }
+
+    /// Do weights differ?
+    pub(super) fn is_uneven(&self) -> bool {
+        self.weights.is_some()
     }
 
     /// Draws one with equal chances.

@@ -213,7 +213,7 @@ impl Cluster {
         }
         if endpoint.cell.outlier.eject(config, endpoint.id, now) {
             if !endpoint.is_failing_checks() {
-                self.levels.note_out(endpoint.level);
+                self.levels.note_out(endpoint);
             }
             self.tell(endpoint, What::Ejected(reason), now, measured);
         } else {

@@ -48,7 +48,7 @@ fn round_robin_begins_anywhere() {
 /// LB3: of two drawn the one with fewer requests under way is taken, and at rest shares follow weights.
 #[test]
 fn least_request_prefers_the_idle() {
-    let least = || LoadBalancer::LeastRequest(LeastRequest { choices: 2 });
+    let least = || LoadBalancer::LeastRequest(LeastRequest::default());
     let cluster = compile(with_weights(least(), &[1, 1, 1, 1]), None);
     let held: Vec<_> = (0..400).map(|n| pick(&cluster, n)).collect();
     for endpoint in cluster.endpoints() {
@@ -206,7 +206,7 @@ fn priorities_spill_over() {
             ..LocalityEndpoints::default()
         };
         let localities = vec![level(7, 11..21, 0), level(0, 1..11, unhealthy)];
-        let endpoints = Arc::new(config::Endpoints { localities, overprovisioning: 0 });
+        let endpoints = Arc::new(config::Endpoints { localities, ..Default::default() });
         let cluster = compile(config::Cluster { endpoints, ..config::Cluster::default() }, None);
         let first = (0..10_000).filter(|n| port(&pick(&cluster, *n)) <= 10).count() as i64;
         assert!((first - expected * 100).abs() <= 250, "{unhealthy}: {first}");
@@ -227,7 +227,7 @@ fn localities_by_weight() {
             ..LocalityEndpoints::default()
         };
         let localities = vec![place(1, 1..5, unhealthy), place(3, 11..13, 0)];
-        let endpoints = Arc::new(config::Endpoints { localities, overprovisioning: 0 });
+        let endpoints = Arc::new(config::Endpoints { localities, ..Default::default() });
         let config = config::Cluster { endpoints, panic_threshold: 0, locality_weighted, ..config::Cluster::default() };
         let cluster = compile(config, None);
         let first = (0..10_000).filter(|n| port(&pick(&cluster, *n)) < 10).count() as i64;
@@ -339,14 +339,14 @@ fn failed_and_empty_clusters_say_so() {
 fn endpoint(port: u16, weight: u32, sick: bool) -> config::Endpoint {
     let health = if sick { Health::Unhealthy } else { Health::Healthy };
     let address = EndpointAddress::Socket(([127, 0, 0, 1], port).into());
-    config::Endpoint { address, weight, health, mtls: false, workload: None }
+    config::Endpoint { address, weight, health, mtls: false, workload: None, hostname: "".into(), hash_key: None }
 }
 
 /// Endpoints at ports 1, 2, ...
 fn with_weights(load_balancer: LoadBalancer, weights: &[u32]) -> config::Cluster {
     let endpoints = weights.iter().zip(1..).map(|(weight, port)| endpoint(port, *weight, false)).collect();
     let localities = vec![LocalityEndpoints { endpoints, ..LocalityEndpoints::default() }];
-    let endpoints = Arc::new(config::Endpoints { localities, overprovisioning: 0 });
+    let endpoints = Arc::new(config::Endpoints { localities, ..Default::default() });
     config::Cluster { name: "reviews".into(), load_balancer, endpoints, ..config::Cluster::default() }
 }
 

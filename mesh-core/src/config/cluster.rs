@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Connections, HealthCheck, Name, OutlierDetection, StringMatch};
+use super::{
+    Connections, Fraction, HashPolicy, HealthCheck, LoadBalancer, Name, OutlierDetection, SlowStart, StringMatch,
+    ZoneAware,
+};
 
 /// A named set of endpoints and how to reach them. Source: Envoy `Cluster`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -20,6 +23,14 @@ pub struct Cluster {
     pub endpoints: Arc<Endpoints>,
     /// Which endpoint a request gets.
     pub load_balancer: LoadBalancer,
+    /// How new endpoints get their share, with [`LoadBalancer::RoundRobin`] and [`LoadBalancer::LeastRequest`]; `None` is at
+    /// once. Envoy `slow_start_config`.
+    pub slow_start: Option<SlowStart>,
+    /// Only so many endpoints of each priority are used, which ones is drawn once a process; `None` is all. Envoy
+    /// `RandomSubsetting.subset_size`, gRFC A68.
+    pub subset_size: Option<u32>,
+    /// What is hashed whatever the route says; empty leaves it to the route. Envoy `ConsistentHashingLbConfig.hash_policy`.
+    pub hash: Vec<HashPolicy>,
     /// Including the TLS handshake. Envoy `Cluster.connect_timeout`, default 5 s.
     pub connect_timeout: Duration,
     /// The HTTP version spoken to the endpoints.
@@ -45,6 +56,12 @@ pub struct Cluster {
     ///
     /// Envoy `locality_weighted_lb_config`, the policy `wrr_locality`; default false.
     pub locality_weighted: bool,
+    /// Endpoints of the own zone are preferred; `None` is not. Not together with weights of localities. Envoy
+    /// `zone_aware_lb_config`.
+    pub zone_aware: Option<ZoneAware>,
+    /// The health in which an endpoint that a session asks for is still used. Envoy `override_host_status`, by default
+    /// healthy and degraded.
+    pub override_host: Vec<Health>,
     /// Why it cannot be used, when the control plane or the translation said so; every request answers 503 (XD14).
     pub failed: Option<String>,
     /// The object its policy was written in. Envoy metadata `istio.config`.
@@ -59,6 +76,9 @@ impl Default for Cluster {
             discovery: Discovery::default(),
             endpoints: Arc::default(),
             load_balancer: LoadBalancer::default(),
+            slow_start: None,
+            subset_size: None,
+            hash: Vec::new(),
             connect_timeout: Duration::from_secs(5),
             protocol: Protocol::default(),
             connections: Connections::default(),
@@ -70,6 +90,8 @@ impl Default for Cluster {
             tls: TlsMode::default(),
             panic_threshold: 50,
             locality_weighted: false,
+            zone_aware: None,
+            override_host: vec![Health::Healthy, Health::Degraded],
             failed: None,
             origin: None,
         }
@@ -101,6 +123,8 @@ pub enum Discovery {
     StrictDns(Vec<DnsName>),
     /// One address of the name at a time. Envoy `LOGICAL_DNS`.
     LogicalDns(DnsName),
+    /// Those of the first of these clusters that has any that can be used. Envoy `AggregateCluster`.
+    Aggregate(Vec<Name>),
     /// The host the caller named, resolved as it is. Envoy `ORIGINAL_DST`; Istio's `PassthroughCluster`.
     OriginalDestination,
 }
@@ -116,6 +140,31 @@ pub struct Endpoints {
     pub localities: Vec<LocalityEndpoints>,
     /// In percent. Envoy `Policy.overprovisioning_factor`, default 140 when 0.
     pub overprovisioning: u32,
+    /// The health of a priority is that of its weight, not of its number of endpoints. Envoy `weighted_priority_health`.
+    pub weighted_priority_health: bool,
+    /// Requests to be dropped, one category after the other. Envoy `Policy.drop_overloads`.
+    pub drops: Vec<DropOverload>,
+}
+
+/// A share of requests to be dropped. Source: Envoy `ClusterLoadAssignment.Policy.DropOverload`.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct DropOverload {
+    /// What they are counted as.
+    pub category: Name,
+    /// Of those that earlier categories left.
+    pub fraction: Fraction,
+}
+
+/// Who a process is. Source: Envoy bootstrap `node`, `local_cluster_name`.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
+pub struct Local {
+    /// What tells it from others. `node.id`.
+    pub id: Name,
+    /// Where it runs. `node.locality`.
+    pub locality: Locality,
+    /// The cluster of its own service, which says how those like it are spread; empty is not known. `local_cluster_name`.
+    pub cluster: Name,
 }
 
 /// The endpoints of one locality at one priority. Source: Envoy `LocalityLbEndpoints`.
@@ -157,13 +206,33 @@ pub struct Endpoint {
     pub mtls: bool,
     /// Who answers there, for telemetry. Envoy metadata `istio.workload`.
     pub workload: Option<Workload>,
+    /// Its host name; empty is none. Envoy `Endpoint.hostname`.
+    #[serde(default)]
+    pub hostname: Name,
+    /// What it is known by to hashing policies, if not by its address. Envoy metadata `envoy.lb.hash_key`, gRFC A76.
+    #[serde(default)]
+    pub hash_key: Option<Name>,
+}
+
+impl Endpoint {
+    /// A healthy endpoint of weight 1 in plaintext, of which nothing else is known.
+    pub fn at(address: EndpointAddress) -> Self {
+        Self {
+            address,
+            weight: 1,
+            health: Health::Healthy,
+            mtls: false,
+            workload: None,
+            hostname: Name::default(),
+            hash_key: None,
+        }
+    }
 }
 
 impl From<SocketAddr> for Endpoint {
     /// A healthy endpoint of weight 1 in plaintext, of which nothing else is known: for clusters made in code.
     fn from(address: SocketAddr) -> Self {
-        let address = EndpointAddress::Socket(address);
-        Self { address, weight: 1, health: Health::Healthy, mtls: false, workload: None }
+        Self::at(EndpointAddress::Socket(address))
     }
 }
 
@@ -226,39 +295,6 @@ pub struct Workload {
     pub app: Name,
     /// Label `version`.
     pub version: Name,
-}
-
-/// How an endpoint is chosen. Source: Envoy `lb_policy`, `load_balancing_policy`.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LoadBalancer {
-    /// In turn, by weight.
-    RoundRobin,
-    /// The least loaded of a few drawn at random.
-    LeastRequest(LeastRequest),
-    /// At random.
-    Random,
-    /// The one expected to answer soonest of two drawn at random; not in xDS, chosen in code.
-    PeakEwma,
-}
-
-impl Default for LoadBalancer {
-    fn default() -> Self {
-        Self::LeastRequest(LeastRequest::default())
-    }
-}
-
-/// Source: Envoy `LeastRequest`.
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
-pub struct LeastRequest {
-    /// How many are drawn, at least 2. Envoy `choice_count`.
-    pub choices: u32,
-}
-
-impl Default for LeastRequest {
-    fn default() -> Self {
-        Self { choices: 2 }
-    }
 }
 
 /// The HTTP version spoken to the endpoints. Source: Envoy `HttpProtocolOptions`.

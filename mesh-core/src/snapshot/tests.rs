@@ -11,7 +11,7 @@ use crate::{
     admit::{Admit, InboundView},
     config::{
         Abort, AbortStatus, Action, DirectResponse, Endpoint, EndpointAddress, Endpoints, Fault, FaultDelay, Forward,
-        Fraction, HeaderChange, HeaderChanges, HeaderMatch, HeaderMatcher, Health, Inbound, LocalityEndpoints, Mirror,
+        Fraction, HeaderChange, HeaderChanges, HeaderMatch, HeaderMatcher, Inbound, LocalityEndpoints, Mirror,
         MtlsMode, PathMatch, Redirect, RetryPolicy, Route, RouteMatch, StringMatch, VirtualHost, WeightedCluster,
     },
     identity::SpiffeId,
@@ -455,9 +455,9 @@ fn config(routes: Vec<Route>) -> Config {
 
 fn cluster_config(name: &str, port: u16) -> config::Cluster {
     let address = EndpointAddress::Socket(([127, 0, 0, 1], port).into());
-    let endpoint = Endpoint { address, weight: 1, health: Health::Healthy, mtls: false, workload: None };
+    let endpoint = Endpoint::at(address);
     let localities = vec![LocalityEndpoints { endpoints: vec![endpoint], ..LocalityEndpoints::default() }];
-    let endpoints = Arc::new(Endpoints { localities, overprovisioning: 0 });
+    let endpoints = Arc::new(Endpoints { localities, ..Default::default() });
     config::Cluster { name: name.into(), endpoints, ..config::Cluster::default() }
 }
 

@@ -48,6 +48,8 @@ pub(crate) fn cluster(name: &str, addresses: &[SocketAddr]) -> Cluster {
         health: Health::Healthy,
         mtls: true,
         workload: None,
+        hostname: "".into(),
+        hash_key: None,
     };
     let locality = LocalityEndpoints { endpoints: addresses.iter().map(endpoint).collect(), ..Default::default() };
     Cluster {

@@ -12,8 +12,8 @@ use std::{
 };
 
 use mesh_core::config::{
-    Action, Cluster, Discovery, Endpoint, EndpointAddress, Endpoints, Forward, HeaderChanges, Health,
-    LocalityEndpoints, Name, Route, RouteMatch, RouteTable, VirtualHost, WeightedCluster,
+    Action, Cluster, Discovery, Endpoint, EndpointAddress, Endpoints, Forward, HeaderChanges, LocalityEndpoints, Name,
+    Route, RouteMatch, RouteTable, VirtualHost, WeightedCluster,
 };
 use rcgen::{BasicConstraints, CertificateParams, CertificateSigningRequestParams, IsCa, Issuer, KeyPair};
 use serde_json::json;
@@ -228,13 +228,7 @@ async fn wait_for(configs: &mut watch::Receiver<Option<Arc<Config>>>, is: impl F
 /// Port 80 leads to one cluster with that many endpoints.
 fn config(cluster: &str, endpoints: u8) -> Config {
     let name = Name::from(cluster);
-    let endpoint = |n: u8| Endpoint {
-        address: EndpointAddress::Socket(([10, 0, 0, n], 80).into()),
-        weight: 1,
-        health: Health::Healthy,
-        mtls: false,
-        workload: None,
-    };
+    let endpoint = |n: u8| Endpoint::at(EndpointAddress::Socket(([10, 0, 0, n], 80).into()));
     let locality =
         LocalityEndpoints { endpoints: (1..=endpoints).map(endpoint).collect(), ..LocalityEndpoints::default() };
     let split = WeightedCluster { cluster: name.clone(), weight: 1, ..WeightedCluster::default() };
@@ -254,7 +248,7 @@ fn config(cluster: &str, endpoints: u8) -> Config {
         ..VirtualHost::default()
     };
     let table = RouteTable { name: "80".into(), virtual_hosts: vec![Arc::new(host)], ..RouteTable::default() };
-    let endpoints = Endpoints { localities: vec![locality], overprovisioning: 140 };
+    let endpoints = Endpoints { localities: vec![locality], overprovisioning: 140, ..Default::default() };
     let cluster = Cluster {
         name: name.clone(),
         discovery: Discovery::Eds(name.clone()),

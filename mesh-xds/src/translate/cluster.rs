@@ -21,13 +21,14 @@ use crate::proto::{
             cluster::v3::{
                 Cluster as Message,
                 cluster::{
-                    ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig, TransportSocketMatch,
-                    common_lb_config::{LocalityConfigSpecifier, LocalityWeightedLbConfig},
+                    ClusterDiscoveryType, CommonLbConfig, CustomClusterType, DiscoveryType, EdsClusterConfig,
+                    TransportSocketMatch,
                 },
             },
             core::v3::{Http1ProtocolOptions, Http2ProtocolOptions, RoutingPriority, TransportSocket},
             endpoint::v3::ClusterLoadAssignment,
         },
+        extensions::clusters::aggregate::v3::ClusterConfig as AggregateConfig,
         extensions::upstreams::http::v3::{
             HttpProtocolOptions,
             http_protocol_options::{
@@ -50,7 +51,7 @@ pub(super) fn decode(body: &Bytes, name: &mut String, ignored: &mut Ignored) -> 
     let load_balancer = balancer::decode(&message, ignored)?;
     let assignment = message.load_assignment.take();
     let (discovery, endpoints) = discovery(&message, assignment, ignored)?;
-    let (panic_threshold, by_locality) = common(message.common_lb_config.as_ref())?;
+    let (panic_threshold, override_host) = common(message.common_lb_config.as_ref())?;
     let outlier = message.outlier_detection.as_ref();
     let mut cluster = Cluster {
         name: message.name.as_str().into(),
@@ -71,7 +72,12 @@ pub(super) fn decode(body: &Bytes, name: &mut String, ignored: &mut Ignored) -> 
         avoid_unreachable: true,
         tls: tls_mode(&message, ignored)?,
         panic_threshold,
-        locality_weighted: by_locality || load_balancer.by_locality,
+        locality_weighted: load_balancer.by_locality,
+        zone_aware: load_balancer.zone_aware.filter(|_| !load_balancer.by_locality),
+        slow_start: load_balancer.slow_start,
+        subset_size: load_balancer.subset_size,
+        hash: load_balancer.hash,
+        override_host,
         load_balancer: load_balancer.choice,
         failed: None,
         origin: value::origin(message.metadata.as_ref()),
@@ -91,12 +97,20 @@ fn discovery(
             DiscoveryType::try_from(*kind).map_err(|_| wrong("type", format!("{kind} is no cluster type")))?
         }
         Some(ClusterDiscoveryType::ClusterType(custom)) => {
+            if let Some(any) = custom.typed_config.as_ref().filter(|any| any.is::<AggregateConfig>()) {
+                let aggregate: AggregateConfig = ignored.open(any, "cluster_type.typed_config")?;
+                if aggregate.clusters.is_empty() {
+                    return Err(wrong("cluster_type.typed_config.clusters", "is empty"));
+                }
+                let names = aggregate.clusters.into_iter().map(Name::from).collect();
+                return Ok((Discovery::Aggregate(names), Endpoints::default()));
+            }
             return Err(wrong("cluster_type", format!("{:?} is not supported", custom.name)));
         }
     };
     match kind {
         DiscoveryType::Static => {
-            let endpoints = endpoint::assignment(assignment.unwrap_or_default(), "load_assignment", ignored);
+            let endpoints = endpoint::assignment(assignment.unwrap_or_default());
             Ok((Discovery::Static, endpoints.under("load_assignment")?))
         }
         DiscoveryType::Eds => {
@@ -126,8 +140,8 @@ fn discovery(
 }
 
 fn dns_names(assignment: ClusterLoadAssignment) -> Result<Vec<DnsName>, Wrong> {
-    // Ignored fields were noted when the cluster was read; weights and metadata of names are not kept.
-    let endpoints = endpoint::assignment(assignment, "load_assignment", &mut Ignored::default())?;
+    // Weights and metadata of names are not kept.
+    let endpoints = endpoint::assignment(assignment)?;
     let endpoints = endpoints.localities.into_iter().flat_map(|locality| locality.endpoints);
     endpoints
         .map(|endpoint| match endpoint.address {
@@ -147,17 +161,31 @@ fn service(message: &Message) -> Option<ServiceName> {
 }
 
 /// Panic threshold in percent, and whether the weights of localities count.
-fn common(config: Option<&CommonLbConfig>) -> Result<(u32, bool), Wrong> {
-    let Some(config) = config else { return Ok((Cluster::default().panic_threshold, false)) };
+fn common(config: Option<&CommonLbConfig>) -> Result<(u32, Vec<Health>), Wrong> {
+    let default = Cluster::default();
+    let Some(config) = config else { return Ok((default.panic_threshold, default.override_host)) };
     let panic_threshold = match config.healthy_panic_threshold {
-        None => Cluster::default().panic_threshold,
+        None => default.panic_threshold,
         // Whole percent only; the fraction is cut off (LO3).
         Some(Percent { value }) if (0.0..=100.0).contains(&value) => value as u32,
         Some(Percent { value }) => {
             return Err(wrong("common_lb_config.healthy_panic_threshold", format!("{value} is no percentage")));
         }
     };
-    Ok((panic_threshold, config.locality_config_specifier.is_some()))
+    let override_host = match &config.override_host_status {
+        None => default.override_host,
+        Some(set) => {
+            let mut kept = Vec::new();
+            for status in &set.statuses {
+                let health = endpoint::health(*status).under("common_lb_config.override_host_status")?;
+                if !kept.contains(&health) {
+                    kept.push(health);
+                }
+            }
+            kept
+        }
+    };
+    Ok((panic_threshold, override_host))
 }
 
 fn protocol(message: &Message, ignored: &mut Ignored) -> Result<Protocol, Wrong> {
@@ -228,26 +256,27 @@ fn tls_mode(message: &Message, ignored: &mut Ignored) -> Result<TlsMode, Wrong> 
 }
 
 pub(super) fn encode(cluster: &Cluster) -> Message {
-    let weighted = cluster.locality_weighted;
     let (kind, eds, assignment) = encode_discovery(cluster);
     let (socket, matches) = encode_tls(&cluster.tls);
-    let (policy, lb_config) = balancer::encode(&cluster.load_balancer, &cluster.discovery);
+    let balancer = balancer::encode(cluster);
     Message {
         name: cluster.name.to_string(),
-        cluster_discovery_type: Some(ClusterDiscoveryType::Type(kind.into())),
+        cluster_discovery_type: Some(kind),
         eds_cluster_config: eds,
         load_assignment: assignment,
         connect_timeout: Some(value::encode_duration(cluster.connect_timeout)),
-        lb_policy: policy.into(),
-        lb_config,
+        lb_policy: balancer.policy.into(),
+        lb_config: balancer.config,
+        load_balancing_policy: balancer.list,
         circuit_breakers: Some(breaker::encode(&cluster.thresholds, &cluster.high_thresholds)),
         typed_extension_protocol_options: [(HTTP_OPTIONS.to_owned(), encode_protocol(cluster.protocol))].into(),
         outlier_detection: cluster.outlier_detection.as_ref().map(outlier::encode),
         health_checks: cluster.health_check.iter().map(|check| health_check::encode(check)).collect(),
         common_lb_config: Some(CommonLbConfig {
             healthy_panic_threshold: Some(Percent { value: cluster.panic_threshold.into() }),
-            locality_config_specifier: weighted
-                .then_some(LocalityConfigSpecifier::LocalityWeightedLbConfig(LocalityWeightedLbConfig {})),
+            override_host_status: (cluster.override_host != Cluster::default().override_host)
+                .then(|| endpoint::encode_statuses(&cluster.override_host)),
+            ..balancer.common
         }),
         transport_socket: socket,
         transport_socket_matches: matches,
@@ -256,32 +285,39 @@ pub(super) fn encode(cluster: &Cluster) -> Message {
     }
 }
 
-fn encode_discovery(cluster: &Cluster) -> (DiscoveryType, Option<EdsClusterConfig>, Option<ClusterLoadAssignment>) {
+type Found = (ClusterDiscoveryType, Option<EdsClusterConfig>, Option<ClusterLoadAssignment>);
+
+fn encode_discovery(cluster: &Cluster) -> Found {
+    let of_type = |kind: DiscoveryType| ClusterDiscoveryType::Type(kind.into());
     match &cluster.discovery {
-        Discovery::Static => (DiscoveryType::Static, None, Some(endpoint::encode(&cluster.name, &cluster.endpoints))),
+        Discovery::Static => {
+            (of_type(DiscoveryType::Static), None, Some(endpoint::encode(&cluster.name, &cluster.endpoints)))
+        }
         Discovery::Eds(name) => {
             let service_name = if *name == cluster.name { String::new() } else { name.to_string() };
             let config = EdsClusterConfig { eds_config: Some(value::over_ads()), service_name };
-            (DiscoveryType::Eds, Some(config), None)
+            (of_type(DiscoveryType::Eds), Some(config), None)
         }
-        Discovery::StrictDns(names) => (DiscoveryType::StrictDns, None, Some(encode_dns(&cluster.name, names))),
+        Discovery::StrictDns(names) => {
+            (of_type(DiscoveryType::StrictDns), None, Some(encode_dns(&cluster.name, names)))
+        }
         Discovery::LogicalDns(name) => {
-            (DiscoveryType::LogicalDns, None, Some(encode_dns(&cluster.name, std::slice::from_ref(name))))
+            (of_type(DiscoveryType::LogicalDns), None, Some(encode_dns(&cluster.name, std::slice::from_ref(name))))
         }
-        Discovery::OriginalDestination => (DiscoveryType::OriginalDst, None, None),
+        Discovery::OriginalDestination => (of_type(DiscoveryType::OriginalDst), None, None),
+        Discovery::Aggregate(names) => {
+            let config = AggregateConfig { clusters: names.iter().map(ToString::to_string).collect() };
+            let name = "envoy.clusters.aggregate".to_owned();
+            let custom = CustomClusterType { name, typed_config: Some(Any::pack(&config)) };
+            (ClusterDiscoveryType::ClusterType(custom), None, None)
+        }
     }
 }
 
 fn encode_dns(cluster: &str, names: &[DnsName]) -> ClusterLoadAssignment {
-    let endpoints = names.iter().map(|(host, port)| Endpoint {
-        address: EndpointAddress::Host(host.clone(), *port),
-        weight: 1,
-        health: Health::Healthy,
-        mtls: false,
-        workload: None,
-    });
+    let endpoints = names.iter().map(|(host, port)| Endpoint::at(EndpointAddress::Host(host.clone(), *port)));
     let locality = LocalityEndpoints { endpoints: endpoints.collect(), ..LocalityEndpoints::default() };
-    endpoint::encode(cluster, &Endpoints { localities: vec![locality], overprovisioning: 0 })
+    endpoint::encode(cluster, &Endpoints { localities: vec![locality], ..Default::default() })
 }
 
 fn encode_protocol(protocol: Protocol) -> Any {

@@ -6,26 +6,32 @@ use std::{
 };
 
 use bytes::Bytes;
-use mesh_core::config::{Endpoint, EndpointAddress, Endpoints, Health, Locality, LocalityEndpoints, Name, Workload};
+use mesh_core::config::{
+    DropOverload, Endpoint, EndpointAddress, Endpoints, Health, Locality, LocalityEndpoints, Name, Workload,
+};
 
 use super::{
     read::{Ignored, Within, Wrong, wrong},
-    value::{istio_metadata, metadata, structure, text, text_value},
+    value::{encode_fraction, fraction, istio_metadata, metadata, structure, text, text_value},
 };
 use crate::proto::envoy::config::{
     core::v3::{
-        self as core, Address, HealthStatus, Metadata, Pipe, SocketAddress,
+        self as core, Address, HealthStatus, HealthStatusSet, Metadata, Pipe, SocketAddress,
         address::Address as Kind,
         socket_address::{PortSpecifier, Protocol},
     },
     endpoint::v3::{
-        ClusterLoadAssignment, LbEndpoint, LocalityLbEndpoints, cluster_load_assignment::Policy,
+        ClusterLoadAssignment, LbEndpoint, LocalityLbEndpoints,
+        cluster_load_assignment::{Policy, policy},
         lb_endpoint::HostIdentifier,
     },
 };
 
 /// Metadata key and value of an endpoint that takes Istio's mutual TLS.
 pub(super) const TLS_MODE: (&str, &str) = ("tlsMode", "istio");
+/// Metadata key of what an endpoint is known by to hashing policies. Source: gRFC A76.
+const HASH_KEY: &str = "hash_key";
+const LB: &str = "envoy.lb";
 const SOCKET_MATCH: &str = "envoy.transport_socket_match";
 
 /// The highest priority there may be. Source: Envoy `LocalityLbEndpoints.priority`.
@@ -37,21 +43,17 @@ pub(super) fn decode(body: &Bytes, name: &mut String, ignored: &mut Ignored) -> 
     if name.is_empty() {
         return Err(wrong("cluster_name", "is missing"));
     }
-    assignment(message, "", ignored)
+    assignment(message)
 }
 
 /// The endpoints of an assignment, in a resource of its own or within a cluster.
-pub(super) fn assignment(
-    message: ClusterLoadAssignment,
-    place: &str,
-    ignored: &mut Ignored,
-) -> Result<Endpoints, Wrong> {
+pub(super) fn assignment(message: ClusterLoadAssignment) -> Result<Endpoints, Wrong> {
     let mut localities = Vec::with_capacity(message.endpoints.len());
     let mut addresses = BTreeSet::new();
     let mut seen = BTreeSet::new();
     let mut weights: BTreeMap<u32, u64> = BTreeMap::new();
     for (i, group) in message.endpoints.into_iter().enumerate() {
-        let group = locality(group, &mut addresses, place, ignored).within(|| format!("endpoints[{i}]"))?;
+        let group = locality(group, &mut addresses).within(|| format!("endpoints[{i}]"))?;
         let sum = weights.entry(group.priority).or_default();
         *sum += u64::from(group.weight.unwrap_or(0));
         if *sum > u64::from(u32::MAX) {
@@ -69,16 +71,22 @@ pub(super) fn assignment(
             return Err(wrong("endpoints.priority", format!("{expected} is skipped: priorities count up from 0")));
         }
     }
-    let overprovisioning = message.policy.and_then(|policy| policy.overprovisioning_factor).unwrap_or(0);
-    Ok(Endpoints { localities, overprovisioning })
+    let policy = message.policy.unwrap_or_default();
+    let mut drops = Vec::with_capacity(policy.drop_overloads.len());
+    for (i, drop) in policy.drop_overloads.into_iter().enumerate() {
+        let at = || format!("policy.drop_overloads[{i}].drop_percentage");
+        let fraction = drop.drop_percentage.ok_or_else(|| wrong("", "is missing")).and_then(fraction).within(at)?;
+        drops.push(DropOverload { category: drop.category.into(), fraction });
+    }
+    Ok(Endpoints {
+        localities,
+        overprovisioning: policy.overprovisioning_factor.unwrap_or(0),
+        weighted_priority_health: policy.weighted_priority_health,
+        drops,
+    })
 }
 
-fn locality(
-    group: LocalityLbEndpoints,
-    addresses: &mut BTreeSet<EndpointAddress>,
-    place: &str,
-    ignored: &mut Ignored,
-) -> Result<LocalityEndpoints, Wrong> {
+fn locality(group: LocalityLbEndpoints, addresses: &mut BTreeSet<EndpointAddress>) -> Result<LocalityEndpoints, Wrong> {
     if group.priority > LAST_PRIORITY {
         return Err(wrong("priority", format!("is {}, above {LAST_PRIORITY}", group.priority)));
     }
@@ -86,7 +94,7 @@ fn locality(
     let mut sum = 0_u64;
     for (i, message) in group.lb_endpoints.into_iter().enumerate() {
         let at = || format!("lb_endpoints[{i}]");
-        let endpoint = endpoint(message, place, ignored).within(at)?;
+        let endpoint = endpoint(message).within(at)?;
         sum += u64::from(endpoint.weight);
         if sum > u64::from(u32::MAX) {
             return Err(wrong("load_balancing_weight", format!("exceeds {} in sum", u32::MAX))).within(at);
@@ -109,24 +117,17 @@ fn locality(
     })
 }
 
-fn endpoint(message: LbEndpoint, place: &str, ignored: &mut Ignored) -> Result<Endpoint, Wrong> {
+fn endpoint(message: LbEndpoint) -> Result<Endpoint, Wrong> {
     let weight = match message.load_balancing_weight {
         Some(0) => return Err(wrong("load_balancing_weight", "is 0; leave the endpoint out instead")),
         weight => weight.unwrap_or(1),
     };
-    let health = match HealthStatus::try_from(message.health_status) {
-        Ok(HealthStatus::Unknown | HealthStatus::Healthy) => Health::Healthy,
-        Ok(HealthStatus::Unhealthy | HealthStatus::Timeout) => Health::Unhealthy,
-        Ok(HealthStatus::Draining) => Health::Draining,
-        Ok(HealthStatus::Degraded) => Health::Degraded,
-        Err(_) => return Err(wrong("health_status", format!("{} is no health status", message.health_status))),
-    };
+    let health = health(message.health_status).under("health_status")?;
+    let hash_key = metadata(message.metadata.as_ref(), LB).and_then(|fields| text(fields, HASH_KEY));
+    let hash_key = hash_key.filter(|key| !key.is_empty()).map(Name::from);
     let Some(HostIdentifier::Endpoint(host)) = message.host_identifier else {
         return Err(wrong("endpoint", "is missing"));
     };
-    if !host.hostname.is_empty() {
-        ignored.add(place, "endpoints.lb_endpoints.endpoint.hostname");
-    }
     let mtls = metadata(message.metadata.as_ref(), SOCKET_MATCH)
         .is_some_and(|fields| text(fields, TLS_MODE.0) == Some(TLS_MODE.1));
     let workload = metadata(message.metadata.as_ref(), "istio").and_then(|fields| text(fields, "workload"));
@@ -136,7 +137,41 @@ fn endpoint(message: LbEndpoint, place: &str, ignored: &mut Ignored) -> Result<E
         health,
         mtls,
         workload: workload.and_then(decode_workload),
+        hostname: host.hostname.into(),
+        hash_key,
     })
+}
+
+/// What a status says.
+pub(super) fn health(status: i32) -> Result<Health, Wrong> {
+    match HealthStatus::try_from(status) {
+        Ok(HealthStatus::Unknown | HealthStatus::Healthy) => Ok(Health::Healthy),
+        Ok(HealthStatus::Unhealthy | HealthStatus::Timeout) => Ok(Health::Unhealthy),
+        Ok(HealthStatus::Draining) => Ok(Health::Draining),
+        Ok(HealthStatus::Degraded) => Ok(Health::Degraded),
+        Err(_) => Err(wrong("", format!("{status} is no health status"))),
+    }
+}
+
+/// A set of statuses; what is healthy is said in both its forms.
+pub(super) fn encode_statuses(healths: &[Health]) -> HealthStatusSet {
+    let mut statuses = Vec::new();
+    for health in healths {
+        if *health == Health::Healthy {
+            statuses.push(HealthStatus::Healthy.into());
+        }
+        statuses.push(status(*health).into());
+    }
+    HealthStatusSet { statuses }
+}
+
+fn status(health: Health) -> HealthStatus {
+    match health {
+        Health::Healthy => HealthStatus::Unknown,
+        Health::Draining => HealthStatus::Draining,
+        Health::Unhealthy => HealthStatus::Unhealthy,
+        Health::Degraded => HealthStatus::Degraded,
+    }
 }
 
 /// An address, which may be a host name: clusters resolved by DNS have those.
@@ -190,9 +225,21 @@ pub(super) fn encode(name: &str, endpoints: &Endpoints) -> ClusterLoadAssignment
     ClusterLoadAssignment {
         cluster_name: name.to_owned(),
         endpoints: endpoints.localities.iter().map(encode_locality).collect(),
-        policy: (endpoints.overprovisioning > 0)
-            .then_some(Policy { overprovisioning_factor: Some(endpoints.overprovisioning) }),
+        policy: encode_policy(endpoints),
     }
+}
+
+fn encode_policy(endpoints: &Endpoints) -> Option<Policy> {
+    let overload = |drop: &DropOverload| policy::DropOverload {
+        category: drop.category.to_string(),
+        drop_percentage: Some(encode_fraction(drop.fraction)),
+    };
+    let policy = Policy {
+        overprovisioning_factor: (endpoints.overprovisioning > 0).then_some(endpoints.overprovisioning),
+        weighted_priority_health: endpoints.weighted_priority_health,
+        drop_overloads: endpoints.drops.iter().map(overload).collect(),
+    };
+    (policy != Policy::default()).then_some(policy)
 }
 
 fn encode_locality(group: &LocalityEndpoints) -> LocalityLbEndpoints {
@@ -208,19 +255,13 @@ fn encode_locality(group: &LocalityEndpoints) -> LocalityLbEndpoints {
 }
 
 fn encode_endpoint(endpoint: &Endpoint) -> LbEndpoint {
-    let health = match endpoint.health {
-        Health::Healthy => HealthStatus::Unknown,
-        Health::Draining => HealthStatus::Draining,
-        Health::Unhealthy => HealthStatus::Unhealthy,
-        Health::Degraded => HealthStatus::Degraded,
-    };
     let host = crate::proto::envoy::config::endpoint::v3::Endpoint {
         address: Some(encode_address(&endpoint.address)),
-        ..Default::default()
+        hostname: endpoint.hostname.to_string(),
     };
     LbEndpoint {
         host_identifier: Some(HostIdentifier::Endpoint(host)),
-        health_status: health.into(),
+        health_status: status(endpoint.health).into(),
         metadata: encode_metadata(endpoint),
         load_balancing_weight: Some(endpoint.weight),
     }
@@ -236,6 +277,10 @@ fn encode_metadata(endpoint: &Endpoint) -> Option<Metadata> {
     if endpoint.mtls {
         let tls_mode = structure([(TLS_MODE.0, text_value(TLS_MODE.1))]);
         metadata.get_or_insert_default().filter_metadata.insert(SOCKET_MATCH.to_owned(), tls_mode);
+    }
+    if let Some(key) = &endpoint.hash_key {
+        let fields = structure([(HASH_KEY, text_value(&**key))]);
+        metadata.get_or_insert_default().filter_metadata.insert(LB.to_owned(), fields);
     }
     metadata
 }

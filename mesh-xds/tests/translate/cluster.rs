@@ -213,9 +213,9 @@ fn the_first_supported_policy_counts() {
         ..named()
     };
     let unknown = || any("example.Unknown", &[]);
-    let least = || Any::pack(&LeastRequestPolicy { choice_count: Some(4) });
-    let four = LoadBalancer::LeastRequest(LeastRequest { choices: 4 });
-    assert_eq!(balancer(with(vec![unknown(), least(), Any::pack(&RoundRobin {})])), four);
+    let least = || Any::pack(&LeastRequestPolicy { choice_count: Some(4), ..Default::default() });
+    let four = LoadBalancer::LeastRequest(LeastRequest { choices: 4, ..Default::default() });
+    assert_eq!(balancer(with(vec![unknown(), least(), Any::pack(&RoundRobin::default())])), four);
     let nested = WrrLocality { endpoint_picking_policy: Some(policy(vec![least()])) };
     let decoded = decode(&with(vec![Any::pack(&nested)])).unwrap().value;
     assert_eq!((&decoded.load_balancer, decoded.locality_weighted), (&four, true));
@@ -225,11 +225,11 @@ fn the_first_supported_policy_counts() {
     assert_eq!(scalar(LbPolicy::RoundRobin), LoadBalancer::RoundRobin);
     assert_eq!(scalar(LbPolicy::Random), LoadBalancer::Random);
     assert_eq!(scalar(LbPolicy::LeastRequest), LoadBalancer::default());
-    let one = LbConfig::LeastRequestLbConfig(LeastRequestLbConfig { choice_count: Some(1) });
+    let one = LbConfig::LeastRequestLbConfig(LeastRequestLbConfig { choice_count: Some(1), ..Default::default() });
     let message = Message { lb_policy: LbPolicy::LeastRequest.into(), lb_config: Some(one), ..named() };
     refused(&message, "least_request_lb_config.choice_count", "below 2");
 
-    let mut deep = policy(vec![Any::pack(&RoundRobin {})]);
+    let mut deep = policy(vec![Any::pack(&RoundRobin::default())]);
     for _ in 0..17 {
         deep = policy(vec![Any::pack(&WrrLocality { endpoint_picking_policy: Some(deep) })]);
     }

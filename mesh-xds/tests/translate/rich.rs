@@ -191,6 +191,8 @@ fn table(name: &str) -> RouteTable {
             append_forwarded_host: true,
             mirrors: vec![mirror(), Mirror { cluster_header: Some("x-mirror".into()), ..Mirror::default() }],
             upgrades: vec![Upgrade { protocol: "websocket".into(), enabled: false }],
+            hash: hash_policies(),
+            priority: RoutingPriority::High,
             ..Forward::default()
         }),
     );
@@ -308,6 +310,8 @@ fn clusters() -> Vec<Cluster> {
             cluster: "Kubernetes".into(),
             ..Workload::default()
         }),
+        hostname: "reviews-v1.local".into(),
+        hash_key: Some("first".into()),
     };
     let endpoints = Arc::new(Endpoints {
         localities: vec![
@@ -335,8 +339,26 @@ fn clusters() -> Vec<Cluster> {
             },
         ],
         overprovisioning: 150,
+        weighted_priority_health: true,
+        drops: vec![
+            DropOverload { category: "lb".into(), fraction: Fraction { numerator: 60, denominator: 100 } },
+            DropOverload { category: "throttle".into(), fraction: Fraction { numerator: 1, denominator: 1_000_000 } },
+        ],
     });
     let named = |name: &str, discovery| Cluster { name: name.into(), discovery, ..Cluster::default() };
+    let with = |name: &str, load_balancer| Cluster { load_balancer, ..named(name, Discovery::Static) };
+    let common = ConsistentHash { by_hostname: true, balance_factor: 150 };
+    let ring = RingHash { min_size: 10, max_size: 100, function: HashFunction::Murmur2, common };
+    let slow_start = SlowStart { window: Duration::from_secs(60), aggression: 2.0, min_percent: 20.0 };
+    let zones = ZoneAware { enabled_percent: 50.0, min_cluster_size: 2, fail_on_panic: true, force_local: Some(3) };
+    let weighted = ClientWeighted {
+        blackout: Duration::from_secs(1),
+        expiration: Duration::from_secs(2),
+        update: Duration::from_millis(300),
+        error_penalty: 0.5,
+        metrics: vec!["named_metrics.queue".to_owned()],
+    };
+    let hashes = hash_policies();
     vec![
         Cluster {
             service: Some(ServiceName {
@@ -345,7 +367,7 @@ fn clusters() -> Vec<Cluster> {
                 namespace: "default".into(),
             }),
             endpoints: Arc::clone(&endpoints),
-            load_balancer: LoadBalancer::LeastRequest(LeastRequest { choices: 3 }),
+            load_balancer: LoadBalancer::LeastRequest(LeastRequest { choices: 3, bias: 1.5 }),
             connect_timeout: Duration::from_secs(10),
             protocol: Protocol::Http2,
             thresholds: Thresholds {
@@ -363,6 +385,8 @@ fn clusters() -> Vec<Cluster> {
             tls: TlsMode::IfEndpointCan(mtls()),
             panic_threshold: 0,
             locality_weighted: true,
+            slow_start: Some(slow_start),
+            override_host: vec![Health::Draining, Health::Healthy],
             origin: Some("destination-rule/default/reviews".into()),
             ..named("outbound|9080|v1|reviews.default.svc.cluster.local", Discovery::Eds("other-name".into()))
         },
@@ -373,6 +397,30 @@ fn clusters() -> Vec<Cluster> {
             health_check: Some(Arc::new(grpc_check())),
             ..named("own-name", Discovery::Eds("own-name".into()))
         },
+        with("ring", LoadBalancer::RingHash(ring)),
+        with("plain-ring", LoadBalancer::RingHash(RingHash::default())),
+        with("maglev", LoadBalancer::Maglev(Maglev { table_size: 101, common })),
+        Cluster { hash: hashes.clone(), ..with("hashed-ring", LoadBalancer::RingHash(ring)) },
+        Cluster {
+            hash: hashes,
+            locality_weighted: true,
+            ..with("hashed-maglev", LoadBalancer::Maglev(Maglev { table_size: 101, common }))
+        },
+        Cluster { locality_weighted: true, ..with("reported", LoadBalancer::ClientWeighted(weighted)) },
+        with("first", LoadBalancer::PickFirst(PickFirst { shuffle: true })),
+        Cluster {
+            subset_size: Some(3),
+            slow_start: Some(slow_start),
+            ..with("subset", LoadBalancer::LeastRequest(LeastRequest { choices: 4, bias: 0.5 }))
+        },
+        Cluster { zone_aware: Some(zones), ..with("zones", LoadBalancer::Random) },
+        Cluster {
+            zone_aware: Some(ZoneAware { force_local: None, ..zones }),
+            subset_size: Some(2),
+            ..with("subset-zones", LoadBalancer::RoundRobin)
+        },
+        Cluster { slow_start: Some(slow_start), ..with("slow", LoadBalancer::RoundRobin) },
+        named("aggregate", Discovery::Aggregate(vec!["ring".into(), "maglev".into()])),
         Cluster {
             endpoints,
             load_balancer: LoadBalancer::RoundRobin,
@@ -476,4 +524,26 @@ fn grpc_check() -> HealthCheck {
 fn tcp_check() -> HealthCheck {
     let tcp = TcpCheck { send: vec![0, 255], receive: vec![b"PONG".to_vec(), vec![10]] };
     HealthCheck { probe: Probe::Tcp(tcp), ..HealthCheck::default() }
+}
+
+fn hash_policies() -> Vec<HashPolicy> {
+    let cookie = |ttl| HashCookie {
+        name: "id".into(),
+        ttl,
+        path: "/shop".into(),
+        attributes: vec![("SameSite".into(), "Lax".into()), ("Secure".into(), String::new())],
+    };
+    [
+        HashSource::Header { name: "end-user".into(), rewrite: None },
+        HashSource::Header { name: ":path".into(), rewrite: Some(("^/(.*)".parse().unwrap(), "\\1".into())) },
+        HashSource::Cookie(cookie(Some(Duration::ZERO))),
+        HashSource::Cookie(cookie(None)),
+        HashSource::SourceIp,
+        HashSource::Query("user".into()),
+        HashSource::Channel,
+    ]
+    .into_iter()
+    .zip([false, true].into_iter().cycle())
+    .map(|(source, terminal)| HashPolicy { source, terminal })
+    .collect()
 }

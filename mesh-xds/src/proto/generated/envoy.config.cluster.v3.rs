@@ -44,7 +44,7 @@ pub struct Cluster {
     pub load_balancing_policy: ::core::option::Option<LoadBalancingPolicy>,
     #[prost(oneof = "cluster::ClusterDiscoveryType", tags = "2, 38")]
     pub cluster_discovery_type: ::core::option::Option<cluster::ClusterDiscoveryType>,
-    #[prost(oneof = "cluster::LbConfig", tags = "37, 56")]
+    #[prost(oneof = "cluster::LbConfig", tags = "37, 23, 52, 56")]
     pub lb_config: ::core::option::Option<cluster::LbConfig>,
 }
 /// Nested message and enum types in `Cluster`.
@@ -110,10 +110,112 @@ pub mod cluster {
             "type.googleapis.com/envoy.config.cluster.v3.Cluster.EdsClusterConfig".into()
         }
     }
+    #[derive(Clone, PartialEq, ::prost::Message)]
+    pub struct SlowStartConfig {
+        #[prost(message, optional, tag = "1")]
+        pub slow_start_window: ::core::option::Option<::prost_types::Duration>,
+        #[prost(message, optional, tag = "2")]
+        pub aggression: ::core::option::Option<
+            super::super::super::core::v3::RuntimeDouble,
+        >,
+        #[prost(message, optional, tag = "3")]
+        pub min_weight_percent: ::core::option::Option<
+            super::super::super::super::r#type::v3::Percent,
+        >,
+    }
+    impl ::prost::Name for SlowStartConfig {
+        const NAME: &'static str = "SlowStartConfig";
+        const PACKAGE: &'static str = "envoy.config.cluster.v3";
+        fn full_name() -> ::prost::alloc::string::String {
+            "envoy.config.cluster.v3.Cluster.SlowStartConfig".into()
+        }
+        fn type_url() -> ::prost::alloc::string::String {
+            "type.googleapis.com/envoy.config.cluster.v3.Cluster.SlowStartConfig".into()
+        }
+    }
     #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct RingHashLbConfig {
+        #[prost(message, optional, tag = "1")]
+        pub minimum_ring_size: ::core::option::Option<u64>,
+        #[prost(enumeration = "ring_hash_lb_config::HashFunction", tag = "3")]
+        pub hash_function: i32,
+        #[prost(message, optional, tag = "4")]
+        pub maximum_ring_size: ::core::option::Option<u64>,
+    }
+    /// Nested message and enum types in `RingHashLbConfig`.
+    pub mod ring_hash_lb_config {
+        #[derive(
+            Clone,
+            Copy,
+            Debug,
+            PartialEq,
+            Eq,
+            Hash,
+            PartialOrd,
+            Ord,
+            ::prost::Enumeration
+        )]
+        #[repr(i32)]
+        pub enum HashFunction {
+            XxHash = 0,
+            MurmurHash2 = 1,
+        }
+        impl HashFunction {
+            /// String value of the enum field names used in the ProtoBuf definition.
+            ///
+            /// The values are not transformed in any way and thus are considered stable
+            /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+            pub fn as_str_name(&self) -> &'static str {
+                match self {
+                    Self::XxHash => "XX_HASH",
+                    Self::MurmurHash2 => "MURMUR_HASH_2",
+                }
+            }
+            /// Creates an enum from field names used in the ProtoBuf definition.
+            pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+                match value {
+                    "XX_HASH" => Some(Self::XxHash),
+                    "MURMUR_HASH_2" => Some(Self::MurmurHash2),
+                    _ => None,
+                }
+            }
+        }
+    }
+    impl ::prost::Name for RingHashLbConfig {
+        const NAME: &'static str = "RingHashLbConfig";
+        const PACKAGE: &'static str = "envoy.config.cluster.v3";
+        fn full_name() -> ::prost::alloc::string::String {
+            "envoy.config.cluster.v3.Cluster.RingHashLbConfig".into()
+        }
+        fn type_url() -> ::prost::alloc::string::String {
+            "type.googleapis.com/envoy.config.cluster.v3.Cluster.RingHashLbConfig".into()
+        }
+    }
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct MaglevLbConfig {
+        #[prost(message, optional, tag = "1")]
+        pub table_size: ::core::option::Option<u64>,
+    }
+    impl ::prost::Name for MaglevLbConfig {
+        const NAME: &'static str = "MaglevLbConfig";
+        const PACKAGE: &'static str = "envoy.config.cluster.v3";
+        fn full_name() -> ::prost::alloc::string::String {
+            "envoy.config.cluster.v3.Cluster.MaglevLbConfig".into()
+        }
+        fn type_url() -> ::prost::alloc::string::String {
+            "type.googleapis.com/envoy.config.cluster.v3.Cluster.MaglevLbConfig".into()
+        }
+    }
+    #[derive(Clone, PartialEq, ::prost::Message)]
     pub struct LeastRequestLbConfig {
         #[prost(message, optional, tag = "1")]
         pub choice_count: ::core::option::Option<u32>,
+        #[prost(message, optional, tag = "2")]
+        pub active_request_bias: ::core::option::Option<
+            super::super::super::core::v3::RuntimeDouble,
+        >,
+        #[prost(message, optional, tag = "3")]
+        pub slow_start_config: ::core::option::Option<SlowStartConfig>,
     }
     impl ::prost::Name for LeastRequestLbConfig {
         const NAME: &'static str = "LeastRequestLbConfig";
@@ -126,8 +228,11 @@ pub mod cluster {
                 .into()
         }
     }
-    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-    pub struct RoundRobinLbConfig {}
+    #[derive(Clone, PartialEq, ::prost::Message)]
+    pub struct RoundRobinLbConfig {
+        #[prost(message, optional, tag = "1")]
+        pub slow_start_config: ::core::option::Option<SlowStartConfig>,
+    }
     impl ::prost::Name for RoundRobinLbConfig {
         const NAME: &'static str = "RoundRobinLbConfig";
         const PACKAGE: &'static str = "envoy.config.cluster.v3";
@@ -139,13 +244,21 @@ pub mod cluster {
                 .into()
         }
     }
-    #[derive(Clone, Copy, PartialEq, ::prost::Message)]
+    #[derive(Clone, PartialEq, ::prost::Message)]
     pub struct CommonLbConfig {
         #[prost(message, optional, tag = "1")]
         pub healthy_panic_threshold: ::core::option::Option<
             super::super::super::super::r#type::v3::Percent,
         >,
-        #[prost(oneof = "common_lb_config::LocalityConfigSpecifier", tags = "3")]
+        #[prost(message, optional, tag = "7")]
+        pub consistent_hashing_lb_config: ::core::option::Option<
+            common_lb_config::ConsistentHashingLbConfig,
+        >,
+        #[prost(message, optional, tag = "8")]
+        pub override_host_status: ::core::option::Option<
+            super::super::super::core::v3::HealthStatusSet,
+        >,
+        #[prost(oneof = "common_lb_config::LocalityConfigSpecifier", tags = "2, 3")]
         pub locality_config_specifier: ::core::option::Option<
             common_lb_config::LocalityConfigSpecifier,
         >,
@@ -166,8 +279,77 @@ pub mod cluster {
                     .into()
             }
         }
-        #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Oneof)]
+        #[derive(Clone, Copy, PartialEq, ::prost::Message)]
+        pub struct ZoneAwareLbConfig {
+            #[prost(message, optional, tag = "1")]
+            pub routing_enabled: ::core::option::Option<
+                super::super::super::super::super::r#type::v3::Percent,
+            >,
+            #[prost(message, optional, tag = "2")]
+            pub min_cluster_size: ::core::option::Option<u64>,
+            #[prost(bool, tag = "3")]
+            pub fail_traffic_on_panic: bool,
+            #[prost(bool, tag = "4")]
+            pub force_locality_direct_routing: bool,
+            #[prost(message, optional, tag = "5")]
+            pub force_local_zone: ::core::option::Option<
+                zone_aware_lb_config::ForceLocalZone,
+            >,
+        }
+        /// Nested message and enum types in `ZoneAwareLbConfig`.
+        pub mod zone_aware_lb_config {
+            #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+            pub struct ForceLocalZone {
+                #[prost(message, optional, tag = "1")]
+                pub min_size: ::core::option::Option<u32>,
+            }
+            impl ::prost::Name for ForceLocalZone {
+                const NAME: &'static str = "ForceLocalZone";
+                const PACKAGE: &'static str = "envoy.config.cluster.v3";
+                fn full_name() -> ::prost::alloc::string::String {
+                    "envoy.config.cluster.v3.Cluster.CommonLbConfig.ZoneAwareLbConfig.ForceLocalZone"
+                        .into()
+                }
+                fn type_url() -> ::prost::alloc::string::String {
+                    "type.googleapis.com/envoy.config.cluster.v3.Cluster.CommonLbConfig.ZoneAwareLbConfig.ForceLocalZone"
+                        .into()
+                }
+            }
+        }
+        impl ::prost::Name for ZoneAwareLbConfig {
+            const NAME: &'static str = "ZoneAwareLbConfig";
+            const PACKAGE: &'static str = "envoy.config.cluster.v3";
+            fn full_name() -> ::prost::alloc::string::String {
+                "envoy.config.cluster.v3.Cluster.CommonLbConfig.ZoneAwareLbConfig".into()
+            }
+            fn type_url() -> ::prost::alloc::string::String {
+                "type.googleapis.com/envoy.config.cluster.v3.Cluster.CommonLbConfig.ZoneAwareLbConfig"
+                    .into()
+            }
+        }
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+        pub struct ConsistentHashingLbConfig {
+            #[prost(bool, tag = "1")]
+            pub use_hostname_for_hashing: bool,
+            #[prost(message, optional, tag = "2")]
+            pub hash_balance_factor: ::core::option::Option<u32>,
+        }
+        impl ::prost::Name for ConsistentHashingLbConfig {
+            const NAME: &'static str = "ConsistentHashingLbConfig";
+            const PACKAGE: &'static str = "envoy.config.cluster.v3";
+            fn full_name() -> ::prost::alloc::string::String {
+                "envoy.config.cluster.v3.Cluster.CommonLbConfig.ConsistentHashingLbConfig"
+                    .into()
+            }
+            fn type_url() -> ::prost::alloc::string::String {
+                "type.googleapis.com/envoy.config.cluster.v3.Cluster.CommonLbConfig.ConsistentHashingLbConfig"
+                    .into()
+            }
+        }
+        #[derive(Clone, Copy, PartialEq, ::prost::Oneof)]
         pub enum LocalityConfigSpecifier {
+            #[prost(message, tag = "2")]
+            ZoneAwareLbConfig(ZoneAwareLbConfig),
             #[prost(message, tag = "3")]
             LocalityWeightedLbConfig(LocalityWeightedLbConfig),
         }
@@ -285,10 +467,14 @@ pub mod cluster {
         #[prost(message, tag = "38")]
         ClusterType(CustomClusterType),
     }
-    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Oneof)]
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum LbConfig {
         #[prost(message, tag = "37")]
         LeastRequestLbConfig(LeastRequestLbConfig),
+        #[prost(message, tag = "23")]
+        RingHashLbConfig(RingHashLbConfig),
+        #[prost(message, tag = "52")]
+        MaglevLbConfig(MaglevLbConfig),
         #[prost(message, tag = "56")]
         RoundRobinLbConfig(RoundRobinLbConfig),
     }

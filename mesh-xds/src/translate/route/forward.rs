@@ -21,7 +21,7 @@ use crate::{
         r#type::matcher::v3::{RegexMatchAndSubstitute, RegexMatcher},
     },
     translate::{
-        header,
+        hash, header,
         path_template::{self, Template},
         policy,
         read::{Ignored, Within, Wrong, element, wrong},
@@ -109,7 +109,8 @@ pub(super) fn decode(
                 enabled: upgrade.enabled.unwrap_or(true),
             })
             .collect(),
-        ..Forward::default()
+        hash: hash::decode(message.hash_policy, place, ignored)?,
+        priority: hash::priority(message.priority)?,
     })
 }
 
@@ -277,6 +278,8 @@ pub(super) fn encode(forward: &Forward) -> RouteAction {
             .iter()
             .map(|upgrade| UpgradeConfig { upgrade_type: upgrade.protocol.clone(), enabled: Some(upgrade.enabled) })
             .collect(),
+        hash_policy: hash::encode(&forward.hash),
+        priority: hash::encode_priority(forward.priority),
         ..RouteAction::default()
     }
 }
