@@ -111,6 +111,7 @@ pub(super) fn decode(
             .collect(),
         hash: hash::decode(message.hash_policy, place, ignored)?,
         priority: hash::priority(message.priority)?,
+        ..Forward::default()
     })
 }
 
