@@ -16,6 +16,8 @@ mod determinism;
 mod endpoints;
 #[path = "simulation/net.rs"]
 mod net;
+#[path = "simulation/plane.rs"]
+mod plane;
 #[path = "simulation/retries.rs"]
 mod retries;
 #[path = "simulation/trace.rs"]

@@ -42,6 +42,13 @@ pub struct Target<'a> {
     pub cluster: &'a config::Cluster,
 }
 
+impl<'a> Target<'a> {
+    /// To `address`, an endpoint of `cluster`: for a connector that passes on to another.
+    pub fn new(address: &'a EndpointAddress, cluster: &'a config::Cluster) -> Self {
+        Self { address, cluster }
+    }
+}
+
 /// A connection under way.
 pub type Connecting<'a> = Pin<Box<dyn Future<Output = io::Result<Stream>> + Send + 'a>>;
 

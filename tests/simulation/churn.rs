@@ -29,7 +29,7 @@ fn endpoints_come_and_go_and_nothing_fails() {
             let churn = async {
                 for round in 0..1_000 {
                     sleep(Duration::from_millis(8)).await;
-                    let next: Vec<_> = (1..=HOSTS).filter(|n| mix(&[round, u64::from(*n)]) % 2 == 0).collect();
+                    let next: Vec<_> = (1..=HOSTS).filter(|n| mix(&[round, u64::from(*n)]).is_multiple_of(2)).collect();
                     changes += (1..=HOSTS).filter(|n| present.contains(n) != next.contains(n)).count();
                     present = next;
                     mesh.live().update(&with(&present)).unwrap();
@@ -94,7 +94,8 @@ fn a_split_holds_while_endpoints_churn() {
         const WINDOW: u64 = 1_000;
         let hosts = world.upstreams(20, Script { delay: Duration::from_millis(2), ..Script::default() });
         let with = |round: u64| {
-            let present = |from: u16| (from..from + 10).filter(move |n| mix(&[round, u64::from(*n)]) % 3 > 0);
+            let present =
+                |from: u16| (from..from + 10).filter(move |n| !mix(&[round, u64::from(*n)]).is_multiple_of(3));
             let clusters = [cluster_of("v1", present(1), Kind::Http2), cluster_of("v2", present(11), Kind::Http2)];
             let split = vec![weighted("v1", 90), weighted("v2", 10)];
             let forward = Forward { clusters: split, retry: Some(retries()), ..Forward::default() };

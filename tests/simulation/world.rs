@@ -136,12 +136,27 @@ impl World {
         lasting: Duration,
         first: u64,
     ) -> Vec<Done> {
+        self.load_of("upstream", client, kind, rate, lasting, first).await
+    }
+
+    /// The same, of another service.
+    pub(crate) async fn load_of(
+        &self,
+        service: &str,
+        client: &HttpClient,
+        kind: Kind,
+        rate: u64,
+        lasting: Duration,
+        first: u64,
+    ) -> Vec<Done> {
         let start = Instant::now();
         let mut calls = JoinSet::new();
         for n in 0..rate * lasting.as_millis() as u64 / 1_000 {
             sleep_until(start + Duration::from_micros(n * 1_000_000 / rate)).await;
             self.trace.note("request", 0, first + n);
-            calls.spawn(call(client.clone(), kind.get(first + n), first + n));
+            let mut request = kind.get(first + n);
+            *request.uri_mut() = format!("http://{service}{}", request.uri().path()).parse().unwrap();
+            calls.spawn(call(client.clone(), request, first + n));
         }
         let mut all = Vec::new();
         while let Some(done) = calls.join_next().await {
