@@ -9,3 +9,9 @@ mod harness;
 
 #[path = "traffic/routing.rs"]
 mod routing;
+
+#[path = "traffic/rewriting.rs"]
+mod rewriting;
+
+#[path = "traffic/mirroring.rs"]
+mod mirroring;

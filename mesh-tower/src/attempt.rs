@@ -16,6 +16,7 @@ use mesh_core::{
     cluster::Cluster,
     config::Name,
     endpoint::{Endpoint, Tried},
+    mirror::MirrorPolicy,
     outcome::Flags,
     plan::{Plan, Target},
     rewrite,
@@ -96,6 +97,7 @@ impl Drop for Call {
         let Some(last) = Arc::get_mut(&mut record) else { return };
         // What a request held on to, clusters and endpoints above all, is not kept with its memory.
         (last.plan, last.refused, last.location, last.progress) = (None, None, None, Progress::default());
+        (last.request, last.copies) = (None, Vec::new());
         let journal = last.journal.get_mut().unwrap_or_else(PoisonError::into_inner);
         (journal.endpoint, journal.peer) = (None, None);
         let _ = RECORDS.try_with(|records| {
@@ -143,6 +145,8 @@ struct Record {
     location: Option<HeaderValue>,
     /// The head as it was sent, where changes of the response ask for it.
     request: Option<Box<Parts>>,
+    /// Who gets copies.
+    copies: Vec<(Arc<MirrorPolicy>, Arc<Cluster>)>,
     /// When it left the application.
     begun: Instant,
     progress: Progress,
@@ -168,7 +172,8 @@ impl Call {
         let tried = Tried::new(plan.route.retry.as_ref());
         let journal = Journal { rng, tried, endpoint: None, peer: None, attempts: 0, flags: Flags::NONE };
         let (plan, begun, journal) = (Some(plan), source::instant(), Mutex::new(journal));
-        let record = Record { plan, refused, location: None, request: None, begun, progress, journal };
+        let record =
+            Record { plan, refused, location: None, request: None, copies: Vec::new(), begun, progress, journal };
         let spare = RECORDS.try_with(|records| records.borrow_mut().pop()).ok().flatten();
         if let Some(mut spare) = spare
             && let Some(unused) = Arc::get_mut(&mut spare)
@@ -207,6 +212,19 @@ impl Call {
             record.request = request;
         }
         self
+    }
+
+    /// With those who get copies of the request.
+    pub(crate) fn copied_to(mut self, copies: Vec<(Arc<MirrorPolicy>, Arc<Cluster>)>) -> Self {
+        if let Some(record) = self.0.as_mut().and_then(Arc::get_mut) {
+            record.copies = copies;
+        }
+        self
+    }
+
+    /// Who gets copies of the request, and in which cluster.
+    pub(crate) fn copies(&self) -> &[(Arc<MirrorPolicy>, Arc<Cluster>)] {
+        &self.record().copies
     }
 
     /// Changes the headers of a response, the mesh's own included, as the plan says.

@@ -90,6 +90,15 @@ impl Body {
         }
     }
 
+    /// The same body as `wrap` passes it on; what it tells of its progress stays.
+    pub(crate) fn through<B>(&mut self, wrap: impl FnOnce(Self) -> B)
+    where
+        B: HttpBody<Data = Bytes, Error = BoxError> + Send + 'static,
+    {
+        let inner = Self { kind: std::mem::take(&mut self.kind), progress: None };
+        self.kind = Kind::Streamed(wrap(inner).boxed_unsync());
+    }
+
     /// Its length, when it is all here.
     pub(crate) fn known_len(&self) -> Option<u64> {
         match &self.kind {

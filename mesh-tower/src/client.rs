@@ -23,8 +23,8 @@ use crate::{
     body::{Body, ResponseBody},
     error::{BoxError, Error, ErrorKind, ResponseFlags},
     layer::{
-        Balance, BalanceLayer, FaultLayer, Faulty, Guarded, Peeked, Picked, Retry, RetryLayer, Route, RouteLayer,
-        Stage, TelemetryLayer, Telling, Timed, Timeout, TimeoutLayer, Told,
+        Balance, BalanceLayer, FaultLayer, Faulty, Guarded, MirrorLayer, Mirrored, Peeked, Picked, Retry, RetryLayer,
+        Route, RouteLayer, Stage, TelemetryLayer, Telling, Timed, Timeout, TimeoutLayer, Told,
     },
     live::Live,
     message::Message,
@@ -50,6 +50,8 @@ fn stack<L>(parts: Parts, pool: L) -> Stack<L> {
         FaultLayer::new(),
         // From here on time counts, up to the last byte of the answer.
         TimeoutLayer::new(),
+        // Copies go out beside it, each tried once, and nobody waits for them.
+        MirrorLayer::new(),
         // Each try passes through what is below; the body is kept for the next.
         retries.source(source.clone()),
         // An endpoint is picked, within the cluster's limits, and learnt from.
@@ -69,7 +71,7 @@ struct Parts {
     source: Source,
 }
 
-type Stack<L> = Route<Telling<Faulty<Timeout<Retry<Balance<L>>>>>>;
+type Stack<L> = Route<Telling<Faulty<Timeout<Mirrored<Retry<Balance<L>>>>>>>;
 
 /// The body of a response, as the layers above a leaf with body `B` wrap it.
 pub type ClientBody<B> = ResponseBody<Told<Timed<Peeked<Guarded<B>>>>>;

@@ -11,6 +11,7 @@
 //! | [`TelemetryLayer`] | [`Routed`] | [`Routed`] | tells one event per request |
 //! | [`FaultLayer`] | [`Routed`] | [`Routed`] | waits, answers with errors, on purpose |
 //! | [`TimeoutLayer`] | [`Routed`] | [`Routed`] | ends what takes too long |
+//! | [`MirrorLayer`] | [`Routed`] | [`Routed`] | sends copies, and waits for none |
 //! | [`RetryLayer`] | [`Routed`] | [`Attempt`] | tries again |
 //! | [`BalanceLayer`] | [`Routed`], [`Attempt`] | [`Picked`] | picks an endpoint; limits; ejects |
 //! | [`LeafLayer`] | any of these | - | calls your service |
@@ -145,6 +146,7 @@ mod between;
 mod fault;
 mod fixed;
 mod leaf;
+mod mirror;
 mod retry;
 mod route;
 mod telemetry;
@@ -155,6 +157,7 @@ pub use between::{Between, Hosting, Onward};
 pub use fault::{FaultLayer, Faulty};
 pub use fixed::{Fixed, FixedRoute};
 pub use leaf::{Leaf, LeafLayer};
+pub use mirror::{MirrorLayer, Mirrored};
 pub(crate) use retry::Player;
 pub use retry::{Peeked, Retry, RetryLayer};
 pub use route::{Route, RouteLayer};

@@ -18,10 +18,11 @@ use http::{HeaderMap, header, uri::Authority};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use mesh_core::{
     config::{Discovery, EndpointAddress},
-    endpoint::Pick,
+    endpoint::{Endpoint, Pick},
     error::PickError,
     outcome::{Failure, Outcome, grpc_status},
     pick::Ask,
+    rewrite,
 };
 use pin_project_lite::pin_project;
 use tokio::time::Instant;
@@ -101,6 +102,14 @@ impl<S> Balance<S> {
     }
 }
 
+/// The name of an endpoint; empty when it has none.
+fn named(endpoint: &Endpoint) -> &str {
+    match endpoint.address() {
+        EndpointAddress::Host(host, _) => host,
+        _ => "",
+    }
+}
+
 /// The address that the request itself names.
 fn named_address(request: &Message) -> Result<EndpointAddress, Error> {
     let of_header = || request.headers().get(header::HOST)?.to_str().ok()?.parse().ok();
@@ -126,12 +135,14 @@ where
     type Response = http::Response<Guarded<B>>;
 
     async fn call(&self, attempt: Attempt) -> Result<Self::Response, Error> {
-        let Attempt { request, call, deadline, try_deadline, number } = attempt;
+        let Attempt { mut request, call, deadline, try_deadline, number } = attempt;
         if let Some(answer) = call.own_answer() {
             return Err(answer);
         }
         let pick = self.pick(&call, number, &request)?;
         let (cluster, endpoint) = (Arc::clone(pick.cluster()), Arc::clone(pick.endpoint()));
+        // Each try has its own, so this is the name of its endpoint and no earlier one's.
+        rewrite::apply_endpoint(call.plan(), named(&endpoint), request.parts_mut());
         let is_grpc = call.plan().is_grpc;
         let mut guard =
             Guard { pick: Some(pick), source: self.source.clone(), deadline: try_deadline, seen: None, is_grpc };

@@ -180,6 +180,14 @@ impl<S> Shared<S> {
         };
         rewrite::apply(&plan, departure.message.parts_mut());
         let request = rewrite::remembered(&plan, departure.message.parts());
+        // A mirror whose cluster is not there is no reason to fail anything.
+        let copies: Vec<_> = plan
+            .mirrors()
+            .filter_map(|mirror| {
+                let cluster = snapshot.cluster(mirror.target(departure.message.parts())?)?;
+                Some((Arc::clone(mirror), Arc::clone(cluster)))
+            })
+            .collect();
         if let (Routes::Split(_), Some(cluster)) = (&self.layer.routes, plan.cluster()) {
             leaf::redirect(departure.message.parts_mut(), &cluster.config().name)?;
         }
@@ -189,6 +197,9 @@ impl<S> Shared<S> {
         }
         if request.is_some() {
             call = call.remembering(request);
+        }
+        if !copies.is_empty() {
+            call = call.copied_to(copies);
         }
         Ok(call)
     }

@@ -1,8 +1,11 @@
 //! HTTP filters: which we run by other means, which have no effect here, and which guard the door.
 //!
 //! A control plane made for sidecars lists many filters no library runs. Most only observe; those are passed over in
-//! silence by name. Any other is reported as ignored. One that authorizes or authenticates callers must not be passed
-//! over: on the way in, its presence makes the port refuse every request until it is supported.
+//! silence by name. Any other refuses the listener, unless it is optional or disabled: then it is reported as ignored
+//! (gRFC A39). One that authorizes or authenticates callers must not be passed over: on the way in, its presence makes
+//! the port refuse every request until it is supported.
+
+use std::collections::BTreeSet;
 
 use mesh_core::config::Fault;
 
@@ -88,6 +91,18 @@ pub(super) struct Chain {
 pub(super) fn chain(filters: &[HttpFilter], side: Side, place: &str, ignored: &mut Ignored) -> Result<Chain, Wrong> {
     let place = format!("{place}.http_filters");
     let mut read = Chain::default();
+    let mut names = BTreeSet::new();
+    if let Some(twice) = filters.iter().find(|filter| !names.insert(filter.name.as_str())) {
+        return Err(wrong("http_filters", format!("name {:?} twice (RA17)", twice.name)));
+    }
+    let is_router = |filter: &HttpFilter| match &filter.config_type {
+        Some(ConfigType::TypedConfig(any)) => any.is::<Router>() || filter.name == ROUTER,
+        None => filter.name == ROUTER,
+    };
+    match filters.split_last() {
+        Some((last, before)) if is_router(last) && !last.disabled && !before.iter().any(is_router) => {}
+        _ => return Err(wrong("http_filters", format!("must end in {ROUTER:?}, and have it only there (RA17)"))),
+    }
     for (i, filter) in filters.iter().enumerate().filter(|(_, filter)| !filter.disabled) {
         let empty = Any::default();
         let any = match &filter.config_type {
@@ -107,18 +122,16 @@ pub(super) fn chain(filters: &[HttpFilter], side: Side, place: &str, ignored: &m
         } else if any.is::<HttpFault>() {
             let message: HttpFault = ignored.open(any, &place).within(at)?;
             read.fault = policy::fault(message).within(at)?.filter(|_| side == Side::Outbound);
-        } else if !QUIET.contains(&filter.name.as_str()) {
+        } else if QUIET.contains(&filter.name.as_str()) {
+        } else if filter.is_optional {
             ignored.add(&place, &filter.name);
+        } else {
+            let what = inner_type(any).unwrap_or_else(|| any.message_name().to_owned());
+            return Err(wrong("", format!("is of type {what:?}, which is not supported, and it is not optional")))
+                .within(at);
         }
     }
-    let last = filters.last().map(|filter| match &filter.config_type {
-        Some(ConfigType::TypedConfig(any)) => any.is::<Router>() || filter.name == ROUTER,
-        None => filter.name == ROUTER,
-    });
-    match last {
-        Some(true) => Ok(read),
-        _ => Err(wrong("http_filters", format!("must end in {ROUTER:?} (RA17)"))),
-    }
+    Ok(read)
 }
 
 /// The filters of a chain we write. A port that must refuse everything says so in a way every Envoy understands: an

@@ -263,7 +263,12 @@ fn filters_that_guard_close_the_port() {
     };
     assert_eq!(decode(vec![], false), (None, vec![]));
     let unknown = filter("example.unknown", any("example.Unknown", &[]));
-    assert_eq!(decode(vec![unknown], false), (None, vec!["filter_chains.filters.http_filters.example.unknown".into()]));
+    let optional = HttpFilter { is_optional: true, ..unknown.clone() };
+    assert_eq!(
+        decode(vec![optional], false),
+        (None, vec!["filter_chains.filters.http_filters.example.unknown".into()])
+    );
+    assert_eq!(decode(vec![unknown], true), (None, vec![]));
     let wrapped = any("udpa.type.v1.TypedStruct", &[&[0x0a, 32][..], b"type.googleapis.com/my.JwtPolicy"].concat());
     for guard in [
         filter("envoy.filters.http.rbac", any("envoy.extensions.filters.http.rbac.v3.RBAC", &[])),
@@ -299,5 +304,32 @@ fn unknown_chain_conditions_are_refused() {
         message.extend(chain);
         let error = translate::listener(&message.into()).unwrap_err();
         assert_eq!(error.field, format!("filter_chains.filter_chain_match.{name}"));
+    }
+}
+
+/// RA17: a chain ends in the router and has it once; names are its own; what is unknown refuses it, unless it is optional.
+#[test]
+fn filter_chains_are_checked() {
+    let check = |filters: Vec<HttpFilter>| decode(&virtual_inbound(vec![port_chain(80, None, filters)]));
+    let unknown = || filter("example.unknown", any("example.Unknown", &[]));
+    let stats = || filter("istio.stats", any("stats.PluginConfig", &[]));
+    for (filters, why) in [
+        (vec![], "must end in"),
+        (vec![stats()], "must end in"),
+        (vec![router(), stats()], "must end in"),
+        (vec![HttpFilter { disabled: true, ..router() }], "must end in"),
+        (vec![HttpFilter { name: "other".into(), ..router() }, router()], "only there"),
+        (vec![stats(), stats(), router()], "\"istio.stats\" twice"),
+        (vec![unknown(), router()], "\"example.Unknown\", which is not supported"),
+    ] {
+        let error = check(filters).unwrap_err();
+        assert!(error.contains(why), "{error}");
+    }
+    for fine in [
+        vec![stats(), router()],
+        vec![HttpFilter { is_optional: true, ..unknown() }, router()],
+        vec![HttpFilter { disabled: true, ..unknown() }, router()],
+    ] {
+        assert!(check(fine).is_ok());
     }
 }

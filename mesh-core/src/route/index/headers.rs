@@ -6,7 +6,10 @@
 use hashbrown::HashMap;
 use http::HeaderName;
 
-use super::texts::{Key, Texts, literal_prefix};
+use super::{
+    super::matcher::Value,
+    texts::{Key, Texts, literal_prefix},
+};
 use crate::{
     config::{HeaderMatch, HeaderMatcher, HeaderSource, StringMatch},
     request::RequestView,
@@ -80,12 +83,19 @@ impl Headers {
 }
 
 fn visit(source: &HeaderSource, texts: &Texts<Vec<u32>>, view: &RequestView<'_>, look: &mut impl FnMut(&[u32])) {
-    source.value(view).joined(|value| match value.map(std::str::from_utf8) {
-        None => {}
-        Some(Ok(text)) => texts.visit(text, |rules| look(rules)),
+    let mut find = |value: &[u8]| match std::str::from_utf8(value) {
+        Ok(text) => texts.visit(text, |rules| look(rules)),
         // What is no text equals none and begins with none.
-        Some(Err(_)) => texts.visit_rest(|rules| look(rules)),
-    });
+        Err(_) => texts.visit_rest(|rules| look(rules)),
+    };
+    match source.value(view) {
+        Value::Headers(values) => values.for_each(|value| find(value.as_bytes())),
+        value => value.joined(|value| {
+            if let Some(value) = value {
+                find(value);
+            }
+        }),
+    }
 }
 
 /// Can the condition not be met without the header?

@@ -1,0 +1,64 @@
+//! Copies of requests.
+
+use std::{sync::Arc, time::Duration};
+
+use mesh_tower::config::{Action, Forward, Fraction, Mirror, RouteMatch};
+use tokio::sync::Semaphore;
+
+use crate::harness::{Kind, Program, Reply, Upstream, cluster, config, route, to};
+
+async fn program(kind: Kind, main: &Upstream, copies: &Upstream, fraction: Option<Fraction>) -> Program {
+    let mirrors = vec![
+        Mirror { cluster: "copies".into(), fraction, ..Mirror::default() },
+        Mirror { cluster: "nowhere".into(), ..Mirror::default() },
+    ];
+    let forward = Forward { mirrors, ..to("main") };
+    let clusters = [cluster(kind, "main", &[main]), cluster(kind, "copies", &[copies])];
+    Program::new(kind, config(clusters, vec![route(RouteMatch::default(), Action::Forward(forward))])).await
+}
+
+async fn wait_until(what: impl Fn() -> bool) {
+    let waiting = async {
+        while !what() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), waiting).await.expect("in time");
+}
+
+/// MI1, MI2: the copy has the same body and path, is marked in its host, and its failure is nobody's.
+#[tokio::test]
+async fn a_copy_goes_beside_the_request() {
+    for kind in Kind::ALL {
+        let main = Upstream::start("main").await;
+        let copies = Upstream::scripted("copies", |_, _| Reply::unavailable()).await;
+        let program = program(kind, &main, &copies, None).await;
+        let answer = program.send(http::Request::post("/a?b").header("x-user", "7"), "words").await;
+        assert!(answer.is_ok(), "{kind:?}: {answer:?}");
+        assert_eq!((answer.body.as_str(), answer.flags.as_str()), ("main", "-"), "{kind:?}");
+        wait_until(|| copies.count() == 1).await;
+        let (sent, copy) = (main.last(), copies.last());
+        assert_eq!((sent.authority.as_str(), copy.authority.as_str()), ("app", "app-shadow"), "{kind:?}");
+        assert_eq!((&sent.path, &sent.body, &sent.method), (&copy.path, &copy.body, &copy.method), "{kind:?}");
+        assert_eq!((sent.body, copy.header("x-user")), ("words".into(), "7".to_owned()), "{kind:?}");
+        assert_eq!((main.count(), copies.count()), (1, 1), "a copy is tried once");
+    }
+}
+
+/// MI1: a mirror that never answers delays nothing, and a share of 0 is none.
+#[tokio::test]
+async fn a_mirror_that_hangs_delays_nothing() {
+    for kind in Kind::ALL {
+        let main = Upstream::start("main").await;
+        let gate = Arc::new(Semaphore::new(0));
+        let copies = Upstream::scripted("copies", move |_, _| Reply::ok().when(&gate)).await;
+        let hanging = program(kind, &main, &copies, Some(Fraction::ALL)).await;
+        for _ in 0..20 {
+            assert!(hanging.get("/").await.is_ok(), "{kind:?}");
+        }
+        let never = program(kind, &main, &copies, Some(Fraction::NONE)).await;
+        let before = copies.count();
+        assert!(never.get("/never").await.is_ok(), "{kind:?}");
+        assert!(copies.arrivals()[before..].iter().all(|copy| copy.path != "/never"), "{kind:?}");
+    }
+}
