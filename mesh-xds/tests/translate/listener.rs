@@ -307,12 +307,16 @@ fn unknown_chain_conditions_are_refused() {
     }
 }
 
-/// RA17: a chain ends in the router and has it once; names are its own; what is unknown refuses it, unless it is optional.
+/// RA17, RA22, RA23, RA24: a chain ends in the router and has it once; names are its own; what is unknown refuses it, unless it is optional.
 #[test]
 fn filter_chains_are_checked() {
     let check = |filters: Vec<HttpFilter>| decode(&virtual_inbound(vec![port_chain(80, None, filters)]));
     let unknown = || filter("example.unknown", any("example.Unknown", &[]));
     let stats = || filter("istio.stats", any("stats.PluginConfig", &[]));
+    let of = |name: &str, message: &str| {
+        let message = format!("envoy.extensions.filters.http.{name}.v3.{message}");
+        filter(&format!("envoy.filters.http.{name}"), any(&message, &[]))
+    };
     for (filters, why) in [
         (vec![], "must end in"),
         (vec![stats()], "must end in"),
@@ -321,6 +325,11 @@ fn filter_chains_are_checked() {
         (vec![HttpFilter { name: "other".into(), ..router() }, router()], "only there"),
         (vec![stats(), stats(), router()], "\"istio.stats\" twice"),
         (vec![unknown(), router()], "\"example.Unknown\", which is not supported"),
+        (vec![of("grpc_json_transcoder", "GrpcJsonTranscoder"), router()], "not supported"),
+        (vec![of("grpc_http1_bridge", "Config"), router()], "not supported"),
+        (vec![of("compressor", "Compressor"), router()], "not supported"),
+        (vec![of("buffer", "Buffer"), router()], "not supported"),
+        (vec![of("composite", "Composite"), router()], "not supported"),
     ] {
         let error = check(filters).unwrap_err();
         assert!(error.contains(why), "{error}");

@@ -254,7 +254,7 @@ fn query_parameters_are_read() {
     assert_eq!(value(None), QueryMatcher::Present(true));
 }
 
-/// RM21: a condition this library does not know refuses the table; ignoring it would widen the route.
+/// RM5, RM21: a condition this library does not know refuses the table; ignoring it would widen the route.
 #[test]
 fn unknown_conditions_are_refused() {
     // By their tags within RouteMatch, which our sources do not declare.
@@ -499,7 +499,7 @@ fn what_cannot_be_done_is_refused_by_name() {
     assert!(error.to_string().starts_with("RDS \"\": is no RouteConfiguration"), "{error}");
 }
 
-/// XD17: fields that have no effect are named, known to us or not.
+/// XD17, RA21: fields that have no effect are named, known to us or not.
 #[test]
 fn fields_without_effect_are_reported_once() {
     let mut action = action().encode_to_vec();
@@ -520,4 +520,22 @@ fn fields_without_effect_are_reported_once() {
         [("envoy.filters.http.cors".to_owned(), any("envoy.extensions.filters.http.cors.v3.CorsPolicy", &[]))];
     let decoded = decode(Route { typed_per_filter_config: settings.into(), ..route() }).unwrap();
     assert_eq!(decoded.ignored, ["virtual_hosts.routes.typed_per_filter_config.envoy.filters.http.cors"]);
+}
+
+/// RM22, RA18, RA19: matcher trees and internal redirects are named as ignored, lookups of clusters elsewhere are refused.
+#[test]
+fn what_is_not_done_is_named() {
+    let nested = |tag: &[u8], inner: &[u8]| [tag, &[inner.len() as u8], inner].concat();
+    let table = |action: &[u8], host: &[u8]| {
+        let route = [nested(&[0x0a], &route().r#match.unwrap().encode_to_vec()), nested(&[0x12], action)].concat();
+        let host = [&[0x0a, 1, b'h', 0x12, 1, b'*'][..], &nested(&[0x1a], &route), host].concat();
+        translate::route(&[&[0x0a, 1, b't'][..], &nested(&[0x12], &host)].concat().into())
+    };
+    // internal_redirect_policy {}, and matcher {} of the host.
+    let redirecting = [&action().encode_to_vec()[..], &[0x92, 0x02, 0]].concat();
+    let wanted = ["virtual_hosts.matcher", "virtual_hosts.routes.route.internal_redirect_policy"];
+    assert_eq!(table(&redirecting, &[0xaa, 0x01, 0]).unwrap().ignored, wanted);
+    // cluster_specifier_plugin "p" and nothing else.
+    let error = table(&[0xaa, 0x02, 1, b'p'], &[]).unwrap_err();
+    assert!(error.field.ends_with("route.cluster_specifier"), "{error}");
 }
