@@ -104,9 +104,9 @@ impl<S> Balance<S> {
 
 /// The name of an endpoint; empty when it has none.
 fn named(endpoint: &Endpoint) -> &str {
-    match endpoint.address() {
-        EndpointAddress::Host(host, _) => host,
-        _ => "",
+    match (endpoint.address(), &*endpoint.config().hostname) {
+        (EndpointAddress::Host(host, _), "") => host,
+        (_, hostname) => hostname,
     }
 }
 
