@@ -218,7 +218,7 @@ impl Cluster {
         if let Some(members) = self.members.get() {
             // Without any that is available the first says why not.
             let available = members.iter().find(|member| member.is_available(now));
-            let member = available.or(members.first()).ok_or(PickError::NoEndpoint)?;
+            let member = available.or_else(|| members.first()).ok_or(PickError::NoEndpoint)?;
             return member.pick_own(ask, now, rng);
         }
         self.pick_own(ask, now, rng)

@@ -91,7 +91,7 @@ impl Table {
 
 /// Is it a prime? Tables of another size would have slots that some endpoint never reaches.
 pub fn is_prime(n: u64) -> bool {
-    n >= 2 && (2..).take_while(|divisor| divisor * divisor <= n).all(|divisor| n % divisor != 0)
+    n >= 2 && (2..).take_while(|divisor| divisor * divisor <= n).all(|divisor| !n.is_multiple_of(divisor))
 }
 
 #[cfg(test)]
