@@ -5,11 +5,12 @@ use std::{convert::Infallible, pin::pin, time::Duration};
 use bytes::Bytes;
 use http::Response;
 use http_body_util::Full;
-use tokio::task::JoinSet;
+use mesh_tower::config::{HedgePolicy, LoadBalancer};
+use tokio::{task::JoinSet, time::sleep};
 
 use crate::{
     upstream::{Script, Upstream},
-    world::{Kind, World, cluster_of, config_of, mesh_of, outliers, retries, simulate},
+    world::{Kind, World, call, cluster_of, config_of, mesh_of, outliers, retries, simulate},
 };
 
 /// R1: under a full outage the tries are at most 1.1 times the requests, and ten more a client in all, at any rate of requests.
@@ -148,6 +149,39 @@ fn an_overload_ends_when_its_cause_does() {
             let after = world.load(&client, kind, 4, Duration::from_secs(10), 2_000).await;
             let failed = after.iter().filter(|done| !done.is_ok()).count();
             assert_eq!(failed, 0, "seed {seed}: of {} requests 10 s after", after.len());
+        });
+    }
+}
+
+/// R6, RT10: hedges are within the budget of retries, and whoever loses is cancelled: nothing of it is left.
+#[test]
+fn hedges_keep_to_the_budget_and_leave_nothing() {
+    for kind in Kind::ALL {
+        simulate(6, async |world| {
+            let hosts = world.upstreams(4, Script::default());
+            hosts[0].script(|script| script.delay = Duration::from_secs(5));
+            let (mut cluster, mut forward) = mesh_of(4, kind);
+            cluster.load_balancer = LoadBalancer::RoundRobin;
+            let hedge = HedgePolicy { delay: Some(Duration::from_millis(50)), attempts: 2, ..HedgePolicy::default() };
+            forward.hedge = Some(hedge);
+            let mesh = world.member(config_of((cluster, forward)), 0).await;
+            let mut calls = JoinSet::new();
+            for id in 0..400 {
+                calls.spawn(call(mesh.http(), kind.get(id), id));
+                sleep(Duration::from_millis(10)).await;
+            }
+            let done = calls.join_all().await;
+            assert!(done.iter().all(|done| done.is_ok()));
+            let tries: u64 = hosts.iter().map(Upstream::arrived).sum();
+            assert!((420..=450).contains(&tries), "{kind:?}: {tries} tries of 400 requests");
+            let late = done.iter().filter(|done| done.took > Duration::from_secs(1)).count();
+            assert!((40..100).contains(&late), "{kind:?}: {late} waited for the slow one, about 100 would have");
+            sleep(Duration::from_secs(1)).await;
+            let snapshot = mesh.snapshot().unwrap();
+            let cluster = snapshot.cluster("upstream").unwrap();
+            assert_eq!(cluster.requests_in_flight(), 0);
+            assert!(cluster.endpoints().iter().all(|endpoint| endpoint.in_flight() == 0));
+            assert!(hosts.iter().all(|host| host.under_way() == 0), "{kind:?}: a loser is still being answered");
         });
     }
 }
