@@ -355,10 +355,11 @@ impl Cluster {
     }
 
     /// A slot under `retry_budget` or else `max_retries` of requests of that priority, held while a retry is under way;
-    /// `None` is flag `UO`.
-    pub fn retry_slot(&self, priority: RoutingPriority) -> Option<Slot> {
+    /// `None` is flag `UO`. The try that failed counts as under way for the budget, as it does in Envoy; `is_over` says that
+    /// its slot is free already.
+    pub fn retry_slot(&self, priority: RoutingPriority, is_over: bool) -> Option<Slot> {
         let counters = self.counters(priority);
-        Slot::acquire(counters, Kind::Retry, counters.retry_limit(self.thresholds(priority)))
+        Slot::acquire(counters, Kind::Retry, counters.retry_limit(self.thresholds(priority), is_over.into()))
     }
 
     /// A slot under `max_connections`, held while a connection is open.

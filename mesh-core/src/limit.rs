@@ -46,11 +46,11 @@ pub(crate) struct Counters {
 }
 
 impl Counters {
-    /// How many retries may be under way: a share of the requests that are, where there is a budget, which replaces the
-    /// plain limit. Source: Envoy `RetryBudget`.
-    pub(crate) fn retry_limit(&self, thresholds: &Thresholds) -> u32 {
+    /// How many retries may be under way: a share of the requests that are, and `more`, where there is a budget, which
+    /// replaces the plain limit. Source: Envoy `RetryBudget`.
+    pub(crate) fn retry_limit(&self, thresholds: &Thresholds, more: u32) -> u32 {
         let Some(budget) = thresholds.retry_budget else { return thresholds.max_retries };
-        let active = u64::from(self.requests.count()) + u64::from(self.pending.count());
+        let active = u64::from(self.requests.count()) + u64::from(self.pending.count()) + u64::from(more);
         // The fraction is cut off, as in Envoy; a float is cut to what fits.
         let share = (budget.percent / 100.0 * active as f64) as u32;
         share.max(budget.min_concurrency)

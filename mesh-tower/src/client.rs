@@ -546,7 +546,7 @@ mod tests {
         let reviews = snapshot.cluster("reviews").unwrap();
         assert_eq!(reviews.requests_in_flight(), 0);
         assert!(reviews.endpoints().iter().all(|endpoint| endpoint.in_flight() == 0));
-        let retries: Vec<_> = (0..3).map_while(|_| reviews.retry_slot(Default::default())).collect();
+        let retries: Vec<_> = (0..3).map_while(|_| reviews.retry_slot(Default::default(), false)).collect();
         assert_eq!(retries.len(), 3, "all of max_retries is free");
     }
 

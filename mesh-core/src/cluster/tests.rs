@@ -125,10 +125,10 @@ fn max_requests_is_1024_by_default() {
 #[test]
 fn other_slots() {
     let cluster = compile(with_weights(LoadBalancer::RoundRobin, &[1]), None);
-    let held: Vec<_> = (0..3).map(|_| cluster.retry_slot(RoutingPriority::Default).unwrap()).collect();
-    assert!(cluster.retry_slot(RoutingPriority::Default).is_none());
+    let held: Vec<_> = (0..3).map(|_| cluster.retry_slot(RoutingPriority::Default, false).unwrap()).collect();
+    assert!(cluster.retry_slot(RoutingPriority::Default, false).is_none());
     drop(held);
-    assert!(cluster.retry_slot(RoutingPriority::Default).is_some());
+    assert!(cluster.retry_slot(RoutingPriority::Default, false).is_some());
     let thresholds = Thresholds { max_connections: 1, max_pending_requests: 0, ..Thresholds::default() };
     let cluster = compile(config::Cluster { thresholds, ..with_weights(LoadBalancer::Random, &[1]) }, None);
     let connection = cluster.connection_slot();

@@ -265,7 +265,7 @@ where
             if !course.tape.can_replay() {
                 return result;
             }
-            let Some(next) = self.afford(course, counts) else { return result };
+            let Some(next) = self.afford(course, counts, is_over(&result)) else { return result };
             // A failed response may hold a connection, and the endpoint's slot, that the next try wants.
             drop(result);
             if !wait.is_zero() {
@@ -329,7 +329,7 @@ where
     }
 
     /// A token of the budget, and for what counts a slot of the cluster's `max_retries`; flag `UO` without.
-    fn afford(&self, course: &Course<'_>, counts: bool) -> Option<Option<Slot>> {
+    fn afford(&self, course: &Course<'_>, counts: bool, is_over: bool) -> Option<Option<Slot>> {
         let refused = || {
             course.call.note(Flags::UO);
             course.in_vain();
@@ -339,7 +339,7 @@ where
             .plan()
             .cluster()
             .filter(|_| counts)
-            .map(|cluster| cluster.retry_slot(course.call.plan().route.priority))
+            .map(|cluster| cluster.retry_slot(course.call.plan().route.priority, is_over))
         {
             Some(Some(slot)) => Some(slot),
             None => None,
@@ -354,6 +354,11 @@ where
         }
         Some(slot)
     }
+}
+
+/// The try that failed holds no slot of its cluster any more.
+fn is_over<B: HttpBody>(result: &Result<http::Response<B>, Error>) -> bool {
+    result.as_ref().map_or(true, |response| response.body().is_end_stream())
 }
 
 /// What became of a try, and the headers or trailers that say so; `None` when no other can end otherwise.

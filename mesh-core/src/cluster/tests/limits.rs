@@ -13,8 +13,13 @@ fn a_retry_budget_follows_what_is_under_way() {
         let thresholds = Thresholds { retry_budget, max_retries: 0, ..Thresholds::default() };
         let cluster = compile(config::Cluster { thresholds, ..with_weights(LoadBalancer::RoundRobin, &[1]) }, None);
         let held: Vec<_> = (0..active).map(|n| pick(&cluster, n)).collect();
-        let slots: Vec<_> = std::iter::from_fn(|| cluster.retry_slot(RoutingPriority::Default)).collect();
+        let slots: Vec<_> = std::iter::from_fn(|| cluster.retry_slot(RoutingPriority::Default, false)).collect();
         assert_eq!(slots.len(), expected, "{percent} {min_concurrency} {active}");
+        drop(slots);
+        // The try that failed and is over counts, too.
+        let slots: Vec<_> = std::iter::from_fn(|| cluster.retry_slot(RoutingPriority::Default, true)).collect();
+        let one_more = (percent * f64::from(active as u32 + 1) / 100.0) as usize;
+        assert_eq!(slots.len(), one_more.max(min_concurrency as usize));
         drop(held);
     }
 }
@@ -56,7 +61,7 @@ fn important_requests_have_their_own_limits() {
     drop(held);
     assert_eq!(cluster.requests_in_flight(), 0);
     for (priority, expected) in [(RoutingPriority::Default, 1), (RoutingPriority::High, 2)] {
-        let slots: Vec<_> = std::iter::from_fn(|| cluster.retry_slot(priority)).collect();
+        let slots: Vec<_> = std::iter::from_fn(|| cluster.retry_slot(priority, false)).collect();
         assert_eq!(slots.len(), expected);
     }
 }

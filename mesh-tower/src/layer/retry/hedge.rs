@@ -81,7 +81,7 @@ where
             };
             let Some(answer) = turn else {
                 next = match self.may_begin(course, pace) {
-                    Begin::Now => match self.afford(course, true) {
+                    Begin::Now => match self.afford(course, true, false) {
                         Some(slot) => {
                             last = None;
                             course.begin_another(pace);
@@ -130,7 +130,7 @@ where
                     if !course.tape.can_replay() {
                         return answer;
                     }
-                    let Some(slot) = self.afford(course, counts) else { return answer };
+                    let Some(slot) = self.afford(course, counts, super::is_over(&answer)) else { return answer };
                     drop(answer);
                     sleep(wait).await;
                     course.counted += u32::from(counts);
