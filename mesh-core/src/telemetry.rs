@@ -24,6 +24,10 @@ pub const TCP_CONNECTIONS_CLOSED_TOTAL: &str = "istio_tcp_connections_closed_tot
 pub const TCP_SENT_BYTES_TOTAL: &str = "istio_tcp_sent_bytes_total";
 /// Counter of bytes of requests, as seen from the server.
 pub const TCP_RECEIVED_BYTES_TOTAL: &str = "istio_tcp_received_bytes_total";
+/// Counter of endpoints ejected as outliers, by cluster and by what found them. Source: gRFC A91.
+pub const EJECTIONS_ENFORCED: &str = "grpc_lb_outlier_detection_ejections_enforced";
+/// Counter of outliers found and not ejected, by cluster, what found them, and why not. Source: gRFC A91.
+pub const EJECTIONS_UNENFORCED: &str = "grpc_lb_outlier_detection_ejections_unenforced";
 /// Gauge of 1 with labels `component` and `tag`.
 pub const BUILD: &str = "istio_build";
 

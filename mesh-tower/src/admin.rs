@@ -139,6 +139,7 @@ async fn clusters(State(shown): State<Shown>) -> Json<Value> {
                 "workload": endpoint.config().workload.as_ref().map(|workload| &workload.name),
                 "in_flight": endpoint.in_flight(),
                 "ejected": endpoint.is_ejected(),
+                "fails_health_check": endpoint.is_failing_checks(),
                 "unreachable": endpoint.is_unreachable(now),
                 "latency_ms": endpoint.latency(now).map(|latency| latency.as_secs_f64() * 1e3),
             })

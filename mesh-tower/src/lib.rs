@@ -21,6 +21,7 @@ mod attempt;
 mod body;
 mod dns;
 mod error;
+mod health;
 mod live;
 mod mesh;
 mod message;

@@ -18,7 +18,7 @@ use mesh_core::{
     snapshot::Snapshot,
 };
 use tokio::{
-    sync::Notify,
+    sync::{Notify, futures::Notified},
     time::{Instant, timeout_at},
 };
 
@@ -95,6 +95,11 @@ impl Live {
             }
         };
         timeout_at(until, first).await.ok()
+    }
+
+    /// Ends when another configuration is put in force.
+    pub(crate) fn updated(&self) -> Notified<'_> {
+        self.first.notified()
     }
 
     /// The port whose routes apply to every request, where there is but one.

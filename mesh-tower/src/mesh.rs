@@ -34,7 +34,7 @@ use crate::{
     error::{BoxError, Error},
     live::Live,
     pool::Pool,
-    server::{Handler, Role, Server, signalled},
+    server::{Gate, Handler, Role, Server, signalled},
     telemetry::{PeerMetadata, Telemetry},
     tls::LiveIdentity,
     upkeep::Owned,
@@ -72,6 +72,7 @@ struct Shared {
     propagated: Arc<[HeaderName]>,
     service: Arc<ServiceName>,
     admin: Option<Admin>,
+    gate: Option<Gate>,
     ending: watch::Sender<bool>,
     _tasks: Vec<Owned>,
 }
@@ -226,6 +227,7 @@ impl Mesh {
             propagated: Arc::clone(&shared.propagated),
             role,
             service: Arc::clone(&shared.service),
+            gate: shared.gate.clone(),
         };
         let mut serving = std::pin::pin!(server.run(listener, handler, shared.ending.subscribe()));
         tokio::select! {

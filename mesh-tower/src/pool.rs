@@ -5,7 +5,7 @@
 //! request that hyper hands back unsent is tried on another connection, or reported as unsent: safe to retry anywhere.
 
 use std::{
-    fmt,
+    fmt, io,
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
@@ -20,7 +20,7 @@ use mesh_core::{
 use crate::{
     attempt::Picked,
     body::Body,
-    connect::{Connector, System},
+    connect::{Connector, Stream, System, Target},
     dns::Resolver,
     error::Error,
     layer::Stage,
@@ -86,6 +86,11 @@ impl Pool {
             }
             None => false,
         });
+    }
+
+    /// A connection of its own to an endpoint, below TLS and HTTP.
+    pub(crate) async fn dial(&self, cluster: &Cluster, endpoint: &Endpoint) -> io::Result<Stream> {
+        self.shared.connector.connect(Target { address: endpoint.address(), cluster: cluster.config() }).await
     }
 
     async fn send(&self, picked: Picked) -> Result<Response<PooledBody>, Error> {

@@ -41,10 +41,12 @@ use crate::{
 };
 
 mod body;
+mod shed;
 mod story;
 
 use body::Answer;
 pub use body::RequestBody;
+pub(crate) use shed::Gate;
 use story::Story;
 
 /// How long a caller may take for the TLS handshake. Envoy's default is 15 s.
@@ -58,6 +60,8 @@ const DRAIN: Duration = Duration::from_secs(5);
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
+const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 const FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 
 /// A service that can answer requests of a server: an axum `Router`, tonic's `Routes`, or your own.
@@ -87,6 +91,8 @@ pub(crate) struct Server {
     pub(crate) role: Role,
     /// The service requests are counted under.
     pub(crate) service: Arc<ServiceName>,
+    /// How many requests are worked on at once, where that is bounded.
+    pub(crate) gate: Option<Gate>,
 }
 
 /// Whom a server serves.
@@ -226,13 +232,21 @@ impl Server {
         let mut story = self.receive(caller, &mut parts);
         let mut context = Context::received(&parts.headers, &self.propagated);
         context.trace = Some(story.trace().clone());
-        let refusal = self.refusal(caller, &parts, &context);
+        let mut refusal = self.refusal(caller, &parts, &context);
+        let overloaded = refusal.is_none() && !self.let_in(&mut story).await;
+        if overloaded {
+            refusal = Some((StatusCode::SERVICE_UNAVAILABLE, Flags::UO, "the server is overloaded".to_owned()));
+        }
         let body = RequestBody::new(body, Arc::clone(&story.request_bytes));
         let request = Request::from_parts(parts, body);
         let mut response = match refusal {
             Some((status, flags, reason)) => {
-                story.refused(flags, "refused_by_policy");
-                own_answer(status, story.is_grpc(), reason)
+                story.refused(flags, if overloaded { "overload" } else { "refused_by_policy" });
+                let mut answer = own_answer(status, story.is_grpc(), reason);
+                if overloaded {
+                    self.push_back(answer.headers_mut(), story.is_grpc());
+                }
+                answer
             }
             None => match context.scope(call(handler, request)).await {
                 Ok(response) => response.map(|body| Answer::Handler { body, story: None }),
@@ -266,6 +280,22 @@ impl Server {
         }
         let peer = self.telemetry.meet(&mut parts.headers, caller.peer.as_ref(), None, &caller.cache);
         Story::begin(&self.telemetry, parts, Some(peer), &self.service, mutual_tls)
+    }
+
+    /// Waits for the request's turn, which lasts as long as its story; false when it does not come.
+    async fn let_in(&self, story: &mut Story) -> bool {
+        let Some(gate) = &self.gate else { return true };
+        story.place = gate.enter().await;
+        story.place.is_some()
+    }
+
+    /// Tells a refused caller to go elsewhere, and not to come back at once.
+    fn push_back(&self, headers: &mut HeaderMap, is_grpc: bool) {
+        headers.insert(OVERLOADED, HeaderValue::from_static("true"));
+        if let Some(gate) = self.gate.as_ref().filter(|_| is_grpc) {
+            let millis = u32::try_from(gate.pushback().as_millis()).unwrap_or(u32::MAX);
+            headers.insert(PUSHBACK, HeaderValue::from(millis));
+        }
     }
 
     /// Why the application does not get it, if it does not.

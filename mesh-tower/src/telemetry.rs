@@ -22,6 +22,7 @@ use mesh_core::{
 use crate::source;
 
 mod access_log;
+mod ejection;
 mod metrics;
 mod text;
 mod trace;
@@ -30,6 +31,7 @@ pub use self::metrics::render;
 pub(crate) use self::metrics::upkeep;
 pub(crate) use access_log::rfc3339;
 pub use access_log::{AccessLog, Logged};
+pub(crate) use ejection::tell_ejections;
 pub(crate) use text::{decimal, decimal_digits, value};
 pub use trace::{Span, SpanKind, Spans, TRACEPARENT, TRACESTATE, TraceContext, X_REQUEST_ID, new_request_id};
 

@@ -42,7 +42,10 @@ pub(crate) async fn upkeep(live: Weak<Live>, pool: Pool, source: Source) {
         pool.sweep();
         let now = source.now();
         if let Some(snapshot) = live.load() {
-            snapshot.clusters().for_each(|cluster| cluster.sweep(now));
+            for cluster in snapshot.clusters() {
+                cluster.sweep(now);
+                telemetry::tell_ejections(cluster);
+            }
         }
         telemetry::upkeep();
     }

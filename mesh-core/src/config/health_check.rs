@@ -100,7 +100,7 @@ pub struct HttpCheck {
     pub expected: Vec<(u16, u16)>,
     /// Statuses that count up to the threshold instead of at once. Envoy `retriable_statuses`.
     pub retriable: Vec<(u16, u16)>,
-    /// Envoy `codec_client_type`; default HTTP/1.1.
+    /// HTTP/2 or else HTTP/1.1. Envoy `codec_client_type`; default HTTP/1.1.
     pub protocol: Protocol,
 }
 
@@ -134,7 +134,7 @@ pub struct GrpcCheck {
     pub watch: bool,
 }
 
-/// Source: Envoy `HealthCheck.TcpHealthCheck`.
+/// In plaintext, also where requests use TLS. Source: Envoy `HealthCheck.TcpHealthCheck`.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(default)]
 pub struct TcpCheck {

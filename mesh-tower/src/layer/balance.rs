@@ -20,6 +20,7 @@ use mesh_core::{
     config::{Discovery, EndpointAddress},
     endpoint::{Endpoint, Pick},
     error::PickError,
+    health::IMMEDIATE_FAIL,
     outcome::{Failure, Outcome, grpc_status},
     pick::Ask,
     rewrite,
@@ -33,6 +34,7 @@ use crate::{
     error::{BoxError, Error, ErrorKind},
     message::Message,
     source::{self, Source},
+    telemetry::tell_ejections,
 };
 
 /// Picks an endpoint of the plan's cluster for each try.
@@ -190,6 +192,9 @@ impl Guard {
     fn head(&mut self, status: u16, headers: &HeaderMap) {
         if let Some(pick) = &mut self.pick {
             pick.responded(self.source.now());
+            if pick.cluster().config().health_check.is_some() && headers.contains_key(IMMEDIATE_FAIL) {
+                pick.cluster().set_failing_checks(pick.endpoint(), true);
+            }
         }
         self.seen = match self.is_grpc {
             false => Some(Outcome::response(status)),
@@ -216,7 +221,9 @@ impl Guard {
 
     fn settle(&mut self, outcome: &Outcome) {
         if let Some(pick) = self.pick.take() {
+            let watched = pick.cluster().config().outlier_detection.is_some().then(|| Arc::clone(pick.cluster()));
             pick.finish(outcome, self.source.now());
+            watched.iter().for_each(|cluster| tell_ejections(cluster));
         }
     }
 }

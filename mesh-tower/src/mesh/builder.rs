@@ -1,6 +1,6 @@
 //! How a [`Mesh`] is made: what the environment or code says of it, and the parts put together.
 
-use std::{fmt, net::SocketAddr, sync::Arc};
+use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
 
 use http::HeaderName;
 use mesh_core::config::{Config, Workload};
@@ -16,6 +16,7 @@ use crate::{
     context::Context,
     live::Live,
     pool::Pool,
+    server::Gate,
     source::Source,
     telemetry::{AccessLog, Peer, Spans, Telemetry},
     tls::{ClientTls, Identity, LiveIdentity},
@@ -34,6 +35,7 @@ pub struct Builder {
     spans: bool,
     source: Option<Source>,
     connector: Option<Connection>,
+    gate: Option<Gate>,
 }
 
 /// How connections are made.
@@ -158,6 +160,15 @@ impl Builder {
         self
     }
 
+    /// Works on at most `most` requests at once, over all its servers; as many more wait up to `patience` for their turn, and
+    /// what is beyond is refused: 503 with flag `UO`, to a gRPC caller `UNAVAILABLE` with a pushback. Not bounded unless
+    /// asked for.
+    #[must_use]
+    pub fn shed_load(mut self, most: usize, patience: Duration) -> Self {
+        self.gate = Some(Gate::new(most, patience));
+        self
+    }
+
     /// Starts it, within a tokio runtime.
     ///
     /// # Errors
@@ -199,6 +210,7 @@ impl Builder {
             None => Pool::new(tls, telemetry.clone(), source.clone()),
         };
         let http = HttpClient::new(Arc::clone(&live), telemetry.clone(), pool.clone()).with_source(source.clone());
+        tasks.push(Owned::spawn(crate::health::checks(Arc::clone(&live), pool.clone(), source.clone())));
         tasks.push(Owned::spawn(upkeep(Arc::downgrade(&live), pool, source.clone())));
         let admin = match self.admin {
             None => None,
@@ -226,6 +238,7 @@ impl Builder {
             propagated,
             service: Arc::new(service),
             admin,
+            gate: self.gate,
             ending,
             _tasks: tasks,
         };

@@ -14,7 +14,7 @@ use mesh_core::{
     outcome::{Flags, grpc_status},
     request::is_grpc,
 };
-use tokio::time::Instant;
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 use crate::{
     source,
@@ -45,6 +45,8 @@ pub(super) struct Story {
     told: bool,
     /// A gateway's requests are told by its client side.
     silent: bool,
+    /// Its turn at the server, where that is bounded.
+    pub(super) place: Option<OwnedSemaphorePermit>,
 }
 
 impl Story {
@@ -80,6 +82,7 @@ impl Story {
             flags: Flags::NONE,
             details: "downstream_remote_disconnect",
             told: false,
+            place: None,
         }
     }
 
