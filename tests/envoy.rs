@@ -12,6 +12,8 @@
 mod ask;
 #[path = "envoy/both.rs"]
 mod both;
+#[path = "envoy/ejection.rs"]
+mod ejection;
 #[path = "envoy/process.rs"]
 mod process;
 #[path = "envoy/upstream.rs"]

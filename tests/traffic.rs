@@ -7,6 +7,8 @@
 #[path = "traffic/harness.rs"]
 mod harness;
 
+#[path = "traffic/health.rs"]
+mod health;
 #[path = "traffic/routing.rs"]
 mod routing;
 

@@ -79,6 +79,7 @@ pub(crate) struct Reply {
     gate: Option<Arc<Semaphore>>,
     breaks: bool,
     in_trailers: bool,
+    message: Option<&'static [u8]>,
 }
 
 impl Reply {
@@ -116,6 +117,11 @@ impl Reply {
     pub(crate) fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.headers.push((name, value.into()));
         self
+    }
+
+    /// The message of a gRPC answer, in place of the upstream's name.
+    pub(crate) fn message(self, message: &'static [u8]) -> Self {
+        Self { message: Some(message), ..self }
     }
 
     /// Answers when the gate has a permit, which it takes.
@@ -245,7 +251,7 @@ async fn answer(
     }
     let mut trailers = HeaderMap::new();
     trailers.insert("grpc-status", reply.grpc.into());
-    let frames = [Ok(Frame::data(framed(name.as_bytes()))), Ok(Frame::trailers(trailers))];
+    let frames = [Ok(Frame::data(framed(reply.message.unwrap_or(name.as_bytes())))), Ok(Frame::trailers(trailers))];
     Ok(response.body(UnsyncBoxBody::new(StreamBody::new(futures_util::stream::iter(frames)))).unwrap())
 }
 
