@@ -382,7 +382,8 @@ impl Tier {
     }
 
     fn recount(&self, by_weight: bool) {
-        let out = self.group.endpoints().iter().filter(|endpoint| endpoint.is_ejected() || endpoint.is_failing_checks());
+        let out =
+            self.group.endpoints().iter().filter(|endpoint| endpoint.is_ejected() || endpoint.is_failing_checks());
         let out = out.map(|endpoint| if by_weight { u64::from(endpoint.weight()) } else { 1 }).sum();
         self.out.store(out, Relaxed);
     }

@@ -88,7 +88,7 @@ async fn cancel(world: &World, kind: Kind, requests: u64) {
     let cluster = snapshot.cluster("upstream").unwrap();
     assert_eq!(cluster.requests_in_flight(), 0);
     assert!(cluster.endpoints().iter().all(|endpoint| endpoint.in_flight() == 0));
-    assert_eq!(slots(|| cluster.retry_slot(RoutingPriority::Default)), 3);
+    assert_eq!(slots(|| cluster.retry_slot(RoutingPriority::Default, false)), 3);
     assert_eq!(slots(|| cluster.pending_slot()), LIMIT);
     for host in &hosts {
         host.script(|script| *script = Script { length: 100_000, ..Script::default() });
