@@ -394,7 +394,7 @@ mod tests {
             (vec![(on_a.clone(), false), (on_a.clone(), false)], Some(a.rotate_left(1) ^ a)),
             (vec![(on_a.clone(), true), (on_b.clone(), false)], Some(a)),
             (vec![(on_c.clone(), true), (on_b.clone(), false)], Some(b)),
-            (vec![(on_a.clone(), false), (on_c.clone(), true), (on_b, false)], Some(a)),
+            (vec![(on_a, false), (on_c.clone(), true), (on_b, false)], Some(a)),
             (vec![(on_c, false)], None),
             (vec![], None),
         ] {

@@ -120,7 +120,7 @@ pub(super) fn decode(message: &Cluster, ignored: &mut Ignored) -> Result<Decoded
                 enabled_percent: config.routing_enabled.as_ref().map_or(100.0, |percent| percent.value),
                 min_cluster_size: config.min_cluster_size.unwrap_or(6),
                 fail_on_panic: config.fail_traffic_on_panic,
-                force_local: force.or(config.force_locality_direct_routing.then_some(1)),
+                force_local: force.or_else(|| config.force_locality_direct_routing.then_some(1)),
             });
         }
         None => {}
@@ -230,7 +230,7 @@ impl Decoded {
                     enabled_percent: config.routing_enabled.as_ref().map_or(100.0, |percent| percent.value),
                     min_cluster_size: config.min_cluster_size.unwrap_or(6),
                     fail_on_panic: config.fail_traffic_on_panic,
-                    force_local: force.or(config.force_locality_direct_routing.then_some(1)),
+                    force_local: force.or_else(|| config.force_locality_direct_routing.then_some(1)),
                 });
             }
             None => {}
@@ -290,7 +290,7 @@ fn ring_hash(
 }
 
 fn maglev(size: Option<u64>, common: ConsistentHash) -> Result<LoadBalancer, Wrong> {
-    let table_size = size.unwrap_or(Maglev::default().table_size);
+    let table_size = size.unwrap_or_else(|| Maglev::default().table_size);
     if table_size > Maglev::LARGEST || !balance::is_prime(table_size) {
         return Err(wrong("table_size", format!("is {table_size}, no prime up to {}", Maglev::LARGEST)));
     }

@@ -19,7 +19,7 @@ pub(super) fn decode(
 ) -> Result<Thresholds, Wrong> {
     let default = Thresholds::default();
     let first = |breakers: &CircuitBreakers| {
-        breakers.thresholds.iter().find(|limits| limits.priority == i32::from(priority)).cloned()
+        breakers.thresholds.iter().find(|limits| limits.priority == i32::from(priority)).copied()
     };
     let Some(limits) = breakers.and_then(first) else { return Ok(default) };
     if limits.track_remaining {

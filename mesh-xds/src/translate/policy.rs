@@ -143,7 +143,7 @@ pub(super) fn encode_hedge(hedge: &HedgePolicy) -> Option<HedgeMessage> {
 
 /// How much of a body is kept, by the field and its successor.
 pub(super) fn replay_limit(limit: Option<u32>, newer: Option<u64>) -> Option<u64> {
-    newer.or(limit.map(u64::from))
+    newer.or_else(|| limit.map(u64::from))
 }
 
 pub(super) fn encode_retry(policy: &RetryPolicy) -> RetryMessage {
