@@ -211,6 +211,7 @@ impl PartialEq for Object {
 /// What an object says, by kind.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
+#[expect(clippy::large_enum_variant, reason = "objects are few, and each is kept once")]
 pub enum Spec {
     /// A `Service`.
     Service(Service),

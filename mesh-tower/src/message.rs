@@ -12,8 +12,11 @@ use crate::body::Body;
 /// Boxes a thread keeps.
 const SPARE: usize = 32;
 
+#[expect(clippy::vec_box, reason = "the boxes themselves are what is kept")]
+type Boxes = Vec<Box<Option<Inner>>>;
+
 thread_local! {
-    static BOXES: RefCell<Vec<Box<Option<Inner>>>> = const { RefCell::new(Vec::new()) };
+    static BOXES: RefCell<Boxes> = const { RefCell::new(Vec::new()) };
 }
 
 /// An HTTP request whose moving costs nothing; otherwise as an `http::Request<Body>`.

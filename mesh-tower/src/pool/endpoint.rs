@@ -75,6 +75,7 @@ pub(super) struct EndpointPool {
 
 #[derive(Debug, Default)]
 struct State {
+    #[expect(clippy::vec_box, reason = "a connection goes in and out of here in the box that its request holds")]
     idle: Vec<Box<Http1>>,
     shared: Vec<Arc<Http2>>,
     line: VecDeque<Waiter>,

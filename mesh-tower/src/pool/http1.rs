@@ -126,7 +126,7 @@ impl Http1 {
     pub(super) fn poll_frame(
         &mut self,
         body: &mut Incoming,
-        cx: &mut Context<'_>,
+        cx: &Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         self.signal.quiet();
         for _ in 0..ROUNDS {
