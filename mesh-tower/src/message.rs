@@ -12,7 +12,6 @@ use crate::body::Body;
 /// Boxes a thread keeps.
 const SPARE: usize = 32;
 
-#[expect(clippy::vec_box, reason = "the boxes themselves are what is kept")]
 type Boxes = Vec<Box<Option<Inner>>>;
 
 thread_local! {

@@ -195,7 +195,6 @@ fn table(name: &str) -> RouteTable {
             upgrades: vec![Upgrade { protocol: "websocket".into(), enabled: false }],
             hash: hash_policies(),
             priority: RoutingPriority::High,
-            ..Forward::default()
         }),
     );
     matched.name = "canary".into();
@@ -240,7 +239,6 @@ fn table(name: &str) -> RouteTable {
                 retry: Some(RetryPolicy { back_off: BackOff::default(), ..retry() }),
                 headers: changes("host"),
                 mirrors: vec![mirror()],
-                ..VirtualHost::default()
             }),
             Arc::new(VirtualHost { name: "allow_any".into(), domains: vec!["*".into()], ..VirtualHost::default() }),
         ],

@@ -41,8 +41,11 @@ pub(super) struct Table {
     /// Of each virtual host, if it has any.
     virtual_clusters: Vec<Option<Snapshot>>,
     variants: HashMap<Vec<bool>, Arc<RouteTable>>,
-    snapshots: HashMap<(Vec<bool>, Option<(Rule, usize)>), Arc<Snapshot>>,
+    snapshots: HashMap<(Vec<bool>, Option<Forced>), Arc<Snapshot>>,
 }
+
+/// A rule, and the destination of its split that a case asks for.
+type Forced = (Rule, usize);
 
 /// A share of requests that a route takes.
 struct Fraction {
