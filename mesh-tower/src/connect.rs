@@ -14,11 +14,12 @@ use std::{
     time::Duration,
 };
 
-use mesh_core::config::{self, EndpointAddress};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use mesh_core::config::{self, Connections, EndpointAddress, SocketOption};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream},
-    task::JoinSet,
+    net::{TcpListener, TcpSocket, TcpStream},
     time::sleep,
 };
 
@@ -161,17 +162,17 @@ impl System {
 
 impl Connector for System {
     fn connect<'a>(&'a self, target: Target<'a>) -> Connecting<'a> {
-        Box::pin(connect(target.address, &self.resolver))
+        Box::pin(connect(target.address, &self.resolver, &target.cluster.connections))
     }
 }
 
 /// Connects to where an endpoint listens; the error is of the last address tried.
-async fn connect(address: &EndpointAddress, resolver: &Resolver) -> io::Result<Stream> {
+async fn connect(address: &EndpointAddress, resolver: &Resolver, options: &Connections) -> io::Result<Stream> {
     match address {
-        EndpointAddress::Socket(address) => connect_tcp(*address).await.map(Stream::from),
+        EndpointAddress::Socket(address) => connect_tcp(*address, options).await.map(Stream::from),
         EndpointAddress::Host(host, port) => {
             let addresses = resolver.resolve(host, *port).await?;
-            race(&addresses).await.map(Stream::from)
+            race(&addresses, options).await.map(Stream::from)
         }
         #[cfg(unix)]
         EndpointAddress::Unix(path) => {
@@ -184,31 +185,81 @@ async fn connect(address: &EndpointAddress, resolver: &Resolver) -> io::Result<S
     }
 }
 
-async fn connect_tcp(address: SocketAddr) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect(address).await?;
+async fn connect_tcp(address: SocketAddr, options: &Connections) -> io::Result<TcpStream> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     // Requests are written whole; waiting for more to send only adds latency.
-    stream.set_nodelay(true)?;
-    Ok(stream)
+    socket.set_nodelay(true)?;
+    prepare(&socket, options)?;
+    if let Some(local) = options.bind {
+        socket.bind(SocketAddr::new(local, options.bind_port))?;
+    }
+    socket.connect(address).await
+}
+
+/// Sets what is configured; what the system refuses fails the connection, since it would not be the one asked for.
+fn prepare(socket: &TcpSocket, options: &Connections) -> io::Result<()> {
+    let below = SockRef::from(socket);
+    let mut probes = TcpKeepalive::new();
+    let mut probed = false;
+    if let Some(keepalive) = &options.tcp_keepalive {
+        probed = true;
+        probes = keepalive.time.map_or(probes.clone(), |time| probes.clone().with_time(time));
+        probes = keepalive.interval.map_or(probes.clone(), |time| probes.clone().with_interval(time));
+        probes = keepalive.probes.map_or(probes.clone(), |count| probes.clone().with_retries(count));
+    }
+    for option in &options.socket_options {
+        match *option {
+            SocketOption::Keepalive(on) => socket.set_keepalive(on)?,
+            SocketOption::ReuseAddress(on) => socket.set_reuseaddr(on)?,
+            SocketOption::SendBuffer(bytes) => socket.set_send_buffer_size(bytes)?,
+            SocketOption::ReceiveBuffer(bytes) => socket.set_recv_buffer_size(bytes)?,
+            SocketOption::TypeOfService(tos) => below.set_tos_v4(tos)?,
+            SocketOption::NoDelay(on) => socket.set_nodelay(on)?,
+            #[cfg(target_os = "linux")]
+            SocketOption::Mark(mark) => below.set_mark(mark)?,
+            #[cfg(target_os = "linux")]
+            SocketOption::UserTimeout(millis) => {
+                below.set_tcp_user_timeout(Some(Duration::from_millis(millis.into())))?;
+            }
+            #[cfg(not(target_os = "linux"))]
+            SocketOption::Mark(_) | SocketOption::UserTimeout(_) => {
+                return Err(io::Error::new(
+                    io::ErrorKind::Unsupported,
+                    "this socket option does not exist on this system",
+                ));
+            }
+            SocketOption::KeepaliveTime(seconds) => {
+                (probed, probes) = (true, probes.with_time(Duration::from_secs(seconds.into())));
+            }
+            SocketOption::KeepaliveInterval(seconds) => {
+                (probed, probes) = (true, probes.with_interval(Duration::from_secs(seconds.into())));
+            }
+            SocketOption::KeepaliveProbes(count) => (probed, probes) = (true, probes.with_retries(count)),
+        }
+    }
+    if probed {
+        below.set_tcp_keepalive(&probes)?;
+    }
+    Ok(())
 }
 
 /// The first address that answers, each given a head start over the next. Source: RFC 8305 (happy eyeballs).
-async fn race(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
+async fn race(addresses: &[SocketAddr], options: &Connections) -> io::Result<TcpStream> {
     if let [only] = addresses {
-        return connect_tcp(*only).await;
+        return connect_tcp(*only, options).await;
     }
     let mut left = addresses.iter().copied();
-    let mut tries = JoinSet::new();
+    let mut tries = FuturesUnordered::new();
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     loop {
-        let started = left.next().map(|address| tries.spawn(connect_tcp(address))).is_some();
+        let started = left.next().map(|address| tries.push(connect_tcp(address, options))).is_some();
         if tries.is_empty() {
             return Err(last);
         }
         tokio::select! {
-            Some(done) = tries.join_next() => match done {
-                Ok(Ok(stream)) => return Ok(stream),
-                Ok(Err(error)) => last = error,
-                Err(_) => {}
+            Some(done) = tries.next() => match done {
+                Ok(stream) => return Ok(stream),
+                Err(error) => last = error,
             },
             () = sleep(HEAD_START), if started => {}
         }
@@ -283,15 +334,42 @@ mod tests {
 
     use super::*;
 
+    /// CP5: a name's addresses are raced, each with a head start over the next.
     #[tokio::test]
     async fn an_address_that_refuses_does_not_hold_up_the_next() {
+        let options = Connections::default();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let refused = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
         let good = listener.local_addr().unwrap();
-        let stream = race(&[refused, good]).await.unwrap();
+        let stream = race(&[refused, good], &options).await.unwrap();
         assert_eq!(stream.peer_addr().unwrap(), good);
-        assert!(race(&[refused, refused]).await.is_err());
-        assert!(race(&[]).await.is_err());
+        assert!(race(&[refused, refused], &options).await.is_err());
+        assert!(race(&[], &options).await.is_err());
+    }
+
+    /// CP5: probes, the local address and options of the socket are what the cluster says.
+    #[tokio::test]
+    async fn sockets_are_as_configured() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let options = Connections {
+            tcp_keepalive: Some(config::TcpKeepalive {
+                probes: Some(3),
+                time: Some(Duration::from_secs(30)),
+                interval: Some(Duration::from_secs(7)),
+            }),
+            bind: Some("127.0.0.3".parse().unwrap()),
+            socket_options: vec![SocketOption::TypeOfService(0x10), SocketOption::NoDelay(false)],
+            ..Connections::default()
+        };
+        let stream = connect_tcp(listener.local_addr().unwrap(), &options).await.unwrap();
+        let below = SockRef::from(&stream);
+        assert!(below.keepalive().unwrap());
+        assert_eq!(below.tcp_keepalive_time().unwrap(), Duration::from_secs(30));
+        assert_eq!(below.tcp_keepalive_interval().unwrap(), Duration::from_secs(7));
+        assert_eq!(below.tcp_keepalive_retries().unwrap(), 3);
+        assert_eq!(below.tos_v4().unwrap(), 0x10);
+        assert!(!stream.nodelay().unwrap());
+        assert_eq!(listener.accept().await.unwrap().1.ip().to_string(), "127.0.0.3");
     }
 
     #[cfg(unix)]

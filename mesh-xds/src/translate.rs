@@ -20,6 +20,7 @@ use crate::ads::{ResourceSet, TypeUrl};
 mod balancer;
 mod breaker;
 mod cluster;
+mod connection;
 mod endpoint;
 mod extra;
 mod filter;

@@ -167,7 +167,12 @@ fn cluster(world: &World, service: &Service, port: &ServicePort, rule: &Rule<'_>
         endpoints,
         load_balancer,
         connect_timeout: pool.connect_timeout.unwrap_or(world.mesh.connect_timeout),
-        protocol: if http2 { Protocol::Http2 } else { Protocol::Http1 },
+        protocol: match (pool.client_protocol, http2) {
+            (true, _) => Protocol::Caller,
+            (false, true) => Protocol::Http2,
+            (false, false) => Protocol::Http1,
+        },
+        connections: pool.connections,
         thresholds: Thresholds {
             max_connections: limit(pool.max_connections),
             max_pending_requests: limit(pool.max_pending_requests),

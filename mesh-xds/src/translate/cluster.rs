@@ -4,43 +4,31 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use mesh_core::config::{
-    Cluster, Discovery, DnsName, Endpoint, EndpointAddress, Endpoints, Health, LocalityEndpoints, Name, Protocol,
-    ServiceName, TlsMode,
+    Cluster, Discovery, DnsName, Endpoint, EndpointAddress, Endpoints, Health, LocalityEndpoints, Name, ServiceName,
+    TlsMode,
 };
 use prost_types::{ListValue, Value, value::Kind};
 
 use super::{
-    balancer, breaker, endpoint, extra, health_check, outlier,
+    balancer, breaker, connection, endpoint, extra, health_check, outlier,
     read::{Ignored, Within, Wrong, wrong},
     tls, value,
 };
-use crate::proto::{
-    Any,
-    envoy::{
-        config::{
-            cluster::v3::{
-                Cluster as Message,
-                cluster::{
-                    ClusterDiscoveryType, CommonLbConfig, CustomClusterType, DiscoveryType, EdsClusterConfig,
-                    TransportSocketMatch,
-                },
-            },
-            core::v3::{Http1ProtocolOptions, Http2ProtocolOptions, RoutingPriority, TransportSocket},
-            endpoint::v3::ClusterLoadAssignment,
-        },
-        extensions::clusters::aggregate::v3::ClusterConfig as AggregateConfig,
-        extensions::upstreams::http::v3::{
-            HttpProtocolOptions,
-            http_protocol_options::{
-                ExplicitHttpConfig, UpstreamProtocolOptions, explicit_http_config::ProtocolConfig,
+use crate::proto::{Any, envoy::{
+    config::{
+        cluster::v3::{
+            Cluster as Message,
+            cluster::{
+                ClusterDiscoveryType, CommonLbConfig, CustomClusterType, DiscoveryType, EdsClusterConfig,
+                TransportSocketMatch,
             },
         },
-        r#type::v3::Percent,
+        core::v3::{RoutingPriority, TransportSocket},
+        endpoint::v3::ClusterLoadAssignment,
     },
-};
-
-/// Key of the HTTP options among the extension options.
-const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+    extensions::clusters::aggregate::v3::ClusterConfig as AggregateConfig,
+    r#type::v3::Percent,
+}};
 
 pub(super) fn decode(body: &Bytes, name: &mut String, ignored: &mut Ignored) -> Result<Cluster, Wrong> {
     let mut message: Message = ignored.read(body, "")?;
@@ -51,6 +39,7 @@ pub(super) fn decode(body: &Bytes, name: &mut String, ignored: &mut Ignored) -> 
     let load_balancer = balancer::decode(&message, ignored)?;
     let assignment = message.load_assignment.take();
     let (discovery, endpoints) = discovery(&message, assignment, ignored)?;
+    let (protocol, connections) = connection::decode(&message, ignored)?;
     let (panic_threshold, override_host) = common(message.common_lb_config.as_ref())?;
     let outlier = message.outlier_detection.as_ref();
     let mut cluster = Cluster {
@@ -60,8 +49,8 @@ pub(super) fn decode(body: &Bytes, name: &mut String, ignored: &mut Ignored) -> 
         endpoints: Arc::new(endpoints),
         connect_timeout: value::positive(message.connect_timeout, "connect_timeout")?
             .unwrap_or_else(|| Cluster::default().connect_timeout),
-        protocol: protocol(&message, ignored)?,
-        connections: mesh_core::config::Connections::default(),
+        protocol,
+        connections,
         thresholds: breaker::decode(message.circuit_breakers.as_ref(), RoutingPriority::Default, ignored)?,
         high_thresholds: breaker::decode(message.circuit_breakers.as_ref(), RoutingPriority::High, ignored)?,
         outlier_detection: outlier
@@ -188,32 +177,6 @@ fn common(config: Option<&CommonLbConfig>) -> Result<(u32, Vec<Health>), Wrong> 
     Ok((panic_threshold, override_host))
 }
 
-fn protocol(message: &Message, ignored: &mut Ignored) -> Result<Protocol, Wrong> {
-    const PLACE: &str = "typed_extension_protocol_options";
-    let mut found = if message.http2_protocol_options.is_some() { Protocol::Http2 } else { Protocol::Http1 };
-    for (key, any) in &message.typed_extension_protocol_options {
-        if !any.is::<HttpProtocolOptions>() {
-            ignored.add(PLACE, key);
-            continue;
-        }
-        let options: HttpProtocolOptions = ignored.open(any, PLACE).under(PLACE)?;
-        found = match options.upstream_protocol_options {
-            Some(UpstreamProtocolOptions::ExplicitHttpConfig(explicit)) => match explicit.protocol_config {
-                Some(ProtocolConfig::Http2ProtocolOptions(_)) => Protocol::Http2,
-                Some(ProtocolConfig::HttpProtocolOptions(_)) | None => Protocol::Http1,
-            },
-            // The caller's own protocol decides: gRPC requests go as HTTP/2 whatever the cluster says, others as HTTP/1.1.
-            Some(UpstreamProtocolOptions::UseDownstreamProtocolConfig(_)) => Protocol::Http1,
-            Some(UpstreamProtocolOptions::AutoConfig(_)) => {
-                ignored.add(PLACE, "auto_config");
-                Protocol::Http1
-            }
-            None => found,
-        };
-    }
-    Ok(found)
-}
-
 fn tls_mode(message: &Message, ignored: &mut Ignored) -> Result<TlsMode, Wrong> {
     let socket = |socket: Option<&TransportSocket>, place: &'static str, ignored: &mut Ignored| {
         socket.map_or(Ok(None), |socket| tls::upstream(socket, place, ignored))
@@ -259,7 +222,7 @@ pub(super) fn encode(cluster: &Cluster) -> Message {
     let (kind, eds, assignment) = encode_discovery(cluster);
     let (socket, matches) = encode_tls(&cluster.tls);
     let balancer = balancer::encode(cluster);
-    Message {
+    let mut message = Message {
         name: cluster.name.to_string(),
         cluster_discovery_type: Some(kind),
         eds_cluster_config: eds,
@@ -269,7 +232,7 @@ pub(super) fn encode(cluster: &Cluster) -> Message {
         lb_config: balancer.config,
         load_balancing_policy: balancer.list,
         circuit_breakers: Some(breaker::encode(&cluster.thresholds, &cluster.high_thresholds)),
-        typed_extension_protocol_options: [(HTTP_OPTIONS.to_owned(), encode_protocol(cluster.protocol))].into(),
+        typed_extension_protocol_options: connection::encode_http(cluster),
         outlier_detection: cluster.outlier_detection.as_ref().map(outlier::encode),
         health_checks: cluster.health_check.iter().map(|check| health_check::encode(check)).collect(),
         common_lb_config: Some(CommonLbConfig {
@@ -282,7 +245,9 @@ pub(super) fn encode(cluster: &Cluster) -> Message {
         transport_socket_matches: matches,
         metadata: encode_metadata(cluster),
         ..Message::default()
-    }
+    };
+    connection::encode(&cluster.connections, &mut message);
+    message
 }
 
 type Found = (ClusterDiscoveryType, Option<EdsClusterConfig>, Option<ClusterLoadAssignment>);
@@ -318,20 +283,6 @@ fn encode_dns(cluster: &str, names: &[DnsName]) -> ClusterLoadAssignment {
     let endpoints = names.iter().map(|(host, port)| Endpoint::at(EndpointAddress::Host(host.clone(), *port)));
     let locality = LocalityEndpoints { endpoints: endpoints.collect(), ..LocalityEndpoints::default() };
     endpoint::encode(cluster, &Endpoints { localities: vec![locality], ..Default::default() })
-}
-
-fn encode_protocol(protocol: Protocol) -> Any {
-    let config = match protocol {
-        Protocol::Http1 | Protocol::Auto | Protocol::Caller => {
-            ProtocolConfig::HttpProtocolOptions(Http1ProtocolOptions {})
-        }
-        Protocol::Http2 => ProtocolConfig::Http2ProtocolOptions(Http2ProtocolOptions {}),
-    };
-    let explicit = ExplicitHttpConfig { protocol_config: Some(config) };
-    Any::pack(&HttpProtocolOptions {
-        upstream_protocol_options: Some(UpstreamProtocolOptions::ExplicitHttpConfig(explicit)),
-        ..HttpProtocolOptions::default()
-    })
 }
 
 fn encode_tls(mode: &TlsMode) -> (Option<TransportSocket>, Vec<TransportSocketMatch>) {

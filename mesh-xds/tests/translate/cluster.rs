@@ -14,15 +14,16 @@ use mesh_xds::{
                     circuit_breakers::thresholds,
                     cluster::{
                         ClusterDiscoveryType, CommonLbConfig, CustomClusterType, DiscoveryType, EdsClusterConfig,
-                        LbConfig, LbPolicy, LeastRequestLbConfig, TransportSocketMatch,
+                        LbConfig, LbPolicy, LeastRequestLbConfig, PreconnectPolicy, TransportSocketMatch,
                     },
                     load_balancing_policy::Policy,
                 },
                 core::v3::{
-                    ConfigSource, DataSource, HealthCheck, Http2ProtocolOptions, Metadata, TransportSocket,
-                    TypedExtensionConfig,
+                    BindConfig, ConfigSource, DataSource, HealthCheck, Http2ProtocolOptions, HttpProtocolOptions,
+                    KeepaliveSettings, Metadata, SocketOption, TransportSocket, TypedExtensionConfig,
                     data_source::Specifier,
                     health_check::{HealthChecker, HttpHealthCheck, TcpHealthCheck},
+                    socket_option,
                     transport_socket::ConfigType,
                 },
             },
@@ -266,7 +267,7 @@ fn small_settings_have_envoys_defaults() {
     let message = Message {
         common_lb_config: Some(panic(33.9)),
         connect_timeout: Some(seconds(1)),
-        http2_protocol_options: Some(Http2ProtocolOptions {}),
+        http2_protocol_options: Some(Http2ProtocolOptions::default()),
         ..named()
     };
     let set = decode(&message).unwrap().value;
@@ -388,4 +389,54 @@ fn other_transport_socket_matches_are_refused() {
     let other = UpstreamTlsContext { sni: "other".into(), ..mtls.clone() };
     let two = with(vec![candidate(&[("tlsMode", "istio")], &mtls), candidate(&[], &other)]);
     refused(&two, "transport_socket_matches", "two kinds of TLS");
+}
+
+/// CP2, CP3, CP4, CP5, CP7, LB28: what a cluster says of its connections, what cannot be is refused, what has no effect
+/// is named.
+#[test]
+fn connections_are_checked() {
+    let http2 = |options: Http2ProtocolOptions| Message { http2_protocol_options: Some(options), ..named() };
+    let small = Http2ProtocolOptions { initial_stream_window_size: Some(1), ..Default::default() };
+    refused(&http2(small), "http2_protocol_options.initial_stream_window_size", "between");
+    let none = Http2ProtocolOptions { max_concurrent_streams: Some(0), ..Default::default() };
+    refused(&http2(none), "http2_protocol_options.max_concurrent_streams", "at least 1");
+    let silent =
+        Http2ProtocolOptions { connection_keepalive: Some(KeepaliveSettings::default()), ..Default::default() };
+    refused(&http2(silent), "http2_protocol_options.connection_keepalive.timeout", "missing");
+    let common = |common: HttpProtocolOptions| Message { common_http_protocol_options: Some(common), ..named() };
+    let large = HttpProtocolOptions { max_response_headers_kb: Some(9000), ..Default::default() };
+    refused(&common(large), "common_http_protocol_options.max_response_headers_kb", "8192");
+    let preconnect = PreconnectPolicy { per_upstream_preconnect_ratio: Some(4.0), ..Default::default() };
+    refused(
+        &Message { preconnect_policy: Some(preconnect), ..named() },
+        "preconnect_policy.per_upstream_preconnect_ratio",
+        "between 1.0 and 3.0",
+    );
+    let option = |level, name| SocketOption {
+        level,
+        name,
+        value: Some(socket_option::Value::IntValue(1)),
+        ..Default::default()
+    };
+    let bind = BindConfig { socket_options: vec![option(6, 1), option(41, 26)], ..Default::default() };
+    let predictive = PreconnectPolicy { predictive_preconnect_ratio: Some(1.5), ..Default::default() };
+    let message = Message {
+        upstream_bind_config: Some(bind),
+        preconnect_policy: Some(predictive),
+        common_http_protocol_options: Some(HttpProtocolOptions {
+            max_stream_duration: Some(prost_types::Duration { seconds: 1, nanos: 0 }),
+            ..Default::default()
+        }),
+        ..named()
+    };
+    let decoded = decode(&message).unwrap();
+    assert_eq!(decoded.value.connections.socket_options, [mesh_core::config::SocketOption::NoDelay(true)]);
+    assert_eq!(
+        decoded.ignored,
+        [
+            "common_http_protocol_options.max_stream_duration",
+            "preconnect_policy.predictive_preconnect_ratio",
+            "upstream_bind_config.socket_options level 41 name 26",
+        ]
+    );
 }

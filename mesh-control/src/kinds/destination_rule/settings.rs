@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use mesh_core::config::{LeastRequest, LoadBalancer, OutlierDetection, RetryBudget};
+use mesh_core::config::{
+    Connections, Keepalive, LeastRequest, LoadBalancer, OutlierDetection, RetryBudget, TcpKeepalive,
+};
 
 use super::outlier;
 use crate::kinds::{
@@ -35,7 +37,7 @@ pub enum Balancing {
 }
 
 /// Source: Istio `ConnectionPoolSettings`; `None` is no limit (2^32 - 1).
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct ConnectionPool {
     /// `tcp.maxConnections`.
     pub max_connections: Option<u32>,
@@ -49,6 +51,11 @@ pub struct ConnectionPool {
     pub max_retries: Option<u32>,
     /// `http.h2UpgradePolicy`.
     pub h2_upgrade: H2Upgrade,
+    /// `http.useClientProtocol`: HTTP/2 for callers that speak it, else HTTP/1.1.
+    pub client_protocol: bool,
+    /// How connections are kept: `tcp.{tcpKeepalive,maxConnectionDuration}`,
+    /// `http.{idleTimeout,maxRequestsPerConnection,maxConcurrentStreams,http2KeepAlive}`.
+    pub connections: Connections,
 }
 
 /// Source: Istio `H2UpgradePolicy`.
@@ -151,11 +158,11 @@ fn pool(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<ConnectionPo
     {
         pool.max_connections = tcp.read("maxConnections", |node, path| limit(reader, node, path));
         pool.connect_timeout = tcp.read("connectTimeout", |node, path| reader.some_time(node, path));
-        tcp.ignored(
-            reader,
-            &["tcpKeepalive", "maxConnectionDuration", "idleTimeout"],
-            "connections are kept as long as they are of use",
-        );
+        if let Some((node, path)) = tcp.take("tcpKeepalive") {
+            pool.connections.tcp_keepalive = tcp_keepalive(node, &path, reader);
+        }
+        pool.connections.max_duration = tcp.read("maxConnectionDuration", |node, path| reader.some_time(node, path));
+        tcp.ignored(reader, &["idleTimeout"], "only HTTP is spoken; http.idleTimeout counts");
         tcp.close(reader);
     }
     if let Some((node, path)) = fields.take("http")
@@ -171,22 +178,43 @@ fn pool(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<ConnectionPo
         ];
         pool.h2_upgrade =
             http.read("h2UpgradePolicy", |node, path| reader.word(node, path, &words)).unwrap_or_default();
-        http.ignored(
-            reader,
-            &[
-                "maxRequestsPerConnection",
-                "idleTimeout",
-                "useClientProtocol",
-                "maxConcurrentStreams",
-                "http2KeepAlive",
-                "connectionAging",
-            ],
-            "connections are kept as long as they are of use",
-        );
+        pool.client_protocol =
+            http.read("useClientProtocol", |node, path| reader.boolean(node, path)).unwrap_or_default();
+        let connections = &mut pool.connections;
+        connections.idle_timeout = http.read("idleTimeout", |node, path| reader.some_time(node, path));
+        connections.max_requests =
+            http.read("maxRequestsPerConnection", |node, path| reader.u32(node, path)).unwrap_or_default();
+        if let Some(most) = http.read("maxConcurrentStreams", |node, path| limit(reader, node, path)) {
+            connections.http2.max_concurrent_streams = most;
+        }
+        if let Some((node, path)) = http.take("http2KeepAlive") {
+            connections.http2.keepalive = http2_keepalive(node, &path, reader);
+        }
+        http.ignored(reader, &["connectionAging"], "connections are kept as long as they are of use");
         http.close(reader);
     }
     fields.close(reader);
     Some(pool)
+}
+
+fn tcp_keepalive(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<TcpKeepalive> {
+    let mut fields = reader.fields(node, path)?;
+    let keepalive = TcpKeepalive {
+        probes: fields.read("probes", |node, path| reader.u32(node, path)).filter(|probes| *probes > 0),
+        time: fields.read("time", |node, path| reader.some_time(node, path)),
+        interval: fields.read("interval", |node, path| reader.some_time(node, path)),
+    };
+    fields.close(reader);
+    Some(keepalive)
+}
+
+/// Pings of HTTP/2; an answer that does not come ends the connection, by default after five seconds.
+fn http2_keepalive(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<Keepalive> {
+    let mut fields = reader.fields(node, path)?;
+    let interval = fields.read("interval", |node, path| reader.some_time(node, path));
+    let timeout = fields.read("timeout", |node, path| reader.some_time(node, path));
+    fields.close(reader);
+    Some(Keepalive { interval, timeout: timeout.unwrap_or(Duration::from_secs(5)), after_idle: None })
 }
 
 fn tls(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<Tls> {

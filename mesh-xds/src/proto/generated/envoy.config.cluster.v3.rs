@@ -21,10 +21,24 @@ pub struct Cluster {
     pub health_checks: ::prost::alloc::vec::Vec<super::super::core::v3::HealthCheck>,
     #[prost(message, optional, tag = "10")]
     pub circuit_breakers: ::core::option::Option<CircuitBreakers>,
+    #[prost(message, optional, tag = "9")]
+    pub max_requests_per_connection: ::core::option::Option<u32>,
     #[prost(message, optional, tag = "14")]
     pub http2_protocol_options: ::core::option::Option<
         super::super::core::v3::Http2ProtocolOptions,
     >,
+    #[prost(message, optional, tag = "21")]
+    pub upstream_bind_config: ::core::option::Option<super::super::core::v3::BindConfig>,
+    #[prost(message, optional, tag = "29")]
+    pub common_http_protocol_options: ::core::option::Option<
+        super::super::core::v3::HttpProtocolOptions,
+    >,
+    #[prost(message, optional, tag = "30")]
+    pub upstream_connection_options: ::core::option::Option<UpstreamConnectionOptions>,
+    #[prost(bool, tag = "31")]
+    pub close_connections_on_host_health_failure: bool,
+    #[prost(message, optional, tag = "50")]
+    pub preconnect_policy: ::core::option::Option<cluster::PreconnectPolicy>,
     #[prost(btree_map = "string, message", tag = "36")]
     pub typed_extension_protocol_options: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
@@ -242,6 +256,23 @@ pub mod cluster {
         fn type_url() -> ::prost::alloc::string::String {
             "type.googleapis.com/envoy.config.cluster.v3.Cluster.RoundRobinLbConfig"
                 .into()
+        }
+    }
+    #[derive(Clone, Copy, PartialEq, ::prost::Message)]
+    pub struct PreconnectPolicy {
+        #[prost(message, optional, tag = "1")]
+        pub per_upstream_preconnect_ratio: ::core::option::Option<f64>,
+        #[prost(message, optional, tag = "2")]
+        pub predictive_preconnect_ratio: ::core::option::Option<f64>,
+    }
+    impl ::prost::Name for PreconnectPolicy {
+        const NAME: &'static str = "PreconnectPolicy";
+        const PACKAGE: &'static str = "envoy.config.cluster.v3";
+        fn full_name() -> ::prost::alloc::string::String {
+            "envoy.config.cluster.v3.Cluster.PreconnectPolicy".into()
+        }
+        fn type_url() -> ::prost::alloc::string::String {
+            "type.googleapis.com/envoy.config.cluster.v3.Cluster.PreconnectPolicy".into()
         }
     }
     #[derive(Clone, PartialEq, ::prost::Message)]
@@ -487,6 +518,21 @@ impl ::prost::Name for Cluster {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "type.googleapis.com/envoy.config.cluster.v3.Cluster".into()
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UpstreamConnectionOptions {
+    #[prost(message, optional, tag = "1")]
+    pub tcp_keepalive: ::core::option::Option<super::super::core::v3::TcpKeepalive>,
+}
+impl ::prost::Name for UpstreamConnectionOptions {
+    const NAME: &'static str = "UpstreamConnectionOptions";
+    const PACKAGE: &'static str = "envoy.config.cluster.v3";
+    fn full_name() -> ::prost::alloc::string::String {
+        "envoy.config.cluster.v3.UpstreamConnectionOptions".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/envoy.config.cluster.v3.UpstreamConnectionOptions".into()
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]

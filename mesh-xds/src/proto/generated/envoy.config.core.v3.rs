@@ -525,6 +525,31 @@ impl ::prost::Name for ApiConfigSource {
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HttpProtocolOptions {
+    #[prost(message, optional, tag = "1")]
+    pub idle_timeout: ::core::option::Option<::prost_types::Duration>,
+    #[prost(message, optional, tag = "2")]
+    pub max_headers_count: ::core::option::Option<u32>,
+    #[prost(message, optional, tag = "3")]
+    pub max_connection_duration: ::core::option::Option<::prost_types::Duration>,
+    #[prost(message, optional, tag = "4")]
+    pub max_stream_duration: ::core::option::Option<::prost_types::Duration>,
+    #[prost(message, optional, tag = "6")]
+    pub max_requests_per_connection: ::core::option::Option<u32>,
+    #[prost(message, optional, tag = "7")]
+    pub max_response_headers_kb: ::core::option::Option<u32>,
+}
+impl ::prost::Name for HttpProtocolOptions {
+    const NAME: &'static str = "HttpProtocolOptions";
+    const PACKAGE: &'static str = "envoy.config.core.v3";
+    fn full_name() -> ::prost::alloc::string::String {
+        "envoy.config.core.v3.HttpProtocolOptions".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/envoy.config.core.v3.HttpProtocolOptions".into()
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Http1ProtocolOptions {}
 impl ::prost::Name for Http1ProtocolOptions {
     const NAME: &'static str = "Http1ProtocolOptions";
@@ -537,7 +562,145 @@ impl ::prost::Name for Http1ProtocolOptions {
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Http2ProtocolOptions {}
+pub struct KeepaliveSettings {
+    #[prost(message, optional, tag = "1")]
+    pub interval: ::core::option::Option<::prost_types::Duration>,
+    #[prost(message, optional, tag = "2")]
+    pub timeout: ::core::option::Option<::prost_types::Duration>,
+    #[prost(message, optional, tag = "4")]
+    pub connection_idle_interval: ::core::option::Option<::prost_types::Duration>,
+}
+impl ::prost::Name for KeepaliveSettings {
+    const NAME: &'static str = "KeepaliveSettings";
+    const PACKAGE: &'static str = "envoy.config.core.v3";
+    fn full_name() -> ::prost::alloc::string::String {
+        "envoy.config.core.v3.KeepaliveSettings".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/envoy.config.core.v3.KeepaliveSettings".into()
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TcpKeepalive {
+    #[prost(message, optional, tag = "1")]
+    pub keepalive_probes: ::core::option::Option<u32>,
+    #[prost(message, optional, tag = "2")]
+    pub keepalive_time: ::core::option::Option<u32>,
+    #[prost(message, optional, tag = "3")]
+    pub keepalive_interval: ::core::option::Option<u32>,
+}
+impl ::prost::Name for TcpKeepalive {
+    const NAME: &'static str = "TcpKeepalive";
+    const PACKAGE: &'static str = "envoy.config.core.v3";
+    fn full_name() -> ::prost::alloc::string::String {
+        "envoy.config.core.v3.TcpKeepalive".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/envoy.config.core.v3.TcpKeepalive".into()
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SocketOption {
+    #[prost(string, tag = "1")]
+    pub description: ::prost::alloc::string::String,
+    #[prost(int64, tag = "2")]
+    pub level: i64,
+    #[prost(int64, tag = "3")]
+    pub name: i64,
+    #[prost(enumeration = "socket_option::SocketState", tag = "6")]
+    pub state: i32,
+    #[prost(oneof = "socket_option::Value", tags = "4, 5")]
+    pub value: ::core::option::Option<socket_option::Value>,
+}
+/// Nested message and enum types in `SocketOption`.
+pub mod socket_option {
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum SocketState {
+        StatePrebind = 0,
+        StateBound = 1,
+        StateListening = 2,
+    }
+    impl SocketState {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::StatePrebind => "STATE_PREBIND",
+                Self::StateBound => "STATE_BOUND",
+                Self::StateListening => "STATE_LISTENING",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "STATE_PREBIND" => Some(Self::StatePrebind),
+                "STATE_BOUND" => Some(Self::StateBound),
+                "STATE_LISTENING" => Some(Self::StateListening),
+                _ => None,
+            }
+        }
+    }
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Value {
+        #[prost(int64, tag = "4")]
+        IntValue(i64),
+        #[prost(bytes, tag = "5")]
+        BufValue(::prost::bytes::Bytes),
+    }
+}
+impl ::prost::Name for SocketOption {
+    const NAME: &'static str = "SocketOption";
+    const PACKAGE: &'static str = "envoy.config.core.v3";
+    fn full_name() -> ::prost::alloc::string::String {
+        "envoy.config.core.v3.SocketOption".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/envoy.config.core.v3.SocketOption".into()
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct BindConfig {
+    #[prost(message, optional, tag = "1")]
+    pub source_address: ::core::option::Option<SocketAddress>,
+    #[prost(message, repeated, tag = "3")]
+    pub socket_options: ::prost::alloc::vec::Vec<SocketOption>,
+}
+impl ::prost::Name for BindConfig {
+    const NAME: &'static str = "BindConfig";
+    const PACKAGE: &'static str = "envoy.config.core.v3";
+    fn full_name() -> ::prost::alloc::string::String {
+        "envoy.config.core.v3.BindConfig".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/envoy.config.core.v3.BindConfig".into()
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Http2ProtocolOptions {
+    #[prost(message, optional, tag = "1")]
+    pub hpack_table_size: ::core::option::Option<u32>,
+    #[prost(message, optional, tag = "2")]
+    pub max_concurrent_streams: ::core::option::Option<u32>,
+    #[prost(message, optional, tag = "3")]
+    pub initial_stream_window_size: ::core::option::Option<u32>,
+    #[prost(message, optional, tag = "4")]
+    pub initial_connection_window_size: ::core::option::Option<u32>,
+    #[prost(message, optional, tag = "15")]
+    pub connection_keepalive: ::core::option::Option<KeepaliveSettings>,
+}
 impl ::prost::Name for Http2ProtocolOptions {
     const NAME: &'static str = "Http2ProtocolOptions";
     const PACKAGE: &'static str = "envoy.config.core.v3";

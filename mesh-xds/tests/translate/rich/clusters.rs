@@ -76,6 +76,7 @@ pub(super) fn clusters() -> Vec<Cluster> {
             load_balancer: LoadBalancer::LeastRequest(LeastRequest { choices: 3, bias: 1.5 }),
             connect_timeout: Duration::from_secs(10),
             protocol: Protocol::Http2,
+            connections: connections(),
             thresholds: Thresholds {
                 max_connections: 1,
                 max_pending_requests: 2,
@@ -130,6 +131,7 @@ pub(super) fn clusters() -> Vec<Cluster> {
         Cluster {
             endpoints,
             load_balancer: LoadBalancer::RoundRobin,
+            protocol: Protocol::Auto,
             health_check: Some(Arc::new(tcp_check())),
             ..named("static", Discovery::Static)
         },
@@ -143,9 +145,55 @@ pub(super) fn clusters() -> Vec<Cluster> {
             })),
             ..named("strict", Discovery::StrictDns(vec![("api.example.com".into(), 443), ("10.0.0.1".into(), 80)]))
         },
-        named("logical", Discovery::LogicalDns(("db.example.com".into(), 5432))),
+        Cluster {
+            protocol: Protocol::Caller,
+            ..named("logical", Discovery::LogicalDns(("db.example.com".into(), 5432)))
+        },
         named("PassthroughCluster", Discovery::OriginalDestination),
     ]
+}
+
+fn connections() -> Connections {
+    Connections {
+        idle_timeout: Some(Duration::from_secs(1)),
+        max_duration: Some(Duration::from_secs(2)),
+        max_requests: 3,
+        max_response_headers: 4,
+        max_response_headers_kib: 5,
+        http2: Http2 {
+            max_concurrent_streams: 6,
+            stream_window: Some(70_000),
+            connection_window: Some(80_000),
+            header_table: Some(9),
+            keepalive: Some(Keepalive {
+                interval: Some(Duration::from_secs(10)),
+                timeout: Duration::from_secs(11),
+                after_idle: None,
+            }),
+        },
+        tcp_keepalive: Some(TcpKeepalive {
+            probes: Some(12),
+            time: Some(Duration::from_secs(13)),
+            interval: Some(Duration::from_secs(14)),
+        }),
+        bind: Some([127, 0, 0, 15].into()),
+        bind_port: 16,
+        socket_options: vec![
+            SocketOption::Keepalive(true),
+            SocketOption::ReuseAddress(true),
+            SocketOption::SendBuffer(17),
+            SocketOption::ReceiveBuffer(18),
+            SocketOption::Mark(19),
+            SocketOption::TypeOfService(20),
+            SocketOption::NoDelay(false),
+            SocketOption::UserTimeout(21),
+            SocketOption::KeepaliveTime(22),
+            SocketOption::KeepaliveInterval(23),
+            SocketOption::KeepaliveProbes(24),
+        ],
+        preconnect_percent: 250,
+        close_when_unhealthy: true,
+    }
 }
 
 fn outliers() -> OutlierDetection {
