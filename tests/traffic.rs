@@ -12,6 +12,9 @@ mod health;
 #[path = "traffic/routing.rs"]
 mod routing;
 
+#[path = "traffic/pools.rs"]
+mod pools;
+
 #[path = "traffic/rewriting.rs"]
 mod rewriting;
 

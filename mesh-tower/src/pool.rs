@@ -88,6 +88,16 @@ impl Pool {
         });
     }
 
+    /// Closes the connections of endpoints that are not well, where the cluster asks for that.
+    pub(crate) fn retire_unhealthy(&self, cluster: &Cluster) {
+        if !cluster.config().connections.close_when_unhealthy {
+            return;
+        }
+        for endpoint in cluster.endpoints().iter().filter(|endpoint| !endpoint.is_usable()) {
+            Self::pool_of(&self.shared, cluster, endpoint).retire();
+        }
+    }
+
     /// A connection of its own to an endpoint, below TLS and HTTP.
     pub(crate) async fn dial(&self, cluster: &Cluster, endpoint: &Endpoint) -> io::Result<Stream> {
         self.shared.connector.connect(Target { address: endpoint.address(), cluster: cluster.config() }).await

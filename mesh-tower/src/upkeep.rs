@@ -45,6 +45,7 @@ pub(crate) async fn upkeep(live: Weak<Live>, pool: Pool, source: Source) {
             for cluster in snapshot.clusters() {
                 cluster.sweep(now);
                 telemetry::tell_ejections(cluster);
+                pool.retire_unhealthy(cluster);
             }
         }
         telemetry::upkeep();

@@ -43,9 +43,9 @@ pub struct Connections {
     ///
     /// Envoy `preconnect_policy.per_upstream_preconnect_ratio` (1.0 to 3.0).
     pub preconnect_percent: u32,
-    /// Connections to an endpoint that is found unhealthy are closed, with what is under way on them.
+    /// Connections to an endpoint that is found unhealthy are closed, those in use when their requests have ended.
     ///
-    /// Envoy `close_connections_on_host_health_failure`.
+    /// Envoy `close_connections_on_host_health_failure`, which ends the requests, too.
     pub close_when_unhealthy: bool,
 }
 

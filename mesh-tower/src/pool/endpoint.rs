@@ -216,6 +216,15 @@ impl EndpointPool {
         }
     }
 
+    /// Closes every connection that no request uses; those in use close when their requests end.
+    pub(super) fn retire(&self) {
+        let mut state = self.lock();
+        let (idle, shared) = (std::mem::take(&mut state.idle), std::mem::take(&mut state.shared));
+        drop(state);
+        drop(shared);
+        idle.into_iter().for_each(|connection| connection.close());
+    }
+
     /// Runs a task that ends with the pool.
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let task = tokio::spawn(task).abort_handle();
@@ -264,6 +273,7 @@ impl EndpointPool {
             connection.generation == generation
                 && connection.has_room()
                 && !connection.is_closed()
+                && (connection.streams() > 0 || self.keep.keeps_idle(connection.idle_since(), now))
                 && self.keep.keeps(connection.requests(), connection.opened, now)
         };
         state.shared.iter().find(usable).map(Arc::clone)

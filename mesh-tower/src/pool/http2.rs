@@ -50,8 +50,8 @@ use crate::{
 const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
 /// What all responses may send ahead of their readers, unless configured.
 const CONNECTION_WINDOW: u32 = 5 * 1024 * 1024;
-/// Requests at once before the peer has said how many it takes.
-const BEFORE_SETTINGS: usize = 100;
+/// Stands for the peer's limit until it has said how many requests it takes, which is 32 bits.
+const UNKNOWN: usize = usize::MAX - 1;
 
 /// One connection.
 pub(super) struct Http2 {
@@ -85,7 +85,7 @@ struct State {
 }
 
 impl Http2 {
-    /// Over a connection that has just been made.
+    /// Over a connection that has just been made; it is open when the peer has said what it takes.
     pub(super) async fn open(
         io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
         config: &Connections,
@@ -94,7 +94,7 @@ impl Http2 {
         let mut builder = client::Builder::new();
         builder
             .enable_push(false)
-            .initial_max_send_streams(BEFORE_SETTINGS)
+            .initial_max_send_streams(UNKNOWN)
             .initial_window_size(options.stream_window.unwrap_or(STREAM_WINDOW))
             .initial_connection_window_size(options.connection_window.unwrap_or(CONNECTION_WINDOW))
             .max_header_list_size(config.max_response_headers_kib.saturating_mul(1024));
@@ -102,7 +102,14 @@ impl Http2 {
             builder.header_table_size(size);
         }
         let (sender, mut connection) = builder.handshake::<_, Bytes>(io).await?;
-        let state = Arc::new(State { limit: AtomicUsize::new(BEFORE_SETTINGS), ..State::default() });
+        poll_fn(|cx| match Pin::new(&mut connection).poll(cx) {
+            Poll::Ready(ended) => Poll::Ready(ended.and(Err(h2::Reason::CONNECT_ERROR.into()))),
+            Poll::Pending if connection.max_concurrent_send_streams() == UNKNOWN => Poll::Pending,
+            Poll::Pending => Poll::Ready(Ok(())),
+        })
+        .await?;
+        let limit = AtomicUsize::new(connection.max_concurrent_send_streams());
+        let state = Arc::new(State { limit, ..State::default() });
         let pings = options.keepalive.and_then(|keepalive| Some(Pings::new(keepalive, connection.ping_pong()?)));
         // Ends with the connection: when the peer or the last handle goes.
         tokio::spawn(Drive { connection, state: Arc::clone(&state), pings });

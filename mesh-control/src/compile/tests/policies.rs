@@ -5,8 +5,8 @@
 use std::time::Duration;
 
 use mesh_core::config::{
-    Action, Discovery, Fraction, HostRewrite, LoadBalancer, OutlierDetection, PathRewrite, Protocol, RetryBudget,
-    SuccessRate, Thresholds, TlsMode,
+    Action, Connections, Discovery, Fraction, HostRewrite, Http2, Keepalive, LoadBalancer, OutlierDetection, PathRewrite,
+    Protocol, RetryBudget, SuccessRate, TcpKeepalive, Thresholds, TlsMode,
 };
 
 use super::*;
@@ -38,6 +38,29 @@ fn a_missing_subset_is_named_by_the_route() {
     mesh.apply(&RULES.replace("name: v2", "name: v9"));
     let went = goes(&mesh.config(&node("productpage-v1")), "http://reviews:9080/", &[], None);
     assert_eq!(went, format!("missing outbound|9080|v2|{REVIEWS}"));
+}
+
+/// CP3, CP4, CP5, CP6: how connections are kept is the rule's to say.
+#[test]
+fn connections_are_kept_as_the_rule_says() {
+    let mut mesh = Mesh::bookinfo();
+    mesh.apply("apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: reviews}\nspec:\n  host: reviews\n  trafficPolicy:\n    connectionPool:\n      tcp: {tcpKeepalive: {probes: 9, time: 75s, interval: 7s}, maxConnectionDuration: 1h}\n      http: {idleTimeout: 5s, maxRequestsPerConnection: 1, maxConcurrentStreams: 12, useClientProtocol: true, http2KeepAlive: {interval: 30s, timeout: 3s}}\n");
+    let config = mesh.config(&node("productpage-v1"));
+    let cluster = &config.clusters[&*format!("outbound|9080||{REVIEWS}")];
+    let seconds = Duration::from_secs;
+    let expected = Connections {
+        idle_timeout: Some(seconds(5)),
+        max_duration: Some(seconds(3600)),
+        max_requests: 1,
+        http2: Http2 {
+            max_concurrent_streams: 12,
+            keepalive: Some(Keepalive { interval: Some(seconds(30)), timeout: seconds(3), after_idle: None }),
+            ..Http2::default()
+        },
+        tcp_keepalive: Some(TcpKeepalive { probes: Some(9), time: Some(seconds(75)), interval: Some(seconds(7)) }),
+        ..Connections::default()
+    };
+    assert_eq!((&cluster.connections, cluster.protocol), (&expected, Protocol::Caller));
 }
 
 /// OD8: policies are overridden field by field, by subset and by port.
