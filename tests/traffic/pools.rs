@@ -15,7 +15,7 @@ use http_body_util::Full;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use mesh_tower::config::{
-    Action, Cluster, Config, Connections, Endpoint, EndpointAddress, Http2, HttpRetry, Keepalive, Protocol,
+    Action, Cluster, Config, Connections, Endpoint, EndpointAddress, Health, Http2, HttpRetry, Keepalive, Protocol,
     RetryConditions, RetryPolicy, RouteMatch, Thresholds,
 };
 use tokio::{
@@ -365,6 +365,67 @@ async fn connections_are_made_ahead_of_need_when_asked_for() {
     }
 }
 
+/// LB28: the same of connections that requests share.
+#[tokio::test]
+async fn shared_connections_are_made_ahead_of_need_when_asked_for() {
+    for kind in [Kind::Http2, Kind::Grpc] {
+        let gate = Arc::new(Semaphore::new(0));
+        let opens = Arc::clone(&gate);
+        let upstream = Upstream::scripted("one", move |_, _| Reply::ok().when(&opens)).await;
+        let http2 = Http2 { max_concurrent_streams: 2, ..Http2::default() };
+        let connections = Connections { preconnect_percent: 200, http2, ..Connections::default() };
+        let program = Program::new(kind, kept(kind, &upstream, connections)).await;
+        let calls: Vec<_> = (0..2)
+            .map(|_| {
+                let program = program.clone();
+                tokio::spawn(async move { program.get("/").await })
+            })
+            .collect();
+        // Two are under way, on one connection that takes two: there is to be room for four.
+        until(|| upstream.opened() == 2).await;
+        gate.add_permits(2);
+        for call in calls {
+            assert!(call.await.unwrap().is_ok(), "{kind:?}");
+        }
+    }
+}
+
+/// CP5: connections come from the address that the cluster says.
+#[tokio::test]
+async fn connections_come_from_the_address_configured() {
+    for kind in Kind::ALL {
+        let (address, server) = serve(Settings::default(), |_| async { reply() }).await;
+        let upstream = Upstream::start("unused").await;
+        let mut cluster = cluster(kind, "app", &[&upstream]);
+        set_endpoint(&mut cluster, address);
+        cluster.connections.bind = Some([127, 0, 0, 9].into());
+        let program = Program::new(kind, only(cluster)).await;
+        assert_eq!(program.get("/").await.status, 200, "{kind:?}");
+        let from = server.from.lock().unwrap().clone();
+        assert_eq!(from.iter().map(|peer| peer.ip().to_string()).collect::<Vec<_>>(), ["127.0.0.9"], "{kind:?}");
+    }
+}
+
+/// CP9: an endpoint that the control plane says is not well loses its connections, where the cluster asks for that.
+#[tokio::test]
+async fn connections_to_an_unhealthy_endpoint_close() {
+    for kind in Kind::ALL {
+        let (address, server) = serve(Settings::default(), |_| async { reply() }).await;
+        let upstream = Upstream::start("unused").await;
+        let mut cluster = cluster(kind, "app", &[&upstream]);
+        set_endpoint(&mut cluster, address);
+        cluster.connections.close_when_unhealthy = true;
+        let program = Program::new(kind, only(cluster.clone())).await;
+        assert_eq!(program.get("/").await.status, 200, "{kind:?}");
+        assert_eq!(server.open(), 1, "{kind:?}");
+        let mut endpoints = (*cluster.endpoints).clone();
+        endpoints.localities[0].endpoints[0].health = Health::Unhealthy;
+        cluster.endpoints = Arc::new(endpoints);
+        program.mesh.live().update(&only(cluster)).unwrap();
+        until(|| server.open() == 0).await;
+    }
+}
+
 /// HC4: an endpoint to which no connection can be made gets nothing for a while, and is tried again.
 #[tokio::test]
 async fn an_endpoint_that_refuses_is_passed_over_and_tried_again() {
@@ -448,6 +509,8 @@ struct Settings {
 struct Server {
     opened: Arc<AtomicUsize>,
     open: Arc<AtomicUsize>,
+    /// Where its connections came from.
+    from: Arc<std::sync::Mutex<Vec<SocketAddr>>>,
     _tasks: JoinSet<()>,
 }
 
@@ -478,11 +541,14 @@ where
 {
     let (opened, open) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let (all, now) = (Arc::clone(&opened), Arc::clone(&open));
+    let from = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let peers = Arc::clone(&from);
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {
         let mut connections = JoinSet::new();
         loop {
-            let (stream, _) = listener.accept().await.unwrap();
+            let (stream, peer) = listener.accept().await.unwrap();
+            peers.lock().unwrap().push(peer);
             all.fetch_add(1, Ordering::SeqCst);
             now.fetch_add(1, Ordering::SeqCst);
             let (handler, now) = (handler.clone(), Arc::clone(&now));
@@ -508,5 +574,5 @@ where
             });
         }
     });
-    Server { opened, open, _tasks: tasks }
+    Server { opened, open, from, _tasks: tasks }
 }

@@ -397,15 +397,28 @@ impl EndpointPool {
     fn preconnect(&self, route: &Route<'_>) {
         let open = self.open.load(Ordering::Relaxed);
         let mut state = self.lock();
-        let busy = open.saturating_sub(state.idle.len() + state.opening_http1);
+        let shared = route.wants != Wants::Http1 && !(route.wants == Wants::Any && state.speaks_http1);
+        let (busy, room) = if shared {
+            let usable = || state.shared.iter().filter(|connection| !connection.is_closed());
+            let room = usable().fold(0_usize, |room, connection| room.saturating_add(connection.most()));
+            (usable().map(|connection| connection.streams()).sum(), room)
+        } else {
+            (open.saturating_sub(state.idle.len() + state.opening_http1), open)
+        };
         let wanted = (busy * self.keep.preconnect_percent).div_ceil(100);
-        if busy == 0 || open >= wanted {
+        if busy == 0 || room >= wanted || (shared && state.opening_shared) {
             return;
         }
         let Some(slot) = route.cluster.connection_slot() else { return };
-        state.opening_http1 += 1;
+        let (purpose, counted) = if shared {
+            state.opening_shared = true;
+            (Purpose::Shared, Counted::shared(self))
+        } else {
+            state.opening_http1 += 1;
+            (Purpose::Single, Counted::new(self))
+        };
         drop(state);
-        self.start(Arc::new(route.to_owned()), Purpose::Single, (Some(slot), Counted::new(self)));
+        self.start(Arc::new(route.to_owned()), purpose, (Some(slot), counted));
     }
 
     fn start(&self, way: Arc<Way>, purpose: Purpose, held: open::Held) {

@@ -137,7 +137,12 @@ impl Http2 {
 
     /// Is there room for one more?
     pub(super) fn has_room(&self) -> bool {
-        self.streams() < self.state.limit.load(Relaxed).min(self.most)
+        self.streams() < self.most()
+    }
+
+    /// How many requests it carries at once.
+    pub(super) fn most(&self) -> usize {
+        self.state.limit.load(Relaxed).min(self.most)
     }
 
     /// Requests it was given.

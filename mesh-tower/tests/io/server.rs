@@ -73,7 +73,8 @@ async fn strict_refuses_plaintext_and_strangers() {
     }
 }
 
-/// AN4, SV10: a port that is PERMISSIVE by configuration takes plaintext too, HTTP/1.1 and HTTP/2.
+/// AN4, SV10, CP1: a port that is PERMISSIVE by configuration takes plaintext too, HTTP/1.1, HTTP/2 and whichever the
+/// two ends agree on.
 #[tokio::test]
 async fn permissive_ports_take_plaintext_too() {
     let ca = Ca::new();
@@ -83,7 +84,8 @@ async fn permissive_ports_take_plaintext_too() {
     let policy = Config { inbound: [(address.port(), Arc::new(inbound))].into(), ..Config::default() };
     let (address, _server) = member_on(listener, &ca, REVIEWS, "reviews-permissive", policy, hello()).await;
     for tls in [mutual(&[]), mesh_tower::config::TlsMode::Disable] {
-        for protocol in [mesh_tower::config::Protocol::Http1, mesh_tower::config::Protocol::Http2] {
+        use mesh_tower::config::Protocol;
+        for protocol in [Protocol::Http1, Protocol::Http2, Protocol::Auto] {
             let mut target = cluster("reviews", &[address]);
             (target.tls, target.protocol) = (tls.clone(), protocol);
             let client = Mesh::builder().config(config("reviews", target)).identity(ca.identity(RATINGS));

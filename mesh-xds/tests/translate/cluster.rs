@@ -440,3 +440,27 @@ fn connections_are_checked() {
         ]
     );
 }
+
+/// CP2: HTTP/3 is named as having no effect; requests go over what remains.
+#[test]
+fn http3_is_reported() {
+    const OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+    // explicit_http_config {http3_protocol_options {}}, and auto_config {http3_protocol_options {}}.
+    for (bytes, name, protocol) in [
+        ([0x1a, 0x02, 0x1a, 0x00], "explicit_http_config", Protocol::Http1),
+        ([0x2a, 0x02, 0x1a, 0x00], "auto_config", Protocol::Auto),
+    ] {
+        let options = [(OPTIONS.to_owned(), any(OPTIONS, &bytes))].into();
+        let decoded = decode(&Message { typed_extension_protocol_options: options, ..named() }).unwrap();
+        let ignored = format!("typed_extension_protocol_options.{name}.http3_protocol_options");
+        assert_eq!((decoded.ignored, decoded.value.protocol), (vec![ignored], protocol));
+    }
+}
+
+/// CP8: a PROXY protocol towards the upstream is refused by name: the upstream would read requests as something else.
+#[test]
+fn a_proxy_protocol_is_refused() {
+    let name = "envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport";
+    let message = Message { transport_socket: Some(socket(any(name, &[]))), ..named() };
+    refused(&message, "transport_socket", "ProxyProtocolUpstreamTransport");
+}

@@ -5,8 +5,8 @@
 use std::time::Duration;
 
 use mesh_core::config::{
-    Action, Connections, Discovery, Fraction, HostRewrite, Http2, Keepalive, LoadBalancer, OutlierDetection, PathRewrite,
-    Protocol, RetryBudget, SuccessRate, TcpKeepalive, Thresholds, TlsMode,
+    Action, Connections, Discovery, Fraction, HostRewrite, Http2, Keepalive, LoadBalancer, OutlierDetection,
+    PathRewrite, Protocol, RetryBudget, SuccessRate, TcpKeepalive, Thresholds, TlsMode,
 };
 
 use super::*;
