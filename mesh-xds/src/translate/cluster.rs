@@ -14,21 +14,24 @@ use super::{
     read::{Ignored, Within, Wrong, wrong},
     tls, value,
 };
-use crate::proto::{Any, envoy::{
-    config::{
-        cluster::v3::{
-            Cluster as Message,
-            cluster::{
-                ClusterDiscoveryType, CommonLbConfig, CustomClusterType, DiscoveryType, EdsClusterConfig,
-                TransportSocketMatch,
+use crate::proto::{
+    Any,
+    envoy::{
+        config::{
+            cluster::v3::{
+                Cluster as Message,
+                cluster::{
+                    ClusterDiscoveryType, CommonLbConfig, CustomClusterType, DiscoveryType, EdsClusterConfig,
+                    TransportSocketMatch,
+                },
             },
+            core::v3::{RoutingPriority, TransportSocket},
+            endpoint::v3::ClusterLoadAssignment,
         },
-        core::v3::{RoutingPriority, TransportSocket},
-        endpoint::v3::ClusterLoadAssignment,
+        extensions::clusters::aggregate::v3::ClusterConfig as AggregateConfig,
+        r#type::v3::Percent,
     },
-    extensions::clusters::aggregate::v3::ClusterConfig as AggregateConfig,
-    r#type::v3::Percent,
-}};
+};
 
 pub(super) fn decode(body: &Bytes, name: &mut String, ignored: &mut Ignored) -> Result<Cluster, Wrong> {
     let mut message: Message = ignored.read(body, "")?;

@@ -107,7 +107,8 @@ fn settings(
         (common.idle_timeout.is_some(), "idle_timeout"),
         (common.max_connection_duration.is_some(), "max_connection_duration"),
         (common.max_requests_per_connection.is_some(), "max_requests_per_connection"),
-        (false, ""),
+        (common.max_headers_count.is_some(), "max_headers_count"),
+        (common.max_response_headers_kb.is_some(), "max_response_headers_kb"),
     ] {
         if is_set {
             // They are about connections of callers, and the callers of a library are function calls.

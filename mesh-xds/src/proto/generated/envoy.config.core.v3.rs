@@ -712,27 +712,6 @@ impl ::prost::Name for Http2ProtocolOptions {
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct HttpProtocolOptions {
-    #[prost(message, optional, tag = "1")]
-    pub idle_timeout: ::core::option::Option<::prost_types::Duration>,
-    #[prost(message, optional, tag = "3")]
-    pub max_connection_duration: ::core::option::Option<::prost_types::Duration>,
-    #[prost(message, optional, tag = "4")]
-    pub max_stream_duration: ::core::option::Option<::prost_types::Duration>,
-    #[prost(message, optional, tag = "6")]
-    pub max_requests_per_connection: ::core::option::Option<u32>,
-}
-impl ::prost::Name for HttpProtocolOptions {
-    const NAME: &'static str = "HttpProtocolOptions";
-    const PACKAGE: &'static str = "envoy.config.core.v3";
-    fn full_name() -> ::prost::alloc::string::String {
-        "envoy.config.core.v3.HttpProtocolOptions".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "type.googleapis.com/envoy.config.core.v3.HttpProtocolOptions".into()
-    }
-}
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UpstreamHttpProtocolOptions {
     #[prost(bool, tag = "1")]
     pub auto_sni: bool,
