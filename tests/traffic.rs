@@ -7,10 +7,17 @@
 #[path = "traffic/harness.rs"]
 mod harness;
 
+#[path = "traffic/faults.rs"]
+mod faults;
+
 #[path = "traffic/health.rs"]
 mod health;
-#[path = "traffic/routing.rs"]
-mod routing;
+
+#[path = "traffic/mirroring.rs"]
+mod mirroring;
+
+#[path = "traffic/retries.rs"]
+mod retries;
 
 #[path = "traffic/pools.rs"]
 mod pools;
@@ -18,5 +25,8 @@ mod pools;
 #[path = "traffic/rewriting.rs"]
 mod rewriting;
 
-#[path = "traffic/mirroring.rs"]
-mod mirroring;
+#[path = "traffic/routing.rs"]
+mod routing;
+
+#[path = "traffic/timeouts.rs"]
+mod timeouts;

@@ -1,0 +1,274 @@
+//! Trying again, as programs get it: what is tried again, how often, after what wait, and what keeps it within bounds.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use http::Request;
+use mesh_tower::{
+    config::{
+        Action, BackOff, Forward, GrpcRetry, HeaderMatch, HeaderMatcher, HedgePolicy, HttpRetry, RateLimitedBackOff,
+        ResetFormat, ResetHeader, RetryConditions, RetryPolicy, RouteMatch, RouteTable, StringMatch, Thresholds,
+        VirtualHost,
+    },
+    layer::RetryLayer,
+};
+use tokio::sync::Semaphore;
+
+use crate::harness::{Kind, Program, Reply, Upstream, cluster, config, route, to};
+
+/// 5xx and `UNAVAILABLE`, so often.
+fn policy(retries: u32) -> RetryPolicy {
+    let on = RetryConditions {
+        http: vec![HttpRetry::ServerError],
+        grpc: vec![GrpcRetry::Unavailable],
+        ..RetryConditions::default()
+    };
+    let back_off = BackOff { base: Duration::from_millis(1), max: Duration::from_millis(1) };
+    RetryPolicy { on, retries, back_off, ..RetryPolicy::default() }
+}
+
+fn retrying(policy: RetryPolicy) -> Forward {
+    Forward { retry: Some(policy), ..Forward::default() }
+}
+
+async fn failing_first(times: usize) -> Upstream {
+    Upstream::scripted("app", move |n, _| if n < times { Reply::unavailable() } else { Reply::ok() }).await
+}
+
+/// RT1, RT2, RT3, RT11: what fails is tried again as often as the policy says, each try marked, and no more often.
+#[tokio::test]
+async fn failures_are_tried_again() {
+    for kind in Kind::ALL {
+        let app = failing_first(2).await;
+        let program = Program::calling(kind, &[&app], retrying(policy(2))).await;
+        assert!(program.get("/").await.is_ok(), "{kind:?}");
+        let arrivals = app.arrivals();
+        let counts: Vec<_> = arrivals.iter().map(|arrival| arrival.header("x-envoy-attempt-count")).collect();
+        assert_eq!(counts, ["1", "2", "3"], "{kind:?}");
+        let previous: Vec<_> = arrivals.iter().map(|arrival| arrival.header("grpc-previous-rpc-attempts")).collect();
+        assert_eq!(previous, if kind.is_grpc() { ["", "1", "2"] } else { ["", "", ""] }, "{kind:?}");
+
+        let app = failing_first(9).await;
+        let program = Program::calling(kind, &[&app], retrying(policy(1))).await;
+        let answer = program.get("/").await;
+        assert!(answer.is(kind, 503), "{kind:?}: {answer:?}");
+        assert_eq!((app.count(), answer.flags.as_str()), (2, "URX"), "{kind:?}");
+    }
+}
+
+/// RT2: any gRPC status can be named, not only the five that Envoy knows.
+#[tokio::test]
+async fn any_grpc_status_can_be_tried_again() {
+    let app = Upstream::scripted("app", |n, _| if n == 0 { Reply::grpc(2) } else { Reply::ok() }).await;
+    let mut policy = policy(1);
+    policy.on.grpc = vec![GrpcRetry::Unknown];
+    let program = Program::calling(Kind::Grpc, &[&app], retrying(policy)).await;
+    assert!(program.get("/a.B/C").await.is_ok());
+    assert_eq!(app.count(), 2);
+}
+
+/// RT5: a host's policy is for routes without their own.
+#[tokio::test]
+async fn a_routes_policy_replaces_its_hosts() {
+    for kind in Kind::ALL {
+        for (own, expected) in [(None, 3), (Some(policy(1)), 2)] {
+            let app = failing_first(9).await;
+            let forward = Forward { retry: own, ..to("app") };
+            let mut config =
+                config([cluster(kind, "app", &[&app])], vec![route(RouteMatch::default(), Action::Forward(forward))]);
+            let table = config.outbound.get(&80).unwrap();
+            let host = VirtualHost { retry: Some(policy(2)), ..(*table.virtual_hosts[0]).clone() };
+            let table = RouteTable { virtual_hosts: vec![Arc::new(host)], ..(**table).clone() };
+            config.outbound.insert(80, Arc::new(table));
+            Program::new(kind, config).await.get("/").await;
+            assert_eq!(app.count(), expected, "{kind:?}");
+        }
+    }
+}
+
+/// RT6, RT7: an HTTP request waits up to the base, a gRPC call the base, a fifth more or less.
+#[tokio::test]
+async fn both_forms_of_waiting() {
+    for kind in Kind::ALL {
+        let app = failing_first(1).await;
+        let base = Duration::from_millis(200);
+        let policy = RetryPolicy { back_off: BackOff { base, max: base }, ..policy(1) };
+        let program = Program::calling(kind, &[&app], retrying(policy)).await;
+        let start = Instant::now();
+        assert!(program.get("/").await.is_ok(), "{kind:?}");
+        let took = start.elapsed();
+        if kind.is_grpc() {
+            assert!(took >= base * 8 / 10, "{took:?}");
+        }
+        assert_eq!(app.count(), 2);
+    }
+}
+
+/// RT8: a response says when to come back.
+#[tokio::test]
+async fn responses_say_when_to_come_back() {
+    for kind in Kind::ALL {
+        let app = Upstream::scripted("app", |n, _| match n {
+            0 => Reply::unavailable().header("retry-after", "1"),
+            _ => Reply::ok(),
+        });
+        let app = app.await;
+        let header = ResetHeader { name: "retry-after".into(), format: ResetFormat::Seconds };
+        let rate_limited = Some(RateLimitedBackOff { headers: vec![header], max: Duration::from_secs(300) });
+        let program = Program::calling(kind, &[&app], retrying(RetryPolicy { rate_limited, ..policy(1) })).await;
+        let start = Instant::now();
+        assert!(program.get("/").await.is_ok(), "{kind:?}");
+        assert!(start.elapsed() >= Duration::from_secs(1), "{kind:?}");
+    }
+}
+
+/// RT9: a gRPC server says not to come back, or exactly when.
+#[tokio::test]
+async fn servers_push_back() {
+    for (pushback, expected) in [("-1", 1), ("soon", 1), ("0", 2), ("20", 2)] {
+        let app =
+            Upstream::scripted("app", move |_, _| Reply::unavailable().header("grpc-retry-pushback-ms", pushback));
+        let app = app.await;
+        let program = Program::calling(Kind::Grpc, &[&app], retrying(policy(1))).await;
+        program.get("/a.B/C").await;
+        assert_eq!(app.count(), expected, "{pushback}");
+    }
+}
+
+/// RT10: a gRPC call that never left is sent elsewhere without any policy; RT1, RT15: of HTTP it takes one, and then
+/// any method may be sent again.
+#[tokio::test]
+async fn what_never_left_is_sent_elsewhere() {
+    for kind in Kind::ALL {
+        let (dead, app) = (Upstream::start("dead").await, Upstream::start("app").await);
+        let on = RetryConditions { http: vec![HttpRetry::ConnectFailure], ..RetryConditions::default() };
+        let retry = (!kind.is_grpc()).then(|| RetryPolicy { on, ..policy(1) });
+        let program = Program::calling(kind, &[&dead, &app], Forward { retry, ..Forward::default() }).await;
+        let address = dead.address;
+        drop(dead);
+        while tokio::net::TcpStream::connect(address).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+        for _ in 0..5 {
+            let answer = program.send(Request::post("/"), "x").await;
+            assert!(answer.is_ok(), "{kind:?}: {answer:?}");
+        }
+        assert_eq!(app.count(), 5, "{kind:?}");
+    }
+}
+
+/// RT13: another try goes to another host.
+#[tokio::test]
+async fn other_hosts_are_tried() {
+    for kind in Kind::ALL {
+        let hosts = [failing_first(99).await, failing_first(99).await, failing_first(99).await];
+        let policy = RetryPolicy { avoid_previous_hosts: 5, ..policy(2) };
+        let program = Program::calling(kind, &hosts.each_ref(), retrying(policy)).await;
+        program.get("/").await;
+        assert_eq!(hosts.each_ref().map(|host| host.count()), [1, 1, 1], "{kind:?}");
+    }
+}
+
+/// RT15: what may have been processed is not sent again unless its method allows it, or its policy names the method.
+#[tokio::test]
+async fn only_idempotent_requests_are_tried_again() {
+    for kind in [Kind::Http1, Kind::Http2] {
+        let post = StringMatch::Exact { value: "POST".into(), ignore_case: false };
+        let named = vec![HeaderMatch {
+            name: ":method".into(),
+            matcher: HeaderMatcher::Value(post),
+            invert: false,
+            missing_as_empty: false,
+        }];
+        for (method, request_headers, expected) in [("POST", vec![], 1), ("PUT", vec![], 2), ("POST", named, 2)] {
+            let app = failing_first(1).await;
+            let program = Program::calling(kind, &[&app], retrying(RetryPolicy { request_headers, ..policy(1) })).await;
+            program.send(Request::builder().method(method).uri("/"), "x").await;
+            assert_eq!(app.count(), expected, "{kind:?} {method}");
+            assert!(app.arrivals().iter().all(|arrival| arrival.body == "x"), "{kind:?}");
+        }
+    }
+}
+
+/// RT16: a client's retries are a tenth of its requests and ten to begin with, however much fails.
+#[tokio::test]
+async fn retries_have_a_budget() {
+    for kind in Kind::ALL {
+        let app = failing_first(usize::MAX).await;
+        let mut clusters = cluster(kind, "app", &[&app]);
+        clusters.outlier_detection = None;
+        let forward = Forward { retry: Some(policy(3)), ..to("app") };
+        let routes = vec![route(RouteMatch::default(), Action::Forward(forward))];
+        let program = Program::new(kind, config([clusters], routes)).await;
+        for _ in 0..100 {
+            assert!(program.get("/").await.is(kind, 503), "{kind:?}");
+        }
+        assert!((110..=120).contains(&app.count()), "{kind:?}: {}", app.count());
+    }
+}
+
+/// RT17: a cluster limits how many retries are under way.
+#[tokio::test]
+async fn retries_under_way_are_limited() {
+    for kind in Kind::ALL {
+        let app = failing_first(9).await;
+        let mut limited = cluster(kind, "app", &[&app]);
+        limited.thresholds = Thresholds { max_retries: 0, ..Thresholds::default() };
+        let forward = Forward { retry: Some(policy(3)), ..to("app") };
+        let routes = vec![route(RouteMatch::default(), Action::Forward(forward))];
+        let answer = Program::new(kind, config([limited], routes)).await.get("/").await;
+        assert_eq!((app.count(), answer.flags.as_str()), (1, "UO"), "{kind:?}");
+    }
+}
+
+/// RT18: with half of its tokens gone, nothing of a gRPC server's is tried again.
+#[tokio::test]
+async fn a_server_is_throttled() {
+    let app = failing_first(usize::MAX).await;
+    let program = Program::calling(Kind::Grpc, &[&app], retrying(policy(1))).await;
+    let client = program.mesh.http().with_retries(RetryLayer::new().throttle(10, 0.1));
+    for _ in 0..10 {
+        let request = Request::post("http://app/a.B/C").header("content-type", "application/grpc");
+        client.request(request.body(String::new()).unwrap()).await.unwrap();
+    }
+    // Tokens: 9 and again, 8, 7 and again, 6, and 5 is half of ten.
+    assert_eq!(app.count(), 12);
+}
+
+/// RT19: a request asks for its own retries, and its words do not travel on.
+#[tokio::test]
+async fn a_request_asks_for_its_own_retries() {
+    for kind in Kind::ALL {
+        let app = failing_first(2).await;
+        let program = Program::calling(kind, &[&app], Forward::default()).await;
+        let asked =
+            [("x-envoy-retry-on", "5xx"), ("x-envoy-retry-grpc-on", "unavailable"), ("x-envoy-max-retries", "2")];
+        assert!(program.get_with("/", &asked).await.is_ok(), "{kind:?}");
+        assert_eq!((app.count(), app.last().header("x-envoy-retry-on")), (3, String::new()), "{kind:?}");
+    }
+}
+
+/// RT20: a try that takes its time is not given up; another is begun, and the first good answer counts.
+#[tokio::test]
+async fn slow_tries_are_hedged() {
+    for kind in Kind::ALL {
+        let envoys = HedgePolicy { on_per_try_timeout: true, ..HedgePolicy::default() };
+        let grpcs = HedgePolicy { delay: Some(Duration::from_millis(30)), attempts: 2, ..HedgePolicy::default() };
+        for hedge in [envoys, grpcs] {
+            let never = Arc::new(Semaphore::new(0));
+            let app = Upstream::scripted("app", move |n, _| match n {
+                0 => Reply::ok().when(&never),
+                _ => Reply::ok(),
+            });
+            let app = app.await;
+            let retry = RetryPolicy { per_try_timeout: Some(Duration::from_millis(30)), ..policy(2) };
+            let forward = Forward { retry: Some(retry), hedge: Some(hedge.clone()), ..Forward::default() };
+            let program = Program::calling(kind, &[&app], forward).await;
+            let answer = program.get("/").await;
+            assert!(answer.is_ok(), "{kind:?} {hedge:?}: {answer:?}");
+            assert_eq!(app.count(), 2, "{kind:?} {hedge:?}");
+        }
+    }
+}
