@@ -394,7 +394,7 @@ mod tests {
 
     /// RT9: a server's own wait is kept exactly, and a negative or unreadable one means do not.
     #[test]
-    fn pushback() {
+    fn a_servers_own_wait_is_kept() {
         let policy = policy(RetryConditions { grpc: vec![GrpcRetry::Unavailable], ..Default::default() });
         for (value, expected) in [
             ("0", Verdict::After(Duration::ZERO)),

@@ -108,6 +108,9 @@ fn virtual_host(
     }
     let fault = policy::fault_of(&message.typed_per_filter_config, side, place, ignored)?.or_else(|| fault.cloned());
     let mirrors = forward::mirrors(message.request_mirror_policies, place, ignored)?;
+    if !message.rate_limits.is_empty() {
+        ignored.add(place, "rate_limits");
+    }
     let hedge = message.hedge_policy.as_ref().and_then(policy::hedge);
     let replay_limit = policy::replay_limit(message.per_request_buffer_limit_bytes, message.request_body_buffer_limit);
     let place = format!("{place}.routes");

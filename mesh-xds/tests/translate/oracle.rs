@@ -274,6 +274,25 @@ fn a_cluster_as_istiod_writes_it_is_understood() {
     assert_eq!(tls.subject_alt_names, [StringMatch::Exact { value: san.into(), ignore_case: false }]);
 }
 
+/// RT14: retries at other priorities are not made, and that is reported.
+#[test]
+fn retries_at_other_priorities_are_reported() {
+    let priority = rdsv3::retry_policy::RetryPriority {
+        name: "envoy.retry_priorities.previous_priorities".into(),
+        ..Default::default()
+    };
+    let retry = rdsv3::RetryPolicy { retry_priority: Some(priority), ..Default::default() };
+    let host = rdsv3::VirtualHost {
+        name: "reviews".into(),
+        domains: vec!["reviews".into()],
+        retry_policy: Some(retry),
+        ..Default::default()
+    };
+    let table = rdsv3::RouteConfiguration { name: "80".into(), virtual_hosts: vec![host], ..Default::default() };
+    let decoded = translate::route(&crate::body(&table)).unwrap();
+    assert_eq!(decoded.ignored, ["virtual_hosts.retry_policy.retry_priority"]);
+}
+
 /// RM6, RT4: deprecated scalar matchers and Istio's default retry policy are understood.
 #[test]
 fn a_route_table_as_istiod_writes_it_is_understood() {
@@ -352,7 +371,8 @@ fn a_route_table_as_istiod_writes_it_is_understood() {
     let wanted = HeaderCondition::Value(StringMatch::Exact { value: "jason".into(), ignore_case: false });
     assert_eq!(route.matches.headers[0].matcher, wanted);
     let mesh_core::config::Action::Forward(forward) = &route.action else { panic!() };
-    assert_eq!((forward.timeout, forward.max_stream_duration), (None, None));
+    // Zero is a word: it takes away the limit of the port (TO2).
+    assert_eq!((forward.timeout, forward.max_stream_duration), (None, Some(std::time::Duration::ZERO)));
     let retry = forward.retry.as_ref().unwrap();
     assert_eq!((retry.retries, retry.avoid_previous_hosts, retry.on.grpc.len()), (2, 5, 2));
     assert!(retry.on.status_codes.is_empty(), "so a plain 503 is not tried again");

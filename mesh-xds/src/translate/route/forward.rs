@@ -62,6 +62,9 @@ pub(super) fn decode(
         }
         _ => return Err(wrong("cluster_specifier", "is missing or of a kind that is not supported")),
     };
+    if !message.rate_limits.is_empty() || message.include_vh_rate_limits.is_some() {
+        ignored.add(place, "rate_limits");
+    }
     let timeout = match message.timeout {
         None => Some(DEFAULT_TIMEOUT),
         Some(timeout) => some_unless_zero(value::duration(timeout, "timeout")?),
