@@ -1,8 +1,11 @@
 //! Which rule a request meets and which cluster it goes to.
 
-use mesh_tower::config::{Action, HeaderMatch, HeaderMatcher, PathMatch, RouteMatch, StringMatch};
+use mesh_tower::config::{
+    Abort, AbortStatus, Action, Fault, Forward, Fraction, HeaderMatch, HeaderMatcher, HttpRetry, PathMatch,
+    RetryConditions, RetryPolicy, RouteMatch, StringMatch, WeightedCluster,
+};
 
-use crate::harness::{Kind, Program, Upstream, cluster, config, route, to};
+use crate::harness::{Kind, Program, Reply, Upstream, cluster, config, route, split, to};
 
 /// RM1, RM2, RM6, RA1: the first rule that matches decides; no rule is 404, and of gRPC `UNAVAILABLE`.
 #[tokio::test]
@@ -31,5 +34,123 @@ async fn the_first_matching_rule_decides() {
         let refused = if kind.is_grpc() { answer.grpc == Some(14) } else { answer.status == 404 };
         assert!(refused, "{kind:?}: {answer:?}");
         assert_eq!((answer.flags.as_str(), one.count(), two.count()), ("NR", 1, 1), "{kind:?}");
+    }
+}
+
+fn header(name: &str, matcher: HeaderMatcher) -> HeaderMatch {
+    HeaderMatch { name: name.into(), matcher, invert: false, missing_as_empty: false }
+}
+
+fn text(value: &str) -> HeaderMatcher {
+    HeaderMatcher::Value(StringMatch::Exact { value: value.to_owned(), ignore_case: false })
+}
+
+fn when(headers: Vec<HeaderMatch>) -> RouteMatch {
+    RouteMatch { headers, ..RouteMatch::default() }
+}
+
+fn path(path: PathMatch) -> RouteMatch {
+    RouteMatch { path, ..RouteMatch::default() }
+}
+
+/// RM3, RM7, RM8, RM9, RM10, RM11, RM15, RM16, RM17, RM18, RM19: each kind of condition picks the requests it means.
+#[tokio::test]
+async fn conditions_pick_requests() {
+    let not = |header: HeaderMatch| HeaderMatch { invert: true, ..header };
+    let segment = PathMatch::SegmentPrefix { value: "/a".to_owned(), ignore_case: false };
+    let any_case = PathMatch::Exact { value: "/Path".to_owned(), ignore_case: true };
+    for kind in Kind::ALL {
+        let method = if kind.is_grpc() { "POST" } else { "GET" };
+        type Case<'a> = (RouteMatch, &'a str, &'a [(&'a str, &'a str)], bool);
+        let cases: Vec<Case<'_>> = vec![
+            (path(segment.clone()), "/a/b", &[], true),
+            (path(segment.clone()), "/ab", &[], false),
+            (path(any_case.clone()), "/pAtH", &[], true),
+            (when(vec![header("x-n", HeaderMatcher::Range { start: 1, end: 10 })]), "/", &[("x-n", "9")], true),
+            (when(vec![header("x-n", HeaderMatcher::Range { start: 1, end: 10 })]), "/", &[("x-n", "10")], false),
+            (when(vec![header("x-p", HeaderMatcher::Present(false))]), "/", &[], true),
+            (when(vec![header("x-p", HeaderMatcher::Present(false))]), "/", &[("x-p", "")], false),
+            (when(vec![not(header("x-v", text("a")))]), "/", &[], false),
+            (when(vec![not(header("x-v", text("a")))]), "/", &[("x-v", "b")], true),
+            (when(vec![header("x-v", text("a,b"))]), "/", &[("x-v", "a"), ("x-v", "b")], kind.is_grpc()),
+            (when(vec![header("x-v", text("b"))]), "/", &[("x-v", "a"), ("x-v", "b")], !kind.is_grpc()),
+            (when(vec![header("x-bin", text("AAA"))]), "/", &[("x-bin", "AAA")], !kind.is_grpc()),
+            (when(vec![header(":method", text(method))]), "/", &[], true),
+            (when(vec![header(":method", text("PUT"))]), "/", &[], false),
+            (when(vec![header(":authority", text("app"))]), "/", &[], true),
+            (when(vec![header(":scheme", text("https"))]), "/", &[], false),
+            (when(vec![header("user-agent", text("Firefox"))]), "/", &[("user-agent", "Firefox")], true),
+        ];
+        let (yes, no) = (Upstream::start("yes").await, Upstream::start("no").await);
+        for (matches, path, headers, expected) in cases {
+            let told = format!("{kind:?} {matches:?} {path} {headers:?}");
+            let rules = vec![
+                route(matches, Action::Forward(to("yes"))),
+                route(RouteMatch::default(), Action::Forward(to("no"))),
+            ];
+            let clusters = [cluster(kind, "yes", &[&yes]), cluster(kind, "no", &[&no])];
+            let program = Program::new(kind, config(clusters, rules)).await;
+            assert_eq!(program.get_with(path, headers).await.body, if expected { "yes" } else { "no" }, "{told}");
+        }
+    }
+}
+
+/// RM12, RA3, RA6: shares of requests and splits by weight stay in their bands; a share of 0 is none.
+#[tokio::test]
+async fn shares_of_requests_stay_in_their_bands() {
+    for kind in Kind::ALL {
+        let ups = ["canary", "v1", "v2"].map(Upstream::start);
+        let [canary, v1, v2] = ups;
+        let (canary, v1, v2) = (canary.await, v1.await, v2.await);
+        let share = |percent| RouteMatch { fraction: Some(Fraction::percent(percent)), ..RouteMatch::default() };
+        let rules = vec![
+            route(share(0.0), Action::Forward(to("nowhere"))),
+            route(share(50.0), Action::Forward(to("canary"))),
+            route(RouteMatch::default(), Action::Forward(split(&[("v1", 50), ("v2", 50)]))),
+        ];
+        let clusters = [&canary, &v1, &v2].map(|up| cluster(kind, up.name, &[up]));
+        let program = Program::new(kind, config(clusters, rules)).await;
+        for _ in 0..400 {
+            assert!(program.get("/").await.is_ok(), "{kind:?}");
+        }
+        // Six standard deviations of Binomial(400, 1/2) are 60, of Binomial(400, 1/4) 52.
+        let counts = [canary.count(), v1.count(), v2.count()];
+        assert!((140..=260).contains(&counts[0]), "{kind:?} {counts:?}");
+        assert!(counts[1..].iter().all(|count| (48..=152).contains(count)), "{kind:?} {counts:?}");
+    }
+}
+
+/// RA4, RA15, RA16: retries come from the route and stay in the cluster drawn; a destination's own fault counts.
+#[tokio::test]
+async fn a_route_has_its_own_policy() {
+    for kind in Kind::ALL {
+        let fails = Upstream::scripted("fails", |n, _| if n == 0 { Reply::unavailable() } else { Reply::ok() }).await;
+        let other = Upstream::start("other").await;
+        let on = RetryConditions {
+            http: vec![HttpRetry::ServerError],
+            grpc: vec![mesh_tower::config::GrpcRetry::Unavailable],
+            ..RetryConditions::default()
+        };
+        let retry = Some(RetryPolicy { on, retries: 1, ..RetryPolicy::default() });
+        let abort = Abort { status: AbortStatus::Http(503), fraction: Fraction::ALL };
+        let faulty = WeightedCluster {
+            cluster: "other".into(),
+            weight: 1,
+            fault: Some(Fault { abort: Some(abort), ..Fault::default() }),
+            ..WeightedCluster::default()
+        };
+        let below = |value: &str| path(PathMatch::Prefix { value: value.to_owned(), ignore_case: false });
+        let rules = vec![
+            route(below("/faulty"), Action::Forward(Forward { clusters: vec![faulty], ..Forward::default() })),
+            route(below("/again"), Action::Forward(Forward { retry, ..split(&[("fails", 1), ("other", 0)]) })),
+        ];
+        let clusters = [cluster(kind, "fails", &[&fails]), cluster(kind, "other", &[&other])];
+        let program = Program::new(kind, config(clusters, rules)).await;
+        let answer = program.get("/again").await;
+        assert!(answer.is_ok(), "{kind:?} {answer:?}");
+        assert_eq!((fails.count(), other.count()), (2, 0), "{kind:?}");
+        let answer = program.get("/faulty").await;
+        assert!(!answer.is_ok() && answer.flags == "FI", "{kind:?} {answer:?}");
+        assert_eq!(other.count(), 0, "{kind:?}");
     }
 }
