@@ -424,7 +424,7 @@ async fn failing_health_checks_take_out() {
         until(async || usable(&program) == 2).await;
         ask(&program, 4).await;
         assert!(requests(&sick) > before, "{kind:?}");
-        let check = sick.arrivals().into_iter().find(|arrival| is_check(arrival)).unwrap();
+        let check = sick.arrivals().into_iter().find(is_check).unwrap();
         match kind {
             Kind::Grpc => assert_eq!(&*check.body, b"\x0a\x03app"),
             Kind::Http1 => assert_eq!((check.authority.as_str(), check.method.as_str()), ("app", "GET")),
