@@ -44,8 +44,8 @@ const MIN_WINDOW: u32 = 65_535;
 
 pub(super) fn decode(message: &Message, ignored: &mut Ignored) -> Result<(Protocol, Connections), Wrong> {
     let mut protocol = if message.http2_protocol_options.is_some() { Protocol::Http2 } else { Protocol::Http1 };
-    let mut options = message.http2_protocol_options.clone();
-    let mut common = message.common_http_protocol_options.clone();
+    let mut options = message.http2_protocol_options;
+    let mut common = message.common_http_protocol_options;
     let mut place = "common_http_protocol_options";
     for (key, any) in &message.typed_extension_protocol_options {
         if !any.is::<HttpProtocolOptions>() {
@@ -71,7 +71,7 @@ pub(super) fn decode(message: &Message, ignored: &mut Ignored) -> Result<(Protoc
     let mut connections = Connections {
         max_requests: message.max_requests_per_connection.unwrap_or(0),
         http2: options
-            .map(|options| http2(&options, ignored))
+            .map(|options| http2(&options))
             .transpose()
             .under("http2_protocol_options")?
             .unwrap_or_default(),
@@ -127,14 +127,13 @@ fn of_http(
     Ok(())
 }
 
-fn http2(options: &Http2ProtocolOptions, ignored: &mut Ignored) -> Result<Http2, Wrong> {
+fn http2(options: &Http2ProtocolOptions) -> Result<Http2, Wrong> {
     let window = |window: Option<u32>, field: &str| match window {
         Some(MIN_WINDOW..=MAX_WINDOW) | None => Ok(window),
         Some(bytes) => Err(wrong(field, format!("{bytes} is not between {MIN_WINDOW} and {MAX_WINDOW}"))),
     };
     let default = Http2::default();
     let keepalive = options.connection_keepalive.as_ref();
-    let _ = ignored;
     Ok(Http2 {
         max_concurrent_streams: match options.max_concurrent_streams {
             Some(0) => return Err(wrong("max_concurrent_streams", "must be at least 1")),
