@@ -203,9 +203,15 @@ fn prepare(socket: &TcpSocket, options: &Connections) -> io::Result<()> {
     let mut probed = false;
     if let Some(keepalive) = &options.tcp_keepalive {
         probed = true;
-        probes = keepalive.time.map_or(probes.clone(), |time| probes.clone().with_time(time));
-        probes = keepalive.interval.map_or(probes.clone(), |time| probes.clone().with_interval(time));
-        probes = keepalive.probes.map_or(probes.clone(), |count| probes.clone().with_retries(count));
+        if let Some(time) = keepalive.time {
+            probes = probes.with_time(time);
+        }
+        if let Some(time) = keepalive.interval {
+            probes = probes.with_interval(time);
+        }
+        if let Some(count) = keepalive.probes {
+            probes = probes.with_retries(count);
+        }
     }
     for option in &options.socket_options {
         match *option {
