@@ -280,7 +280,7 @@ async fn as_many_requests_are_refused() {
     ];
     let mut clusters = Vec::new();
     for (n, (over_http2, thresholds)) in cases.iter().enumerate() {
-        let breakers = CircuitBreakers { thresholds: vec![thresholds] };
+        let breakers = CircuitBreakers { thresholds: vec![*thresholds] };
         let one = Cluster { circuit_breakers: Some(breakers), ..cluster(&format!("b{n}"), [upstream.address()]) };
         clusters.push(if *over_http2 { http2(one) } else { one });
     }
