@@ -74,7 +74,7 @@ impl Cell {
     }
 
     /// Its time is over and nobody tries it.
-    pub(crate) fn awaits_probe(&self) -> bool {
+    pub(crate) fn is_on_probation(&self) -> bool {
         self.state.load(Relaxed) == PROBATION
     }
 

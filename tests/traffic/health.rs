@@ -526,6 +526,49 @@ async fn health_is_watched() {
     until(async || knowing.count() > 1).await;
 }
 
+/// HC1: who is draining or unhealthy by the control plane's word gets no new requests, what it has goes on; who is degraded
+/// gets what the healthy cannot take.
+#[tokio::test]
+async fn the_control_planes_word_counts() {
+    use mesh_core::config::Health;
+    for kind in Kind::ALL {
+        let gate = Arc::new(Semaphore::new(0));
+        let first = Upstream::scripted("first", {
+            let gate = Arc::clone(&gate);
+            move |n, _| if n == 0 { Reply::ok().when(&gate) } else { Reply::ok() }
+        })
+        .await;
+        let second = Upstream::start("second").await;
+        let with = |healths: [Health; 2]| {
+            let mut app = cluster(kind, "app", &[&first, &second]);
+            app.panic_threshold = 0;
+            let locality = &mut Arc::make_mut(&mut app.endpoints).localities[0];
+            for (endpoint, health) in locality.endpoints.iter_mut().zip(healths) {
+                endpoint.health = health;
+            }
+            config([app], vec![route(RouteMatch::default(), Action::Forward(to("app")))])
+        };
+        let program = Program::new(kind, with([Health::Healthy, Health::Unhealthy])).await;
+        let running = {
+            let program = program.clone();
+            tokio::spawn(async move { program.get("/a.B/C").await })
+        };
+        until(async || first.count() == 1).await;
+        for (healths, expected) in [
+            ([Health::Draining, Health::Healthy], (0, 6)),
+            ([Health::Draining, Health::Degraded], (0, 6)),
+            ([Health::Unhealthy, Health::Healthy], (0, 6)),
+        ] {
+            let before = (first.count(), second.count());
+            program.mesh.live().update(&with(healths)).unwrap();
+            assert_eq!(ask(&program, 6).await, 0, "{kind:?} {healths:?}");
+            assert_eq!((first.count() - before.0, second.count() - before.1), expected, "{kind:?} {healths:?}");
+        }
+        gate.add_permits(1);
+        assert!(running.await.unwrap().is_ok(), "{kind:?}: what it had goes on");
+    }
+}
+
 /// CB9: a server that has enough to do refuses more at once, and its caller can go elsewhere.
 #[tokio::test]
 async fn an_overloaded_server_refuses() {

@@ -58,7 +58,7 @@ impl Ejections {
     pub(super) fn recount(&self, endpoints: &[Arc<Endpoint>]) {
         let ejected = endpoints.iter().filter(|endpoint| endpoint.is_ejected()).count();
         self.count.store(u32::try_from(ejected).unwrap_or(u32::MAX), Relaxed);
-        let waits = endpoints.iter().any(|endpoint| endpoint.cell.outlier.awaits_probe());
+        let waits = endpoints.iter().any(|endpoint| endpoint.cell.outlier.is_on_probation());
         self.probation.store(waits, Relaxed);
     }
 }
@@ -148,10 +148,10 @@ impl Cluster {
             return None;
         }
         probation.store(false, Relaxed);
-        let mut waiting = self.endpoints.iter().filter(|endpoint| endpoint.cell.outlier.awaits_probe());
+        let mut waiting = self.endpoints.iter().filter(|endpoint| endpoint.cell.outlier.is_on_probation());
         let claimed = waiting.find(|endpoint| may(endpoint) && endpoint.cell.outlier.claim_probe());
         // Others wait still, or this request may not try the one that does.
-        if self.endpoints.iter().any(|endpoint| endpoint.cell.outlier.awaits_probe()) {
+        if self.endpoints.iter().any(|endpoint| endpoint.cell.outlier.is_on_probation()) {
             probation.store(true, Relaxed);
         }
         claimed

@@ -291,6 +291,27 @@ fn filters_that_guard_close_the_port() {
     assert!(ports(vec![guarded])[0].1.refused.as_ref().unwrap().contains("envoy.filters.network.rbac"));
 }
 
+/// CB8: limits that adapt are not acted on, and that is said by name: reported, or the port refuses its callers.
+#[test]
+fn adaptive_limits_are_named() {
+    for name in ["envoy.filters.http.adaptive_concurrency", "envoy.filters.http.admission_control"] {
+        for is_optional in [true, false] {
+            let limit = HttpFilter { is_optional, ..filter(name, any("envoy.extensions.filters.http.Limit", &[])) };
+            let decoded = decode(&virtual_inbound(vec![port_chain(80, None, vec![limit, router()])]));
+            let decoded = match decoded {
+                Ok(decoded) => decoded,
+                Err(error) => {
+                    assert!(!is_optional && error.contains(name), "{error}");
+                    continue;
+                }
+            };
+            let Listener::Inbound(ports) = decoded.value else { panic!() };
+            let refused = ports[0].1.refused.clone().unwrap_or_default();
+            assert!(refused.contains(name) || decoded.ignored.iter().any(|field| field.contains(name)), "{name}");
+        }
+    }
+}
+
 /// SV2: a condition of a chain that is not understood refuses the listener.
 #[test]
 fn unknown_chain_conditions_are_refused() {
