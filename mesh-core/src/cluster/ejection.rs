@@ -6,7 +6,7 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, PoisonError},
     time::Duration,
 };
 
@@ -16,7 +16,7 @@ use crate::{
     endpoint::Endpoint,
     outcome::Outcome,
     outlier::{Event, Reason, Swept, Ticks, What, Window, is_enforced, may_eject},
-    sync::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
+    sync::{AtomicBool, AtomicU32, AtomicU64, Mutex, Ordering::Relaxed},
     time::Time,
 };
 
