@@ -106,7 +106,7 @@ fn a_budget_gives_no_more_than_was_earned() {
 /// Two endpoints fail at the same time where one may be ejected: one is, and once it is back the other may be.
 #[test]
 fn ejections_keep_their_limit_and_their_count() {
-    model(1, || {
+    model(2, || {
         let cluster = compiled(&failing(2, 50), None);
         let one = pick(&cluster, 1).unwrap();
         let picks = (2..20).filter_map(|seed| pick(&cluster, seed));
@@ -131,7 +131,7 @@ fn ejections_keep_their_limit_and_their_count() {
 /// An endpoint fails while a sweep brings it back: it is in or out, and whichever it is the next sweep and the next failure work.
 #[test]
 fn an_ejection_and_a_sweep_at_once_leave_a_state_that_works() {
-    model(1, || {
+    model(2, || {
         let cluster = compiled(&failing(1, 100), None);
         pick(&cluster, 1).unwrap().finish(&Outcome::response(503), Time::ZERO);
         assert_eq!(ejected(&cluster), 1);
