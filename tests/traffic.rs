@@ -4,6 +4,9 @@
 //! themselves are tested in `mesh-core`; what is shown here is that a program gets them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "traffic/balancing.rs"]
+mod balancing;
+
 #[path = "traffic/harness.rs"]
 mod harness;
 

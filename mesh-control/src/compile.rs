@@ -7,7 +7,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
-use mesh_core::config::{Config, Labels, MtlsMode};
+use mesh_core::config::{Config, Labels, Locality, MtlsMode};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -18,6 +18,7 @@ use crate::{
 mod cluster;
 mod gateway;
 mod inbound;
+mod locate;
 mod route;
 mod world;
 
@@ -161,6 +162,8 @@ pub struct NodeInfo {
     pub service_account: String,
     /// `app`, `version`, ...
     pub labels: Labels,
+    /// Where it runs.
+    pub locality: Locality,
     /// Where it listens.
     pub address: Option<IpAddr>,
     /// What it listens on.

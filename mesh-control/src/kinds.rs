@@ -25,7 +25,8 @@ mod yaml;
 
 pub use deployment::Deployment;
 pub use destination_rule::{
-    Balancing, ConnectionPool, DestinationRule, H2Upgrade, Settings, Subset, Tls, TlsKind, TrafficPolicy,
+    Balancing, Choice, ConnectionPool, DestinationRule, Distribute, H2Upgrade, Locating, Settings, Subset, Tls,
+    TlsKind, TrafficPolicy,
 };
 pub use gateway::{Gateway, Server};
 pub use parse::parse;

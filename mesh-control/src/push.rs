@@ -366,6 +366,7 @@ pub(crate) fn node_info(workload: &Registered) -> NodeInfo {
         workload: workload.workload.clone(),
         service_account: workload.service_account.clone(),
         labels: workload.labels.clone(),
+        locality: workload.locality.clone(),
         address: Some(workload.address),
         ports: workload.ports.clone(),
         gateway: workload.gateway,

@@ -93,6 +93,8 @@ pub enum Failure {
     Overflow,
     /// The cluster has no endpoint that may be used.
     NoEndpoint,
+    /// The control plane asked for requests to be dropped.
+    Dropped,
     /// No route matched.
     NoRoute,
     /// The route's cluster does not exist or cannot be used.
@@ -140,6 +142,7 @@ impl Failure {
             Self::StreamIdle => Flags::SI,
             Self::Overflow => Flags::UO,
             Self::NoEndpoint => Flags::UH,
+            Self::Dropped => Flags::DO,
             Self::NoRoute => Flags::NR,
             Self::NoCluster => Flags::NC,
             Self::FaultAbort => Flags::FI,
@@ -162,6 +165,7 @@ impl Failure {
             Self::StreamIdle => "stream_idle_timeout",
             Self::Overflow => "upstream_reset_before_response_started{overflow}",
             Self::NoEndpoint => "no_healthy_upstream",
+            Self::Dropped => "drop_overload",
             Self::NoRoute => "route_not_found",
             Self::NoCluster => "cluster_not_found",
             Self::FaultAbort => "fault_filter_abort",
@@ -255,6 +259,8 @@ flags! {
     DT = 16;
     /// The stream stood still for too long.
     SI = 17;
+    /// Dropped for overload.
+    DO = 18;
 }
 
 impl Flags {
@@ -368,6 +374,7 @@ mod tests {
             (Failure::StreamIdle, "SI", 504, 4),
             (Failure::Overflow, "UO", 503, 14),
             (Failure::NoEndpoint, "UH", 503, 14),
+            (Failure::Dropped, "DO", 503, 14),
             (Failure::NoRoute, "NR", 404, 12),
             (Failure::NoCluster, "NC", 503, 14),
             (Failure::FaultAbort, "FI", 503, 14),

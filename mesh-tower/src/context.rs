@@ -8,6 +8,7 @@
 use std::{
     fmt,
     future::Future,
+    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -45,6 +46,8 @@ pub struct Context {
     pub deadline: Option<Instant>,
     /// Headers that are sent on as they are, unless a request has its own.
     pub headers: HeaderMap,
+    /// Where it came from; what is hashed by source address is hashed by this.
+    pub source: Option<IpAddr>,
     pub(crate) vain: Vain,
 }
 
@@ -93,7 +96,13 @@ impl Context {
             }
         }
         let left = if is_grpc(headers) { grpc_timeout(headers) } else { expected_timeout(headers) };
-        Self { trace: None, deadline: left.map(|left| source::instant() + left), headers: kept, vain: Vain::default() }
+        Self {
+            trace: None,
+            deadline: left.map(|left| source::instant() + left),
+            headers: kept,
+            source: None,
+            vain: Vain::default(),
+        }
     }
 
     /// Runs the future in this context: requests it makes inherit from it.

@@ -55,6 +55,8 @@ pub enum ErrorKind {
     NoCluster,
     /// The cluster has no endpoint that can be used (`UH`, 503).
     NoEndpoint,
+    /// The control plane asks for requests to be dropped (`DO`, 503).
+    Dropped,
     /// A limit of what may be under way is reached (`UO`, 503).
     Overflow,
     /// No connection could be made (`UF`, 503).
@@ -284,6 +286,7 @@ impl Error {
             ErrorKind::NoRoute | ErrorKind::NoCluster => Cow::Borrowed(""),
             ErrorKind::NotReady => Cow::Borrowed("no configuration has arrived from the control plane"),
             ErrorKind::NoEndpoint => Cow::Borrowed("no healthy upstream"),
+            ErrorKind::Dropped => Cow::Borrowed("drop overload"),
             ErrorKind::Overflow => Cow::Owned(format!("{reset}overflow")),
             ErrorKind::Connect | ErrorKind::Tls => match self.root_cause() {
                 Some(cause) => {
@@ -321,6 +324,7 @@ impl ErrorKind {
             Self::NoRoute => Failure::NoRoute,
             Self::NoCluster => Failure::NoCluster,
             Self::NoEndpoint => Failure::NoEndpoint,
+            Self::Dropped => Failure::Dropped,
             Self::Overflow => Failure::Overflow,
             Self::Connect => Failure::Connect,
             Self::Tls => Failure::Tls,
@@ -372,6 +376,7 @@ impl ErrorKind {
             Self::NoRoute => "no route means this request",
             Self::NoCluster => "the route's cluster is not configured",
             Self::NoEndpoint => "no endpoint of the cluster can be used",
+            Self::Dropped => "dropped for overload",
             Self::Overflow => "too much is under way already",
             Self::Connect => "no connection to the endpoint",
             Self::Tls => "no secure connection to the endpoint",

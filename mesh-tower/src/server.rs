@@ -232,6 +232,7 @@ impl Server {
         let mut story = self.receive(caller, &mut parts);
         let mut context = Context::received(&parts.headers, &self.propagated);
         context.trace = Some(story.trace().clone());
+        context.source = Some(caller.address.ip());
         let mut refusal = self.refusal(caller, &parts, &context);
         let overloaded = refusal.is_none() && !self.let_in(&mut story).await;
         if overloaded {

@@ -23,6 +23,7 @@ pub struct Source {
     start: Instant,
     seed: u64,
     requests: Arc<AtomicU64>,
+    channel: u64,
 }
 
 impl Source {
@@ -34,7 +35,9 @@ impl Source {
 
     /// A source whose random streams are those of `seed`, its clock beginning now: for tests and replays.
     pub fn seeded(seed: u64) -> Self {
-        Self { start: Instant::now(), seed, requests: Arc::default() }
+        // A stream that no request has.
+        let channel = RequestRng::new(seed, u64::MAX).next_u64();
+        Self { start: Instant::now(), seed, requests: Arc::default(), channel }
     }
 
     /// The time, as policy counts it.
@@ -51,6 +54,11 @@ impl Source {
     /// The random bits of the next request.
     pub fn next_request(&self) -> RequestRng {
         RequestRng::new(self.seed, self.requests.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// What all requests of one client have in common, and those of others have not.
+    pub(crate) fn channel(&self) -> u64 {
+        self.channel
     }
 
     /// The wall clock: for certificates and for people.

@@ -6,13 +6,13 @@
 use std::sync::Arc;
 
 use mesh_core::config::{
-    Cluster, Discovery, Labels, LoadBalancer, Name, Protocol, ServiceName, StringMatch, Thresholds, TlsMode,
+    Cluster, Discovery, Endpoint, Labels, LoadBalancer, Name, Protocol, ServiceName, StringMatch, Thresholds, TlsMode,
     UpstreamTls,
 };
 
-use super::{NodeInfo, World, visible, world::Service};
+use super::{NodeInfo, World, locate, visible, world::Service};
 use crate::kinds::{
-    Balancing, H2Upgrade, Key, Object, PortProtocol, Resolution, ServicePort, Settings, Spec, Subset, Tls, TlsKind,
+    Choice, H2Upgrade, Key, Object, PortProtocol, Resolution, ServicePort, Settings, Spec, Subset, Tls, TlsKind,
     TrafficPolicy,
 };
 
@@ -98,9 +98,9 @@ pub(crate) fn of_service(world: &World, node: &NodeInfo, service: &Service) -> V
     let rule = rule(world, node, service);
     let mut clusters = Vec::new();
     for port in &service.ports {
-        clusters.push(Arc::new(cluster(world, service, port, &rule, None)));
+        clusters.push(Arc::new(cluster(world, node, service, port, &rule, None)));
         for subset in &rule.subsets {
-            clusters.push(Arc::new(cluster(world, service, port, &rule, Some(subset))));
+            clusters.push(Arc::new(cluster(world, node, service, port, &rule, Some(subset))));
         }
     }
     clusters
@@ -123,7 +123,14 @@ const UNLIMITED: Thresholds = Thresholds {
     max_requests_per_endpoint: u32::MAX,
 };
 
-fn cluster(world: &World, service: &Service, port: &ServicePort, rule: &Rule<'_>, subset: Option<&Subset>) -> Cluster {
+fn cluster(
+    world: &World,
+    node: &NodeInfo,
+    service: &Service,
+    port: &ServicePort,
+    rule: &Rule<'_>,
+    subset: Option<&Subset>,
+) -> Cluster {
     let subset_name = subset.map_or("", |subset| subset.name.as_str());
     let everything = Labels::new();
     let labels = subset.map_or(&everything, |subset| &subset.labels);
@@ -138,11 +145,13 @@ fn cluster(world: &World, service: &Service, port: &ServicePort, rule: &Rule<'_>
     };
     let mut load_balancer = LoadBalancer::default();
     let mut passthrough = service.resolution == Resolution::None;
-    match settings.balancing {
-        Some(Balancing::Among(chosen)) => load_balancer = chosen,
-        Some(Balancing::Passthrough) => passthrough = true,
+    let balancing = settings.balancing.unwrap_or_default();
+    match balancing.choice {
+        Some(Choice::Among(chosen)) => load_balancer = chosen,
+        Some(Choice::Passthrough) => passthrough = true,
         None => {}
     }
+    let mut locality_weighted = false;
     let mut endpoints = Default::default();
     let discovery = match service.resolution {
         _ if passthrough => Discovery::OriginalDestination,
@@ -152,7 +161,12 @@ fn cluster(world: &World, service: &Service, port: &ServicePort, rule: &Rule<'_>
             None => Discovery::Static,
         },
         Resolution::Static | Resolution::None => {
-            endpoints = Arc::new(service.endpoints(world, port, labels));
+            let mut known = service.endpoints(world, port, labels);
+            let from = locate::From { locality: &node.locality, labels: &node.labels };
+            let (setting, detects) = (balancing.locating.as_ref(), settings.outlier.is_some());
+            let of = |endpoint: &Endpoint| service.labels_of(endpoint);
+            locality_weighted = locate::locate(&mut known, of, from, setting, detects);
+            endpoints = Arc::new(known);
             Discovery::Eds(name.clone())
         }
     };
@@ -166,6 +180,10 @@ fn cluster(world: &World, service: &Service, port: &ServicePort, rule: &Rule<'_>
         discovery,
         endpoints,
         load_balancer,
+        // Envoy's place for it since hash policies can be a cluster's: every route to it hashes alike.
+        hash: balancing.hash,
+        slow_start: balancing.warmup,
+        locality_weighted,
         connect_timeout: pool.connect_timeout.unwrap_or(world.mesh.connect_timeout),
         protocol: match (pool.client_protocol, http2) {
             (true, _) => Protocol::Caller,

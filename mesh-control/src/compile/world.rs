@@ -73,6 +73,17 @@ impl Service {
         Endpoints { localities, ..Default::default() }
     }
 
+    /// The labels of whoever runs at an endpoint.
+    pub(crate) fn labels_of(&self, endpoint: &Endpoint) -> Labels {
+        let address = match &endpoint.address {
+            EndpointAddress::Socket(socket) => socket.ip().to_string(),
+            EndpointAddress::Unix(path) => format!("unix://{path}"),
+            EndpointAddress::Host(host, _) => host.clone(),
+        };
+        let instance = self.instances.iter().find(|instance| instance.address == address);
+        instance.map(|instance| instance.labels.clone()).unwrap_or_default()
+    }
+
     /// The names to resolve, of a service found by DNS.
     pub(crate) fn dns_names(&self, port: &ServicePort, labels: &Labels) -> Vec<(String, u16)> {
         if self.instances.is_empty() {

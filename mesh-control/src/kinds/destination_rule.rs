@@ -10,9 +10,11 @@ use super::{
     yaml::{At, Node},
 };
 
+mod balancing;
 mod settings;
 
-pub use settings::{Balancing, ConnectionPool, H2Upgrade, Settings, Tls, TlsKind};
+pub use balancing::{Balancing, Choice, Distribute, Locating};
+pub use settings::{ConnectionPool, H2Upgrade, Settings, Tls, TlsKind};
 
 /// A `DestinationRule`.
 #[derive(Clone, Debug, Default, PartialEq)]

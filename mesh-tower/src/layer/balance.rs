@@ -21,9 +21,11 @@ use mesh_core::{
     endpoint::{Endpoint, Pick},
     error::PickError,
     health::IMMEDIATE_FAIL,
+    load::LoadReport,
     outcome::{Failure, Outcome, grpc_status},
     pick::Ask,
     rewrite,
+    time::Time,
 };
 use pin_project_lite::pin_project;
 use tokio::time::Instant;
@@ -95,6 +97,7 @@ impl<S> Balance<S> {
         };
         let pick = picked.map_err(|error| match error {
             PickError::Overflow => Error::new(ErrorKind::Overflow, error),
+            PickError::Dropped(_) => Error::new(ErrorKind::Dropped, error),
             PickError::Failed(why) => Error::msg(ErrorKind::NoCluster, why),
             _ => Error::new(ErrorKind::NoEndpoint, error),
         })?;
@@ -191,7 +194,9 @@ impl Guard {
     /// The response's head is here.
     fn head(&mut self, status: u16, headers: &HeaderMap) {
         if let Some(pick) = &mut self.pick {
-            pick.responded(self.source.now());
+            let now = self.source.now();
+            pick.responded(now);
+            learn(pick, headers, now);
             if pick.cluster().config().health_check.is_some() && headers.contains_key(IMMEDIATE_FAIL) {
                 pick.cluster().set_failing_checks(pick.endpoint(), true);
             }
@@ -207,6 +212,9 @@ impl Guard {
     }
 
     fn trailers(&mut self, trailers: &HeaderMap) {
+        if let Some(pick) = &self.pick {
+            learn(pick, trailers, self.source.now());
+        }
         if self.is_grpc && self.seen.is_none() {
             self.seen = Some(Outcome::grpc_response(200, grpc_status(trailers)));
         }
@@ -225,6 +233,15 @@ impl Guard {
             pick.finish(outcome, self.source.now());
             watched.iter().for_each(|cluster| tell_ejections(cluster));
         }
+    }
+}
+
+/// What the endpoint says of its load, where that matters.
+fn learn(pick: &Pick, headers: &HeaderMap, now: Time) {
+    if pick.wants_load()
+        && let Some(report) = LoadReport::of(headers)
+    {
+        pick.report(&report, now);
     }
 }
 

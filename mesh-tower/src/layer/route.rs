@@ -7,6 +7,7 @@
 
 use std::{
     future::Future,
+    net::IpAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -164,7 +165,11 @@ impl<S> Shared<S> {
 
     fn decide(&self, snapshot: &Snapshot, port: Option<u16>, departure: &mut Departure) -> Result<Call, Error> {
         let mut rng = self.layer.source.next_request();
-        let view = RequestView::of(departure.message.parts(), port);
+        let view = RequestView {
+            source: departure.source,
+            channel: self.layer.source.channel(),
+            ..RequestView::of(departure.message.parts(), port)
+        };
         let plan = match snapshot.plan(&view, &mut rng) {
             Ok(plan) => plan,
             Err(why) => {
@@ -253,17 +258,21 @@ pub(super) struct Departure {
     pub(super) message: Message,
     pub(super) progress: Progress,
     pub(super) deadline: Option<Instant>,
+    /// Where the request being served came from, if one is.
+    source: Option<IpAddr>,
 }
 
 impl Departure {
     /// With what travels from the request being served, if one is.
     pub(super) fn of(mut message: Message) -> Self {
-        let inherited = context::current().and_then(|context| context.depart(message.headers_mut()));
+        let context = context::current();
+        let source = context.as_ref().and_then(|context| context.source);
+        let inherited = context.and_then(|context| context.depart(message.headers_mut()));
         let own = context::grpc_timeout(message.headers()).map(|timeout| source::instant() + timeout);
         let deadline = inherited.into_iter().chain(own).min();
         let (body, progress) = std::mem::take(message.body_mut()).watched();
         *message.body_mut() = body;
-        Self { message, progress, deadline }
+        Self { message, progress, deadline, source }
     }
 
     /// Through the layers below, and back.

@@ -2,11 +2,9 @@
 
 use std::time::Duration;
 
-use mesh_core::config::{
-    Connections, Keepalive, LeastRequest, LoadBalancer, OutlierDetection, RetryBudget, TcpKeepalive,
-};
+use mesh_core::config::{Connections, Keepalive, OutlierDetection, RetryBudget, TcpKeepalive};
 
-use super::outlier;
+use super::{Balancing, balancing, outlier};
 use crate::kinds::{
     read::{Fields, Reader},
     yaml::Node,
@@ -25,15 +23,6 @@ pub struct Settings {
     pub retry_budget: Option<RetryBudget>,
     /// TLS towards the endpoints.
     pub tls: Option<Tls>,
-}
-
-/// Source: Istio `LoadBalancerSettings`.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Balancing {
-    /// Among the known endpoints.
-    Among(LoadBalancer),
-    /// The host the caller named, resolved as it is. `PASSTHROUGH`.
-    Passthrough,
 }
 
 /// Source: Istio `ConnectionPoolSettings`; `None` is no limit (2^32 - 1).
@@ -95,7 +84,7 @@ pub enum TlsKind {
 impl Settings {
     pub(super) fn read(fields: &mut Fields<'_>, reader: &mut Reader<'_>) -> Self {
         Self {
-            balancing: fields.read("loadBalancer", |node, path| balancing(node, path, reader)),
+            balancing: fields.read("loadBalancer", |node, path| balancing::read(node, path, reader)),
             pool: fields.read("connectionPool", |node, path| pool(node, path, reader)),
             outlier: fields.read("outlierDetection", |node, path| outlier(node, path, reader)),
             // Of a policy, not of a port.
@@ -103,49 +92,6 @@ impl Settings {
             tls: fields.read("tls", |node, path| tls(node, path, reader)),
         }
     }
-}
-
-fn balancing(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<Balancing> {
-    let mut fields = reader.fields(node, path)?;
-    #[derive(Clone, Copy)]
-    enum Word {
-        Least,
-        Turn,
-        Random,
-        Passthrough,
-    }
-    let mut simple = None;
-    if let Some((node, path)) = fields.take("simple") {
-        let words = [
-            ("LEAST_REQUEST", Word::Least),
-            ("ROUND_ROBIN", Word::Turn),
-            ("RANDOM", Word::Random),
-            ("PASSTHROUGH", Word::Passthrough),
-            ("UNSPECIFIED", Word::Least),
-            ("LEAST_CONN", Word::Least),
-        ];
-        simple = reader.word(node, &path, &words);
-        if matches!(&node.value, crate::kinds::yaml::Value::Text(text) if text == "LEAST_CONN") {
-            reader.deprecated(node.at, format!("{path}: LEAST_CONN is deprecated"), "write LEAST_REQUEST");
-        }
-    }
-    fields.refused(
-        reader,
-        &["consistentHash"],
-        "hashing by header, cookie or address is not supported yet; use simple: LEAST_REQUEST, ROUND_ROBIN or RANDOM",
-    );
-    fields.ignored(
-        reader,
-        &["localityLbSetting", "warmupDurationSecs", "warmup", "zoneAwareLbSetting"],
-        "endpoints are used regardless of where and since when they run",
-    );
-    fields.close(reader);
-    Some(match simple {
-        Some(Word::Turn) => Balancing::Among(LoadBalancer::RoundRobin),
-        Some(Word::Random) => Balancing::Among(LoadBalancer::Random),
-        Some(Word::Passthrough) => Balancing::Passthrough,
-        Some(Word::Least) | None => Balancing::Among(LoadBalancer::LeastRequest(LeastRequest::default())),
-    })
 }
 
 fn pool(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<ConnectionPool> {
