@@ -32,6 +32,7 @@ use crate::{
 mod endpoint;
 mod http1;
 mod http2;
+mod keep;
 mod lease;
 mod message;
 mod open;
@@ -41,7 +42,8 @@ mod signal;
 
 pub(crate) use message::remove_hop_by_hop;
 
-use endpoint::{EndpointPool, Wants};
+use endpoint::EndpointPool;
+use keep::Wants;
 use lease::{Arriving, Lease, Sent};
 use response::Attempted;
 pub use response::PooledBody;

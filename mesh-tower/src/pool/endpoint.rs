@@ -14,20 +14,16 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
 };
 
-use mesh_core::{
-    config::{Cluster, Connections},
-    limit::Slot,
-    time::Time,
-};
+use mesh_core::{config::Cluster, limit::Slot, time::Time};
 use tokio::{sync::oneshot, task::AbortHandle};
 
 use super::{
     Route, Way,
     http1::Http1,
     http2::Http2,
+    keep::{Keep, Purpose, Waiter, Wants},
     lease::{Held, Lease, Place},
     open::{self, Opened, open},
 };
@@ -35,28 +31,6 @@ use crate::{
     error::{Error, ErrorKind},
     telemetry::PeerCache,
 };
-
-/// How long a connection may lie idle, unless configured.
-const IDLE: Duration = Duration::from_secs(50);
-
-/// What a request can be sent over.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Wants {
-    Http1,
-    Http2,
-    /// Whichever the peer agrees to.
-    Any,
-}
-
-impl Wants {
-    fn takes_http1(self) -> bool {
-        self != Self::Http2
-    }
-
-    fn takes_http2(self) -> bool {
-        self != Self::Http1
-    }
-}
 
 /// All connections of one endpoint.
 #[derive(Debug)]
@@ -83,51 +57,6 @@ struct State {
     opening_shared: bool,
     /// The peer, asked, chose HTTP/1.1.
     speaks_http1: bool,
-}
-
-/// A request in line.
-struct Waiter {
-    wants: Wants,
-    way: Arc<Way>,
-    told: oneshot::Sender<Result<Lease, Error>>,
-}
-
-impl std::fmt::Debug for Waiter {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Waiter").field("wants", &self.wants).field("way", &self.way).finish_non_exhaustive()
-    }
-}
-
-/// When a connection is given up.
-#[derive(Debug)]
-struct Keep {
-    idle: Duration,
-    max_duration: Duration,
-    max_requests: u32,
-    after_idle: Option<Duration>,
-    preconnect_percent: usize,
-}
-
-impl Keep {
-    fn new(config: &Connections) -> Self {
-        let never = |duration: Duration| if duration.is_zero() { Duration::MAX } else { duration };
-        Self {
-            idle: never(config.idle_timeout.unwrap_or(IDLE)),
-            max_duration: config.max_duration.unwrap_or(Duration::MAX),
-            max_requests: if config.max_requests == 0 { u32::MAX } else { config.max_requests },
-            after_idle: config.http2.keepalive.and_then(|keepalive| keepalive.after_idle),
-            preconnect_percent: config.preconnect_percent.clamp(100, 300) as usize,
-        }
-    }
-
-    /// It may serve another request, if it is still there.
-    fn keeps(&self, requests: u32, opened: Time, now: Time) -> bool {
-        requests < self.max_requests && now.saturating_since(opened) < self.max_duration
-    }
-
-    fn keeps_idle(&self, since: Time, now: Time) -> bool {
-        now.saturating_since(since) < self.idle
-    }
 }
 
 /// What lies ready to serve a request.
@@ -180,7 +109,12 @@ impl EndpointPool {
         };
         self.serve();
         match told.await {
-            Ok(result) => result,
+            Ok(result) => {
+                if result.is_ok() && self.keep.preconnect_percent > 100 {
+                    self.preconnect(route);
+                }
+                result
+            }
             Err(_) => Err(Error::msg(ErrorKind::Connect, "the pool of connections was closed").unsent()),
         }
     }
@@ -511,15 +445,6 @@ impl Drop for EndpointPool {
             task.abort();
         }
     }
-}
-
-/// What a connection is opened for.
-#[derive(Clone, Copy, Debug)]
-enum Purpose {
-    /// One request.
-    Single,
-    /// All that can share one.
-    Shared,
 }
 
 /// A connection from before it is open until it is closed; then it lets those in line look again.

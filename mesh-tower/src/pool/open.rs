@@ -18,12 +18,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{
-    Way,
-    endpoint::{Counted, Wants},
-    http1::Http1,
-    http2::Http2,
-};
+use super::{Way, endpoint::Counted, http1::Http1, http2::Http2, keep::Wants};
 use crate::{
     connect::{Io, Target},
     error::{Error, ErrorKind},

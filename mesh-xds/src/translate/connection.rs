@@ -70,11 +70,7 @@ pub(super) fn decode(message: &Message, ignored: &mut Ignored) -> Result<(Protoc
     }
     let mut connections = Connections {
         max_requests: message.max_requests_per_connection.unwrap_or(0),
-        http2: options
-            .map(|options| http2(&options))
-            .transpose()
-            .under("http2_protocol_options")?
-            .unwrap_or_default(),
+        http2: options.map(|options| http2(&options)).transpose().under("http2_protocol_options")?.unwrap_or_default(),
         tcp_keepalive: message
             .upstream_connection_options
             .as_ref()
