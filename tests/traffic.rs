@@ -33,3 +33,6 @@ mod routing;
 
 #[path = "traffic/timeouts.rs"]
 mod timeouts;
+
+#[path = "traffic/upgrades.rs"]
+mod upgrades;

@@ -34,7 +34,7 @@ use crate::{
     error::{BoxError, Error},
     live::Live,
     pool::Pool,
-    server::{Gate, Handler, Role, Server, signalled},
+    server::{Gate, Handler, Role, Server, Tunnels, signalled},
     telemetry::{PeerMetadata, Telemetry},
     tls::LiveIdentity,
     upkeep::Owned,
@@ -228,6 +228,7 @@ impl Mesh {
             role,
             service: Arc::clone(&shared.service),
             gate: shared.gate.clone(),
+            tunnels: Tunnels::default(),
         };
         let mut serving = std::pin::pin!(server.run(listener, handler, shared.ending.subscribe()));
         tokio::select! {

@@ -9,7 +9,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
-use http::{Request, Response, Version};
+use http::{HeaderValue, Request, Response, Version};
 use mesh_core::{
     cluster::Cluster,
     config::{Protocol, TlsMode, UpstreamTls},
@@ -40,7 +40,7 @@ mod pipe;
 mod response;
 mod signal;
 
-pub(crate) use message::remove_hop_by_hop;
+pub(crate) use message::{ask_upgrade, remove_hop_by_hop};
 
 use endpoint::EndpointPool;
 use keep::Wants;
@@ -109,7 +109,13 @@ impl Pool {
         let shared = &self.shared;
         let Picked { request, call, cluster, endpoint, .. } = picked;
         let mut request = request.into_request();
-        let route = Route::new(shared, &cluster, &endpoint, &request, call.plan().is_grpc);
+        let mut route = Route::new(shared, &cluster, &endpoint, &request, call.plan().is_grpc);
+        let upgrade = message::asked_upgrade(request.headers()).cloned();
+        let upgrade = upgrade.filter(|protocol| protocol.to_str().is_ok_and(|it| call.plan().allows_upgrade(it)));
+        if upgrade.is_some() {
+            // Changing protocols is HTTP/1.1's.
+            route.wants = Wants::Http1;
+        }
         if let Some(tls) = route.tls
             && tls.workload_identity
         {
@@ -119,7 +125,7 @@ impl Pool {
         }
         let attempted = Attempted::begin(&shared.telemetry, &cluster, &endpoint, &mut request);
         let streamed = request.body().known_len().is_none();
-        match self.exchange(&route, request).await {
+        match self.exchange(&route, request, upgrade).await {
             Ok((mut response, lease)) => {
                 let known = endpoint.config().workload.as_ref();
                 let peer = shared.telemetry.meet(response.headers_mut(), lease.peer(), known, &route.pool.peers);
@@ -146,10 +152,14 @@ impl Pool {
         &self,
         route: &Route<'_>,
         mut request: Request<Body>,
+        upgrade: Option<HeaderValue>,
     ) -> Result<(Response<Arriving>, Lease), Error> {
         loop {
             let mut lease = route.pool.lease(route).await?;
             message::prepare(&mut request, lease.is_http2(), route.tls.is_some())?;
+            if let Some(protocol) = &upgrade {
+                message::ask_upgrade(request.headers_mut(), protocol.clone());
+            }
             match lease.send(request).await {
                 Sent::Answered(response) => return Ok((response, lease)),
                 // A connection that was lying idle may have been closed by the peer just then: the next one, or a new one.

@@ -10,7 +10,7 @@ use std::{convert::Infallible, future::poll_fn, io, net::SocketAddr, pin::pin, s
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header, request::Parts};
 use http_body::Body as HttpBody;
-use hyper::{body::Incoming, service::service_fn};
+use hyper::{body::Incoming, service::service_fn, upgrade::OnUpgrade};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
@@ -34,7 +34,7 @@ use crate::{
     context::Context,
     error::BoxError,
     live::Live,
-    pool::remove_hop_by_hop,
+    pool::{ask_upgrade, remove_hop_by_hop},
     source,
     telemetry::{PEER_METADATA, PeerCache, Telemetry},
     tls::{Accepted, LiveIdentity, MtlsAcceptor},
@@ -43,11 +43,13 @@ use crate::{
 mod body;
 mod shed;
 mod story;
+mod tunnel;
 
 use body::Answer;
 pub use body::RequestBody;
 pub(crate) use shed::Gate;
 use story::Story;
+pub(crate) use tunnel::Tunnels;
 
 /// How long a caller may take for the TLS handshake. Envoy's default is 15 s.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -93,6 +95,8 @@ pub(crate) struct Server {
     pub(crate) service: Arc<ServiceName>,
     /// How many requests are worked on at once, where that is bounded.
     pub(crate) gate: Option<Gate>,
+    /// Connections that changed their protocol.
+    pub(crate) tunnels: Tunnels,
 }
 
 /// Whom a server serves.
@@ -205,7 +209,7 @@ impl Server {
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD);
         builder.http2().timer(TokioTimer::new()).adaptive_window(true).max_concurrent_streams(1000);
-        let mut connection = pin!(builder.serve_connection(TokioIo::new(io), service));
+        let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(io), service));
         let ended = tokio::select! {
             ended = connection.as_mut() => Some(ended),
             () = until_true(&mut draining) => None,
@@ -228,6 +232,7 @@ impl Server {
         B: HttpBody<Error: Into<BoxError>>,
     {
         let (mut parts, body) = request.into_parts();
+        let changing = parts.extensions.get::<OnUpgrade>().cloned().filter(|_| self.role == Role::Gateway);
         let introduced = parts.headers.contains_key(PEER_METADATA);
         let mut story = self.receive(caller, &mut parts);
         let mut context = Context::received(&parts.headers, &self.propagated);
@@ -259,7 +264,15 @@ impl Server {
             },
         };
         if self.role == Role::Gateway {
+            let protocol = response.headers().get(header::UPGRADE).cloned();
             remove_hop_by_hop(response.headers_mut());
+            if response.status() == StatusCode::SWITCHING_PROTOCOLS
+                && let (Some(down), Some(up), Some(protocol)) =
+                    (changing, response.extensions_mut().remove::<OnUpgrade>(), protocol)
+            {
+                ask_upgrade(response.headers_mut(), protocol);
+                self.tunnels.join(down, up);
+            }
             self.telemetry.conceal(response.headers_mut());
         } else if introduced && caller.peer.is_some() {
             self.telemetry.introduce(response.headers_mut());

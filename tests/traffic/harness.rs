@@ -274,7 +274,12 @@ fn joined(headers: &HeaderMap, name: &str) -> String {
 
 /// A cluster of these upstreams, spoken to as the kind wants.
 pub(crate) fn cluster(kind: Kind, name: &str, upstreams: &[&Upstream]) -> Cluster {
-    let endpoints = upstreams.iter().map(|upstream| Endpoint::from(upstream.address)).collect();
+    cluster_at(kind, name, &upstreams.iter().map(|upstream| upstream.address).collect::<Vec<_>>())
+}
+
+/// A cluster of what listens there.
+pub(crate) fn cluster_at(kind: Kind, name: &str, addresses: &[SocketAddr]) -> Cluster {
+    let endpoints = addresses.iter().map(|address| Endpoint::from(*address)).collect();
     let locality = LocalityEndpoints { endpoints, ..LocalityEndpoints::default() };
     Cluster {
         name: name.into(),

@@ -18,6 +18,20 @@ pub(super) fn prepare(request: &mut Request<Body>, http2: bool, tls: bool) -> Re
     if http2 { prepare_http2(request, tls) } else { prepare_http1(request) }
 }
 
+/// The protocol the request asks its connection to change to.
+pub(super) fn asked_upgrade(headers: &HeaderMap) -> Option<&HeaderValue> {
+    let protocol = headers.get(header::UPGRADE)?;
+    let options = headers.get_all(header::CONNECTION).iter().filter_map(|options| options.to_str().ok());
+    let asked = options.flat_map(|options| options.split(',')).any(|it| it.trim().eq_ignore_ascii_case("upgrade"));
+    asked.then_some(protocol)
+}
+
+/// Asks for it on a connection of ours.
+pub(crate) fn ask_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(header::UPGRADE, protocol);
+}
+
 fn prepare_http1(request: &mut Request<Body>) -> Result<(), Error> {
     if let Some(authority) = request.uri().authority() {
         // Credentials before an `@` are not part of Host.

@@ -255,7 +255,7 @@ fn query_parameters_are_read() {
     assert_eq!(value(None), QueryMatcher::Present(true));
 }
 
-/// RM5, RM21: a condition this library does not know refuses the table; ignoring it would widen the route.
+/// RM5, RM21, RA20: a condition this library does not know refuses the table; ignoring it would widen the route.
 #[test]
 fn unknown_conditions_are_refused() {
     // By their tags within RouteMatch, which our sources do not declare.
