@@ -56,6 +56,8 @@ pub struct Attempt {
     pub try_deadline: Option<Instant>,
     /// 1 is the first.
     pub number: u32,
+    /// When it was begun.
+    pub begun: Instant,
 }
 
 /// One try with the endpoint it goes to; whoever gets it only sends it.
@@ -119,7 +121,7 @@ impl From<Routed> for Attempt {
     /// The only try: what a balancer without retries above it makes of a request.
     fn from(routed: Routed) -> Self {
         let Routed { request, call, deadline } = routed;
-        Self { request, call, deadline, try_deadline: deadline, number: 1 }
+        Self { request, call, deadline, try_deadline: deadline, number: 1, begun: source::instant() }
     }
 }
 

@@ -42,8 +42,12 @@ impl Source {
 
     /// The time, as policy counts it.
     pub fn now(&self) -> Time {
-        let nanos = Instant::now().saturating_duration_since(self.start).as_nanos();
-        Time::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+        self.clock().now()
+    }
+
+    /// The clock alone, which is copied without touching what all threads share.
+    pub(crate) fn clock(&self) -> Clock {
+        Clock(self.start)
     }
 
     /// The runtime's instant of `time`, to sleep until.
@@ -64,6 +68,23 @@ impl Source {
     /// The wall clock: for certificates and for people.
     pub fn wall(&self) -> SystemTime {
         wall()
+    }
+}
+
+/// The time, as policy counts it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Clock(Instant);
+
+impl Clock {
+    pub(crate) fn now(self) -> Time {
+        self.at(Instant::now())
+    }
+
+    /// What the time is at that instant of the runtime.
+    pub(crate) fn at(self, instant: Instant) -> Time {
+        let since = instant.saturating_duration_since(self.0);
+        // Some 584 years fit.
+        Time::from_nanos(since.as_secs().saturating_mul(1_000_000_000).saturating_add(since.subsec_nanos().into()))
     }
 }
 

@@ -35,7 +35,7 @@ use super::{Attempt, Call, Picked, Routed, Stage};
 use crate::{
     error::{BoxError, Error, ErrorKind},
     message::Message,
-    source::{self, Source},
+    source::{self, Clock, Source},
     telemetry::tell_ejections,
 };
 
@@ -81,9 +81,9 @@ pub struct Balance<S> {
 }
 
 impl<S> Balance<S> {
-    fn pick(&self, call: &Call, number: u32, request: &Message) -> Result<Pick, Error> {
+    fn pick(&self, call: &Call, number: u32, begun: Instant, request: &Message) -> Result<Pick, Error> {
         let Some(cluster) = call.plan().cluster() else { return Err(Error::of(ErrorKind::NoCluster)) };
-        let now = self.source.now();
+        let now = self.source.clock().at(begun);
         let mut journal = call.journal();
         journal.attempts = number;
         let journal = &mut *journal;
@@ -140,17 +140,17 @@ where
     type Response = http::Response<Guarded<B>>;
 
     async fn call(&self, attempt: Attempt) -> Result<Self::Response, Error> {
-        let Attempt { mut request, call, deadline, try_deadline, number } = attempt;
+        let Attempt { mut request, call, deadline, try_deadline, number, begun } = attempt;
         if let Some(answer) = call.own_answer() {
             return Err(answer);
         }
-        let pick = self.pick(&call, number, &request)?;
+        let pick = self.pick(&call, number, begun, &request)?;
         let (cluster, endpoint) = (Arc::clone(pick.cluster()), Arc::clone(pick.endpoint()));
         // Each try has its own, so this is the name of its endpoint and no earlier one's.
         rewrite::apply_endpoint(call.plan(), named(&endpoint), request.parts_mut());
         let is_grpc = call.plan().is_grpc;
         let mut guard =
-            Guard { pick: Some(pick), source: self.source.clone(), deadline: try_deadline, seen: None, is_grpc };
+            Guard { pick: Some(pick), clock: self.source.clock(), deadline: try_deadline, seen: None, is_grpc };
         let response = match self.inner.call(Picked { request, call, deadline: try_deadline, cluster, endpoint }).await
         {
             Ok(response) => response,
@@ -184,7 +184,7 @@ where
 #[derive(Debug)]
 struct Guard {
     pick: Option<Pick>,
-    source: Source,
+    clock: Clock,
     deadline: Option<Instant>,
     seen: Option<Outcome>,
     is_grpc: bool,
@@ -194,7 +194,7 @@ impl Guard {
     /// The response's head is here.
     fn head(&mut self, status: u16, headers: &HeaderMap) {
         if let Some(pick) = &mut self.pick {
-            let now = self.source.now();
+            let now = self.clock.now();
             pick.responded(now);
             learn(pick, headers, now);
             if pick.cluster().config().health_check.is_some() && headers.contains_key(IMMEDIATE_FAIL) {
@@ -230,7 +230,7 @@ impl Guard {
     fn settle(&mut self, outcome: &Outcome) {
         if let Some(pick) = self.pick.take() {
             let watched = pick.cluster().config().outlier_detection.is_some().then(|| Arc::clone(pick.cluster()));
-            pick.finish(outcome, self.source.now());
+            pick.finish(outcome, self.clock.now());
             watched.iter().for_each(|cluster| tell_ejections(cluster));
         }
     }

@@ -146,8 +146,9 @@ where
         // A gRPC call may be sent again unasked (RT10).
         let transparent = plan.is_grpc && self.layer.rules == Rules::Mesh;
         if policy.is_none() && pace.is_none() && !transparent {
-            mark(request.headers_mut(), 1, 0, plan.is_grpc, deadline);
-            let only = Attempt { request, call: call.clone(), deadline, try_deadline: deadline, number: 1 };
+            let begun = source::instant();
+            mark(request.headers_mut(), 1, 0, plan.is_grpc, deadline, begun);
+            let only = Attempt { request, call: call.clone(), deadline, try_deadline: deadline, number: 1, begun };
             return Ok(self.inner.call(only).await?.map(Peeked::new));
         }
 
@@ -204,9 +205,10 @@ impl Course<'_> {
     fn attempt(&mut self, try_deadline: Option<Instant>) -> Attempt {
         self.number += 1;
         let mut parts = self.first.take().unwrap_or_else(|| self.head.again());
-        mark(&mut parts.headers, self.number, self.counted, self.call.plan().is_grpc, try_deadline);
+        let begun = source::instant();
+        mark(&mut parts.headers, self.number, self.counted, self.call.plan().is_grpc, try_deadline, begun);
         let request = Message::from_parts(parts, self.tape.play());
-        Attempt { request, call: self.call.clone(), deadline: self.deadline, try_deadline, number: self.number }
+        Attempt { request, call: self.call.clone(), deadline: self.deadline, try_deadline, number: self.number, begun }
     }
 
     /// How the next try is waited for.
@@ -300,7 +302,10 @@ where
     /// What core says of a try that ended, told in the response's flags.
     fn judge(&self, course: &mut Course<'_>, result: &Result<http::Response<Peeked<B>>, Error>) -> Verdict {
         let Some((outcome, headers)) = ended(course, result) else { return Verdict::GiveUp(Why::NotAsked) };
-        let ended = Ended { outcome: &outcome, response: headers, wall: since_1970(&self.layer.source) };
+        // Read only for the headers that name a moment.
+        let is_dated = course.policy.is_some_and(|policy| policy.rate_limited.is_some());
+        let wall = if is_dated { since_1970(&self.layer.source) } else { Duration::ZERO };
+        let ended = Ended { outcome: &outcome, response: headers, wall };
         let asked = Asked { method: course.head.method(), is_grpc: course.call.plan().is_grpc, rules: course.rules };
         let verdict = course.retries.verdict(course.policy, asked, ended, &mut course.call.journal().rng);
         let may_follow = course.throttle.as_ref().is_none_or(|throttle| match verdict {
@@ -378,11 +383,13 @@ fn ended<'a, B>(
 }
 
 fn outcome(status: u16, headers: &HeaderMap, is_grpc: bool) -> Outcome {
-    match (is_grpc, grpc_status(headers)) {
+    if !is_grpc {
+        return Outcome::response(status);
+    }
+    match grpc_status(headers) {
         // A stream that goes on: whatever its end, it is too late for another try.
-        (true, None) if status == 200 => Outcome::grpc_response(200, Some(0)),
-        (true, grpc) => Outcome::grpc_response(status, grpc),
-        (false, _) => Outcome::response(status),
+        None if status == 200 => Outcome::grpc_response(200, Some(0)),
+        grpc => Outcome::grpc_response(status, grpc),
     }
 }
 
@@ -418,9 +425,9 @@ fn since_1970(source: &Source) -> Duration {
 }
 
 /// Tells the destination how much time is left, and which try this is (RT11, TO3).
-fn mark(headers: &mut HeaderMap, number: u32, counted: u32, is_grpc: bool, deadline: Option<Instant>) {
+fn mark(headers: &mut HeaderMap, number: u32, counted: u32, is_grpc: bool, deadline: Option<Instant>, now: Instant) {
     if let Some(deadline) = deadline {
-        tell_time_left(headers, is_grpc, deadline.saturating_duration_since(source::instant()));
+        tell_time_left(headers, is_grpc, deadline.saturating_duration_since(now));
     }
     headers.insert(ATTEMPT_COUNT, decimal(number.into()));
     if is_grpc && counted > 0 {

@@ -59,10 +59,11 @@ where
     type Response = http::Response<Timed<B>>;
 
     async fn call(&self, mut routed: Routed) -> Result<Self::Response, Error> {
-        let mut limit = Limit::of(&mut routed);
-        limit.start_if_sent();
+        let now = source::instant();
+        let mut limit = Limit::of(&mut routed, now);
+        limit.start_if_sent(now);
         if let Some((at, kind)) = limit.at {
-            if at <= source::instant() && !routed.call.is_refused() {
+            if at <= now && !routed.call.is_refused() {
                 return Err(Error::of(kind));
             }
             routed.deadline = Some(at);
@@ -94,7 +95,7 @@ struct Limit {
 }
 
 impl Limit {
-    fn of(routed: &mut Routed) -> Self {
+    fn of(routed: &mut Routed, now: Instant) -> Self {
         let call = &routed.call;
         let (plan, is_grpc) = (call.plan(), call.plan().is_grpc);
         let route = &plan.route;
@@ -102,7 +103,7 @@ impl Limit {
             Some(own) => (own > Duration::ZERO).then_some(own),
             None => route.timeout_of(is_grpc),
         };
-        let stream = route.stream_limit_of(is_grpc).map(|most| (source::instant() + most, ErrorKind::Duration));
+        let stream = route.stream_limit_of(is_grpc).map(|most| (now + most, ErrorKind::Duration));
         let caller = routed.deadline.map(|deadline| (deadline, ErrorKind::Deadline));
         let at = [stream, caller].into_iter().flatten().min_by_key(|(at, _)| *at);
         Self {
@@ -116,14 +117,14 @@ impl Limit {
         self.at.is_none() && self.after_request.is_none() && self.idle.is_none()
     }
 
-    fn start_if_sent(&mut self) {
+    fn start_if_sent(&mut self, now: Instant) {
         if let Some((timeout, _)) = self.after_request.take_if(|(_, call)| call.progress().is_ended()) {
-            self.start(timeout);
+            self.start(timeout, now);
         }
     }
 
-    fn start(&mut self, timeout: Duration) {
-        let route = (source::instant() + timeout, ErrorKind::Timeout);
+    fn start(&mut self, timeout: Duration, now: Instant) {
+        let route = (now + timeout, ErrorKind::Timeout);
         self.at = Some(self.at.map_or(route, |other| if other.0 <= route.0 { other } else { route }));
     }
 }
@@ -159,7 +160,7 @@ impl Timer {
         if let Some((timeout, _)) =
             self.limit.after_request.take_if(|(_, call)| call.progress().poll_ended(cx).is_ready())
         {
-            self.limit.start(timeout);
+            self.limit.start(timeout, source::instant());
             self.sleep = None;
         }
         if let Some((at, kind)) = self.limit.at {
