@@ -147,6 +147,6 @@ fn resources(backend: SocketAddr) -> ResourceSet {
     let mut set = ResourceSet::default();
     set.insert(TypeUrl::Listener, "echo", listener.encode_to_vec());
     set.insert(TypeUrl::Cluster, "echo", cluster.encode_to_vec());
-    set.insert(TypeUrl::ENDPOINT_PLACEHOLDER, "echo", assignment.encode_to_vec());
+    set.insert(TypeUrl::Endpoint, "echo", assignment.encode_to_vec());
     set
 }
