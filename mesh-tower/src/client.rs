@@ -405,7 +405,11 @@ mod tests {
             (empty, tonic::Code::Unavailable),
             (slow, tonic::Code::DeadlineExceeded),
         ] {
-            let client = client(&config, |_| std::future::pending::<Result<crate::testing::TestResponse, Error>>());
+            let client = client(&config, |picked: Picked| async {
+                // The time limit counts from when the request has been read.
+                let _ = picked.request.into_body().collect().await;
+                std::future::pending::<Result<crate::testing::TestResponse, Error>>().await
+            });
             let mut generated = tonic::client::Grpc::new(client.grpc("reviews").unwrap());
             generated.ready().await.unwrap();
             let path = http::uri::PathAndQuery::from_static("/ratings.Ratings/Get");

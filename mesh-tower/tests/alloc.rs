@@ -48,9 +48,9 @@ fn a_request_allocates_once() {
                 drop(std::hint::black_box(request));
             }
         });
-        // Once in a while a page for header values, or a list that grows, is added.
+        // A page for the values of headers serves some twenty requests.
         let added = spent.saturating_sub(bare.count_total);
-        assert!((1_000..=1_020).contains(&added), "{spent} in all, {} of them for headers", bare.count_total);
+        assert!((1_000..=1_120).contains(&added), "{spent} in all, {} of them for headers", bare.count_total);
     }
 }
 
