@@ -5,16 +5,25 @@
 //! tests say so and pass; with `MESH_REQUIRE_PEERS=1`, as in the continuous integration, they fail.
 //!
 //! `process.rs` starts Envoy and changes its configuration, `both.rs` puts one configuration in force on both sides,
-//! `ask.rs` sends a request through either, `upstream.rs` is what both send to.
+//! `ask.rs` sends a request through either, `upstream.rs` is what both send to. Routes are compared in `routes.rs`, with
+//! configurations made in `generate.rs`, judged in `compare.rs` and counted in `cover.rs`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "envoy/ask.rs"]
 mod ask;
 #[path = "envoy/both.rs"]
 mod both;
+#[path = "envoy/compare.rs"]
+mod compare;
+#[path = "envoy/cover.rs"]
+mod cover;
 #[path = "envoy/ejection.rs"]
 mod ejection;
+#[path = "envoy/generate.rs"]
+mod generate;
 #[path = "envoy/process.rs"]
 mod process;
+#[path = "envoy/routes.rs"]
+mod routes;
 #[path = "envoy/upstream.rs"]
 mod upstream;

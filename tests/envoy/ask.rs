@@ -114,7 +114,17 @@ impl Caller {
     /// Sends a request and reads the answer; an error says why there is none.
     pub(crate) async fn ask(&self, ask: &Ask) -> Result<Answer, String> {
         match self {
-            Self::Envoy(downstream) => downstream.send(ask).await,
+            Self::Envoy(downstream) => {
+                // Envoy closes a connection on which it answered before the request was all there: not before it is asked
+                // again is that its answer.
+                let mut answer = downstream.send(ask).await;
+                for _ in 0..2 {
+                    if answer.is_err() {
+                        answer = downstream.send(ask).await;
+                    }
+                }
+                answer
+            }
             Self::Ours(client) => {
                 let answer = client.request(ask.request(true)?).await.map_err(|error| error.to_string())?;
                 whole(answer).await

@@ -1,0 +1,184 @@
+//! What arrived and what came back, through Envoy and through ours, with every difference between them.
+//!
+//! Left out is only what each hop says of itself on every request, whatever its routes say: `OF_THE_HOP`. Everything else is
+//! compared; what may differ is one of [`EXPLAINED`], by name and with its reason.
+
+use std::{collections::BTreeMap, fmt};
+
+use http::HeaderMap;
+use serde_json::Value;
+
+use crate::{
+    ask::{Answer, Ask},
+    upstream::Arrived,
+};
+
+/// Headers by which a hop tells of itself or frames a message: never taken from routes. Ours numbers its tries and says how
+/// much time is left to each, where Envoy must be told to.
+const OF_THE_HOP: [&str; 18] = [
+    "connection",
+    "content-length",
+    "date",
+    "grpc-timeout",
+    "server",
+    "traceparent",
+    "tracestate",
+    "transfer-encoding",
+    "x-b3-parentspanid",
+    "x-b3-sampled",
+    "x-b3-spanid",
+    "x-b3-traceid",
+    "x-envoy-attempt-count",
+    "x-envoy-expected-rq-timeout-ms",
+    "x-envoy-upstream-service-time",
+    "x-forwarded-proto",
+    "x-request-id",
+    "keep-alive",
+];
+
+/// One thing that was not the same.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) struct Difference {
+    /// What of: `status`, `upstream`, `arrived x-a`, `answered x-up`.
+    pub(crate) what: String,
+    /// Through Envoy.
+    pub(crate) envoy: String,
+    /// Through ours.
+    pub(crate) ours: String,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} through Envoy, {} through ours", self.what, self.envoy, self.ours)
+    }
+}
+
+/// A difference that is meant.
+pub(crate) struct Explained {
+    /// Its name.
+    pub(crate) name: &'static str,
+    /// Why it is so.
+    #[allow(dead_code, reason = "for whoever reads the list")]
+    pub(crate) reason: &'static str,
+    /// Whether this is it.
+    pub(crate) is: fn(&Ask, Option<&Value>, &Difference) -> bool,
+}
+
+/// All differences that are meant; of a request, the rule that took it if one did, and what differs.
+pub(crate) const EXPLAINED: &[Explained] = &[
+    Explained {
+        name: "no route is UNAVAILABLE to gRPC",
+        reason: "gRFC A28 has a gRPC client say UNAVAILABLE where nothing matches; Envoy translates its 404 to UNIMPLEMENTED",
+        is: |_, rule, difference| {
+            let Difference { what, envoy, ours } = difference;
+            rule.is_none() && what == "answered grpc-status" && envoy == "\"12\"" && ours == "\"14\""
+        },
+    },
+    Explained {
+        name: "the reason is told to gRPC",
+        reason: "a status of ours says in its message why, where Envoy's says nothing",
+        is: |_, _, difference| difference.what == "answered grpc-message" && difference.envoy == "nothing",
+    },
+    Explained {
+        name: "a status without content has none",
+        reason: "over HTTP/2 Envoy sends the body that a route gives to a 204, which RFC 9110 does not allow; we never do",
+        is: |_, rule, difference| {
+            let status = rule.map_or(&Value::Null, |rule| &rule["direct_response"]["status"]);
+            status == 204 && difference.what == "body" && difference.ours == "\"\""
+        },
+    },
+    Explained {
+        name: "a redirect leaves the request as it came",
+        reason: "Envoy writes the path that a rewriting redirect leads to into the request before it renders `%REQ(:path)%` in the \
+                 headers of the answer; we render the path that was asked for",
+        is: |_, rule, difference| {
+            let redirect = rule.map_or(&Value::Null, |rule| &rule["redirect"]);
+            let rewrites = ["prefix_rewrite", "regex_rewrite"].iter().any(|kind| redirect.get(*kind).is_some());
+            rewrites && difference.what.starts_with("answered x-") && difference.ours.contains('/')
+        },
+    },
+    Explained {
+        name: "a host that is none is not sent",
+        reason: "where a substitution in the path yields no host, Envoy sends it all the same; we leave the authority as it was",
+        is: |_, rule, difference| {
+            let rewrites = rule.is_some_and(|rule| rule["route"].get("host_rewrite_path_regex").is_some());
+            rewrites && difference.what == "authority" && difference.envoy.contains(['/', '%', ';'])
+        },
+    },
+];
+
+/// The explanation of a difference.
+pub(crate) fn explained(ask: &Ask, rule: Option<&Value>, difference: &Difference) -> Option<&'static Explained> {
+    EXPLAINED.iter().find(|explained| (explained.is)(ask, rule, difference))
+}
+
+/// Everything that is not the same.
+pub(crate) fn differences(envoy: &Result<Answer, String>, ours: &Result<Answer, String>) -> Vec<Difference> {
+    let (envoy, ours) = (facts(envoy), facts(ours));
+    let mut names: Vec<&String> = envoy.keys().chain(ours.keys()).collect();
+    names.sort_unstable();
+    names.dedup();
+    let missing = || "nothing".to_owned();
+    let of = |side: &BTreeMap<String, String>, name: &String| side.get(name).cloned().unwrap_or_else(missing);
+    let both = names.into_iter().map(|name| (name, of(&envoy, name), of(&ours, name)));
+    // Two that fail are alike, whatever they say.
+    both.filter(|(name, envoy, ours)| {
+        envoy != ours && !(*name == "no answer" && envoy != "nothing" && ours != "nothing")
+    })
+    .map(|(what, envoy, ours)| Difference { what: what.clone(), envoy, ours })
+    .collect()
+}
+
+/// An answer, and what it tells of the request's arrival, taken apart.
+fn facts(answer: &Result<Answer, String>) -> BTreeMap<String, String> {
+    let mut facts = BTreeMap::new();
+    let answer = match answer {
+        Ok(answer) => answer,
+        Err(error) => {
+            facts.insert("no answer".to_owned(), format!("{error:?}"));
+            return facts;
+        }
+    };
+    facts.insert("status".to_owned(), answer.status.to_string());
+    headers("answered", &answer.headers, &mut facts);
+    headers("trailer", &answer.trailers, &mut facts);
+    // A gRPC message has five bytes in front.
+    let body = [0, 5].into_iter().find_map(|skip| serde_json::from_slice::<Arrived>(answer.body.get(skip..)?).ok());
+    let Some(arrived) = body else {
+        facts.insert("body".to_owned(), format!("{:?}", String::from_utf8_lossy(&answer.body)));
+        return facts;
+    };
+    for (name, value) in [
+        ("upstream", arrived.upstream),
+        ("version", arrived.version),
+        ("method", arrived.method),
+        ("path", arrived.path),
+        ("authority", arrived.authority),
+        ("request body", arrived.body),
+    ] {
+        facts.insert(name.to_owned(), value);
+    }
+    gather("arrived", arrived.headers.iter().map(|(name, value)| (name.as_str(), value.clone())), &mut facts);
+    facts
+}
+
+fn headers(kind: &str, headers: &HeaderMap, facts: &mut BTreeMap<String, String>) {
+    let all =
+        headers.iter().map(|(name, value)| (name.as_str(), String::from_utf8_lossy(value.as_bytes()).into_owned()));
+    gather(kind, all, facts);
+}
+
+fn gather<'a>(kind: &str, headers: impl Iterator<Item = (&'a str, String)>, facts: &mut BTreeMap<String, String>) {
+    let mut all: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for (name, value) in headers.filter(|(name, _)| !OF_THE_HOP.contains(name)) {
+        all.entry(name).or_default().push(value);
+    }
+    for (name, mut values) in all {
+        // Several lines of one header mean the same as one line with commas, and empty elements nothing (RFC 9110, 5.3 and
+        // 5.6.1); Envoy folds some.
+        if values.len() > 1 {
+            values.retain(|value| !value.is_empty());
+        }
+        facts.insert(format!("{kind} {name}"), format!("{:?}", values.join(",")));
+    }
+}

@@ -1,0 +1,174 @@
+//! What routes do with requests.
+
+use proptest::{prelude::*, sample::select, strategy::BoxedStrategy};
+use serde_json::{Value, json};
+
+use super::{Flavour, header, maybe, merge, object, set};
+
+/// Rewrites of paths by regular expression.
+const REWRITES: [(&str, &str); 6] = [
+    ("^/a/(.*)$", "/moved/\\1"),
+    ("a", "b"),
+    ("^/([^/]+)/([^/]+)", "/\\2/\\1"),
+    ("/+", "/"),
+    ("nothing-like-this", "/x"),
+    ("^.*$", "/whole"),
+];
+
+/// The action of a route, as the field it stands in.
+pub(super) fn action(clusters: Flavour) -> BoxedStrategy<Value> {
+    prop_oneof![
+        7 => forward(clusters).prop_map(|action| json!({"route": action})),
+        2 => redirect().prop_map(|action| json!({"redirect": action})),
+        1 => direct_response().prop_map(|action| json!({"direct_response": action})),
+    ]
+    .boxed()
+}
+
+fn forward(clusters: Flavour) -> BoxedStrategy<Value> {
+    let to = prop_oneof![
+        10 => select(clusters.clusters().to_vec()).prop_map(|name| json!({"cluster": name})),
+        1 => (Just("gone"), maybe(50, select(&["NOT_FOUND", "INTERNAL_SERVER_ERROR", "SERVICE_UNAVAILABLE"][..])))
+            .prop_map(|(name, code)| object([("cluster", Some(json!(name))),
+                ("cluster_not_found_response_code", code.map(|code| json!(code)))])),
+        1 => Just(json!({"cluster_header": "x-cluster"})),
+        4 => weighted(clusters).prop_map(|split| json!({"weighted_clusters": split})),
+    ];
+    (to, path_rewrite(), host_rewrite(), maybe(12, Just(json!(true))))
+        .prop_map(|(mut action, path, host, append_host)| {
+            set(&mut action, "append_x_forwarded_host", append_host);
+            merge(&mut action, path.unwrap_or_default());
+            merge(&mut action, host.unwrap_or_default());
+            action
+        })
+        .boxed()
+}
+
+/// One destination has all the weight, or the request's header says which, so that chance does not decide.
+fn weighted(clusters: Flavour) -> BoxedStrategy<Value> {
+    let host = || maybe(15, Just(json!("of-the-cluster.example.com")));
+    (
+        (0..3_usize, select(&[1, 100, 5][..]), prop::bool::weighted(0.25)),
+        (header::changes(30), header::changes(30)),
+        (host(), host(), maybe(8, fault_level())),
+    )
+        .prop_map(move |((chosen, weight, by_header), (ours, theirs), (our_host, their_host, fault))| {
+            let entry = |(i, name): (usize, &str)| {
+                let (is_chosen, other) = (i == chosen, if by_header { 7 } else { 0 });
+                let mut entry = json!({"name": name, "weight": if is_chosen { weight } else { other }});
+                merge(&mut entry, if is_chosen { ours.clone() } else { theirs.clone() });
+                set(&mut entry, "host_rewrite_literal", if is_chosen { our_host.clone() } else { their_host.clone() });
+                let filters = fault.clone().map(|fault| json!({"envoy.filters.http.fault": fault}));
+                set(&mut entry, "typed_per_filter_config", filters);
+                entry
+            };
+            let entries: Vec<Value> = clusters.clusters().into_iter().enumerate().map(entry).collect();
+            let mut split = json!({"clusters": entries});
+            set(&mut split, "header_name", by_header.then(|| json!("x-split")));
+            split
+        })
+        .boxed()
+}
+
+fn path_rewrite() -> impl Strategy<Value = Option<Value>> {
+    let prefix =
+        select(&["/new", "/", "/new/", "/a", "/n?x=1"][..4]).prop_map(|prefix| json!({"prefix_rewrite": prefix}));
+    let regex = regex_rewrite().prop_map(|regex| json!({"regex_rewrite": regex}));
+    maybe(35, prop_oneof![prefix.boxed(), regex.boxed()])
+}
+
+fn regex_rewrite() -> BoxedStrategy<Value> {
+    select(&REWRITES[..]).prop_map(|(regex, by)| json!({"pattern": {"regex": regex}, "substitution": by})).boxed()
+}
+
+fn host_rewrite() -> impl Strategy<Value = Option<Value>> {
+    let kinds = prop_oneof![
+        2 => select(&["rewritten.example.com", "rewritten:8080"][..]).prop_map(|host| json!({"host_rewrite_literal": host})),
+        1 => Just(json!({"host_rewrite_header": "x-host"})),
+        1 => select(&[("^/([a-zA-Z]*).*$", "x\\1.example.com"), ("^.*$", "of-path")][..]).prop_map(|(regex, by)| {
+            json!({"host_rewrite_path_regex": {"pattern": {"regex": regex}, "substitution": by}})
+        }),
+    ];
+    maybe(25, kinds)
+}
+
+fn redirect() -> BoxedStrategy<Value> {
+    let path = prop_oneof![
+        select(&["/elsewhere", "/elsewhere?own=1", "/"][..]).prop_map(|path| json!({"path_redirect": path})),
+        select(&["/new", "/"][..]).prop_map(|prefix| json!({"prefix_rewrite": prefix})),
+        regex_rewrite().prop_map(|regex| json!({"regex_rewrite": regex})),
+    ];
+    let scheme = prop_oneof![
+        2 => Just(json!({"https_redirect": true})),
+        1 => Just(json!({"https_redirect": false})),
+        1 => Just(json!({"scheme_redirect": "https"})),
+        1 => Just(json!({"scheme_redirect": "http"})),
+    ];
+    let codes = select(&["MOVED_PERMANENTLY", "FOUND", "SEE_OTHER", "TEMPORARY_REDIRECT", "PERMANENT_REDIRECT"][..]);
+    (
+        maybe(50, path),
+        maybe(40, scheme),
+        maybe(40, select(&["elsewhere.example.com", "elsewhere:99"][..])),
+        maybe(25, select(&[80, 443, 8443][..])),
+        maybe(60, codes),
+        maybe(30, Just(json!(true))),
+    )
+        .prop_map(|(path, scheme, host, port, code, strip)| {
+            let mut redirect = object([
+                ("host_redirect", host.map(|host| json!(host))),
+                ("port_redirect", port.map(|port| json!(port))),
+                ("response_code", code.map(|code| json!(code))),
+                ("strip_query", strip),
+            ]);
+            merge(&mut redirect, path.unwrap_or_default());
+            merge(&mut redirect, scheme.unwrap_or_default());
+            redirect
+        })
+        .boxed()
+}
+
+fn direct_response() -> BoxedStrategy<Value> {
+    (
+        select(&[200, 204, 404, 418, 503, 599][..]),
+        maybe(70, select(&["", "said here", "{\"json\": true}"][..])),
+        any::<bool>(),
+    )
+        .prop_map(|(status, body, bytes)| {
+            let mut action = json!({"status": status});
+            let body = body.map(|text| match bytes && !text.is_empty() {
+                true => json!({"inline_bytes": base64(text)}),
+                false => json!({"inline_string": text}),
+            });
+            set(&mut action, "body", body);
+            action
+        })
+        .boxed()
+}
+
+fn base64(text: &str) -> String {
+    use base64::Engine;
+    base64::engine::general_purpose::STANDARD.encode(text)
+}
+
+/// A fault that always or never happens.
+pub(super) fn fault() -> BoxedStrategy<Value> {
+    let abort = prop_oneof![
+        select(&[404, 503, 429][..]).prop_map(|status| json!({"http_status": status})),
+        select(&[5, 13, 14][..]).prop_map(|code| json!({"grpc_status": code})),
+    ];
+    (abort, select(&[0, 100, 100][..]))
+        .prop_map(|(mut abort, percent)| {
+            abort["percentage"] = json!({"numerator": percent, "denominator": "HUNDRED"});
+            json!({"@type": "type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault", "abort": abort})
+        })
+        .boxed()
+}
+
+/// A fault of a level, or the word that there is none.
+pub(super) fn fault_level() -> BoxedStrategy<Value> {
+    prop_oneof![
+        2 => fault(),
+        1 => Just(json!({"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "disabled": true})),
+    ]
+    .boxed()
+}

@@ -1,0 +1,447 @@
+//! Generated route configurations, and generated requests through both: what arrived where, and what came back, is the same.
+//!
+//! `MESH_SEED` repeats a run; `MESH_PAIRS` makes it longer or shorter. What differs is shown as small
+//! as it can be made.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write,
+    time::{Duration, Instant},
+};
+
+use futures_util::{StreamExt, stream};
+use http::Request;
+use mesh_core::{request::RequestView, rng::RequestRng};
+use mesh_xds::proto::DESCRIPTORS;
+use proptest::{
+    strategy::{Strategy, ValueTree},
+    test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
+};
+use prost::Message;
+use prost_reflect::{DescriptorPool, DynamicMessage};
+use serde_json::{Value, json};
+
+use crate::{
+    ask::Ask,
+    both::{Both, Verdict, cluster, http2},
+    compare::{Difference, EXPLAINED, differences, explained},
+    cover::Coverage,
+    generate::{Case, Flavour, case},
+    process::{Options, slot_name},
+    upstream::Upstream,
+};
+
+/// Configurations in force at once.
+const SLOTS: usize = 100;
+/// Requests for each configuration.
+const REQUESTS: usize = 14;
+/// Pairs of a run, unless `MESH_PAIRS` says otherwise.
+const PAIRS: usize = 21_000;
+/// Steps in making a failure smaller.
+const SHRINKING: usize = 60;
+/// Failures after which a run ends.
+const ENOUGH: usize = 30;
+/// At most so many differences are meant, of at most one pair in a hundred.
+const EXPLANATIONS: usize = 20;
+
+/// Every kind of condition and action; each occurs in at least one of a hundred pairs.
+const KINDS: &[&str] = &[
+    "domain any",
+    "domain exact",
+    "domain prefix",
+    "domain suffix",
+    "ignore_port_in_host_matching",
+    "most_specific_header_mutations_wins",
+    "ignore_path_parameters_in_path_matching",
+    "path template",
+    "cookies string_match exact",
+    "cookies invert_match",
+    "query_parameters present_match false",
+    "header operator",
+    "append_action ADD_IF_ABSENT",
+    "append_action OVERWRITE_IF_EXISTS",
+    "route cluster_header",
+    "route cluster_not_found_response_code",
+    "route append_x_forwarded_host",
+    "route host_rewrite_header",
+    "route host_rewrite_path_regex",
+    "split header_name",
+    "no host",
+    "no rule",
+    "match prefix",
+    "match path",
+    "match safe_regex",
+    "match path_separated_prefix",
+    "path ignoring case",
+    "match grpc",
+    "match runtime_fraction",
+    "headers string_match exact",
+    "headers string_match prefix",
+    "headers string_match suffix",
+    "headers string_match contains",
+    "headers string_match safe_regex",
+    "headers string_match ignore_case",
+    "headers exact_match",
+    "headers prefix_match",
+    "headers suffix_match",
+    "headers contains_match",
+    "headers safe_regex_match",
+    "headers range_match",
+    "headers present_match true",
+    "headers present_match false",
+    "headers there",
+    "headers invert_match",
+    "headers treat_missing_header_as_empty",
+    "headers :method",
+    "headers :authority",
+    "headers :path",
+    "query_parameters string_match exact",
+    "query_parameters string_match prefix",
+    "query_parameters string_match suffix",
+    "query_parameters string_match contains",
+    "query_parameters string_match safe_regex",
+    "query_parameters string_match ignore_case",
+    "query_parameters present_match true",
+    "query_parameters there",
+    "route cluster",
+    "route weighted_clusters",
+    "route prefix_rewrite",
+    "route regex_rewrite",
+    "route host_rewrite_literal",
+    "redirect",
+    "redirect path_redirect",
+    "redirect prefix_rewrite",
+    "redirect regex_rewrite",
+    "redirect https_redirect",
+    "redirect scheme_redirect",
+    "redirect host_redirect",
+    "redirect port_redirect",
+    "redirect strip_query",
+    "redirect response_code",
+    "direct_response",
+    "filter envoy.filters.http.fault",
+    "table request_headers_to_add",
+    "table request_headers_to_remove",
+    "table response_headers_to_add",
+    "table response_headers_to_remove",
+    "host request_headers_to_add",
+    "host request_headers_to_remove",
+    "host response_headers_to_add",
+    "host response_headers_to_remove",
+    "route request_headers_to_add",
+    "route request_headers_to_remove",
+    "route response_headers_to_add",
+    "route response_headers_to_remove",
+    "cluster request_headers_to_add",
+    "cluster request_headers_to_remove",
+    "cluster response_headers_to_add",
+    "cluster response_headers_to_remove",
+    "append_action absent",
+    "append_action APPEND_IF_EXISTS_OR_ADD",
+    "append_action OVERWRITE_IF_EXISTS_OR_ADD",
+];
+
+/// The upstreams and both sides.
+struct Bench {
+    both: Both,
+    pool: DescriptorPool,
+    _upstreams: Vec<Upstream>,
+}
+
+/// A configuration and requests that try it.
+#[derive(Clone, Debug)]
+struct Trial {
+    routes: Value,
+    asks: Vec<Ask>,
+}
+
+/// A pair that differs without explanation.
+#[derive(Clone, Debug)]
+struct Failure {
+    /// Which of the trials.
+    trial: usize,
+    routes: Value,
+    /// None when the configuration itself is what they disagree on.
+    ask: Option<Ask>,
+    differences: Vec<Difference>,
+}
+
+impl Failure {
+    /// What differs, without how: failures of one kind have one cause, nearly always.
+    fn kind(&self) -> String {
+        let kind = |difference: &Difference| match difference.what.as_str() {
+            // Why it is refused counts, not by whom it is named.
+            "configuration" => {
+                let why = difference.envoy.rsplit(": ").next().unwrap_or_default();
+                format!("configuration ({why}) ({})", difference.ours.rsplit(": ").next().unwrap_or_default())
+            }
+            what => what.to_owned(),
+        };
+        self.differences.iter().map(kind).collect::<Vec<_>>().join(", ")
+    }
+}
+
+#[derive(Debug, Default)]
+struct Tally {
+    coverage: Coverage,
+    explained: BTreeMap<&'static str, usize>,
+    explained_pairs: usize,
+}
+
+/// RM1, RM2, RM3, RM4, RM6, RM7, RM8, RM9, RM10, RM12, RM13, RM14, RM15, RM19, RA1, RA2, RA3, RA5, RA9, RA10, RA11, RA12,
+/// RA13, RA14, RA16, FI2: equal to Envoy by
+/// experiment.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn generated_routes_do_the_same_through_both() {
+    let Some(mut bench) = Bench::start(SLOTS).await else { return };
+    let seed = std::env::var("MESH_SEED").ok().map_or_else(rand::random, |seed| seed.parse().expect("a number"));
+    let pairs = std::env::var("MESH_PAIRS").map_or(PAIRS, |pairs| pairs.parse().expect("a number"));
+    println!("MESH_SEED={seed}");
+    let begin = Instant::now();
+    let mut tally = Tally::default();
+    let mut batch = 0;
+    let mut failures = Vec::new();
+    while tally.coverage.pairs < pairs && failures.len() < ENOUGH {
+        let trials: Vec<Trial> = (0..SLOTS).map(|slot| trial(seed, batch, slot)).collect();
+        failures.append(&mut bench.run(&trials, &mut tally).await);
+        batch += 1;
+    }
+    if !failures.is_empty() {
+        report(&tally, begin.elapsed());
+        panic!("MESH_SEED={seed}, {batch} batches: {}", bench.tell(failures).await);
+    }
+    report(&tally, begin.elapsed());
+    assert_eq!(tally.coverage.rare(KINDS), Vec::<String>::new(), "kinds that too few pairs met");
+    assert!(EXPLAINED.len() <= EXPLANATIONS);
+    assert!(tally.explained_pairs * 100 <= tally.coverage.pairs, "{} pairs needed explanation", tally.explained_pairs);
+}
+
+fn report(tally: &Tally, took: Duration) {
+    println!("{}", tally.coverage.table());
+    println!("{} pairs in {took:?}, {} explained: {:?}", tally.coverage.pairs, tally.explained_pairs, tally.explained);
+}
+
+/// The trial that a seed, a batch and a slot mean.
+fn trial(seed: u64, batch: u64, slot: usize) -> Trial {
+    let mut bytes = [0; 32];
+    for (i, part) in [seed, batch, slot as u64].into_iter().enumerate() {
+        bytes[i * 8..(i + 1) * 8].copy_from_slice(&part.to_le_bytes());
+    }
+    let mut runner = TestRunner::new_with_rng(Config::default(), TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
+    let Case { routes, aims } = case(REQUESTS).new_tree(&mut runner).expect("nothing is filtered out").current();
+    let asks = aims.iter().map(|aim| aim.at(&routes)).collect();
+    Trial { routes, asks }
+}
+
+impl Bench {
+    async fn start(slots: usize) -> Option<Self> {
+        let mut both = Both::start(&Options { slots, ..Options::default() }).await?;
+        let (mut upstreams, mut clusters) = (Vec::new(), Vec::new());
+        for flavour in [Flavour::Http1, Flavour::Http2] {
+            for name in flavour.clusters() {
+                let upstream = Upstream::echo(name).await;
+                let plain = cluster(name, [upstream.address()]);
+                clusters.push(if flavour == Flavour::Http2 { http2(plain) } else { plain });
+                upstreams.push(upstream);
+            }
+        }
+        both.clusters(&clusters).await;
+        let pool = DescriptorPool::decode(DESCRIPTORS).expect("the descriptors");
+        Some(Self { both, pool, _upstreams: upstreams })
+    }
+
+    /// The bytes of a configuration, for a slot.
+    fn encode(&self, routes: &Value, slot: usize) -> Vec<u8> {
+        let mut routes = routes.clone();
+        routes["name"] = json!(slot_name(slot));
+        let kind = self.pool.get_message_by_name("envoy.config.route.v3.RouteConfiguration").expect("known");
+        match DynamicMessage::deserialize(kind, &routes) {
+            Ok(message) => message.encode_to_vec(),
+            Err(error) => panic!("{error} in {routes:#}"),
+        }
+    }
+
+    /// Runs trials, one a slot, and counts them; what differs without explanation.
+    async fn run(&mut self, trials: &[Trial], tally: &mut Tally) -> Vec<Failure> {
+        let encoded = trials.iter().enumerate().map(|(slot, trial)| (slot, self.encode(&trial.routes, slot))).collect();
+        let verdicts = self.both.encoded_routes(encoded).await;
+        let (both, snapshot) = (&self.both, self.both.mesh().snapshot().expect("a configuration"));
+        let mut failures = Vec::new();
+        let mut ready = Vec::new();
+        for (slot, (trial, verdict)) in trials.iter().zip(&verdicts).enumerate() {
+            match disagreement(verdict) {
+                Some(difference) => failures.push(Failure {
+                    trial: slot,
+                    routes: trial.routes.clone(),
+                    ask: None,
+                    differences: vec![difference],
+                }),
+                None if verdict.envoy.is_ok() => ready.push((slot, trial)),
+                None => {}
+            }
+        }
+        let answers = ready.into_iter().map(|(slot, trial)| async move {
+            let mut answers = Vec::new();
+            for ask in &trial.asks {
+                answers.push(tokio::join!(both.through_envoy(slot).ask(ask), both.through_ours(slot).ask(ask)));
+            }
+            (slot, trial, answers)
+        });
+        let answers: Vec<_> = stream::iter(answers).buffer_unordered(8).collect().await;
+        for (slot, trial, answers) in answers {
+            for (ask, (envoy, ours)) in trial.asks.iter().zip(answers) {
+                let (host, rule) = taken(&snapshot, slot, ask, &trial.routes);
+                tally.coverage.count(&trial.routes, host, rule);
+                let route = rule.and_then(|rule| host?["routes"].get(rule));
+                let all = differences(&envoy, &ours);
+                let (meant, differences): (Vec<_>, Vec<_>) = all
+                    .into_iter()
+                    .map(|difference| (explained(ask, route, &difference), difference))
+                    .partition(|(why, _)| why.is_some());
+                for (why, _) in &meant {
+                    *tally.explained.entry(why.map_or("", |why| why.name)).or_default() += 1;
+                }
+                tally.explained_pairs += usize::from(!meant.is_empty());
+                if !differences.is_empty() {
+                    let differences = differences.into_iter().map(|(_, difference)| difference).collect();
+                    let (routes, ask) = (trial.routes.clone(), Some(ask.clone()));
+                    failures.push(Failure { trial: slot, routes, ask, differences });
+                }
+            }
+        }
+        failures.sort_by_key(|failure| failure.trial);
+        failures
+    }
+
+    /// Failures by kind, with how many there are of each and one that is as small as could be found.
+    async fn tell(&mut self, failures: Vec<Failure>) -> String {
+        let mut kinds: BTreeMap<String, Vec<Failure>> = BTreeMap::new();
+        let mut text = format!("{} of its pairs differ without explanation", failures.len());
+        for failure in failures {
+            kinds.entry(failure.kind()).or_default().push(failure);
+        }
+        for (kind, failures) in kinds {
+            let _ = write!(text, "\n\n== {kind}, {} times\n", failures.len());
+            let Some(failure) = failures.into_iter().min_by_key(|failure| failure.routes.to_string().len()) else {
+                continue;
+            };
+            let small = self.shrink(failure).await;
+            let _ = writeln!(text, "{}", serde_json::to_string_pretty(&small.routes).expect("JSON"));
+            if let Some(ask) = small.ask {
+                let _ = writeln!(text, "{ask}");
+            }
+            for difference in small.differences {
+                let _ = writeln!(text, "{difference}");
+            }
+        }
+        text
+    }
+
+    /// Makes a failing configuration and request as small as they still fail in the same way: everything that can be left
+    /// out of them is, many tries at once.
+    async fn shrink(&mut self, failure: Failure) -> Failure {
+        let mut best = failure;
+        for _ in 0..SHRINKING {
+            let smaller: Vec<Trial> = smaller(&best).into_iter().collect();
+            let mut found = None;
+            for trials in smaller.chunks(SLOTS) {
+                let failures = self.run(trials, &mut Tally::default()).await;
+                found = failures.into_iter().find(|failure| failure.kind() == best.kind());
+                if found.is_some() {
+                    break;
+                }
+            }
+            match found {
+                Some(failure) => best = failure,
+                None => break,
+            }
+        }
+        best
+    }
+}
+
+/// Trials with one thing less each, those that leave out most first.
+fn smaller(failure: &Failure) -> Vec<Trial> {
+    let asks = |ask: &Option<Ask>| ask.clone().into_iter().collect::<Vec<_>>();
+    let mut trials: Vec<Trial> =
+        without_one(&failure.routes).into_iter().map(|routes| Trial { routes, asks: asks(&failure.ask) }).collect();
+    trials.sort_by_key(|trial| trial.routes.to_string().len());
+    for i in 0..failure.ask.as_ref().map_or(0, |ask| ask.headers.len()) {
+        let mut ask = failure.ask.clone();
+        ask.iter_mut().for_each(|ask| drop(ask.headers.remove(i)));
+        trials.push(Trial { routes: failure.routes.clone(), asks: asks(&ask) });
+    }
+    trials
+}
+
+/// Every value that is this one without one of its parts, at any depth.
+fn without_one(value: &Value) -> Vec<Value> {
+    let mut all = Vec::new();
+    match value {
+        Value::Object(fields) => {
+            // Without its type a message is none.
+            for (name, inner) in fields.iter().filter(|(name, _)| *name != "@type") {
+                let mut less = fields.clone();
+                less.remove(name);
+                all.push(Value::Object(less));
+                for inner in without_one(inner) {
+                    let mut less = fields.clone();
+                    less.insert(name.clone(), inner);
+                    all.push(Value::Object(less));
+                }
+            }
+        }
+        Value::Array(items) => {
+            for (i, inner) in items.iter().enumerate() {
+                let mut less = items.clone();
+                less.remove(i);
+                all.push(Value::Array(less));
+                for inner in without_one(inner) {
+                    let mut less = items.clone();
+                    less[i] = inner;
+                    all.push(Value::Array(less));
+                }
+            }
+        }
+        _ => {}
+    }
+    all
+}
+
+/// Where one side takes a configuration that the other refuses.
+fn disagreement(verdict: &Verdict) -> Option<Difference> {
+    let said = |refusal: Option<&String>| refusal.cloned().unwrap_or_else(|| "taken".to_owned());
+    let (envoy, ours) = (verdict.envoy.as_ref().err(), verdict.ours.as_ref().err());
+    if envoy.is_some() == ours.is_some() {
+        let ignored = verdict.ours.as_ref().ok().filter(|ignored| !ignored.is_empty())?;
+        return Some(Difference {
+            what: "fields ignored".to_owned(),
+            envoy: "none".to_owned(),
+            ours: ignored.join(", "),
+        });
+    }
+    Some(Difference { what: "configuration".to_owned(), envoy: said(envoy), ours: said(ours) })
+}
+
+/// The host and the rule that took a request, by ours; both sides agree on it if the pair shows no difference.
+fn taken<'a>(
+    snapshot: &mesh_core::snapshot::Snapshot,
+    slot: usize,
+    ask: &Ask,
+    routes: &'a Value,
+) -> (Option<&'a Value>, Option<usize>) {
+    let mut builder =
+        Request::builder().method(ask.method.clone()).uri(format!("http://{}{}", ask.authority, ask.path));
+    for (name, value) in &ask.headers {
+        builder = builder.header(name, value);
+    }
+    let Ok(request) = builder.body(()) else { return (None, None) };
+    let parts = request.into_parts().0;
+    let view = RequestView::of(&parts, Some(u16::try_from(slot + 1).expect("a port")));
+    let Ok(plan) = snapshot.plan(&view, &mut RequestRng::new(0, 0)) else { return (None, None) };
+    let number = |text: &str, after: &str| text.split(after).nth(1)?.split(' ').next()?.parse::<usize>().ok();
+    let host_name = &*plan.route.virtual_host;
+    let hosts = routes["virtual_hosts"].as_array().into_iter().flatten();
+    let host = hosts.into_iter().find(|host| host["name"] == host_name);
+    (host, number(&plan.route.name, "route-"))
+}
