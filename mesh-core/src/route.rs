@@ -248,7 +248,10 @@ fn port_policy(policy: &mut RoutePolicy, forward: &Forward, settings: &HttpSetti
 
 fn matched_prefix(path: &PathMatch) -> Option<usize> {
     match path {
-        PathMatch::Prefix { value, .. } | PathMatch::SegmentPrefix { value, .. } => Some(value.len()),
-        PathMatch::Exact { .. } | PathMatch::Regex(_) => None,
+        // Of an exact path nothing is left, but for its parameters where they are not compared.
+        PathMatch::Prefix { value, .. } | PathMatch::SegmentPrefix { value, .. } | PathMatch::Exact { value, .. } => {
+            Some(value.len())
+        }
+        PathMatch::Regex(_) => None,
     }
 }

@@ -231,7 +231,12 @@ impl Call {
 
     /// Changes the headers of a response, the mesh's own included, as the plan says.
     pub(crate) fn change_response(&self, status: StatusCode, headers: &mut HeaderMap) {
-        rewrite::on_response(self.plan(), self.record().request.as_deref(), status.as_u16(), headers);
+        let plan = self.plan();
+        // A fault in front of a route that answers by itself is not that route's answer.
+        if plan.fault.abort.is_some() && matches!(plan.target, Target::Redirect | Target::Respond) {
+            return;
+        }
+        rewrite::on_response(plan, self.record().request.as_deref(), status.as_u16(), headers);
     }
 
     /// It goes nowhere: there is nothing to time.

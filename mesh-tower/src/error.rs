@@ -231,33 +231,35 @@ impl Error {
         };
         let mut response = http::Response::new(bytes);
         *response.status_mut() = self.status();
+        self.tell(&mut response);
+        // Routes come first; the kind of a text is said where they do not say it, and of what there is not nothing is.
+        self.change(&mut response);
         let headers = response.headers_mut();
         if has_text {
-            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+            headers.entry(header::CONTENT_TYPE).or_insert(HeaderValue::from_static("text/plain"));
+        } else {
+            headers.remove(header::CONTENT_TYPE);
         }
+        response
+    }
+
+    fn tell(&self, response: &mut http::Response<Bytes>) {
         if self.0.kind == ErrorKind::Overflow {
-            headers.insert(OVERLOADED, HeaderValue::from_static("true"));
+            response.headers_mut().insert(OVERLOADED, HeaderValue::from_static("true"));
         }
         if let Some(location) = self.0.answer.as_ref().and_then(|answer| answer.location.clone()) {
-            headers.insert(header::LOCATION, location);
+            response.headers_mut().insert(header::LOCATION, location);
         }
-        self.change(&mut response);
-        response
     }
 
     /// The response a gRPC caller is given: headers alone, with `grpc-status` and `grpc-message`.
     pub fn to_grpc_response(&self) -> http::Response<Bytes> {
         let mut response = http::Response::new(Bytes::new());
+        self.tell(&mut response);
+        self.change(&mut response);
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        if self.0.kind == ErrorKind::Overflow {
-            headers.insert(OVERLOADED, HeaderValue::from_static("true"));
-        }
-        if let Some(location) = self.0.answer.as_ref().and_then(|answer| answer.location.clone()) {
-            headers.insert(header::LOCATION, location);
-        }
         headers.extend(self.to_trailers());
-        self.change(&mut response);
         response
     }
 

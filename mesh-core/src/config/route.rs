@@ -147,7 +147,7 @@ impl PathMatch {
 pub struct HeaderMatch {
     /// Lower-case header name, or one of `:method`, `:authority`, `:scheme`, `:path`.
     pub name: Name,
-    /// The condition on its values, joined by `,`.
+    /// The condition on its values, any of them (of a gRPC call: joined by `,`).
     pub matcher: HeaderMatcher,
     /// Turns the answer round. A missing header still does not match, present or not (RM9), unless treated as empty.
     pub invert: bool,

@@ -77,10 +77,12 @@ impl Lease {
                 }
             }
             Self::Http2(place) => {
+                let is_head = *request.method() == http::Method::HEAD;
                 let (sent, pipe) = place.connection.send(request).await;
                 match sent {
                     Sent::Answered(response) => {
-                        let left = announced(&response);
+                        // The answer to HEAD announces what a GET would get.
+                        let left = if is_head { None } else { announced(&response) };
                         // Sending goes on whether or not the response is read.
                         let sending = pipe.map(|mut pipe| {
                             Owned::spawn(async move {

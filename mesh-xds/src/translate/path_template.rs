@@ -21,9 +21,9 @@ use crate::proto::{
 const MOST_VARIABLES: usize = 5;
 const LONGEST_NAME: usize = 16;
 /// One segment: what RFC 3986 lets stand in one, but `*` and `=`.
-const SEGMENT: &str = "[a-zA-Z0-9._~%!$&'()+,;:@-]+";
+const SEGMENT: &str = "[a-zA-Z0-9._~%!$&'()+,;:@=-]+";
 /// Any number of segments.
-const REST: &str = "[a-zA-Z0-9._~%!$&'()+,;:@/-]*";
+const REST: &str = "[a-zA-Z0-9._~%!$&'()+,;:@=/-]*";
 
 /// A template, read.
 pub(super) struct Template {
