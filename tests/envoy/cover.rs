@@ -13,7 +13,7 @@ pub(crate) struct Coverage {
 }
 
 impl Coverage {
-    /// Counts one pair: the host it was for, and which of its rules took it (or none of them).
+    /// Counts one pair: the host it was for and which of its rules took it, if a rule did.
     pub(crate) fn count(&mut self, configuration: &Value, host: Option<&Value>, rule: Option<usize>) {
         self.pairs += 1;
         let mut kinds = BTreeSet::new();
@@ -28,7 +28,7 @@ impl Coverage {
         }
         changes("table", configuration, &mut kinds);
         let Some(host) = host else {
-            kinds.insert("no host".to_owned());
+            kinds.insert("no route".to_owned());
             return self.add(kinds);
         };
         for domain in host["domains"].as_array().into_iter().flatten() {
@@ -40,12 +40,9 @@ impl Coverage {
         for route in rules.iter().take(rule.map_or(rules.len(), |rule| rule + 1)) {
             conditions(&route["match"], &mut kinds);
         }
-        match rule.and_then(|rule| rules.get(rule)) {
-            None => drop(kinds.insert("no rule".to_owned())),
-            Some(route) => {
-                changes("route", route, &mut kinds);
-                action(route, &mut kinds);
-            }
+        if let Some(route) = rule.and_then(|rule| rules.get(rule)) {
+            changes("route", route, &mut kinds);
+            action(route, &mut kinds);
         }
         self.add(kinds);
     }

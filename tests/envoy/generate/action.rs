@@ -28,7 +28,7 @@ pub(super) fn action(clusters: Flavour) -> BoxedStrategy<Value> {
 fn forward(clusters: Flavour) -> BoxedStrategy<Value> {
     let to = prop_oneof![
         10 => select(clusters.clusters().to_vec()).prop_map(|name| json!({"cluster": name})),
-        1 => (Just("gone"), maybe(50, select(&["NOT_FOUND", "INTERNAL_SERVER_ERROR", "SERVICE_UNAVAILABLE"][..])))
+        2 => (Just("gone"), maybe(70, select(&["NOT_FOUND", "INTERNAL_SERVER_ERROR", "SERVICE_UNAVAILABLE"][..])))
             .prop_map(|(name, code)| object([("cluster", Some(json!(name))),
                 ("cluster_not_found_response_code", code.map(|code| json!(code)))])),
         1 => Just(json!({"cluster_header": "x-cluster"})),
