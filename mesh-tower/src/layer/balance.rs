@@ -213,7 +213,7 @@ impl Guard {
 
     fn trailers(&mut self, trailers: &HeaderMap) {
         if let Some(pick) = &self.pick {
-            learn(pick, trailers, self.source.now());
+            learn(pick, trailers, self.clock.now());
         }
         if self.is_grpc && self.seen.is_none() {
             self.seen = Some(Outcome::grpc_response(200, grpc_status(trailers)));
