@@ -19,6 +19,9 @@ mod health;
 #[path = "traffic/mirroring.rs"]
 mod mirroring;
 
+#[path = "traffic/rate_limits.rs"]
+mod rate_limits;
+
 #[path = "traffic/retries.rs"]
 mod retries;
 

@@ -21,6 +21,7 @@ mod http;
 mod inbound;
 mod outlier;
 mod policy;
+mod rate_limit;
 mod route;
 mod value;
 
@@ -42,6 +43,7 @@ pub use policy::{
     Abort, AbortStatus, BackOff, Fault, FaultDelay, GrpcRetry, HedgePolicy, HttpRetry, RateLimitedBackOff, ResetFormat,
     ResetHeader, RetryConditions, RetryPolicy,
 };
+pub use rate_limit::{LimitAction, LimitDescriptor, LocalRateLimit, RateLimit, TokenBucket};
 pub use route::{
     Action, CookieMatch, DirectResponse, Format, FormatError, Forward, HeaderChange, HeaderChanges, HeaderChoice,
     HeaderMatch, HeaderMatcher, HostRewrite, Mirror, Operator, PathMatch, PathRewrite, QueryMatch, QueryMatcher,

@@ -57,6 +57,7 @@ pub mod outcome;
 pub mod outlier;
 pub mod pick;
 pub mod plan;
+pub mod rate_limit;
 pub mod request;
 pub mod retry;
 pub mod rewrite;

@@ -8,6 +8,7 @@ use crate::{
     fault::FaultDecision,
     hash::{Fresh, HashPolicies},
     mirror::MirrorPolicy,
+    rate_limit::Limits,
     rewrite::{HeaderEdits, Rewrite},
     route::{Destination, Split},
 };
@@ -130,6 +131,8 @@ pub struct RoutePolicy {
     pub hedge: Option<HedgePolicy>,
     /// How many bytes of a streamed body are kept for sending it again; `None` is the client's own limit.
     pub replay_limit: Option<u64>,
+    /// How many requests are let through; `None` is all.
+    pub limits: Option<Limits>,
     /// New authority and path.
     pub rewrite: Rewrite,
     /// Header changes, after those of the destination that was drawn.

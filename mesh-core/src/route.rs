@@ -13,6 +13,7 @@ use crate::{
     hash::HashPolicies,
     mirror::{MOST_MIRRORS, MirrorPolicy},
     plan::RoutePolicy,
+    rate_limit::{Limits, RateLimiter},
     request::RequestView,
     rewrite::{HeaderEdits, Rewrite},
 };
@@ -24,6 +25,7 @@ mod matcher;
 mod text;
 mod weight;
 
+pub(crate) use matcher::query_matches;
 pub use matcher::{header_matches, view_matches};
 pub use weight::{Destination, Split};
 
@@ -38,6 +40,8 @@ pub(crate) struct RouteTable {
     pub(crate) config: Arc<config::RouteTable>,
     /// What holds for all routes, part of every policy.
     pub(crate) settings: Option<Arc<HttpSettings>>,
+    /// The rate limit of routes without their own.
+    pub(crate) limiter: Option<Arc<RateLimiter>>,
     hosts: Vec<Arc<VirtualHost>>,
     domains: Domains,
 }
@@ -80,16 +84,17 @@ impl RouteTable {
             .filter(|previous| same_for_all(&previous.config, config) && previous.settings.as_ref() == settings);
         let known: std::collections::BTreeMap<&str, &Arc<VirtualHost>> =
             previous.iter().flat_map(|table| &table.hosts).map(|host| (&*host.config.name, host)).collect();
+        let limiter = limiter(settings, previous);
         let mut hosts = Vec::with_capacity(config.virtual_hosts.len());
         for host in &config.virtual_hosts {
             let same = |old: &&&Arc<VirtualHost>| Arc::ptr_eq(&old.config, host) || old.config == *host;
             hosts.push(match known.get(&*host.name).filter(same) {
                 Some(old) => Arc::clone(old),
-                None => Arc::new(VirtualHost::compile(host, config, settings)?),
+                None => Arc::new(VirtualHost::compile(host, config, settings, limiter.as_ref())?),
             });
         }
         let domains = Domains::compile(config)?;
-        Ok(Self { config: Arc::clone(config), settings: settings.cloned(), hosts, domains })
+        Ok(Self { config: Arc::clone(config), settings: settings.cloned(), limiter, hosts, domains })
     }
 
     /// The virtual host that takes the request.
@@ -122,13 +127,18 @@ impl VirtualHost {
         config: &Arc<config::VirtualHost>,
         table: &config::RouteTable,
         settings: Option<&Arc<HttpSettings>>,
+        limiter: Option<&Arc<RateLimiter>>,
     ) -> Result<Self, CompileError> {
         let none = HttpSettings::default();
         let settings = settings.map_or(&none, |settings| &**settings);
         let resource = format!("virtual host {:?}", config.name);
         let mut rules = Vec::with_capacity(config.routes.len());
         for (i, route) in config.routes.iter().enumerate() {
-            rules.push(Rule::compile(route, config, table, settings, &resource, &format!("routes[{i}]"))?);
+            let mut rule = Rule::compile(route, config, table, settings, &resource, &format!("routes[{i}]"))?;
+            if let Some(policy) = Arc::get_mut(&mut rule.policy) {
+                policy.limits = limits(&route.action, limiter);
+            }
+            rules.push(rule);
         }
         let conditions: Vec<_> = rules.iter().map(|rule| rule.matcher.config()).collect();
         let index = Index::new(&conditions);
@@ -233,6 +243,23 @@ fn compile_mirrors(mirrors: &[Mirror]) -> Result<Vec<Arc<MirrorPolicy>>, Compile
         return Err(CompileError::new("mirror", "action.mirrors", format!("more than {MOST_MIRRORS} of one route")));
     }
     mirrors.iter().map(|mirror| MirrorPolicy::compile(mirror).map(Arc::new)).collect()
+}
+
+/// The limit of all routes of a port; what it has counted so far stays as long as what it says.
+fn limiter(settings: Option<&Arc<HttpSettings>>, previous: Option<&RouteTable>) -> Option<Arc<RateLimiter>> {
+    let config = settings?.rate_limit.as_ref()?;
+    let same = |previous: &RouteTable| previous.settings.as_ref()?.rate_limit.as_ref().map(|old| old == config);
+    match previous.filter(|previous| same(previous) == Some(true)) {
+        Some(previous) => previous.limiter.clone(),
+        None => Some(Arc::new(RateLimiter::new(config))),
+    }
+}
+
+/// A route's own limit, else that of its port.
+fn limits(action: &Action, limiter: Option<&Arc<RateLimiter>>) -> Option<Limits> {
+    let Action::Forward(forward) = action else { return limiter.map(|limiter| Limits::new(limiter, &[])) };
+    let own = forward.rate_limit.as_ref().map(|own| Arc::new(RateLimiter::new(own)));
+    own.as_ref().or(limiter).map(|limiter| Limits::new(limiter, &forward.rate_limits))
 }
 
 /// What a route leaves to its port; zero is a word of its own.

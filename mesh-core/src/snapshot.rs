@@ -15,6 +15,7 @@ use crate::{
     fault::FaultDecision,
     hash::Found,
     plan::{Plan, Target},
+    rate_limit::Limits,
     request::RequestView,
     route::{self, Destination, Kind, RouteTable, name_hash},
     zone::LocalZones,
@@ -67,7 +68,10 @@ impl Snapshot {
         }
         let mut inbound = BTreeMap::new();
         for (port, server) in &config.inbound {
-            inbound.insert(*port, compile_table(&server.routes, None, previous.inbound.get(port))?);
+            let settings = server.rate_limit.clone().map(|limit| {
+                Arc::new(config::HttpSettings { rate_limit: Some(limit), ..config::HttpSettings::default() })
+            });
+            inbound.insert(*port, compile_table(&server.routes, settings.as_ref(), previous.inbound.get(port))?);
         }
         let zones = local_zones(config);
         let zones = match &previous.zones {
@@ -152,6 +156,11 @@ impl Snapshot {
     /// What the server on this port demands of its callers.
     pub fn inbound(&self, port: u16) -> Option<&Arc<config::Inbound>> {
         self.servers.get(&port)
+    }
+
+    /// How many requests the server on this port lets in.
+    pub fn inbound_limits(&self, port: u16) -> Option<Limits> {
+        self.inbound.get(&port)?.limiter.as_ref().map(|limiter| Limits::new(limiter, &[]))
     }
 
     /// What it was compiled from, put together again.

@@ -23,8 +23,9 @@ use crate::{
     body::{Body, ResponseBody},
     error::{BoxError, Error, ErrorKind, ResponseFlags},
     layer::{
-        Balance, BalanceLayer, FaultLayer, Faulty, Guarded, MirrorLayer, Mirrored, Peeked, Picked, Retry, RetryLayer,
-        Route, RouteLayer, Stage, TelemetryLayer, Telling, Timed, Timeout, TimeoutLayer, Told,
+        Balance, BalanceLayer, FaultLayer, Faulty, Guarded, MirrorLayer, Mirrored, Peeked, Picked, RateLimitLayer,
+        RateLimited, Retry, RetryLayer, Route, RouteLayer, Stage, TelemetryLayer, Telling, Timed, Timeout,
+        TimeoutLayer, Told,
     },
     live::Live,
     message::Message,
@@ -46,6 +47,8 @@ fn stack<L>(parts: Parts, pool: L) -> Stack<L> {
         route,
         // Whatever becomes of it below is told once, with one set of labels.
         TelemetryLayer::with(telemetry),
+        // What is over its rate limit goes no further.
+        RateLimitLayer::new().source(source.clone()),
         // A fault asked for is injected before anything is timed, tried or blamed.
         FaultLayer::new(),
         // From here on time counts, up to the last byte of the answer.
@@ -71,7 +74,7 @@ struct Parts {
     source: Source,
 }
 
-type Stack<L> = Route<Telling<Faulty<Timeout<Mirrored<Retry<Balance<L>>>>>>>;
+type Stack<L> = Route<Telling<RateLimited<Faulty<Timeout<Mirrored<Retry<Balance<L>>>>>>>>;
 
 /// The body of a response, as the layers above a leaf with body `B` wrap it.
 pub type ClientBody<B> = ResponseBody<Told<Timed<Peeked<Guarded<B>>>>>;
@@ -117,6 +120,11 @@ impl<L> HttpClient<L> {
     #[must_use]
     pub fn with_retries(self, retries: RetryLayer) -> Self {
         Self::of(Parts { retries, ..(*self.parts).clone() }, self.leaf)
+    }
+
+    /// Its clock and seed.
+    pub(crate) fn source(&self) -> Source {
+        self.parts.source.clone()
     }
 
     /// The configuration it reads.

@@ -110,6 +110,11 @@ impl Context {
         CURRENT.scope(Arc::new(self), future)
     }
 
+    /// The same, for who wants to look at the context afterwards.
+    pub(crate) fn share<F: Future>(self: &Arc<Self>, future: F) -> TaskLocalFuture<Arc<Self>, F> {
+        CURRENT.scope(Arc::clone(self), future)
+    }
+
     /// Writes the headers on a request about to leave, and says when its caller stops waiting.
     pub(crate) fn depart(&self, headers: &mut HeaderMap) -> Option<Instant> {
         for name in self.headers.keys() {

@@ -114,6 +114,13 @@ impl Error {
         Self::of(ErrorKind::Fault).with_answer(answer)
     }
 
+    /// The answer of a rate limit that was reached.
+    pub(crate) fn rate_limited(status: u16, grpc: Option<u32>) -> Self {
+        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::TOO_MANY_REQUESTS);
+        let answer = Answer { status, grpc, body: "local_rate_limited".into(), location: None };
+        Self::of(ErrorKind::RateLimited).with_answer(answer)
+    }
+
     /// The route's cluster is not there; 0 is the status of the kind.
     pub(crate) fn no_cluster(name: &str, status: u16) -> Self {
         let error = Self::msg(ErrorKind::NoCluster, name.to_owned());

@@ -9,6 +9,7 @@
 //! |---|---|---|---|
 //! | [`RouteLayer`], [`Fixed`] | `http::Request<B>` | [`Routed`] | finds the policy; rewrites |
 //! | [`TelemetryLayer`] | [`Routed`] | [`Routed`] | tells one event per request |
+//! | [`RateLimitLayer`] | [`Routed`] | [`Routed`] | refuses what is over a rate limit |
 //! | [`FaultLayer`] | [`Routed`] | [`Routed`] | waits, answers with errors, on purpose |
 //! | [`TimeoutLayer`] | [`Routed`] | [`Routed`] | ends what takes too long |
 //! | [`MirrorLayer`] | [`Routed`] | [`Routed`] | sends copies, and waits for none |
@@ -147,6 +148,7 @@ mod fault;
 mod fixed;
 mod leaf;
 mod mirror;
+mod rate_limit;
 mod retry;
 mod route;
 mod telemetry;
@@ -158,6 +160,7 @@ pub use fault::{FaultLayer, Faulty};
 pub use fixed::{Fixed, FixedRoute};
 pub use leaf::{Leaf, LeafLayer};
 pub use mirror::{MirrorLayer, Mirrored};
+pub use rate_limit::{RateLimitLayer, RateLimited};
 pub(crate) use retry::Player;
 pub use retry::{Peeked, Retry, RetryLayer};
 pub use route::{Route, RouteLayer};

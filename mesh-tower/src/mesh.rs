@@ -229,6 +229,7 @@ impl Mesh {
             service: Arc::clone(&shared.service),
             gate: shared.gate.clone(),
             tunnels: Tunnels::default(),
+            clock: shared.http.source(),
         };
         let mut serving = std::pin::pin!(server.run(listener, handler, shared.ending.subscribe()));
         tokio::select! {

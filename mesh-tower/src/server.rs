@@ -5,7 +5,15 @@
 //! application is the mesh's own client. Ending is graceful: no new connections, HTTP/2 peers are told to go away,
 //! requests under way get a few seconds.
 
-use std::{convert::Infallible, future::poll_fn, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    future::poll_fn,
+    io,
+    net::SocketAddr,
+    pin::pin,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header, request::Parts};
@@ -19,7 +27,8 @@ use mesh_core::{
     admit::{Admit, InboundView},
     config::{MtlsMode, ServiceName},
     identity::SpiffeId,
-    outcome::{Flags, grpc_of_http},
+    outcome::{Flags, grpc_of_http, grpc_status},
+    rate_limit::{Counted, Limited, Limits},
     request::RequestView,
 };
 use tokio::{
@@ -35,7 +44,7 @@ use crate::{
     error::BoxError,
     live::Live,
     pool::{ask_upgrade, remove_hop_by_hop},
-    source,
+    source::{self, Source},
     telemetry::{PEER_METADATA, PeerCache, Telemetry},
     tls::{Accepted, LiveIdentity, MtlsAcceptor},
 };
@@ -97,6 +106,8 @@ pub(crate) struct Server {
     pub(crate) gate: Option<Gate>,
     /// Connections that changed their protocol.
     pub(crate) tunnels: Tunnels,
+    /// The clock and the chance that rate limits go by.
+    pub(crate) clock: Source,
 }
 
 /// Whom a server serves.
@@ -114,6 +125,8 @@ struct Caller {
     address: SocketAddr,
     mode: MtlsMode,
     cache: PeerCache,
+    /// Its own buckets, where connections are counted apart.
+    limits: OnceLock<Limits>,
 }
 
 impl Server {
@@ -187,7 +200,13 @@ impl Server {
             },
         };
         let accepted = acceptor.accept(stream, mode).await?;
-        let caller = Caller { peer: accepted.peer().cloned(), address, mode, cache: PeerCache::default() };
+        let caller = Caller {
+            peer: accepted.peer().cloned(),
+            address,
+            mode,
+            cache: PeerCache::default(),
+            limits: OnceLock::new(),
+        };
         Ok((accepted, caller))
     }
 
@@ -238,7 +257,13 @@ impl Server {
         let mut context = Context::received(&parts.headers, &self.propagated);
         context.trace = Some(story.trace().clone());
         context.source = Some(caller.address.ip());
+        let context = Arc::new(context);
         let mut refusal = self.refusal(caller, &parts, &context);
+        let limited = if refusal.is_none() { self.limited(caller, &parts) } else { None };
+        if let Some(limited) = limited {
+            let status = StatusCode::from_u16(limited.status).unwrap_or(StatusCode::TOO_MANY_REQUESTS);
+            refusal = Some((status, Flags::RL, "local_rate_limited".to_owned()));
+        }
         let overloaded = refusal.is_none() && !self.let_in(&mut story).await;
         if overloaded {
             refusal = Some((StatusCode::SERVICE_UNAVAILABLE, Flags::UO, "the server is overloaded".to_owned()));
@@ -249,12 +274,15 @@ impl Server {
             Some((status, flags, reason)) => {
                 story.refused(flags, if overloaded { "overload" } else { "refused_by_policy" });
                 let mut answer = own_answer(status, story.is_grpc(), reason);
+                if let Some(grpc) = limited.and_then(|limited| limited.grpc).filter(|_| story.is_grpc()) {
+                    answer.headers_mut().insert("grpc-status", HeaderValue::from(grpc));
+                }
                 if overloaded {
                     self.push_back(answer.headers_mut(), story.is_grpc());
                 }
                 answer
             }
-            None => match context.scope(call(handler, request)).await {
+            None => match context.share(call(handler, request)).await {
                 Ok(response) => response.map(|body| Answer::Handler { body, story: None }),
                 Err(error) => {
                     tracing::warn!(target: "mesh::server", %error, "the application failed");
@@ -263,6 +291,9 @@ impl Server {
                 }
             },
         };
+        if context.vain.is_set() && has_failed(&response) {
+            in_vain(response.headers_mut(), story.is_grpc());
+        }
         if self.role == Role::Gateway {
             let protocol = response.headers().get(header::UPGRADE).cloned();
             remove_hop_by_hop(response.headers_mut());
@@ -312,6 +343,20 @@ impl Server {
         }
     }
 
+    /// Counts the request against the port's rate limit, each connection by itself where it is to be.
+    fn limited(&self, caller: &Caller, parts: &Parts) -> Option<Limited> {
+        let Role::Workload(port) = self.role else { return None };
+        let limits = self.live.load()?.inbound_limits(port)?;
+        let limits = match limits.is_per_connection() {
+            true => caller.limits.get_or_init(|| limits.apart()),
+            false => &limits,
+        };
+        let mut view = RequestView::of(parts, Some(port));
+        view.source = Some(caller.address.ip().to_canonical());
+        let counted = Counted { view, cluster: "", peer: caller.peer.as_ref().map(SpiffeId::as_str) };
+        limits.count(&counted, self.clock.now(), &mut self.clock.next_request())
+    }
+
     /// Why the application does not get it, if it does not.
     fn refusal(&self, caller: &Caller, parts: &Parts, context: &Context) -> Option<(StatusCode, Flags, String)> {
         let Role::Workload(port) = self.role else { return None };
@@ -337,6 +382,19 @@ impl Server {
             }
         }
     }
+}
+
+/// As far as its head says.
+fn has_failed<B>(response: &Response<B>) -> bool {
+    response.status().is_server_error() || grpc_status(response.headers()).is_some_and(|status| status != 0)
+}
+
+/// Tells the caller that this failure was tried again already: trying it once more would multiply the load below (RT22).
+fn in_vain(headers: &mut HeaderMap, is_grpc: bool) {
+    match is_grpc {
+        true => headers.insert(PUSHBACK, HeaderValue::from_static("-1")),
+        false => headers.insert(OVERLOADED, HeaderValue::from_static("true")),
+    };
 }
 
 /// Ends when the value is true, or will not change any more.

@@ -32,6 +32,7 @@ mod matcher;
 mod outlier;
 mod path_template;
 mod policy;
+mod rate_limit;
 mod read;
 mod route;
 mod tls;

@@ -1,10 +1,10 @@
 //! What holds for all requests of one outbound port. Source: Envoy `HttpConnectionManager` of the port's listener.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::Fault;
+use super::{Fault, LocalRateLimit};
 
 /// Defaults of a port's routes.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
@@ -18,4 +18,6 @@ pub struct HttpSettings {
     pub max_stream_duration: Option<Duration>,
     /// Faults injected for routes without their own. Envoy `HTTPFault` among the `http_filters`.
     pub fault: Option<Fault>,
+    /// The rate limit of routes without their own. Envoy `LocalRateLimit` among the `http_filters`.
+    pub rate_limit: Option<Arc<LocalRateLimit>>,
 }

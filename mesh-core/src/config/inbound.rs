@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Name, RouteTable, StringMatch};
+use super::{LocalRateLimit, Name, RouteTable, StringMatch};
 
 /// The policy of one listening port.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -24,6 +24,8 @@ pub struct Inbound {
     pub routes: Arc<RouteTable>,
     /// Why requests are refused, when a filter of the chain demands something this library cannot enforce.
     pub refused: Option<String>,
+    /// How many requests are let in. Envoy `LocalRateLimit` among the `http_filters`.
+    pub rate_limit: Option<Arc<LocalRateLimit>>,
 }
 
 impl Default for Inbound {
@@ -36,6 +38,7 @@ impl Default for Inbound {
             alpn: vec!["h2".to_owned(), "http/1.1".to_owned()],
             routes: Arc::default(),
             refused: None,
+            rate_limit: None,
         }
     }
 }

@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Fault, Fraction, HashPolicy, HedgePolicy, Name, Regex, RetryPolicy, RoutingPriority, StringMatch};
+use super::{
+    Fault, Fraction, HashPolicy, HedgePolicy, LocalRateLimit, Name, RateLimit, Regex, RetryPolicy, RoutingPriority,
+    StringMatch,
+};
 
 mod action;
 mod header;

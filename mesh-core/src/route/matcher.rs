@@ -197,7 +197,7 @@ fn judge_text(wanted: &HeaderMatch, text: Option<&str>) -> bool {
     holds != wanted.invert
 }
 
-fn query_matches(wanted: &QueryMatch, query: Option<&str>) -> bool {
+pub(crate) fn query_matches(wanted: &QueryMatch, query: Option<&str>) -> bool {
     let mut parameters = query.unwrap_or("").split('&').filter(|parameter| !parameter.is_empty());
     let first = parameters.find_map(|parameter| {
         let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));

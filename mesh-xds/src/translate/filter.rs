@@ -5,23 +5,25 @@
 //! (gRFC A39). One that authorizes or authenticates callers must not be passed over: on the way in, its presence makes
 //! the port refuse every request until it is supported.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
-use mesh_core::config::Fault;
+use mesh_core::config::{Fault, LocalRateLimit};
 
 use crate::proto::{
     Any,
     envoy::{
         config::core::v3::TypedExtensionConfig,
         extensions::filters::{
-            http::{fault::v3::HttpFault, router::v3::Router},
+            http::{
+                fault::v3::HttpFault, local_ratelimit::v3::LocalRateLimit as LocalRateLimitMessage, router::v3::Router,
+            },
             network::http_connection_manager::v3::{HttpFilter, http_filter::ConfigType},
         },
     },
 };
 
 use super::{
-    policy,
+    policy, rate_limit,
     read::{Ignored, Within, Wrong, element, wrong},
     route::Side,
 };
@@ -85,6 +87,8 @@ pub(super) struct Chain {
     pub(super) refused: Option<String>,
     /// The fault of routes without their own.
     pub(super) fault: Option<Fault>,
+    /// The rate limit of routes without their own.
+    pub(super) rate_limit: Option<Arc<LocalRateLimit>>,
 }
 
 /// Reads the filters of a chain, and checks that it ends in the router.
@@ -122,6 +126,9 @@ pub(super) fn chain(filters: &[HttpFilter], side: Side, place: &str, ignored: &m
         } else if any.is::<HttpFault>() {
             let message: HttpFault = ignored.open(any, &place).within(at)?;
             read.fault = policy::fault(message).within(at)?.filter(|_| side == Side::Outbound);
+        } else if any.is::<LocalRateLimitMessage>() {
+            let message: LocalRateLimitMessage = ignored.open(any, &place).within(at)?;
+            read.rate_limit = Some(rate_limit::decode(message, &place, ignored).within(at)?);
         } else if QUIET.contains(&filter.name.as_str()) {
         } else if filter.is_optional {
             ignored.add(&place, &filter.name);
@@ -136,7 +143,12 @@ pub(super) fn chain(filters: &[HttpFilter], side: Side, place: &str, ignored: &m
 
 /// The filters of a chain we write. A port that must refuse everything says so in a way every Envoy understands: an
 /// authorization filter that allows nobody.
-pub(super) fn encode(side: Side, refused: bool, fault: Option<&Fault>) -> Vec<HttpFilter> {
+pub(super) fn encode(
+    side: Side,
+    refused: bool,
+    fault: Option<&Fault>,
+    limit: Option<&LocalRateLimit>,
+) -> Vec<HttpFilter> {
     let typed = |name: &str, any| HttpFilter {
         name: name.to_owned(),
         config_type: Some(ConfigType::TypedConfig(any)),
@@ -152,6 +164,9 @@ pub(super) fn encode(side: Side, refused: bool, fault: Option<&Fault>) -> Vec<Ht
         // Empty where no fault is for every route: it is there for the routes that have their own.
         let any = fault.map_or_else(|| Any::pack(&HttpFault::default()), |fault| policy::encode_fault(fault).1);
         filters.push(typed(policy::FAULT, any));
+    }
+    if let Some(limit) = limit {
+        filters.push(typed(rate_limit::LOCAL_RATE_LIMIT, rate_limit::encode(limit)));
     }
     filters.push(typed(ROUTER, Any::pack(&Router {})));
     filters

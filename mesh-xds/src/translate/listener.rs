@@ -7,7 +7,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use mesh_core::config::{HttpSettings, Inbound, MtlsMode, Name, RouteTable};
+use mesh_core::config::{HttpSettings, Inbound, LocalRateLimit, MtlsMode, Name, RouteTable};
 
 use super::{
     Listener, RouteSource, endpoint, filter,
@@ -129,6 +129,7 @@ fn settings(
         idle_timeout: (idle > Duration::ZERO).then_some(idle),
         max_stream_duration: stream.filter(|limit| *limit > Duration::ZERO),
         fault: filters.fault,
+        rate_limit: filters.rate_limit,
     })
 }
 
@@ -168,6 +169,7 @@ struct Port {
     plaintext: bool,
     routes: Option<Arc<RouteTable>>,
     refused: Option<String>,
+    rate_limit: Option<Arc<LocalRateLimit>>,
 }
 
 fn inbound(chains: Vec<FilterChain>, ignored: &mut Ignored) -> Result<Vec<(u16, Arc<Inbound>)>, Wrong> {
@@ -184,7 +186,15 @@ fn inbound(chains: Vec<FilterChain>, ignored: &mut Ignored) -> Result<Vec<(u16, 
         let default = Inbound::default();
         let (callers, alpn) = port.tls.map_or((Vec::new(), default.alpn), |tls| (tls.callers, tls.alpn));
         let routes = port.routes.unwrap_or_default();
-        Arc::new(Inbound { name: port.name, mtls, callers, alpn, routes, refused: port.refused })
+        Arc::new(Inbound {
+            name: port.name,
+            mtls,
+            callers,
+            alpn,
+            routes,
+            refused: port.refused,
+            rate_limit: port.rate_limit,
+        })
     };
     Ok(ports.into_iter().map(|(port, chains)| (port, inbound(chains))).collect())
 }
@@ -204,7 +214,8 @@ fn inbound_chain(chain: &FilterChain, ports: &mut BTreeMap<u16, Port>, ignored: 
         u16::try_from(port).map_err(|_| wrong("filter_chain_match.destination_port", format!("{port} is no port")))?;
     let socket = chain.transport_socket.as_ref();
     let tls = socket.map_or(Ok(None), |socket| tls::downstream(socket, ignored)).under("transport_socket")?;
-    let refused = guard(chain).or(filter::chain(&manager.http_filters, Side::Inbound, FILTERS, ignored)?.refused);
+    let filters = filter::chain(&manager.http_filters, Side::Inbound, FILTERS, ignored)?;
+    let refused = guard(chain).or(filters.refused);
     let RouteSource::Inline(routes) = routes(manager, Side::Inbound, ignored)? else {
         return Err(wrong("filters.rds", "is not supported in an inbound chain; send the routes inline"));
     };
@@ -218,6 +229,7 @@ fn inbound_chain(chain: &FilterChain, ports: &mut BTreeMap<u16, Port>, ignored: 
     }
     entry.routes.get_or_insert(routes);
     entry.refused = entry.refused.take().or(refused);
+    entry.rate_limit = entry.rate_limit.take().or(filters.rate_limit);
     Ok(())
 }
 
@@ -243,7 +255,7 @@ pub(super) fn encode_outbound(
     let manager = HttpConnectionManager {
         stat_prefix: format!("outbound_{name}"),
         route_specifier: Some(RouteSpecifier::Rds(rds)),
-        http_filters: filter::encode(Side::Outbound, false, settings.fault.as_ref()),
+        http_filters: filter::encode(Side::Outbound, false, settings.fault.as_ref(), settings.rate_limit.as_deref()),
         // Said aloud, as absence is five minutes.
         stream_idle_timeout: Some(value::encode_duration(settings.idle_timeout.unwrap_or_default())),
         common_http_protocol_options: settings.max_stream_duration.map(|limit| HttpProtocolOptions {
@@ -282,7 +294,7 @@ fn encode_chains(port: u16, inbound: &Inbound) -> impl Iterator<Item = FilterCha
     let manager = HttpConnectionManager {
         stat_prefix: format!("inbound_{EVERY_ADDRESS}_{port}"),
         route_specifier: Some(RouteSpecifier::RouteConfig(route::encode(&routes, &inbound.routes))),
-        http_filters: filter::encode(Side::Inbound, inbound.refused.is_some(), None),
+        http_filters: filter::encode(Side::Inbound, inbound.refused.is_some(), None, inbound.rate_limit.as_deref()),
         ..HttpConnectionManager::default()
     };
     let name = if inbound.name.is_empty() { format!("{EVERY_ADDRESS}_{port}") } else { inbound.name.to_string() };

@@ -107,7 +107,7 @@ fn header(message: HeaderMessage) -> Result<HeaderMatch, Wrong> {
     })
 }
 
-fn query_parameter(message: QueryParameterMatcher) -> Result<QueryMatch, Wrong> {
+pub(super) fn query_parameter(message: QueryParameterMatcher) -> Result<QueryMatch, Wrong> {
     if message.name.is_empty() {
         return Err(wrong("name", "is missing"));
     }
@@ -169,7 +169,7 @@ pub(super) fn encode_headers(headers: &[HeaderMatch]) -> Vec<HeaderMessage> {
     headers.iter().map(encode).collect()
 }
 
-fn encode_query(query: &QueryMatch) -> QueryParameterMatcher {
+pub(super) fn encode_query(query: &QueryMatch) -> QueryParameterMatcher {
     QueryParameterMatcher {
         name: query.name.clone(),
         query_parameter_match_specifier: Some(match &query.matcher {

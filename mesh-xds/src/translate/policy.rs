@@ -1,14 +1,14 @@
 //! Retries, hedging and faults of routes. Source: Envoy `RetryPolicy`, `HedgePolicy`, `HTTPFault`.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use mesh_core::config::{
-    Abort, AbortStatus, BackOff, Fault, FaultDelay, GrpcRetry, HedgePolicy, HttpRetry, RateLimitedBackOff, ResetFormat,
-    ResetHeader, RetryConditions, RetryPolicy,
+    Abort, AbortStatus, BackOff, Fault, FaultDelay, GrpcRetry, HedgePolicy, HttpRetry, LocalRateLimit,
+    RateLimitedBackOff, ResetFormat, ResetHeader, RetryConditions, RetryPolicy,
 };
 
 use super::{
-    filter, matcher,
+    filter, matcher, rate_limit,
     read::{Ignored, Within, Wrong, wrong},
     route::Side,
     value,
@@ -33,6 +33,7 @@ use crate::proto::{
                     FaultAbort, HttpFault,
                     fault_abort::{ErrorType, HeaderAbort},
                 },
+                http::local_ratelimit::v3::LocalRateLimit as LocalRateLimitMessage,
             },
             retry::host::previous_hosts::v3::PreviousHostsPredicate,
         },
@@ -214,10 +215,42 @@ pub(super) fn fault_of(
         if any.is::<HttpFault>() && side == Side::Outbound {
             let message: HttpFault = ignored.open(any, &format!("{place}.{FIELD}")).within(at)?;
             found = Some(fault(message).within(at)?.unwrap_or_default());
+        } else if any.is::<LocalRateLimitMessage>() && side == Side::Outbound {
+            // Read by `limit_of`.
         } else if side == Side::Inbound && filter::guards(key, any) {
             return Err(wrong("", "is an authorization or authentication setting that is not supported")).within(at);
         } else {
             ignored.add(place, &format!("{FIELD}.{key}"));
+        }
+    }
+    Ok(found)
+}
+
+/// The rate limit among the filter settings of a route or host; a disabled one is one that limits nothing.
+pub(super) fn limit_of(
+    settings: &BTreeMap<String, Any>,
+    place: &str,
+    ignored: &mut Ignored,
+) -> Result<Option<Arc<LocalRateLimit>>, Wrong> {
+    let mut found = None;
+    for (key, any) in settings {
+        let at = || format!("typed_per_filter_config[{key:?}]");
+        let wrapper = any.unpack::<FilterConfig>().and_then(Result::ok);
+        let any = match &wrapper {
+            Some(FilterConfig { disabled: true, .. }) => {
+                if key == rate_limit::LOCAL_RATE_LIMIT {
+                    found = Some(Arc::default());
+                }
+                continue;
+            }
+            Some(FilterConfig { config: Some(any), .. }) => any,
+            Some(_) => continue,
+            None => any,
+        };
+        if any.is::<LocalRateLimitMessage>() {
+            let place = format!("{place}.typed_per_filter_config");
+            let message: LocalRateLimitMessage = ignored.open(any, &place).within(at)?;
+            found = Some(rate_limit::decode(message, &place, ignored).within(at)?);
         }
     }
     Ok(found)

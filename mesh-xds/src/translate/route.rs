@@ -11,7 +11,7 @@ use mesh_core::config::{
 };
 
 use super::{
-    header, matcher, path_template, policy,
+    header, matcher, path_template, policy, rate_limit,
     read::{Ignored, Within, Wrong, element, wrong},
     value,
 };
@@ -108,21 +108,28 @@ fn virtual_host(
     }
     let fault = policy::fault_of(&message.typed_per_filter_config, side, place, ignored)?.or_else(|| fault.cloned());
     let mirrors = forward::mirrors(message.request_mirror_policies, place, ignored)?;
-    if !message.rate_limits.is_empty() {
-        ignored.add(place, "rate_limits");
-    }
+    let limit = policy::limit_of(&message.typed_per_filter_config, place, ignored)?;
+    let limits = rate_limit::entries(message.rate_limits, place, ignored)?;
     let hedge = message.hedge_policy.as_ref().and_then(policy::hedge);
     let replay_limit = policy::replay_limit(message.per_request_buffer_limit_bytes, message.request_body_buffer_limit);
     let place = format!("{place}.routes");
     let mut routes = Vec::with_capacity(message.routes.len());
     for (i, route) in message.routes.into_iter().enumerate() {
         let name = route.name.clone();
+        let includes_hosts = match &route.action {
+            Some(ActionMessage::Route(action)) => action.include_vh_rate_limits.unwrap_or(false),
+            _ => false,
+        };
         let mut route = decode_route(route, side, &place, ignored).within(|| element("routes", i, &name))?;
         // The most specific that says anything counts, also when it says that there is none (RA16).
         route.fault = route.fault.or_else(|| fault.clone()).filter(|fault| *fault != Fault::default());
         if let Action::Forward(forward) = &mut route.action {
             forward.hedge = forward.hedge.take().or_else(|| hedge.clone());
             forward.replay_limit = forward.replay_limit.or(replay_limit);
+            forward.rate_limit = forward.rate_limit.take().or_else(|| limit.clone());
+            if forward.rate_limits.is_empty() || includes_hosts {
+                forward.rate_limits.extend(limits.iter().cloned());
+            }
         }
         routes.push(route);
     }
@@ -169,6 +176,7 @@ fn decode_route(message: RouteMessage, side: Side, place: &str, ignored: &mut Ig
         Some(ActionMessage::Route(action)) => {
             let place = format!("{place}.route");
             let mut forward = forward::decode(action, template.as_ref(), &place, ignored).under("route")?;
+            forward.rate_limit = policy::limit_of(&message.typed_per_filter_config, &place, ignored)?;
             forward.replay_limit =
                 policy::replay_limit(message.per_request_buffer_limit_bytes, message.request_body_buffer_limit);
             Action::Forward(forward)
@@ -315,7 +323,7 @@ fn encode_route(route: &Route) -> RouteMessage {
             .operation
             .as_ref()
             .map(|operation: &Name| Decorator { operation: operation.to_string(), ..Decorator::default() }),
-        typed_per_filter_config: fault_settings(route.fault.as_ref()),
+        typed_per_filter_config: filter_settings(route),
         request_headers_to_add: headers.request_add,
         request_headers_to_remove: headers.request_remove,
         response_headers_to_add: headers.response_add,
@@ -323,6 +331,16 @@ fn encode_route(route: &Route) -> RouteMessage {
         request_body_buffer_limit: replay_limit,
         ..RouteMessage::default()
     }
+}
+
+fn filter_settings(route: &Route) -> BTreeMap<String, Any> {
+    let mut settings = fault_settings(route.fault.as_ref());
+    if let Action::Forward(forward) = &route.action
+        && let Some(limit) = &forward.rate_limit
+    {
+        settings.insert(rate_limit::LOCAL_RATE_LIMIT.to_owned(), rate_limit::encode(limit));
+    }
+    settings
 }
 
 /// Filter settings that say of faults what is said; one that is empty says that there is none.

@@ -21,6 +21,7 @@ pub(crate) fn config() -> Config {
             abort: Some(Abort { status: AbortStatus::ByHeader, fraction: Fraction::ALL }),
             ..by_header()
         }),
+        rate_limit: Some(Arc::new(rate_limit())),
     };
     config.http.insert(9080, Arc::new(settings));
     for cluster in clusters::clusters() {
@@ -187,6 +188,8 @@ fn table(name: &str) -> RouteTable {
             idle_timeout: Some(Duration::from_secs(3)),
             hedge: Some(HedgePolicy { on_per_try_timeout: true, ..HedgePolicy::default() }),
             replay_limit: Some(1 << 33),
+            rate_limit: Some(Arc::new(LocalRateLimit { limits: Vec::new(), ..rate_limit() })),
+            rate_limits: rate_limit().limits,
             retry: Some(retry()),
             host_rewrite: Some(HostRewrite::Literal("elsewhere".into())),
             path_rewrite: None,
@@ -284,6 +287,45 @@ fn inbound(port: u16, mtls: MtlsMode) -> Inbound {
             ..RouteTable::default()
         }),
         refused: None,
+        rate_limit: Some(Arc::new(LocalRateLimit { status: 503, per_connection: true, ..rate_limit() })),
+    }
+}
+
+/// A rate limit with an action of every kind.
+fn rate_limit() -> LocalRateLimit {
+    let bucket = TokenBucket { max: 10, per_fill: 2, every: Duration::from_secs(1) };
+    let actions = vec![
+        LimitAction::DestinationCluster,
+        LimitAction::RequestHeader { name: "end-user".into(), key: "user".into(), skip_if_absent: true },
+        LimitAction::Query { name: "q".into(), key: "query".into(), skip_if_absent: false },
+        LimitAction::RemoteAddress,
+        LimitAction::MaskedRemoteAddress { v4: 16, v6: 64 },
+        LimitAction::GenericKey { key: "generic_key".into(), value: "v".into() },
+        LimitAction::HeaderMatch {
+            key: "header_match".into(),
+            value: "v".into(),
+            expect: false,
+            headers: vec![header("x", HeaderMatcher::Present(true))],
+        },
+        LimitAction::QueryMatch {
+            key: "query_match".into(),
+            value: "v".into(),
+            expect: true,
+            query: vec![QueryMatch { name: "q".into(), matcher: QueryMatcher::Present(true) }],
+        },
+        LimitAction::Peer { key: "peer".into() },
+    ];
+    LocalRateLimit {
+        bucket: Some(bucket),
+        enabled: Fraction::ALL,
+        enforced: Fraction { numerator: 5, denominator: 10_000 },
+        descriptors: vec![LimitDescriptor { entries: vec![("user".into(), String::new())], bucket }],
+        limits: vec![RateLimit { stage: 3, actions }],
+        stage: 3,
+        always_default: false,
+        resource_exhausted: true,
+        most_values: 7,
+        ..LocalRateLimit::default()
     }
 }
 

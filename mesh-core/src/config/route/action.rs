@@ -1,11 +1,12 @@
 //! What happens to a request that matched: sent on, redirected, answered. Source: Envoy `Route.action`.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Fault, Fraction, HashPolicy, HeaderChange, HeaderChanges, HedgePolicy, Name, Regex, RetryPolicy, RoutingPriority,
+    Fault, Fraction, HashPolicy, HeaderChange, HeaderChanges, HedgePolicy, LocalRateLimit, Name, RateLimit, Regex,
+    RetryPolicy, RoutingPriority,
 };
 
 /// What happens to a request that matched. Source: Envoy `Route.action`.
@@ -61,6 +62,11 @@ pub struct Forward {
     ///
     /// Envoy `per_request_buffer_limit_bytes` and `request_body_buffer_limit` of the route, else of its host.
     pub replay_limit: Option<u64>,
+    /// How many requests are let through, in place of the port's limit; of the route, else of its host. Envoy
+    /// `typed_per_filter_config["envoy.filters.http.local_ratelimit"]`.
+    pub rate_limit: Option<Arc<LocalRateLimit>>,
+    /// What requests are counted by. Envoy `rate_limits` of the route, else (or besides) of its host.
+    pub rate_limits: Vec<RateLimit>,
     /// New `:authority`. Envoy `RouteAction.host_rewrite_specifier`.
     pub host_rewrite: Option<HostRewrite>,
     /// Where the authority is rewritten, the one before is added to `x-forwarded-host`. Envoy `append_x_forwarded_host`.

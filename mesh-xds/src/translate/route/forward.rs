@@ -23,7 +23,7 @@ use crate::{
     translate::{
         hash, header,
         path_template::{self, Template},
-        policy,
+        policy, rate_limit,
         read::{Ignored, Within, Wrong, element, wrong},
         value,
     },
@@ -62,9 +62,7 @@ pub(super) fn decode(
         }
         _ => return Err(wrong("cluster_specifier", "is missing or of a kind that is not supported")),
     };
-    if !message.rate_limits.is_empty() || message.include_vh_rate_limits.is_some() {
-        ignored.add(place, "rate_limits");
-    }
+    let rate_limits = rate_limit::entries(message.rate_limits, place, ignored)?;
     let timeout = match message.timeout {
         None => Some(DEFAULT_TIMEOUT),
         Some(timeout) => some_unless_zero(value::duration(timeout, "timeout")?),
@@ -92,6 +90,7 @@ pub(super) fn decode(
         timeout,
         max_stream_duration: limit(stream.max_stream_duration, "max_stream_duration.max_stream_duration")?,
         grpc_timeout_header_max: limit(stream.grpc_timeout_header_max, "max_stream_duration.grpc_timeout_header_max")?,
+        rate_limits,
         max_grpc_timeout: limit(message.max_grpc_timeout, "max_grpc_timeout")?,
         idle_timeout: limit(message.idle_timeout, "idle_timeout")?,
         hedge: message.hedge_policy.as_ref().and_then(policy::hedge),
@@ -275,6 +274,7 @@ pub(super) fn encode(forward: &Forward) -> RouteAction {
         ),
         max_grpc_timeout: forward.max_grpc_timeout.map(value::encode_duration),
         idle_timeout: forward.idle_timeout.map(value::encode_duration),
+        rate_limits: rate_limit::encode_entries(&forward.rate_limits),
         hedge_policy: forward.hedge.as_ref().and_then(policy::encode_hedge),
         request_mirror_policies: encode_mirrors(&forward.mirrors),
         upgrade_configs: forward
