@@ -363,7 +363,7 @@ mod tests {
             (vec![header(false)], &jason[..], Some("u=jason")),
             (vec![header(false)], &[], None),
             (vec![header(true), generic.clone()], &[], Some("generic_key=g")),
-            (vec![generic.clone(), header(false)], &jason, Some("generic_key=g,u=jason")),
+            (vec![generic, header(false)], &jason, Some("generic_key=g,u=jason")),
             (vec![query], &[], Some("q=2")),
             (vec![matched(true)], &jason, Some("header_match=yes")),
             (vec![matched(true)], &[], None),

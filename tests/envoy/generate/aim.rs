@@ -111,11 +111,11 @@ impl Aim {
         // Without it chance would decide.
         ask.headers.push(("x-split".to_owned(), (self.variant * 37).to_string()));
         let Some((_, route)) = self.rule(configuration) else { return };
-        if route["route"].get("cluster_header").is_some() && self.variant % 4 != 0 {
+        if route["route"].get("cluster_header").is_some() && !self.variant.is_multiple_of(4) {
             let cluster = ["h1-a", "h2-a", "nowhere"][usize::from(self.grpc).max(self.variant % 3)];
             ask.headers.push(("x-cluster".to_owned(), cluster.to_owned()));
         }
-        if route["route"]["host_rewrite_header"] == "x-host" && self.variant % 3 != 0 {
+        if route["route"]["host_rewrite_header"] == "x-host" && !self.variant.is_multiple_of(3) {
             ask.headers.push(("x-host".to_owned(), "from-header.example.com".to_owned()));
         }
     }
@@ -137,7 +137,7 @@ impl Aim {
             (Some(""), _) => self.authority.to_owned(),
             (Some(suffix), _) => format!("{}{suffix}", ["x", "a", "x.y"][self.variant % 3]),
             (_, Some(prefix)) => format!("{prefix}{}", ["com", "org", "com:8080"][self.variant % 3]),
-            _ if self.variant % 5 == 0 => domain.to_ascii_uppercase(),
+            _ if self.variant.is_multiple_of(5) => domain.to_ascii_uppercase(),
             _ => domain.to_owned(),
         }
     }
@@ -158,10 +158,10 @@ impl Aim {
         if !ask.path.starts_with('/') {
             ask.path.insert(0, '/');
         }
-        if matches["case_sensitive"] == false && self.variant % 2 == 0 {
+        if matches["case_sensitive"] == false && self.variant.is_multiple_of(2) {
             ask.path = ask.path.to_ascii_uppercase();
         }
-        if self.variant % 11 == 0 {
+        if self.variant.is_multiple_of(11) {
             ask.path.push_str(";v=1");
         }
         self.meet_cookies(matches, ask);
@@ -175,7 +175,7 @@ impl Aim {
             if (self.miss >> (4 + i % 4)) & 1 == 0 {
                 let value = parameter.get("string_match").map_or("any", |matcher| self.value(matcher));
                 query.insert(0, format!("{name}={value}").replace([' ', ','], ""));
-            } else if self.variant % 2 == 0 {
+            } else if self.variant.is_multiple_of(2) {
                 query.push(format!("{}=other", KEYS[self.variant % KEYS.len()]));
             }
         }
@@ -193,7 +193,7 @@ impl Aim {
                 (false, _) => cookies.push(format!("{name}=other")),
             }
         }
-        if cookies.is_empty() && self.variant % 7 == 0 {
+        if cookies.is_empty() && self.variant.is_multiple_of(7) {
             cookies.push(format!("{}={}", COOKIES[self.variant % 3], VALUES[self.variant % VALUES.len()]));
         }
         if cookies.is_empty() {
@@ -238,7 +238,7 @@ impl Aim {
             ":authority" if wanted => ask.authority = format!("a{value}x").replace("aa.", "a.").replace("comx", "com"),
             name if name.starts_with(':') || name == "content-type" => {}
             _ => {
-                if wanted || self.variant % 3 == 0 || name == "user-agent" || self.grpc {
+                if wanted || self.variant.is_multiple_of(3) || name == "user-agent" || self.grpc {
                     ask.headers.retain(|(key, _)| key != name);
                 }
                 match (wanted != absent, self.variant % 3) {
