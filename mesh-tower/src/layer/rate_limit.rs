@@ -8,7 +8,7 @@ use mesh_core::{rate_limit::Counted, request::RequestView};
 use tower_layer::Layer;
 
 use super::{Routed, Stage};
-use crate::{error::Error, source::Source};
+use crate::{context, error::Error, source::Source};
 
 /// Counts requests as their plans say, and refuses those over a limit.
 #[derive(Clone, Debug)]
@@ -56,7 +56,8 @@ impl<S: Stage<Routed>> Stage<Routed> for RateLimited<S> {
 
     async fn call(&self, routed: Routed) -> Result<S::Response, Error> {
         if let Some(limits) = &routed.call.plan().route.limits {
-            let view = RequestView::of(routed.request.parts(), None);
+            let mut view = RequestView::of(routed.request.parts(), None);
+            view.source = context::current().and_then(|context| context.source);
             let cluster = routed.call.plan().cluster().map_or("", |cluster| cluster.name());
             let counted = Counted { view, cluster, peer: None };
             let limited = limits.count(&counted, self.source.now(), &mut routed.call.journal().rng);

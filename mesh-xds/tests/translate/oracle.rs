@@ -100,8 +100,14 @@ fn what_we_write_envoys_own_types_read_without_loss() {
         let routes = agrees::<ours::config::route::v3::RouteConfiguration, RouteConfiguration>(&resource.body);
         for route in routes.virtual_hosts.iter().flat_map(|host| &host.routes) {
             for (name, any) in &route.typed_per_filter_config {
+                use ours::extensions::filters::http as filters;
+                if name == "envoy.filters.http.local_ratelimit" {
+                    use envoy_types::pb::envoy::extensions::filters::http::local_ratelimit::v3::LocalRateLimit;
+                    agrees::<filters::local_ratelimit::v3::LocalRateLimit, LocalRateLimit>(&inner(any));
+                    continue;
+                }
                 assert_eq!(name, "envoy.filters.http.fault");
-                agrees::<ours::extensions::filters::http::fault::v3::HttpFault, HttpFault>(&inner(any));
+                agrees::<filters::fault::v3::HttpFault, HttpFault>(&inner(any));
                 seen[2] += 1;
             }
         }
