@@ -13,6 +13,8 @@ mod harness;
 #[path = "traffic/faults.rs"]
 mod faults;
 
+#[path = "traffic/checks.rs"]
+mod checks;
 #[path = "traffic/health.rs"]
 mod health;
 

@@ -462,5 +462,5 @@ fn http3_is_reported() {
 fn a_proxy_protocol_is_refused() {
     let name = "envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport";
     let message = Message { transport_socket: Some(socket(any(name, &[]))), ..named() };
-    refused(&message, "transport_socket", "ProxyProtocolUpstreamTransport");
+    refused(&message, "transport_socket.typed_config", "ProxyProtocolUpstreamTransport");
 }

@@ -85,7 +85,7 @@ fn a_low_success_rate_ejects() {
     }
 }
 
-/// OD4: the figures it was judged by are told.
+/// OD4, OD14: the figures it was judged by are told.
 #[test]
 fn a_low_success_rate_is_told_with_its_threshold() {
     let cluster = detecting(5, |config| config.consecutive_5xx = 0);
