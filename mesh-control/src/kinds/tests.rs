@@ -303,7 +303,7 @@ fn what_istio_1_0_wrote_is_taken_with_a_warning() {
 fn fields_without_effect_are_named() {
     let text = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: a}\nspec:\n  hosts: [a]\n  http:\n  - route: [{destination: {host: a}}]\n    corsPolicy: {maxAge: 1s}\n    match: [{statPrefix: x}]\n";
     let parsed = parse("f", text).unwrap();
-    assert_eq!(codes(&parsed.diagnostics), ["MSH0009 8:5", "MSH0009 9:5"]);
+    assert_eq!(codes(&parsed.diagnostics), ["MSH0009 8:5", "MSH0009 9:14"]);
     assert!(parsed.diagnostics[0].message.contains("spec.http[0].match[0].statPrefix is accepted and ignored"));
 }
 

@@ -78,6 +78,7 @@ pub struct Route {
 
 /// Which requests a route means; all parts must hold. Source: Envoy `RouteMatch`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
 pub struct RouteMatch {
     /// The path, without its query.
     pub path: PathMatch,

@@ -147,8 +147,8 @@ mod tests {
 
     #[test]
     fn dropped_fields_are_named_by_path() {
-        // VirtualHost{routes{route{ field 30 (request_mirror_policies), field 8 (timeout) }, field 999 varint }}
-        let action = [0xf2, 0x01, 0x00, 0x42, 0x00];
+        // VirtualHost{routes{route{ field 34 (internal_redirect_policy), field 8 (timeout) }, field 999 varint }}
+        let action = [0x92, 0x02, 0x00, 0x42, 0x00];
         let mut route = vec![0x12, action.len() as u8];
         route.extend(action);
         route.extend([0xb8, 0x3e, 0x01]);
@@ -157,7 +157,7 @@ mod tests {
         let found = dropped("envoy.config.route.v3.VirtualHost", &host);
         assert_eq!(
             found.ignored.into_iter().collect::<Vec<_>>(),
-            ["routes.#999", "routes.route.request_mirror_policies"]
+            ["routes.#999", "routes.route.internal_redirect_policy"]
         );
     }
 

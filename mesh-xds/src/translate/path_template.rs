@@ -234,7 +234,7 @@ mod tests {
             ("/a/", "/a/", true),
             ("/a/", "/a", false),
             ("/", "/", true),
-            ("/*", "/a=b", false),
+            ("/*", "/a=b", true),
             ("/*", "/a%20b-c", true),
         ] {
             assert_eq!(
