@@ -8,7 +8,7 @@
 //!
 //! | shape | receiver | examples |
 //! |---|---|---|
-//! | *lookup* | `&self`, immutable | [`Snapshot::plan`](snapshot::Snapshot::plan), [`retry::verdict`] |
+//! | *lookup* | `&self`, immutable | [`Snapshot::plan`](snapshot::Snapshot::plan), [`retry::may_repeat`] |
 //! | *cell* | `&self` over a few atomics, with the time as an argument | endpoint load and ejection, [`RetryBudget`](retry::RetryBudget) |
 //! | *machine* | `&mut self`, one owner, inputs in and outputs polled | the xDS protocol, in `mesh-xds` |
 //!
