@@ -21,6 +21,8 @@ mod cover;
 mod ejection;
 #[path = "envoy/generate.rs"]
 mod generate;
+#[path = "envoy/hashing.rs"]
+mod hashing;
 #[path = "envoy/process.rs"]
 mod process;
 #[path = "envoy/routes.rs"]

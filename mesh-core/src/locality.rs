@@ -179,6 +179,12 @@ impl Levels {
         }
     }
 
+    /// What the healthy of the first priority are looked up in.
+    #[cfg(test)]
+    pub(crate) fn lookup(&self) -> Option<&Arc<Lookup>> {
+        self.levels.first()?.healthy.group.lookup()
+    }
+
     fn count_of(&self, endpoint: &Endpoint) -> u64 {
         if self.by_weight { u64::from(endpoint.weight()) } else { 1 }
     }

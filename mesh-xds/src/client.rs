@@ -136,11 +136,11 @@ impl Driver {
         machine.subscribe(TypeUrl::Cluster, Subscription::All);
         machine.subscribe(TypeUrl::Listener, Subscription::All);
         Self {
+            graph: Graph::of(bootstrap.node.local()),
             bootstrap,
             began: Instant::now(),
             rng: SmallRng::from_os_rng(),
             machine,
-            graph: Graph::default(),
             ignored: BTreeMap::new(),
             connected_since: None,
             error: None,

@@ -14,7 +14,7 @@ use std::{
 
 use mesh_core::{
     config::{
-        Action, Cluster, Config, DirectResponse, Discovery, Endpoints, HeaderChanges, HttpSettings, Name, Route,
+        Action, Cluster, Config, DirectResponse, Discovery, Endpoints, HeaderChanges, HttpSettings, Local, Name, Route,
         RouteMatch, RouteTable, VirtualHost,
     },
     time::Time,
@@ -63,6 +63,8 @@ pub struct Graph {
     named: BTreeMap<u16, Named>,
     current: Option<Arc<Config>>,
     stale: bool,
+    /// Who we are, which the control plane does not say.
+    local: Local,
 }
 
 /// What is known of a resource that somebody wants; nothing yet when there is no slot.
@@ -80,6 +82,11 @@ type Merged = (Arc<Cluster>, Arc<Endpoints>, Arc<Cluster>);
 type Named = (Arc<RouteTable>, Arc<BTreeSet<Name>>);
 
 impl Graph {
+    /// That of a process: who it is becomes part of its configuration.
+    pub fn of(local: Local) -> Self {
+        Self { local, ..Self::default() }
+    }
+
     /// Takes in what became of a resource.
     pub fn handle_event(&mut self, event: Event<Part>) {
         self.stale = true;
@@ -124,7 +131,7 @@ impl Graph {
         let endpoints = self.wanted(TypeUrl::Endpoint);
         self.endpoints.retain(|name, _| endpoints.contains(name));
         let previous = self.current.clone().unwrap_or_default();
-        let mut next = Config::default();
+        let mut next = Config { local: self.local.clone(), ..Config::default() };
         let warming = self.add_clusters(&previous, &mut next);
         let waiting = self.add_listeners(&previous, &mut next, now);
         let synced = [TypeUrl::Listener, TypeUrl::Cluster].iter().all(|kind| self.synced.contains(kind));

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use mesh_core::config::{Labels, Locality, Name, Workload};
+use mesh_core::config::{Labels, Local, Locality, Name, Workload};
 use prost_types::{ListValue, Struct, Value as ProtoValue, value::Kind};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -54,6 +54,12 @@ impl Node {
     /// The SPIFFE id this node asks a certificate for: `spiffe://TRUST_DOMAIN/ns/NAMESPACE/sa/SERVICE_ACCOUNT`.
     pub fn identity(&self) -> String {
         format!("spiffe://{}/ns/{}/sa/{}", self.trust_domain(), self.namespace(), self.service_account())
+    }
+
+    /// What of it matters to balancing: who and where it is, and the cluster that its own service is called by, if the node's
+    /// `cluster` is the name of one (Envoy's `local_cluster_name`).
+    pub fn local(&self) -> Local {
+        Local { id: self.id.as_str().into(), locality: self.locality.clone(), cluster: self.cluster.as_str().into() }
     }
 
     pub(crate) fn to_proto(&self) -> v3::Node {

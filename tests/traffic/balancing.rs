@@ -9,8 +9,8 @@ use std::{
 
 use mesh_tower::config::{
     Action, ClientWeighted, Cluster, Discovery, DropOverload, Endpoint, Endpoints, Forward, Fraction, HashCookie,
-    HashPolicy, HashSource, LeastRequest, LoadBalancer, Locality, LocalityEndpoints, Maglev, PickFirst, RingHash,
-    RouteMatch,
+    HashPolicy, HashSource, Health, LeastRequest, LoadBalancer, Locality, LocalityEndpoints, Maglev, PickFirst,
+    RingHash, RouteMatch, ZoneAware,
 };
 use tokio::{net::TcpListener, sync::Semaphore};
 
@@ -328,5 +328,76 @@ async fn an_aggregate_is_its_first_available() {
         let answer = program.get("/").await;
         assert!(answer.is_ok(), "{kind:?}: {answer:?}");
         assert_eq!(answer.body, "backup", "{kind:?}");
+    }
+}
+
+/// LO5: requests stay in the program's own zone as far as that has its part of the endpoints.
+#[tokio::test]
+async fn the_own_zone_comes_first() {
+    for kind in Kind::ALL {
+        let (near, far) = (Upstream::start("near").await, Upstream::start("far").await);
+        let localities = vec![locality(0, "a", None, &[near.address]), locality(0, "b", None, &[far.address])];
+        let zone_aware = Some(ZoneAware { min_cluster_size: 2, ..ZoneAware::default() });
+        let app = Cluster { zone_aware, ..placed(kind, localities) };
+        let callers = vec![locality(0, "a", None, &[nobody().await]), locality(0, "b", None, &[nobody().await])];
+        let own = Cluster { name: "own".into(), ..placed(kind, callers) };
+        let rules = vec![route(RouteMatch::default(), Action::Forward(to("app")))];
+        let mut config = config([app, own], rules);
+        config.local.locality.zone = "a".into();
+        config.local.cluster = "own".into();
+        let program = Program::new(kind, config).await;
+        for _ in 0..10 {
+            assert_eq!(program.get("/").await.body, "near", "{kind:?}");
+        }
+    }
+}
+
+/// LO2: what a priority cannot take spills to the next, in proportion.
+#[tokio::test]
+async fn the_rest_spills_over() {
+    for kind in Kind::ALL {
+        let (first, second) = (Upstream::start("first").await, Upstream::start("second").await);
+        let mut localities =
+            vec![locality(0, "a", None, &[first.address, nobody().await]), locality(1, "b", None, &[second.address])];
+        localities[0].endpoints[1].health = Health::Unhealthy;
+        let program = program(kind, placed(kind, localities), &[]).await;
+        for _ in 0..200 {
+            assert!(program.get("/").await.is_ok(), "{kind:?}");
+        }
+        // 1.4 x 50 % stay; binomial(200, 0.3): mean 60, five standard deviations are 33.
+        assert!((27..=93).contains(&second.count()), "{kind:?}: {}", second.count());
+    }
+}
+
+/// LO3: below the threshold, endpoints that are said to be unhealthy are used all the same.
+#[tokio::test]
+async fn panic_uses_everybody() {
+    for kind in Kind::ALL {
+        let (one, two) = (Upstream::start("one").await, Upstream::start("two").await);
+        let mut localities = vec![locality(0, "", None, &[one.address, two.address])];
+        localities[0].endpoints.iter_mut().for_each(|endpoint| endpoint.health = Health::Unhealthy);
+        let program = program(kind, placed(kind, localities.clone()), &[]).await;
+        for _ in 0..10 {
+            assert!(program.get("/").await.is_ok(), "{kind:?}");
+        }
+        let calm = Cluster { panic_threshold: 0, ..placed(kind, localities) };
+        let answer = self::program(kind, calm, &[]).await.get("/").await;
+        assert!(answer.is(kind, 503) && answer.flags == "UH", "{kind:?}: {answer:?}");
+    }
+}
+
+/// LB4, LB6: at random, and by latency: everybody gets some.
+#[tokio::test]
+async fn everybody_gets_some() {
+    for kind in Kind::ALL {
+        for balancer in [LoadBalancer::Random, LoadBalancer::PeakEwma] {
+            let upstreams = four().await;
+            let program = program(kind, balanced(kind, &upstreams, balancer.clone()), &[]).await;
+            for _ in 0..80 {
+                assert!(program.get("/").await.is_ok(), "{kind:?}");
+            }
+            // None of 80 at random happens once in ten thousand million.
+            assert!(upstreams.iter().all(|upstream| upstream.count() > 0), "{kind:?} {balancer:?}");
+        }
     }
 }

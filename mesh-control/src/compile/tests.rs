@@ -24,6 +24,7 @@ use crate::{
     store::{SourceFile, Store},
 };
 
+mod balancing;
 mod policies;
 
 /// Bookinfo's services, with accounts by hint.

@@ -11,8 +11,10 @@ use crate::{
     rng::RequestRng,
 };
 
+mod balancing;
 mod ejection;
 mod limits;
+mod places;
 
 /// LB2, LB21: every endpoint has its turn, as often as its weight says.
 #[test]
