@@ -225,6 +225,9 @@ async fn wait_for(configs: &mut watch::Receiver<Option<Arc<Config>>>, is: impl F
     tokio::time::timeout(PATIENCE, found).await.unwrap().unwrap().clone().unwrap()
 }
 
+/// What the client says it is; it says so to its own balancing as well.
+const NODE: &str = "sidecar~127.0.0.1~a.default~x";
+
 /// Port 80 leads to one cluster with that many endpoints.
 fn config(cluster: &str, endpoints: u8) -> Config {
     let name = Name::from(cluster);
@@ -256,6 +259,7 @@ fn config(cluster: &str, endpoints: u8) -> Config {
         ..Cluster::default()
     };
     let mut config = Config::default();
+    config.local.id = NODE.into();
     config.outbound.insert(80, Arc::new(table));
     config.clusters.insert(name, Arc::new(cluster));
     config
@@ -272,7 +276,7 @@ fn bootstrap(address: SocketAddr, secured: Option<&Path>) -> Arc<Bootstrap> {
     }
     let text = json!({
         "xds_servers": [server],
-        "node": {"id": "sidecar~127.0.0.1~a.default~x"},
+        "node": {"id": NODE},
         "mesh": {"ca": {"ttl_seconds": 3}},
     });
     Arc::new(Bootstrap::parse(&text.to_string(), "test").unwrap())
