@@ -75,7 +75,7 @@ pub fn endpoint(address: SocketAddr) -> Endpoint {
         weight: 1,
         health: Health::Healthy,
         mtls: false,
-        workload: Some(workload),
+        workload: Some(workload.into()),
         hostname: "".into(),
         hash_key: None,
     }

@@ -28,14 +28,18 @@ use crate::{
 };
 
 mod ejection;
+mod known;
 
 use ejection::Ejections;
+use known::Known;
 
 /// A cluster, compiled for picking.
 #[derive(Debug)]
 pub struct Cluster {
-    config: Arc<config::Cluster>,
+    /// That of the configuration, at hand for whoever looks it up.
+    name: config::Name,
     pub(crate) hash: u64,
+    config: Arc<config::Cluster>,
     endpoints: Vec<Arc<Endpoint>>,
     levels: Levels,
     live: Arc<Live>,
@@ -175,6 +179,13 @@ impl Cluster {
             });
         }
         live.ejections.recount(&endpoints);
+        // Made now, so that no request makes them.
+        for endpoint in endpoints.iter().filter(|_| config.outlier_detection.is_some()) {
+            endpoint.cell.outlier.counts();
+        }
+        for endpoint in endpoints.iter().filter(|_| matches!(config.load_balancer, LoadBalancer::ClientWeighted(_))) {
+            endpoint.reported();
+        }
         for endpoint in &endpoints {
             endpoint.cell.most.store(config.thresholds.max_requests_per_endpoint, Relaxed);
             if config.health_check.is_none() {
@@ -192,6 +203,7 @@ impl Cluster {
             before,
         };
         Self {
+            name: config::Name::clone(&config.name),
             levels: Levels::new(by_priority.into_values().collect(), &making),
             hash: name_hash(&config.name),
             // What cannot be compiled was refused when it was read.
@@ -341,7 +353,7 @@ impl Cluster {
 
     /// Its name.
     pub fn name(&self) -> &config::Name {
-        &self.config.name
+        &self.name
     }
 
     /// All its endpoints, healthy or not.
@@ -389,67 +401,6 @@ impl Cluster {
 
 /// How often an endpoint is looked for where places are taken faster than found.
 const PLACES: usize = 4;
-
-/// The endpoints of the predecessor, by address.
-struct Known<'a> {
-    previous: BTreeMap<&'a EndpointAddress, &'a Arc<Endpoint>>,
-    /// Connections of the predecessor serve this configuration too.
-    same_transport: bool,
-    gone: BTreeMap<EndpointAddress, Departed>,
-}
-
-impl<'a> Known<'a> {
-    fn of(config: &config::Cluster, previous: Option<&'a Cluster>) -> Self {
-        let Some(previous) = previous else {
-            return Self { previous: BTreeMap::new(), same_transport: false, gone: BTreeMap::new() };
-        };
-        let old = &previous.config;
-        let mut gone: BTreeMap<_, _> = previous
-            .departed
-            .iter()
-            .filter(|departed| departed.cell.strong_count() > 0)
-            .map(|departed| (departed.address.clone(), departed.clone()))
-            .collect();
-        for endpoint in &previous.endpoints {
-            gone.insert(endpoint.address().clone(), Departed::of(endpoint));
-        }
-        Self {
-            previous: previous.endpoints.iter().map(|endpoint| (endpoint.address(), endpoint)).collect(),
-            same_transport: old.protocol == config.protocol
-                && old.tls == config.tls
-                && old.connections == config.connections
-                && old.connect_timeout == config.connect_timeout,
-            gone,
-        }
-    }
-
-    fn returned(endpoints: Vec<Departed>) -> Self {
-        let gone = endpoints.into_iter().map(|departed| (departed.address.clone(), departed)).collect();
-        Self { previous: BTreeMap::new(), same_transport: false, gone }
-    }
-
-    /// The endpoint for this configuration, with its old cell where there is one.
-    fn take(&mut self, config: &config::Endpoint, at: (u32, u32)) -> Arc<Endpoint> {
-        let departed = self.gone.remove(&config.address);
-        if let Some(old) = self.previous.get(&config.address) {
-            if self.same_transport && old.config() == config && (old.level, old.place) == at {
-                return Arc::clone(old);
-            }
-            let keep = self.same_transport && old.config().mtls == config.mtls;
-            let attachments = if keep { Arc::clone(&old.attachments) } else { Arc::default() };
-            return Arc::new(Endpoint::new(config.clone(), at, Arc::clone(&old.cell), attachments));
-        }
-        let cell = departed.as_ref().and_then(|departed| departed.cell.upgrade()).unwrap_or_default();
-        // It was away: it starts slowly again.
-        cell.since.store(0, Relaxed);
-        let attachments = departed.filter(|_| self.same_transport).and_then(|departed| departed.attachments.upgrade());
-        Arc::new(Endpoint::new(config.clone(), at, cell, attachments.unwrap_or_default()))
-    }
-
-    fn departed(self) -> Vec<Departed> {
-        self.gone.into_values().collect()
-    }
-}
 
 impl Departed {
     fn of(endpoint: &Endpoint) -> Self {

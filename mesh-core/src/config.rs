@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 mod balance;
 mod cluster;
+mod clusters;
 mod connections;
 mod hash;
 mod health_check;
@@ -33,6 +34,8 @@ pub use cluster::{
     Cluster, Discovery, DnsName, DropOverload, Endpoint, EndpointAddress, Endpoints, Health, Labels, Local, Locality,
     LocalityEndpoints, Protocol, RetryBudget, ServiceName, Thresholds, TlsMode, UpstreamTls, Workload,
 };
+pub(crate) use clusters::Chunk as ClusterChunk;
+pub use clusters::{Clusters, Iter as ClustersIter};
 pub use connections::{Connections, Http2, Keepalive, SocketOption, TcpKeepalive};
 pub use hash::{HashCookie, HashPolicy, HashSource, RoutingPriority};
 pub use health_check::{GrpcCheck, HealthCheck, HttpCheck, Probe, TcpCheck};
@@ -70,5 +73,5 @@ pub struct Config {
     /// Who this process is among those like it: what depends on its place, and on it being another than they.
     pub local: Local,
     /// Every cluster a route may name. A route naming a cluster that is not here answers 503 with flag `NC`.
-    pub clusters: BTreeMap<Name, Arc<Cluster>>,
+    pub clusters: Clusters,
 }

@@ -5,7 +5,7 @@
 //! that number. A half-open endpoint (CB6) stays ejected after its time and gets single requests until one succeeds.
 //! Which endpoints may go, how many, and who asks when is `cluster/ejection.rs`; here is what one endpoint knows.
 
-use std::time::Duration;
+use std::{sync::OnceLock, time::Duration};
 
 use crate::{
     config::{Monitor, OutlierDetection},
@@ -22,6 +22,15 @@ pub use event::{Event, Reason, What};
 /// What ejection knows of one endpoint.
 #[derive(Debug, Default)]
 pub(crate) struct Cell {
+    /// All that a pick asks.
+    state: AtomicU32,
+    /// Apart, so that endpoints without detection do without, and those a pick compares lie close together.
+    counts: OnceLock<Box<Counts>>,
+}
+
+/// What is counted of one endpoint.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
     consecutive_5xx: AtomicU32,
     consecutive_gateway: AtomicU32,
     consecutive_local: AtomicU32,
@@ -31,7 +40,6 @@ pub(crate) struct Cell {
     /// Of connecting and whatever else has no response.
     pub(crate) local: Window,
     pub(crate) answers: Answers,
-    state: AtomicU32,
     /// Nanoseconds of [`Time`].
     ejected_at: AtomicU64,
     /// Nanoseconds, and one, of the last return; 0 is none.
@@ -64,6 +72,11 @@ pub(crate) enum Swept {
 }
 
 impl Cell {
+    /// What is counted; made at the first call, which is when its cluster is compiled with detection.
+    pub(crate) fn counts(&self) -> &Counts {
+        self.counts.get_or_init(Box::default)
+    }
+
     pub(crate) fn is_ejected(&self) -> bool {
         self.state.load(Relaxed) != USED
     }
@@ -85,7 +98,7 @@ impl Cell {
 
     /// How often it was ejected in all.
     pub(crate) fn ejections(&self) -> u32 {
-        self.ejections.load(Relaxed)
+        self.counts().ejections.load(Relaxed)
     }
 
     /// Counts an outcome whose headers took so long, and calls `due` with each reason to eject that is met by it.
@@ -102,21 +115,21 @@ impl Cell {
         if !config.split_local_origin || outcome.failure.is_none() {
             let status = outcome.effective_status();
             let gateway = matches!(status, 502..=504);
-            if count_row(&self.consecutive_gateway, gateway, config.consecutive_gateway_failure) {
+            if count_row(&self.counts().consecutive_gateway, gateway, config.consecutive_gateway_failure) {
                 due(Reason::ConsecutiveGatewayFailure, config.enforcing_consecutive_gateway_failure);
             }
-            if count_row(&self.consecutive_5xx, status >= 500, config.consecutive_5xx) {
+            if count_row(&self.counts().consecutive_5xx, status >= 500, config.consecutive_5xx) {
                 due(Reason::Consecutive5xx, config.enforcing_consecutive_5xx);
             }
-            self.external.count(status < 500);
+            self.counts().external.count(status < 500);
         }
-        for (row, (monitor, index)) in self.monitors.iter().zip(config.monitors.iter().zip(0..)) {
+        for (row, (monitor, index)) in self.counts().monitors.iter().zip(config.monitors.iter().zip(0..)) {
             if count_row(row, is_failure(monitor, outcome, took), monitor.consecutive) {
                 due(Reason::Monitor(index), monitor.enforcing);
             }
         }
         if config.latency.is_some() && outcome.failure.is_none() {
-            self.answers.count(took);
+            self.counts().answers.count(took);
         }
     }
 
@@ -128,12 +141,12 @@ impl Cell {
     /// A connection that was made is a success, even of a request that failed after (Envoy reports both).
     fn count_local(&self, config: &OutlierDetection, outcome: &Outcome, due: &mut impl FnMut(Reason, u32)) {
         if !matches!(outcome.failure, Some(Failure::Connect | Failure::Tls)) {
-            self.local.count(true);
-            count_row(&self.consecutive_local, false, 0);
+            self.counts().local.count(true);
+            count_row(&self.counts().consecutive_local, false, 0);
         }
         if outcome.failure.is_some() {
-            self.local.count(false);
-            if count_row(&self.consecutive_local, true, config.consecutive_local_origin_failure) {
+            self.counts().local.count(false);
+            if count_row(&self.counts().consecutive_local, true, config.consecutive_local_origin_failure) {
                 due(Reason::ConsecutiveLocalOriginFailure, config.enforcing_consecutive_local_origin_failure);
             }
         }
@@ -156,23 +169,27 @@ impl Cell {
     }
 
     fn begin(&self, config: &OutlierDetection, id: u64, now: Time) {
-        self.ejected_at.store(now.as_nanos(), Relaxed);
+        self.counts().ejected_at.store(now.as_nanos(), Relaxed);
         let jitter = below(chance(now, id ^ 1), nanos(config.max_ejection_time_jitter).saturating_add(1));
-        self.jitter.store(jitter, Relaxed);
-        self.ejections.fetch_add(1, Relaxed);
+        self.counts().jitter.store(jitter, Relaxed);
+        self.counts().ejections.fetch_add(1, Relaxed);
         // As long as one more makes a difference, so that the way back is no longer than the way there.
         let most = nanos(config.max_ejection_time).saturating_add(nanos(config.base_ejection_time));
-        let times = self.times.load(Relaxed);
+        let times = self.counts().times.load(Relaxed);
         if u64::from(times).saturating_mul(nanos(config.base_ejection_time)) < most {
-            self.times.store(times + 1, Relaxed);
+            self.counts().times.store(times + 1, Relaxed);
         }
     }
 
     /// When its ejection may end.
     fn ends(&self, config: &OutlierDetection) -> u64 {
         let most = config.max_ejection_time.max(config.base_ejection_time);
-        let lasts = config.base_ejection_time.saturating_mul(self.times.load(Relaxed)).min(most);
-        self.ejected_at.load(Relaxed).saturating_add(nanos(lasts)).saturating_add(self.jitter.load(Relaxed))
+        let lasts = config.base_ejection_time.saturating_mul(self.counts().times.load(Relaxed)).min(most);
+        self.counts()
+            .ejected_at
+            .load(Relaxed)
+            .saturating_add(nanos(lasts))
+            .saturating_add(self.counts().jitter.load(Relaxed))
     }
 
     /// What the ticks that have passed mean for it.
@@ -196,24 +213,26 @@ impl Cell {
             PROBED => return Swept::Out,
             _ => {}
         }
-        let returned = self.returned_at.load(Relaxed);
+        let returned = self.counts().returned_at.load(Relaxed);
         if let Some(since) = returned.checked_sub(1)
-            && self.times.load(Relaxed) > 0
+            && self.counts().times.load(Relaxed) > 0
         {
             let calm = ticks.count_from(since.saturating_add(ticks.interval));
             let calm = u32::try_from(calm).unwrap_or(u32::MAX);
-            let _ = self.times.fetch_update(Relaxed, Relaxed, |times| Some(times.saturating_sub(calm)));
+            let _ = self.counts().times.fetch_update(Relaxed, Relaxed, |times| Some(times.saturating_sub(calm)));
         }
         swept
     }
 
     /// Puts it back into use; false when it was.
     pub(crate) fn readmit(&self, now: Time) -> bool {
-        for row in [&self.consecutive_5xx, &self.consecutive_gateway, &self.consecutive_local] {
-            row.store(0, Relaxed);
+        if let Some(counts) = self.counts.get() {
+            for row in [&counts.consecutive_5xx, &counts.consecutive_gateway, &counts.consecutive_local] {
+                row.store(0, Relaxed);
+            }
+            counts.monitors.iter().for_each(|row| row.store(0, Relaxed));
+            counts.returned_at.store(now.as_nanos().saturating_add(1), Relaxed);
         }
-        self.monitors.iter().for_each(|row| row.store(0, Relaxed));
-        self.returned_at.store(now.as_nanos().saturating_add(1), Relaxed);
         self.state.swap(USED, Relaxed) != USED
     }
 }

@@ -6,6 +6,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+use hashbrown::HashMap;
+
 use crate::{
     config::{self, Action, Forward, HttpSettings, Mirror, Name, PathMatch},
     error::{CompileError, NoRoute},
@@ -43,7 +45,8 @@ pub(crate) struct RouteTable {
     /// The rate limit of routes without their own.
     pub(crate) limiter: Option<Arc<RateLimiter>>,
     hosts: Vec<Arc<VirtualHost>>,
-    domains: Domains,
+    /// Shared as long as every host has the domains it had.
+    domains: Arc<Domains>,
 }
 
 /// The routes of a set of domains.
@@ -82,18 +85,19 @@ impl RouteTable {
         // What the table and its port say for all is part of every policy.
         let previous = previous
             .filter(|previous| same_for_all(&previous.config, config) && previous.settings.as_ref() == settings);
-        let known: std::collections::BTreeMap<&str, &Arc<VirtualHost>> =
-            previous.iter().flat_map(|table| &table.hosts).map(|host| (&*host.config.name, host)).collect();
         let limiter = limiter(settings, previous);
+        let mut known = Known { previous, by_name: None };
         let mut hosts = Vec::with_capacity(config.virtual_hosts.len());
-        for host in &config.virtual_hosts {
-            let same = |old: &&&Arc<VirtualHost>| Arc::ptr_eq(&old.config, host) || old.config == *host;
-            hosts.push(match known.get(&*host.name).filter(same) {
+        for (at, host) in config.virtual_hosts.iter().enumerate() {
+            hosts.push(match known.same(at, host) {
                 Some(old) => Arc::clone(old),
                 None => Arc::new(VirtualHost::compile(host, config, settings, limiter.as_ref())?),
             });
         }
-        let domains = Domains::compile(config)?;
+        let domains = match previous.filter(|previous| same_domains(&previous.config, config)) {
+            Some(previous) => Arc::clone(&previous.domains),
+            None => Arc::new(Domains::compile(config)?),
+        };
         Ok(Self { config: Arc::clone(config), settings: settings.cloned(), limiter, hosts, domains })
     }
 
@@ -112,6 +116,42 @@ impl RouteTable {
     pub(crate) fn hosts(&self) -> &[Arc<VirtualHost>] {
         &self.hosts
     }
+}
+
+/// The virtual hosts of the predecessor.
+struct Known<'a> {
+    previous: Option<&'a RouteTable>,
+    /// Made when hosts are not where they were.
+    by_name: Option<HashMap<&'a str, &'a Arc<VirtualHost>>>,
+}
+
+impl<'a> Known<'a> {
+    /// The one that was made of the same configuration; `at` is the place of the new one.
+    fn same(&mut self, at: usize, host: &Arc<config::VirtualHost>) -> Option<&'a Arc<VirtualHost>> {
+        let previous = self.previous?;
+        let before = previous.config.virtual_hosts.get(at);
+        if before.is_some_and(|before| Arc::ptr_eq(before, host)) {
+            return previous.hosts.get(at);
+        }
+        let known = match before.is_some_and(|before| before.name == host.name) {
+            true => previous.hosts.get(at),
+            false => {
+                let hosts = || previous.hosts.iter().map(|host| (&*host.config.name, host)).collect();
+                self.by_name.get_or_insert_with(hosts).get(&*host.name).copied()
+            }
+        };
+        known.filter(|old| Arc::ptr_eq(&old.config, host) || old.config == *host)
+    }
+}
+
+/// Does every host have the domains it had?
+fn same_domains(before: &config::RouteTable, after: &config::RouteTable) -> bool {
+    before.virtual_hosts.len() == after.virtual_hosts.len()
+        && before
+            .virtual_hosts
+            .iter()
+            .zip(&after.virtual_hosts)
+            .all(|(a, b)| Arc::ptr_eq(a, b) || a.domains == b.domains)
 }
 
 /// Do both tables say the same, apart from their hosts?

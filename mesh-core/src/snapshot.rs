@@ -5,12 +5,11 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use hashbrown::HashTable;
 use rand::RngCore;
 
 use crate::{
-    cluster::{Around, Cluster, Remains},
-    config::{self, Config, Discovery, Local, Name},
+    cluster::{Around, Cluster},
+    config::{self, Config, Local, Name},
     error::{CompileError, NoRoute},
     fault::FaultDecision,
     hash::Found,
@@ -20,6 +19,10 @@ use crate::{
     route::{self, Destination, Kind, RouteTable, name_hash},
     zone::LocalZones,
 };
+
+mod clusters;
+
+use clusters::{Clusters, Same};
 
 /// A configuration compiled for reading.
 #[derive(Debug)]
@@ -31,12 +34,7 @@ pub struct Snapshot {
     local: Local,
     pub(crate) outbound: BTreeMap<u16, Arc<RouteTable>>,
     pub(crate) inbound: BTreeMap<u16, Arc<RouteTable>>,
-    /// In the order of their names.
-    clusters: Vec<Arc<Cluster>>,
-    /// Places in `clusters` by hash of the name; shared as long as the names stay.
-    index: Arc<HashTable<u32>>,
-    /// Clusters that left while requests were under way, to be found again should they return.
-    departed: Vec<(Name, Remains)>,
+    clusters: Clusters,
     /// How the processes like this one are spread.
     zones: Option<Arc<LocalZones>>,
 }
@@ -49,9 +47,7 @@ impl Snapshot {
             local: Local::default(),
             outbound: BTreeMap::new(),
             inbound: BTreeMap::new(),
-            clusters: Vec::new(),
-            index: Arc::default(),
-            departed: Vec::new(),
+            clusters: Clusters::default(),
             zones: None,
         }
     }
@@ -78,13 +74,17 @@ impl Snapshot {
             Some(old) if zones.as_ref() == Some(old) => Some(Arc::clone(old)),
             _ => zones,
         };
-        let (clusters, departed) = compile_clusters(config, previous, zones.as_ref());
-        let index = match same_names(&clusters, &previous.clusters) {
-            true => Arc::clone(&previous.index),
-            false => Arc::new(index(&clusters)),
+        let same = Same {
+            seed: config.local.id == previous.local.id,
+            zones: match (&zones, &previous.zones) {
+                (Some(new), Some(old)) => Arc::ptr_eq(new, old),
+                (new, old) => new.is_none() && old.is_none(),
+            },
         };
+        let around = Around { seed: name_hash(&config.local.id), zones: zones.as_deref() };
+        let clusters = Clusters::compile(config, &previous.clusters, same, around);
         let (servers, local) = (config.inbound.clone(), config.local.clone());
-        Ok(Self { servers, local, outbound, inbound, clusters, index, departed, zones })
+        Ok(Self { servers, local, outbound, inbound, clusters, zones })
     }
 
     /// Decides one outbound request. Allocates nothing; draws from `rng` for shares, weights and faults.
@@ -131,7 +131,10 @@ impl Snapshot {
 
     fn target(&self, destination: &Destination, view: &RequestView<'_>) -> Target {
         let found = match &destination.header {
-            None => self.find(destination.hash, &destination.cluster).ok_or_else(|| Name::clone(&destination.cluster)),
+            None => self
+                .clusters
+                .find(destination.hash, &destination.cluster)
+                .ok_or_else(|| Name::clone(&destination.cluster)),
             Some(header) => {
                 let name = view.headers.get(header).and_then(|name| name.to_str().ok()).unwrap_or("");
                 self.cluster(name).ok_or_else(|| name.into())
@@ -145,7 +148,7 @@ impl Snapshot {
 
     /// A cluster by name.
     pub fn cluster(&self, name: &str) -> Option<&Arc<Cluster>> {
-        self.find(name_hash(name), name)
+        self.clusters.find(name_hash(name), name)
     }
 
     /// All clusters, in the order of their names.
@@ -165,19 +168,13 @@ impl Snapshot {
 
     /// What it was compiled from, put together again.
     pub fn config(&self) -> Config {
-        let clusters = self.clusters.iter().map(|cluster| (Name::clone(cluster.name()), Arc::clone(cluster.config())));
         Config {
             outbound: self.outbound.iter().map(|(port, table)| (*port, Arc::clone(&table.config))).collect(),
             http: self.outbound.iter().filter_map(|(port, table)| Some((*port, table.settings.clone()?))).collect(),
             inbound: self.servers.clone(),
             local: self.local.clone(),
-            clusters: clusters.collect(),
+            clusters: self.clusters.config(),
         }
-    }
-
-    fn find(&self, hash: u64, name: &str) -> Option<&Arc<Cluster>> {
-        let is_it = |at: &u32| self.clusters.get(*at as usize).is_some_and(|cluster| **cluster.name() == *name);
-        self.index.find(hash, is_it).and_then(|at| self.clusters.get(*at as usize))
     }
 }
 
@@ -212,106 +209,10 @@ fn compile_table(
     }
 }
 
-type Departed = Vec<(Name, Remains)>;
-
-/// Walks old and new clusters in the order of their names, so that an unchanged one costs a comparison of pointers.
-fn compile_clusters(
-    config: &Config,
-    previous: &Snapshot,
-    zones: Option<&Arc<LocalZones>>,
-) -> (Vec<Arc<Cluster>>, Departed) {
-    let around = Around { seed: name_hash(&config.local.id), zones: zones.map(|zones| &**zones) };
-    let same_seed = config.local.id == previous.local.id;
-    let same_zones = match (zones, &previous.zones) {
-        (Some(new), Some(old)) => Arc::ptr_eq(new, old),
-        (new, old) => new.is_none() && old.is_none(),
-    };
-    // What of this process matters to a cluster is as it was.
-    let same_place = |cluster: &config::Cluster| {
-        (same_zones || cluster.zone_aware.is_none()) && (same_seed || cluster.subset_size.is_none())
-    };
-    let mut departed: Departed = previous.departed.iter().filter(|(_, remains)| !remains.is_gone()).cloned().collect();
-    let mut old = previous.clusters.iter().peekable();
-    let mut clusters = Vec::with_capacity(config.clusters.len());
-    for (name, cluster) in &config.clusters {
-        while let Some(gone) = old.next_if(|old| *old.name() < *name) {
-            departed.push((Name::clone(gone.name()), gone.remains()));
-        }
-        let before = old.next_if(|old| *old.name() == *name);
-        let same = |old: &&Arc<Cluster>| Arc::ptr_eq(old.config(), cluster) || old.config() == cluster;
-        if let Some(same) = before.filter(same).filter(|_| same_place(cluster)) {
-            clusters.push(Arc::clone(same));
-            continue;
-        }
-        let returned = departed.iter().position(|(of, _)| of == name).map(|at| departed.swap_remove(at).1);
-        clusters.push(Arc::new(match returned {
-            Some(remains) => Cluster::returned(cluster, remains, around),
-            None => Cluster::compile_within(cluster, before.map(|old| &**old), around),
-        }));
-    }
-    departed.extend(old.map(|gone| (Name::clone(gone.name()), gone.remains())));
-    join_aggregates(config, &mut clusters, around);
-    (clusters, departed)
-}
-
-/// Gives aggregate clusters those they stand for, anew where one of them changed.
-fn join_aggregates(config: &Config, clusters: &mut [Arc<Cluster>], around: Around<'_>) {
-    for at in 0..clusters.len() {
-        let Some(aggregate) = clusters.get(at) else { continue };
-        let Discovery::Aggregate(names) = &aggregate.config().discovery else { continue };
-        let mut leaves = Vec::new();
-        leaves_of(config, names, NESTING, &mut leaves);
-        let find = |name: &Name| {
-            let at = clusters.binary_search_by(|cluster| cluster.name().cmp(name)).ok()?;
-            clusters.get(at).cloned()
-        };
-        let members: Vec<_> = leaves.iter().filter_map(find).collect();
-        let same = |old: &[Arc<Cluster>]| {
-            old.len() == members.len() && old.iter().zip(&members).all(|(old, new)| Arc::ptr_eq(old, new))
-        };
-        if aggregate.members().is_some_and(same) {
-            continue;
-        }
-        let fresh = Cluster::compile_within(aggregate.config(), Some(aggregate), around);
-        fresh.stands_for(members);
-        if let Some(place) = clusters.get_mut(at) {
-            *place = Arc::new(fresh);
-        }
-    }
-}
-
-/// The clusters with endpoints of their own that these names come down to, in order.
-fn leaves_of(config: &Config, names: &[Name], depth: usize, leaves: &mut Vec<Name>) {
-    for name in names {
-        match config.clusters.get(name).map(|cluster| &cluster.discovery) {
-            Some(Discovery::Aggregate(names)) if depth > 0 => leaves_of(config, names, depth - 1, leaves),
-            // Nested too deep, or in a circle.
-            Some(Discovery::Aggregate(_)) | None => {}
-            Some(_) if leaves.contains(name) => {}
-            Some(_) => leaves.push(Name::clone(name)),
-        }
-    }
-}
-
-/// Aggregates within aggregates. Source: gRFC A37.
-const NESTING: usize = 16;
-
 /// How the processes like this one are spread, if the configuration says where it is and what it is part of.
 fn local_zones(config: &Config) -> Option<Arc<LocalZones>> {
     let service = config.clusters.get(&config.local.cluster)?;
     Some(Arc::new(LocalZones::new(&config.local.locality, &service.endpoints)))
-}
-
-fn same_names(a: &[Arc<Cluster>], b: &[Arc<Cluster>]) -> bool {
-    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| Arc::ptr_eq(a.name(), b.name()) || a.name() == b.name())
-}
-
-fn index(clusters: &[Arc<Cluster>]) -> HashTable<u32> {
-    let mut index = HashTable::with_capacity(clusters.len());
-    for (at, cluster) in clusters.iter().enumerate() {
-        index.insert_unique(cluster.hash, at as u32, |at| clusters[*at as usize].hash);
-    }
-    index
 }
 
 #[cfg(test)]

@@ -127,7 +127,7 @@ impl Pool {
         let streamed = request.body().known_len().is_none();
         match self.exchange(&route, request, upgrade).await {
             Ok((mut response, lease)) => {
-                let known = endpoint.config().workload.as_ref();
+                let known = endpoint.config().workload.as_deref();
                 let peer = shared.telemetry.meet(response.headers_mut(), lease.peer(), known, &route.pool.peers);
                 call.met(peer);
                 if let Some(attempted) = &attempted {

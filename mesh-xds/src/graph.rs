@@ -267,8 +267,8 @@ impl Graph {
             // Routes in force keep the clusters they name: a held table for as long as it is held, others for the grace.
             for name in clusters.iter() {
                 let kept = held || absent.get(name).is_some_and(|since| now.saturating_since(*since) < GRACE);
-                if let Some(old) = previous.clusters.get(name).filter(|_| kept) {
-                    next.clusters.entry(name.clone()).or_insert_with(|| old.clone());
+                if let Some(old) = previous.clusters.get(name).filter(|_| kept && !next.clusters.contains_key(name)) {
+                    next.clusters.insert(name.clone(), old.clone());
                 }
             }
             named.insert(port, (table.clone(), clusters));
@@ -368,5 +368,9 @@ fn is_same(a: &Config, b: &Config) -> bool {
     fn same<K: Ord, T>(a: &BTreeMap<K, Arc<T>>, b: &BTreeMap<K, Arc<T>>) -> bool {
         a.len() == b.len() && a.iter().zip(b).all(|((k, v), (l, w))| k == l && Arc::ptr_eq(v, w))
     }
-    same(&a.outbound, &b.outbound) && same(&a.inbound, &b.inbound) && same(&a.clusters, &b.clusters)
+    let clusters = |a: &Arc<Cluster>, b: &Arc<Cluster>| a.name == b.name && Arc::ptr_eq(a, b);
+    same(&a.outbound, &b.outbound)
+        && same(&a.inbound, &b.inbound)
+        && a.clusters.len() == b.clusters.len()
+        && a.clusters.values().zip(b.clusters.values()).all(|(a, b)| clusters(a, b))
 }

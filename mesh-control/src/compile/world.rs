@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
+    sync::Arc,
 };
 
 use mesh_core::config::{
@@ -48,7 +49,7 @@ pub(crate) struct Instance {
     weight: u32,
     takes_mtls: bool,
     namespace: String,
-    workload: Option<Workload>,
+    workload: Option<Arc<Workload>>,
 }
 
 impl Service {
@@ -105,13 +106,13 @@ impl Instance {
             weight: 1,
             takes_mtls: true,
             namespace: registered.namespace.clone(),
-            workload: Some(workload(
+            workload: Some(Arc::new(workload(
                 world,
                 &registered.workload,
                 &registered.namespace,
                 &registered.service_account,
                 &registered.labels,
-            )),
+            ))),
         }
     }
 
@@ -126,7 +127,7 @@ impl Instance {
             takes_mtls: entry.takes_mtls(),
             namespace: namespace.to_owned(),
             workload: (!name.is_empty())
-                .then(|| workload(world, name, namespace, &entry.service_account, &entry.labels)),
+                .then(|| Arc::new(workload(world, name, namespace, &entry.service_account, &entry.labels))),
         }
     }
 

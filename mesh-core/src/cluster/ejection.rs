@@ -82,9 +82,10 @@ impl Cluster {
                 Swept::Probation => waits = true,
                 Swept::InUse | Swept::Out => {}
             }
-            cell.external.roll();
-            cell.local.roll();
-            cell.answers.roll();
+            let counts = cell.counts();
+            counts.external.roll();
+            counts.local.roll();
+            counts.answers.roll();
         }
         self.live.ejections.recount(&self.endpoints);
         if waits {
@@ -269,7 +270,7 @@ impl Cluster {
     fn judge_latency(&self, config: &OutlierDetection, latency: &LatencyOutlier, now: Time) {
         let (mut hosts, mut sum) = (0_u32, 0.0);
         for endpoint in self.endpoints.iter().filter(|endpoint| !endpoint.is_ejected()) {
-            let answers = &endpoint.cell.outlier.answers;
+            let answers = &endpoint.cell.outlier.counts().answers;
             if answers.volume() >= latency.request_volume.max(1) {
                 hosts += 1;
                 sum += answers.mean();
@@ -279,7 +280,7 @@ impl Cluster {
             return;
         }
         for endpoint in self.endpoints.iter().filter(|endpoint| !endpoint.is_ejected()) {
-            let answers = &endpoint.cell.outlier.answers;
+            let answers = &endpoint.cell.outlier.counts().answers;
             if answers.volume() < latency.request_volume.max(1) {
                 continue;
             }
@@ -318,8 +319,8 @@ enum Origin {
 impl Origin {
     fn window(self, endpoint: &Endpoint) -> &Window {
         match self {
-            Self::External => &endpoint.cell.outlier.external,
-            Self::Local => &endpoint.cell.outlier.local,
+            Self::External => &endpoint.cell.outlier.counts().external,
+            Self::Local => &endpoint.cell.outlier.counts().local,
         }
     }
 

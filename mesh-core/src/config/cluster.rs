@@ -205,7 +205,7 @@ pub struct Endpoint {
     /// It takes Istio's mutual TLS. Envoy metadata `envoy.transport_socket_match {tlsMode: istio}`.
     pub mtls: bool,
     /// Who answers there, for telemetry. Envoy metadata `istio.workload`.
-    pub workload: Option<Workload>,
+    pub workload: Option<Arc<Workload>>,
     /// Its host name; empty is none. Envoy `Endpoint.hostname`.
     #[serde(default)]
     pub hostname: Name,

@@ -163,7 +163,7 @@ fn unchanged_parts_are_shared() {
     assert!(Arc::ptr_eq(&old.outbound[&9080], &new.outbound[&9080]));
     assert!(Arc::ptr_eq(old.cluster("v2").unwrap(), new.cluster("v2").unwrap()));
     assert!(!Arc::ptr_eq(old.cluster("v1").unwrap(), new.cluster("v1").unwrap()));
-    assert!(Arc::ptr_eq(&old.index, &new.index));
+    assert!(Arc::ptr_eq(&old.clusters.index, &new.clusters.index));
     assert_eq!(new.cluster("v1").unwrap().requests_in_flight(), 1, "live cells are carried over");
     let new_plan = plan(&new, &request("http://reviews:9080/", None), 0).unwrap();
     assert!(Arc::ptr_eq(new_plan.cluster().unwrap(), new.cluster("v1").unwrap()));

@@ -157,7 +157,7 @@ impl Story {
         let endpoint = journal.endpoint.as_ref();
         let peer = journal.peer.as_ref().or_else(|| {
             // Configuration knows who is there, even if nobody answered; kept beside the endpoint once made.
-            let workload = endpoint?.config().workload.as_ref()?;
+            let workload = endpoint?.config().workload.as_deref()?;
             Some(endpoint?.attached(|| Arc::new(Peer::new(workload.clone(), None))))
         });
         let cluster = plan.cluster().map(|cluster| cluster.config());

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
 };
 
 use bytes::Bytes;
@@ -49,11 +50,11 @@ pub(super) fn decode(body: &Bytes, name: &mut String, ignored: &mut Ignored) -> 
 /// The endpoints of an assignment, in a resource of its own or within a cluster.
 pub(super) fn assignment(message: ClusterLoadAssignment) -> Result<Endpoints, Wrong> {
     let mut localities = Vec::with_capacity(message.endpoints.len());
-    let mut addresses = BTreeSet::new();
+    let mut told = Told::default();
     let mut seen = BTreeSet::new();
     let mut weights: BTreeMap<u32, u64> = BTreeMap::new();
     for (i, group) in message.endpoints.into_iter().enumerate() {
-        let group = locality(group, &mut addresses).within(|| format!("endpoints[{i}]"))?;
+        let group = locality(group, &mut told).within(|| format!("endpoints[{i}]"))?;
         let sum = weights.entry(group.priority).or_default();
         *sum += u64::from(group.weight.unwrap_or(0));
         if *sum > u64::from(u32::MAX) {
@@ -86,7 +87,26 @@ pub(super) fn assignment(message: ClusterLoadAssignment) -> Result<Endpoints, Wr
     })
 }
 
-fn locality(group: LocalityLbEndpoints, addresses: &mut BTreeSet<EndpointAddress>) -> Result<LocalityEndpoints, Wrong> {
+/// What the endpoints of an assignment have said so far.
+#[derive(Default)]
+struct Told {
+    addresses: BTreeSet<EndpointAddress>,
+    /// By description: those that say the same share one.
+    workloads: BTreeMap<String, Option<Arc<Workload>>>,
+}
+
+impl Told {
+    fn workload(&mut self, description: &str) -> Option<Arc<Workload>> {
+        if let Some(known) = self.workloads.get(description) {
+            return known.clone();
+        }
+        let workload = decode_workload(description).map(Arc::new);
+        self.workloads.insert(description.to_owned(), workload.clone());
+        workload
+    }
+}
+
+fn locality(group: LocalityLbEndpoints, told: &mut Told) -> Result<LocalityEndpoints, Wrong> {
     if group.priority > LAST_PRIORITY {
         return Err(wrong("priority", format!("is {}, above {LAST_PRIORITY}", group.priority)));
     }
@@ -94,12 +114,12 @@ fn locality(group: LocalityLbEndpoints, addresses: &mut BTreeSet<EndpointAddress
     let mut sum = 0_u64;
     for (i, message) in group.lb_endpoints.into_iter().enumerate() {
         let at = || format!("lb_endpoints[{i}]");
-        let endpoint = endpoint(message).within(at)?;
+        let endpoint = endpoint(message, told).within(at)?;
         sum += u64::from(endpoint.weight);
         if sum > u64::from(u32::MAX) {
             return Err(wrong("load_balancing_weight", format!("exceeds {} in sum", u32::MAX))).within(at);
         }
-        if !addresses.insert(endpoint.address.clone()) {
+        if !told.addresses.insert(endpoint.address.clone()) {
             return Err(wrong("endpoint.address", format!("{} occurs twice", endpoint.address))).within(at);
         }
         endpoints.push(endpoint);
@@ -117,7 +137,7 @@ fn locality(group: LocalityLbEndpoints, addresses: &mut BTreeSet<EndpointAddress
     })
 }
 
-fn endpoint(message: LbEndpoint) -> Result<Endpoint, Wrong> {
+fn endpoint(message: LbEndpoint, told: &mut Told) -> Result<Endpoint, Wrong> {
     let weight = match message.load_balancing_weight {
         Some(0) => return Err(wrong("load_balancing_weight", "is 0; leave the endpoint out instead")),
         weight => weight.unwrap_or(1),
@@ -136,7 +156,7 @@ fn endpoint(message: LbEndpoint) -> Result<Endpoint, Wrong> {
         weight,
         health,
         mtls,
-        workload: workload.and_then(decode_workload),
+        workload: workload.and_then(|description| told.workload(description)),
         hostname: host.hostname.into(),
         hash_key,
     })
@@ -269,7 +289,7 @@ fn encode_endpoint(endpoint: &Endpoint) -> LbEndpoint {
 
 fn encode_metadata(endpoint: &Endpoint) -> Option<Metadata> {
     let workload = endpoint.workload.iter().map(|workload| {
-        let Workload { name, namespace, canonical_name, canonical_revision, cluster, .. } = workload;
+        let Workload { name, namespace, canonical_name, canonical_revision, cluster, .. } = &**workload;
         let description = format!("{name};{namespace};{canonical_name};{canonical_revision};{cluster}");
         ("workload".to_owned(), text_value(description))
     });

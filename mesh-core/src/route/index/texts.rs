@@ -1,10 +1,13 @@
 //! Things found by a text: it is equal to theirs, or begins with theirs.
 //!
 //! What must be equal stands in a hash table. Prefixes stand in a sorted array, each with a link to the longest other
-//! prefix it begins with: all prefixes of a text lie on the chain of the last entry not after it, so one binary search
-//! finds them.
+//! prefix it begins with: all prefixes of a text lie on the chain of the longest one. That is found by hash: one pass over the
+//! text gives the hash of its beginning at every length that some prefix has, and the longest that is known is it. Where
+//! prefixes have very many lengths a binary search finds the last entry not after the text, whose chain they lie on too.
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashTable};
+
+use crate::rng::mix;
 
 /// What a text must be like.
 #[derive(Debug)]
@@ -18,6 +21,7 @@ pub(super) enum Key {
 pub(super) struct Texts<T> {
     exact: HashMap<Box<str>, T>,
     prefixes: Vec<Prefix<T>>,
+    lengths: Lengths,
     /// Found by every text.
     rest: Option<T>,
 }
@@ -44,7 +48,8 @@ impl Texts<Vec<u32>> {
             }
         }
         prefixes.sort_unstable();
-        Self { exact, prefixes: chain(prefixes), rest: (!rest.is_empty()).then_some(rest) }
+        let prefixes = chain(prefixes);
+        Self { exact, lengths: Lengths::new(&prefixes), prefixes, rest: (!rest.is_empty()).then_some(rest) }
     }
 }
 
@@ -77,6 +82,7 @@ impl<T> Texts<T> {
                 .into_iter()
                 .map(|Prefix { text, parent, found }| Prefix { text, parent, found: other(found) })
                 .collect(),
+            lengths: self.lengths,
             rest: self.rest.map(other),
         }
     }
@@ -86,7 +92,10 @@ impl<T> Texts<T> {
         if let Some(found) = self.exact.get(text) {
             visit(found);
         }
-        let mut next = self.last_not_after(text);
+        let mut next = match &self.lengths {
+            Lengths::Few(few) => few.longest(text.as_bytes(), &self.prefixes),
+            Lengths::Many => self.last_not_after(text),
+        };
         while let Some(prefix) = next.and_then(|at| self.prefixes.get(at as usize)) {
             if text.starts_with(&*prefix.text) {
                 visit(&prefix.found);
@@ -109,6 +118,67 @@ impl<T> Texts<T> {
         after.checked_sub(1).map(|at| at as u32)
     }
 }
+
+/// The lengths that prefixes have.
+#[derive(Debug)]
+enum Lengths {
+    Few(Few),
+    Many,
+}
+
+/// Prefixes by hash.
+#[derive(Debug)]
+struct Few {
+    /// Shortest first; at most [`MOST_LENGTHS`].
+    lengths: Vec<usize>,
+    places: HashTable<u32>,
+}
+
+impl Lengths {
+    fn new<T>(prefixes: &[Prefix<T>]) -> Self {
+        let mut lengths: Vec<_> = prefixes.iter().map(|prefix| prefix.text.len()).collect();
+        lengths.sort_unstable();
+        lengths.dedup();
+        if lengths.len() > MOST_LENGTHS {
+            return Self::Many;
+        }
+        let hash = |at: u32| prefixes.get(at as usize).map_or(0, |prefix| mix(hash(BASIS, prefix.text.as_bytes())));
+        let mut places = HashTable::with_capacity(prefixes.len());
+        for at in 0..prefixes.len() as u32 {
+            places.insert_unique(hash(at), at, |at| hash(*at));
+        }
+        Self::Few(Few { lengths, places })
+    }
+}
+
+impl Few {
+    /// The longest prefix that the text begins with.
+    fn longest<T>(&self, text: &[u8], prefixes: &[Prefix<T>]) -> Option<u32> {
+        let mut heads = [(0, &[][..]); MOST_LENGTHS];
+        let mut count = 0;
+        let (mut so_far, mut done) = (BASIS, 0);
+        for (head, length) in heads.iter_mut().zip(&self.lengths) {
+            let Some(more) = text.get(done..*length) else { break };
+            (so_far, done) = (hash(so_far, more), *length);
+            *head = (mix(so_far), &text[..done]);
+            count += 1;
+        }
+        heads[..count].iter().rev().find_map(|(hash, head)| {
+            let is_it = |at: &u32| prefixes.get(*at as usize).is_some_and(|prefix| prefix.text.as_bytes() == *head);
+            self.places.find(*hash, is_it).copied()
+        })
+    }
+}
+
+/// FNV-1a: the hash of a text can be gone on with.
+fn hash(so_far: u64, more: &[u8]) -> u64 {
+    more.iter().fold(so_far, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+const BASIS: u64 = 0xcbf2_9ce4_8422_2325;
+
+/// With more, looking each of them up costs more than a binary search.
+const MOST_LENGTHS: usize = 16;
 
 /// A text that whatever a regular expression matches as a whole must begin with; it may be shorter than it could be.
 pub(super) fn literal_prefix(pattern: &str) -> String {
@@ -160,6 +230,26 @@ fn may_be_either(pattern: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// RM23: the prefixes of a text are found, longest first, whether they have few lengths or many.
+    #[test]
+    fn prefixes_of_a_text_are_found_at_any_length() {
+        for most in [3, MOST_LENGTHS + 3] {
+            let prefixes = (1..=most).map(|length| Key::Prefix("a".repeat(length)));
+            let texts = Texts::new(prefixes.chain([Key::Prefix("b".into()), Key::Any]).zip(0..));
+            assert_eq!(matches!(texts.lengths, Lengths::Many), most > MOST_LENGTHS);
+            for (text, expected) in [
+                ("aa", vec![1, 0, most + 1]),
+                ("aac", vec![1, 0, most + 1]),
+                ("", vec![most + 1]),
+                ("bc", vec![most, most + 1]),
+            ] {
+                let mut found = Vec::new();
+                texts.visit(text, |numbers| found.extend(numbers.iter().map(|number| *number as usize)));
+                assert_eq!(found, expected, "{text}");
+            }
+        }
+    }
 
     /// RM23: how much of a regular expression is fixed.
     #[test]

@@ -8,14 +8,14 @@ pub(super) fn clusters() -> Vec<Cluster> {
         weight: 3,
         health,
         mtls,
-        workload: Some(Workload {
+        workload: Some(Arc::new(Workload {
             name: "reviews-v1".into(),
             namespace: "default".into(),
             canonical_name: "reviews".into(),
             canonical_revision: "v1".into(),
             cluster: "Kubernetes".into(),
             ..Workload::default()
-        }),
+        })),
         hostname: "reviews-v1.local".into(),
         hash_key: Some("first".into()),
     };
