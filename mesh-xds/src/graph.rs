@@ -14,7 +14,7 @@ use std::{
 
 use mesh_core::{
     config::{
-        Action, Cluster, Config, DirectResponse, Discovery, Endpoints, HeaderChanges, HttpSettings, Local, Name, Route,
+        Action, Cluster, Config, DirectResponse, Endpoints, HeaderChanges, HttpSettings, Inbound, Local, Name, Route,
         RouteMatch, RouteTable, VirtualHost,
     },
     time::Time,
@@ -25,8 +25,11 @@ use crate::{
     translate::{Listener, RouteSource},
 };
 
+mod clusters;
 #[cfg(test)]
 mod tests;
+
+use clusters::Clusters;
 
 /// How long routes may name a cluster that CDS does not list before that is believed.
 ///
@@ -53,18 +56,33 @@ pub enum Part {
 pub struct Graph {
     listeners: BTreeMap<Name, Listener>,
     routes: BTreeMap<Name, Slot<Arc<RouteTable>>>,
-    clusters: BTreeMap<Name, Slot<Arc<Cluster>>>,
-    endpoints: BTreeMap<Name, Slot<Arc<Endpoints>>>,
+    clusters: Clusters,
     synced: BTreeSet<TypeUrl>,
     /// Clusters that routes name and CDS does not list, since when.
     absent: BTreeMap<Name, Time>,
     /// What was made of which parts, so that it need not be made again.
-    merged: BTreeMap<Name, Merged>,
     named: BTreeMap<u16, Named>,
+    served: Served,
     current: Option<Arc<Config>>,
+    /// Something has come that may change the configuration; the listeners' part of it.
     stale: bool,
+    relisten: bool,
+    /// Other routes may be wanted than when that was asked last.
+    rewanted: bool,
     /// Who we are, which the control plane does not say.
     local: Local,
+}
+
+/// The listeners' part of a configuration.
+#[derive(Debug, Default)]
+struct Served {
+    outbound: BTreeMap<u16, Arc<RouteTable>>,
+    http: BTreeMap<u16, Arc<HttpSettings>>,
+    inbound: BTreeMap<u16, Arc<Inbound>>,
+    /// Clusters that CDS has no more and routes in force still name.
+    kept: BTreeMap<Name, Arc<Cluster>>,
+    /// Routes are still to come.
+    waiting: bool,
 }
 
 /// What is known of a resource that somebody wants; nothing yet when there is no slot.
@@ -74,9 +92,6 @@ enum Slot<T> {
     /// Why it cannot be used.
     Unusable(String),
 }
-
-/// A cluster as CDS has it, its endpoints, and both together.
-type Merged = (Arc<Cluster>, Arc<Endpoints>, Arc<Cluster>);
 
 /// A route table and the clusters it names.
 type Named = (Arc<RouteTable>, Arc<BTreeSet<Name>>);
@@ -90,20 +105,42 @@ impl Graph {
     /// Takes in what became of a resource.
     pub fn handle_event(&mut self, event: Event<Part>) {
         self.stale = true;
+        let current = self.current.clone().unwrap_or_default();
+        let before = &current.clusters;
         match event {
-            Event::Changed(_, name, part) => self.put(name, part),
-            Event::Refused(kind, name, why) => self.fail(kind, name, why),
+            Event::Changed(_, name, Part::Listener(listener)) => {
+                self.listeners.insert(name, listener);
+                self.listeners_changed();
+            }
+            Event::Changed(_, name, Part::Route(table)) => {
+                // Equal content keeps its `Arc` (XD15).
+                if !matches!(self.routes.get(&name), Some(Slot::Here(old)) if *old == table) {
+                    self.routes.insert(name, Slot::Here(table));
+                    self.relisten = true;
+                }
+            }
+            Event::Changed(_, name, Part::Cluster(cluster)) => self.clusters.put(name, cluster, before),
+            Event::Changed(_, name, Part::Endpoints(endpoints)) => self.clusters.put_endpoints(name, endpoints, before),
+            Event::Refused(TypeUrl::Route, name, why) => {
+                self.routes.entry(name).or_insert(Slot::Unusable(why));
+                self.relisten = true;
+            }
+            Event::Refused(TypeUrl::Cluster, name, why) => self.clusters.fail(name, why, before),
+            Event::Refused(TypeUrl::Endpoint, name, why) => self.clusters.fail_endpoints(name, why, before),
+            // A listener that never worked has no port to fail on; the refusal itself tells of it.
+            Event::Refused(TypeUrl::Listener | TypeUrl::Secret, ..) => {}
             Event::Gone(TypeUrl::Listener, name) => {
                 self.listeners.remove(&name);
+                self.listeners_changed();
             }
-            Event::Gone(TypeUrl::Cluster, name) => {
-                self.clusters.remove(&name);
-            }
+            Event::Gone(TypeUrl::Cluster, name) => self.clusters.remove(&name),
             Event::Gone(kind, name) => {
                 let why = format!("{kind} {name:?}: the control plane has no such resource");
-                match kind {
-                    TypeUrl::Route => drop(self.routes.insert(name, Slot::Unusable(why))),
-                    _ => drop(self.endpoints.insert(name, Slot::Unusable(why))),
+                if kind == TypeUrl::Route {
+                    self.routes.insert(name, Slot::Unusable(why));
+                    self.relisten = true;
+                } else {
+                    self.clusters.lose_endpoints(name, why, before);
                 }
             }
             Event::Synced(kind) => {
@@ -116,9 +153,19 @@ impl Graph {
     pub fn wanted(&self, kind: TypeUrl) -> BTreeSet<Name> {
         match kind {
             TypeUrl::Route => self.listeners.values().filter_map(route_name).cloned().collect(),
-            TypeUrl::Endpoint => self.clusters.values().filter_map(endpoints_name).cloned().collect(),
+            TypeUrl::Endpoint => self.clusters.wanted().cloned().collect(),
             _ => BTreeSet::new(),
         }
+    }
+
+    /// The same, when it may be other names than at the last call: a list of ten thousand names is not made in vain.
+    pub fn poll_wanted(&mut self, kind: TypeUrl) -> Option<BTreeSet<Name>> {
+        let rewanted = match kind {
+            TypeUrl::Route => std::mem::take(&mut self.rewanted),
+            TypeUrl::Endpoint => self.clusters.take_rewanted(),
+            _ => false,
+        };
+        rewanted.then(|| self.wanted(kind))
     }
 
     /// The configuration, when it has become another. The first waits until nothing is missing.
@@ -126,18 +173,31 @@ impl Graph {
         if !std::mem::take(&mut self.stale) {
             return None;
         }
-        let routes = self.wanted(TypeUrl::Route);
-        self.routes.retain(|name, _| routes.contains(name));
-        let endpoints = self.wanted(TypeUrl::Endpoint);
-        self.endpoints.retain(|name, _| endpoints.contains(name));
-        let previous = self.current.clone().unwrap_or_default();
-        let mut next = Config { local: self.local.clone(), ..Config::default() };
-        let warming = self.add_clusters(&previous, &mut next);
-        let waiting = self.add_listeners(&previous, &mut next, now);
+        self.clusters.purge();
         let synced = [TypeUrl::Listener, TypeUrl::Cluster].iter().all(|kind| self.synced.contains(kind));
-        if self.current.is_none() && (!synced || warming || waiting) {
+        if self.current.is_none() && (!synced || self.clusters.is_warming()) {
             return None;
         }
+        let previous = self.current.clone().unwrap_or_default();
+        // What listeners can serve depends on which clusters there are, and not on what is in them.
+        if self.clusters.take_moved() | std::mem::take(&mut self.relisten) {
+            let routes = self.wanted(TypeUrl::Route);
+            self.routes.retain(|name, _| routes.contains(name));
+            self.served = self.serve(&previous, now);
+        }
+        if self.current.is_none() && self.served.waiting {
+            return None;
+        }
+        let mut clusters = self.clusters.whole().clone();
+        clusters.extend(self.served.kept.iter().map(|(name, cluster)| (name.clone(), cluster.clone())));
+        let Served { outbound, http, inbound, .. } = &self.served;
+        let next = Config {
+            outbound: outbound.clone(),
+            http: http.clone(),
+            inbound: inbound.clone(),
+            local: self.local.clone(),
+            clusters,
+        };
         if self.current.as_ref().is_some_and(|current| is_same(current, &next)) {
             return None;
         }
@@ -148,7 +208,9 @@ impl Graph {
 
     /// Makes `poll_config` look again, since time alone can change its answer.
     pub fn handle_timeout(&mut self, now: Time) {
-        self.stale |= self.absent.values().any(|since| *since + GRACE <= now);
+        if self.absent.values().any(|since| *since + GRACE <= now) {
+            (self.stale, self.relisten) = (true, true);
+        }
     }
 
     /// When `handle_timeout` should be called next.
@@ -156,68 +218,13 @@ impl Graph {
         self.absent.values().map(|since| *since + GRACE).filter(|end| *end > now).min()
     }
 
-    fn put(&mut self, name: Name, part: Part) {
-        match part {
-            Part::Listener(listener) => drop(self.listeners.insert(name, listener)),
-            Part::Route(table) => put(&mut self.routes, name, table),
-            Part::Cluster(cluster) => put(&mut self.clusters, name, cluster),
-            Part::Endpoints(endpoints) => put(&mut self.endpoints, name, endpoints),
-        }
+    fn listeners_changed(&mut self) {
+        (self.relisten, self.rewanted) = (true, true);
     }
 
-    /// A resource was refused: one in force stays, a new one is unusable.
-    fn fail(&mut self, kind: TypeUrl, name: Name, why: String) {
-        match kind {
-            TypeUrl::Route => fail(&mut self.routes, name, why),
-            TypeUrl::Cluster => fail(&mut self.clusters, name, why),
-            TypeUrl::Endpoint => fail(&mut self.endpoints, name, why),
-            // A listener that never worked has no port to fail on; the refusal itself tells of it.
-            TypeUrl::Listener | TypeUrl::Secret => {}
-        }
-    }
-
-    /// Adds every cluster that is whole; says whether one is not and has no previous form either.
-    fn add_clusters(&mut self, previous: &Config, next: &mut Config) -> bool {
-        let mut warming = false;
-        let mut merged = BTreeMap::new();
-        for (name, slot) in &self.clusters {
-            let cluster = match slot {
-                Slot::Here(cluster) => cluster,
-                Slot::Unusable(why) => {
-                    let failed = Cluster { name: name.clone(), failed: Some(why.clone()), ..Cluster::default() };
-                    next.clusters.insert(name.clone(), share(previous.clusters.get(name), Arc::new(failed)));
-                    continue;
-                }
-            };
-            let whole = match endpoints_name(slot).map(|name| self.endpoints.get(name)) {
-                None => cluster.clone(),
-                Some(Some(Slot::Here(endpoints))) => {
-                    let entry = merge(self.merged.remove(name), cluster, endpoints);
-                    let whole = entry.2.clone();
-                    merged.insert(name.clone(), entry);
-                    whole
-                }
-                Some(Some(Slot::Unusable(why))) => {
-                    let failed = Cluster { failed: Some(why.clone()), ..Cluster::clone(cluster) };
-                    share(previous.clusters.get(name), Arc::new(failed))
-                }
-                Some(None) => match previous.clusters.get(name) {
-                    Some(old) => old.clone(),
-                    None => {
-                        warming = true;
-                        continue;
-                    }
-                },
-            };
-            next.clusters.insert(name.clone(), whole);
-        }
-        self.merged = merged;
-        warming
-    }
-
-    /// Adds every listener that is whole, or its previous form; says whether routes are still to come.
-    fn add_listeners(&mut self, previous: &Config, next: &mut Config, now: Time) -> bool {
-        let mut waiting = false;
+    /// Every listener that is whole, or its previous form.
+    fn serve(&mut self, previous: &Config, now: Time) -> Served {
+        let mut served = Served::default();
         let mut absent = BTreeMap::new();
         let mut named = BTreeMap::new();
         for listener in self.listeners.values() {
@@ -225,7 +232,7 @@ impl Graph {
                 Listener::Outbound { port, routes, settings } => (*port, routes, settings),
                 Listener::Inbound(ports) => {
                     for (port, inbound) in ports {
-                        next.inbound.insert(*port, share(previous.inbound.get(port), inbound.clone()));
+                        served.inbound.insert(*port, share(previous.inbound.get(port), inbound.clone()));
                     }
                     continue;
                 }
@@ -239,7 +246,7 @@ impl Graph {
                     (_, Some(old)) => old.clone(),
                     (Some(Slot::Unusable(why)), None) => Arc::new(unavailable(name, why)),
                     (None, None) => {
-                        waiting = true;
+                        served.waiting = true;
                         continue;
                     }
                 },
@@ -247,8 +254,9 @@ impl Graph {
             let clusters = clusters_of(self.named.get(&port), &table);
             let is_old = old.is_some_and(|old| Arc::ptr_eq(old, &table) || old == &table);
             let mut held = false;
-            for name in clusters.iter().filter(|name| !next.clusters.contains_key(*name)) {
-                if self.clusters.contains_key(name) {
+            let whole = self.clusters.whole();
+            for name in clusters.iter().filter(|name| !whole.contains_key(*name) && !served.kept.contains_key(*name)) {
+                if self.clusters.is_known(name) {
                     // Its endpoints are on the way; the timer of the request for them bounds the wait.
                     held |= !is_old;
                     continue;
@@ -267,33 +275,19 @@ impl Graph {
             // Routes in force keep the clusters they name: a held table for as long as it is held, others for the grace.
             for name in clusters.iter() {
                 let kept = held || absent.get(name).is_some_and(|since| now.saturating_since(*since) < GRACE);
-                if let Some(old) = previous.clusters.get(name).filter(|_| kept && !next.clusters.contains_key(name)) {
-                    next.clusters.insert(name.clone(), old.clone());
+                if let Some(old) = previous.clusters.get(name).filter(|_| kept && !whole.contains_key(name)) {
+                    served.kept.entry(name.clone()).or_insert_with(|| old.clone());
                 }
             }
             named.insert(port, (table.clone(), clusters));
-            next.outbound.insert(port, table);
+            served.outbound.insert(port, table);
             if **settings != HttpSettings::default() {
-                next.http.insert(port, share(previous.http.get(&port), settings.clone()));
+                served.http.insert(port, share(previous.http.get(&port), settings.clone()));
             }
         }
         self.absent = absent;
         self.named = named;
-        waiting
-    }
-}
-
-/// Equal content keeps its `Arc` (XD15).
-fn put<T: PartialEq>(slots: &mut BTreeMap<Name, Slot<Arc<T>>>, name: Name, new: Arc<T>) {
-    match slots.get(&name) {
-        Some(Slot::Here(old)) if *old == new => {}
-        _ => drop(slots.insert(name, Slot::Here(new))),
-    }
-}
-
-fn fail<T>(slots: &mut BTreeMap<Name, Slot<T>>, name: Name, why: String) {
-    if !matches!(slots.get(&name), Some(Slot::Here(_))) {
-        slots.insert(name, Slot::Unusable(why));
+        served
     }
 }
 
@@ -301,26 +295,6 @@ fn route_name(listener: &Listener) -> Option<&Name> {
     match listener {
         Listener::Outbound { routes: RouteSource::Rds(name), .. } => Some(name),
         _ => None,
-    }
-}
-
-fn endpoints_name(slot: &Slot<Arc<Cluster>>) -> Option<&Name> {
-    match slot {
-        Slot::Here(cluster) => match &cluster.discovery {
-            Discovery::Eds(name) => Some(name),
-            _ => None,
-        },
-        Slot::Unusable(_) => None,
-    }
-}
-
-fn merge(before: Option<Merged>, cluster: &Arc<Cluster>, endpoints: &Arc<Endpoints>) -> Merged {
-    match before {
-        Some(before) if Arc::ptr_eq(&before.0, cluster) && Arc::ptr_eq(&before.1, endpoints) => before,
-        _ => {
-            let whole = Cluster { endpoints: endpoints.clone(), ..Cluster::clone(cluster) };
-            (cluster.clone(), endpoints.clone(), Arc::new(whole))
-        }
     }
 }
 
@@ -363,14 +337,10 @@ fn unavailable(name: &Name, why: &str) -> RouteTable {
     RouteTable { name: name.clone(), virtual_hosts: vec![Arc::new(host)], ..RouteTable::default() }
 }
 
-/// The same parts, without looking into them.
+/// The same parts; clusters are looked into only where their map has changed.
 fn is_same(a: &Config, b: &Config) -> bool {
-    fn same<K: Ord, T>(a: &BTreeMap<K, Arc<T>>, b: &BTreeMap<K, Arc<T>>) -> bool {
+    fn same<T>(a: &BTreeMap<u16, Arc<T>>, b: &BTreeMap<u16, Arc<T>>) -> bool {
         a.len() == b.len() && a.iter().zip(b).all(|((k, v), (l, w))| k == l && Arc::ptr_eq(v, w))
     }
-    let clusters = |a: &Arc<Cluster>, b: &Arc<Cluster>| a.name == b.name && Arc::ptr_eq(a, b);
-    same(&a.outbound, &b.outbound)
-        && same(&a.inbound, &b.inbound)
-        && a.clusters.len() == b.clusters.len()
-        && a.clusters.values().zip(b.clusters.values()).all(|(a, b)| clusters(a, b))
+    same(&a.outbound, &b.outbound) && same(&a.http, &b.http) && same(&a.inbound, &b.inbound) && a.clusters == b.clusters
 }

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use mesh_core::config::{Forward, Inbound, WeightedCluster};
+use mesh_core::config::{Discovery, Forward, WeightedCluster};
 
 use super::*;
 
