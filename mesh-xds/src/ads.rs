@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -15,12 +16,21 @@ use xxhash_rust::xxh64::{Xxh64, xxh64};
 use crate::proto::Any;
 
 pub mod back_off;
+pub mod client;
+pub mod delta;
+mod held;
+mod link;
 #[cfg(test)]
 mod pair;
 #[cfg(test)]
 mod script;
 pub mod server;
 pub mod sotw;
+
+pub use self::{
+    held::{DOES_NOT_ANSWER, DOES_NOT_EXIST, DataErrors},
+    link::{FLOOR, QUICK},
+};
 
 /// A resource type this crate speaks, in the order in which a server sends them (XD12: make before break).
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -182,7 +192,117 @@ pub struct Response {
     /// Names this response on its stream.
     pub nonce: String,
     /// The resources.
-    pub resources: Vec<Any>,
+    pub resources: Vec<Item>,
+    /// What it cannot give (gRFC A88).
+    pub problems: Vec<Problem>,
+}
+
+/// What a client of the incremental variant sends. Source: Envoy `DeltaDiscoveryRequest`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeltaRequest {
+    /// It is the first on its stream and carries the node.
+    pub first: bool,
+    /// The type.
+    pub kind: TypeUrl,
+    /// Names wanted from now on; `*` for all, as is an empty list in a type's first request on a stream.
+    pub subscribe: Vec<Name>,
+    /// Names not wanted any more.
+    pub unsubscribe: Vec<Name>,
+    /// What the client has already, in a type's first request on a stream: version by name.
+    pub initial: BTreeMap<Name, Name>,
+    /// Of the response answered, empty when none is.
+    pub nonce: String,
+    /// The response is refused, and why.
+    pub error: Option<String>,
+}
+
+/// What a server of the incremental variant sends. Source: Envoy `DeltaDiscoveryResponse`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeltaResponse {
+    /// The type.
+    pub kind: TypeUrl,
+    /// The server's own word for the state it is in; for people.
+    pub version: String,
+    /// Names this response on its stream.
+    pub nonce: String,
+    /// What has changed, and what was asked for anew.
+    pub resources: Vec<Item>,
+    /// What is not there, or not any more.
+    pub removed: Vec<Name>,
+    /// What it cannot give (gRFC A88).
+    pub problems: Vec<Problem>,
+}
+
+/// One resource of a response. Source: Envoy `Resource`, or an `Any` alone.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Item {
+    /// What the wrapper calls it; `None` when it has none (state of the world).
+    pub name: Option<Name>,
+    /// The wrapper's version of it; may be empty.
+    pub version: Name,
+    /// The message; `None` is a heartbeat, which renews the time to live and nothing else.
+    pub body: Option<Any>,
+    /// How long it holds unless renewed; `None` for ever.
+    pub ttl: Option<Duration>,
+}
+
+impl From<Any> for Item {
+    fn from(body: Any) -> Self {
+        Self { name: None, version: Name::default(), body: Some(body), ttl: None }
+    }
+}
+
+impl Item {
+    /// The name, as the wrapper or the message says it, or why there is none.
+    fn readable_name(&self, kind: TypeUrl) -> Result<&str, String> {
+        if let Some(body) = self.body.as_ref().filter(|body| body.type_url != kind.as_str()) {
+            return Err(format!("is of type {:?} in a response of another type", body.type_url));
+        }
+        match &self.name {
+            Some(name) if !name.is_empty() => Some(&**name),
+            _ => self.body.as_ref().and_then(|body| name_of(&body.value)),
+        }
+        .ok_or_else(|| "is not a message with a name".to_owned())
+    }
+}
+
+/// Why a server cannot give a resource. Source: Envoy `ResourceError`, gRFC A88.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Problem {
+    /// Which.
+    pub name: Name,
+    /// It does not exist, as the server says with `NOT_FOUND`.
+    pub missing: bool,
+    /// The server's words.
+    pub message: String,
+}
+
+/// What became of the resources.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event<T> {
+    /// New, or other than before.
+    Changed(TypeUrl, Name, T),
+    /// Came, but cannot be used; one that is in force stays in force.
+    Refused(TypeUrl, Name, String),
+    /// Cannot be used, and none is in force any more.
+    Failed(TypeUrl, Name, String),
+    /// Something is wrong with it at the server; it stays in force.
+    Ambient(TypeUrl, Name, String),
+    /// Does not exist: deleted, or asked for in vain.
+    Gone(TypeUrl, Name),
+    /// A response of this type has been taken in.
+    Synced(TypeUrl),
+}
+
+/// How a type stands, for people.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TypeReport {
+    /// The last version accepted.
+    pub version: String,
+    /// Resources in force.
+    pub resources: usize,
+    /// Version and message of the refusal since, if any.
+    pub refusal: Option<(String, String)>,
 }
 
 /// The name of an encoded resource, without decoding it: field 1 of every type spoken here, the last if repeated.

@@ -9,8 +9,13 @@ use std::{fmt, path::PathBuf, time::Duration};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::node::Node;
+use crate::{
+    ads::{DataErrors, client::Variant},
+    node::Node,
+};
 
+/// `true` or `false`: whether to speak the incremental variant, unless the bootstrap says so itself.
+pub const DELTA_VARIABLE: &str = "ISTIO_DELTA_XDS";
 /// Names a bootstrap file.
 pub const FILE_VARIABLE: &str = "GRPC_XDS_BOOTSTRAP";
 /// Holds a bootstrap as text.
@@ -26,6 +31,9 @@ pub struct Bootstrap {
     pub ca: Option<Ca>,
     /// Who we are.
     pub node: Node,
+    /// Which variant of ADS is spoken. Own key `mesh.delta`, or the variable `ISTIO_DELTA_XDS` (as Istio's agent has it);
+    /// default: state of the world.
+    pub variant: Variant,
     /// What was read but has no effect, one sentence each.
     pub ignored: Vec<String>,
 }
@@ -39,6 +47,8 @@ pub struct Server {
     pub tls: Option<Tls>,
     /// A file with a bearer token, read at each connect since it is rotated; never set without TLS (gRFC A97).
     pub token_file: Option<PathBuf>,
+    /// What errors in its data do to resources in force. `server_features`.
+    pub data_errors: DataErrors,
 }
 
 /// TLS towards a server. Source: gRFC A65.
@@ -76,11 +86,12 @@ impl Bootstrap {
     /// As [`from_env`](Self::from_env).
     pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Self, BootstrapError> {
         let variable = |name| variable(name).filter(|value| !value.is_empty());
+        let delta = variable(DELTA_VARIABLE).map(|value| value.eq_ignore_ascii_case("true"));
         if let Some(path) = variable(FILE_VARIABLE) {
-            return Self::from_file(&path);
+            return Self::read(&path, delta);
         }
         match variable(TEXT_VARIABLE) {
-            Some(text) => Self::parse(&text, TEXT_VARIABLE),
+            Some(text) => Self::resolve(&text, TEXT_VARIABLE, delta),
             None => Err(BootstrapError::NotConfigured),
         }
     }
@@ -90,9 +101,13 @@ impl Bootstrap {
     /// # Errors
     /// When it cannot be read or used.
     pub fn from_file(path: &str) -> Result<Self, BootstrapError> {
+        Self::read(path, None)
+    }
+
+    fn read(path: &str, delta: Option<bool>) -> Result<Self, BootstrapError> {
         let text = std::fs::read_to_string(path)
             .map_err(|error| BootstrapError::Unreadable { path: path.to_owned(), reason: error.to_string() })?;
-        Self::parse(&text, path)
+        Self::resolve(&text, path, delta)
     }
 
     /// Reads a bootstrap text; `source` names it in errors.
@@ -100,9 +115,13 @@ impl Bootstrap {
     /// # Errors
     /// When it is not JSON, or names no server that can be used.
     pub fn parse(text: &str, source: &str) -> Result<Self, BootstrapError> {
+        Self::resolve(text, source, None)
+    }
+
+    fn resolve(text: &str, source: &str, delta: Option<bool>) -> Result<Self, BootstrapError> {
         let invalid = |message: String| BootstrapError::Invalid { source: source.to_owned(), message };
         let file: File = serde_json::from_str(text).map_err(|error| invalid(error.to_string()))?;
-        file.resolve().map_err(invalid)
+        file.resolve(delta).map_err(invalid)
     }
 }
 
@@ -195,6 +214,7 @@ struct TokenEntry {
 #[derive(Default, Deserialize)]
 struct MeshEntry {
     ca: Option<CaEntry>,
+    delta: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -204,7 +224,7 @@ struct CaEntry {
 }
 
 impl File {
-    fn resolve(self) -> Result<Bootstrap, String> {
+    fn resolve(self, delta: Option<bool>) -> Result<Bootstrap, String> {
         let mut ignored = Vec::new();
         let mut servers = self.xds_servers.into_iter();
         let Some(first) = servers.next() else {
@@ -226,7 +246,8 @@ impl File {
         }
         let server = first.resolve(&mut ignored)?;
         let ca = resolve_ca(self.mesh.ca, &server)?;
-        Ok(Bootstrap { server, ca, node: self.node, ignored })
+        let variant = if self.mesh.delta.or(delta) == Some(true) { Variant::Delta } else { Variant::Sotw };
+        Ok(Bootstrap { server, ca, node: self.node, variant, ignored })
     }
 }
 
@@ -267,10 +288,20 @@ impl ServerEntry {
                 other => ignored.push(format!("xds_servers[0].call_creds of type {other:?}")),
             }
         }
-        // `xds_v3` says what is the only choice here; the others ask for behaviour that is not built.
-        let features = self.server_features.iter().filter(|feature| feature.as_str() != Some("xds_v3"));
-        ignored.extend(features.map(|feature| format!("xds_servers[0].server_features {feature}")));
-        Ok(Server { address, tls, token_file })
+        let mut data_errors = DataErrors::default();
+        for feature in &self.server_features {
+            match feature.as_str() {
+                // What is the only choice here.
+                Some("xds_v3") => {}
+                Some("fail_on_data_errors") => data_errors.drop_refused = true,
+                Some("ignore_resource_deletion") => data_errors.keep_deleted = true,
+                Some("resource_timer_is_transient_error") => data_errors.transient_timer = true,
+                _ => ignored.push(format!("xds_servers[0].server_features {feature}")),
+            }
+        }
+        // gRFC A88: told to fail on errors, a client does not ignore a deletion either.
+        data_errors.keep_deleted &= !data_errors.drop_refused;
+        Ok(Server { address, tls, token_file, data_errors })
     }
 }
 
@@ -462,9 +493,9 @@ mod tests {
         let mut value = secure();
         value["certificate_providers"] = json!({"default": {}});
         value["xds_servers"].as_array_mut().unwrap().push(json!({"server_uri": "other:1"}));
-        value["xds_servers"][0]["server_features"] = json!(["xds_v3", "fail_on_data_errors"]);
+        value["xds_servers"][0]["server_features"] = json!(["xds_v3", "fail_on_data_errors", "warp"]);
         let ignored = parse(&value).unwrap().ignored.join("\n");
-        for part in ["certificate_providers", "1 further", "fail_on_data_errors"] {
+        for part in ["certificate_providers", "1 further", "warp"] {
             assert!(ignored.contains(part), "{ignored}");
         }
     }

@@ -18,17 +18,13 @@ use tokio::{
     time::Instant,
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Streaming};
+use tonic::{Request, Status as RpcStatus, Streaming};
 
+use self::variant::{Ads, Heard, Variant};
 use crate::{
-    ads::{
-        self, Subscription, TypeUrl,
-        back_off::BackOff,
-        sotw::{Event, Sotw},
-    },
+    ads::{self, Event, Subscription, TypeUrl, back_off::BackOff, client::Client as Machine},
     bootstrap::Bootstrap,
     graph::{Graph, Part},
-    proto,
     task::Task,
     translate::{self, Decoded, ResourceError},
     transport,
@@ -36,12 +32,13 @@ use crate::{
 
 #[cfg(test)]
 mod tests;
+mod variant;
 
 /// The largest response taken; gRPC's own default of 4 MiB is below what a large mesh needs.
 pub const MAX_RESPONSE: usize = 256 << 20;
 
-/// Requests that may be on their way into the stream.
-const OUTGOING: usize = 4;
+/// Requests that may be on their way into the stream: one, so that what becomes due meanwhile is said in the next.
+const OUTGOING: usize = 1;
 
 /// A conversation with the control plane that lasts as long as this value.
 #[derive(Debug)]
@@ -97,7 +94,7 @@ pub struct TypeStatus {
     /// The last refusal since the version in force, if any.
     pub nack: Option<Nack>,
     /// By resource name, the fields in it that have no effect here.
-    pub ignored: BTreeMap<String, Vec<String>>,
+    pub ignored: Arc<BTreeMap<String, Vec<String>>>,
 }
 
 /// A response that was refused in part or whole.
@@ -113,9 +110,9 @@ struct Driver {
     bootstrap: Arc<Bootstrap>,
     began: Instant,
     rng: SmallRng,
-    machine: Sotw<Part>,
+    machine: Machine<Part>,
     graph: Graph,
-    ignored: BTreeMap<TypeUrl, BTreeMap<String, Vec<String>>>,
+    ignored: BTreeMap<TypeUrl, Arc<BTreeMap<String, Vec<String>>>>,
     connected_since: Option<SystemTime>,
     error: Option<String>,
     /// The last attempt to reach the control plane failed; that has been told.
@@ -132,7 +129,8 @@ impl Driver {
         publish: watch::Sender<Option<Arc<Config>>>,
         tell: watch::Sender<Arc<Status>>,
     ) -> Self {
-        let mut machine = Sotw::new(BackOff::STREAM.towards(&bootstrap.server.address));
+        let back_off = BackOff::STREAM.towards(&bootstrap.server.address);
+        let mut machine = Machine::new(bootstrap.variant, back_off, bootstrap.server.data_errors);
         machine.subscribe(TypeUrl::Cluster, Subscription::All);
         machine.subscribe(TypeUrl::Listener, Subscription::All);
         Self {
@@ -155,13 +153,22 @@ impl Driver {
         loop {
             self.settle();
             if self.machine.poll_connect(self.now()) {
-                let Err(why) = self.converse().await;
-                self.tell_of_end(&why);
-                self.connected_since = None;
-                self.error = Some(why);
-                self.untold = true;
+                let Err(end) = match self.machine.variant() {
+                    ads::client::Variant::Sotw => self.converse::<variant::Sotw>().await,
+                    ads::client::Variant::Delta => self.converse::<variant::Delta>().await,
+                };
                 let now = self.now();
                 self.machine.handle_disconnected(now, &mut self.rng);
+                if end.unknown && self.machine.variant() == ads::client::Variant::Delta {
+                    let server = &self.bootstrap.server.address;
+                    tracing::info!(%server, "the control plane does not speak the incremental protocol; it is spoken to in the other");
+                    self.machine.fall_back();
+                    continue;
+                }
+                self.tell_of_end(&end.why);
+                self.connected_since = None;
+                self.error = Some(end.why);
+                self.untold = true;
             } else {
                 tokio::time::sleep_until(self.next_timeout()).await;
             }
@@ -181,78 +188,84 @@ impl Driver {
     }
 
     /// Connects and holds one stream until it ends; says why it did.
-    async fn converse(&mut self) -> Result<std::convert::Infallible, String> {
+    async fn converse<V: Variant>(&mut self) -> Result<std::convert::Infallible, End> {
         let bootstrap = self.bootstrap.clone();
         let channel = transport::connect(&bootstrap.server).await?;
         let headers = transport::headers(&bootstrap.server, &bootstrap.node).await?;
         let (outgoing, requests) = mpsc::channel(OUTGOING);
         let mut call = Request::new(ReceiverStream::new(requests));
         *call.metadata_mut() = headers;
-        let mut client = proto::AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_RESPONSE);
+        let mut client = Ads::new(channel).max_decoding_message_size(MAX_RESPONSE);
         // Some servers answer nothing, not even headers, before the first request: it is sent while waiting for them.
-        let mut opening = std::pin::pin!(client.stream_aggregated_resources(call));
+        let mut opening = std::pin::pin!(V::open(&mut client, call));
         let mut incoming = None;
         let mut writable = true;
         self.machine.handle_connected();
         loop {
             self.settle();
             tokio::select! {
-                room = outgoing.reserve(), if writable && self.machine.is_due() => match room {
-                    Ok(room) => if let Some(request) = self.machine.poll_request(self.now()) {
-                        room.send(self.encode(request));
+                room = outgoing.reserve(), if writable && self.machine.is_due(self.now()) => match room {
+                    Ok(room) => if let Some(request) = V::poll(&mut self.machine, self.now(), &bootstrap.node) {
+                        room.send(request);
                     },
                     // The server reads no more; what it has to say about that comes the other way.
                     Err(_) => writable = false,
                 },
                 answer = &mut opening, if incoming.is_none() => {
-                    incoming = Some(answer.map_err(|status| transport::describe(&status))?.into_inner());
+                    incoming = Some(answer.map_err(|status| End::of(&status))?.into_inner());
                 }
                 message = next(&mut incoming) => match message {
-                    Ok(Some(response)) => self.receive(response),
-                    Ok(None) => return Err("the server ended the stream".to_owned()),
-                    Err(status) => return Err(transport::describe(&status)),
+                    Ok(Some(response)) => self.receive(V::decode(response)),
+                    Ok(None) => return Err("the server ended the stream".to_owned().into()),
+                    Err(status) => return Err(End::of(&status)),
                 },
                 () = tokio::time::sleep_until(self.next_timeout()) => {}
             }
         }
     }
 
-    fn receive(&mut self, response: proto::DiscoveryResponse) {
+    fn receive(&mut self, heard: Result<Heard, String>) {
         self.connected_since.get_or_insert_with(SystemTime::now);
         self.unreached = false;
         if self.error.take().is_some() {
             tracing::info!(server = %self.bootstrap.server.address, "the control plane answers again");
         }
         self.untold = true;
-        let Some(kind) = TypeUrl::parse(&response.type_url) else {
-            tracing::debug!(type_url = response.type_url, "a response of a type nobody asked for");
-            return;
+        let heard = match heard {
+            Ok(heard) => heard,
+            Err(type_url) => {
+                tracing::debug!(type_url, "a response of a type nobody asked for");
+                return;
+            }
         };
+        let (kind, now) = (heard.kind(), self.now());
         let before = self.refusal(kind);
-        let response = ads::Response {
-            kind,
-            version: response.version_info,
-            nonce: response.nonce,
-            resources: response.resources.into_iter().map(unwrap).collect(),
-        };
         let ignored = self.ignored.entry(kind).or_default();
-        self.machine.handle_response(&response, |kind, body| {
+        let decode = |kind: TypeUrl, body: &Bytes| {
             let decoded = decode(kind, body).map_err(|error| error.to_string())?;
-            if decoded.ignored.is_empty() {
-                ignored.remove(&*decoded.name);
-            } else {
-                ignored.insert(decoded.name.to_string(), decoded.ignored);
+            if !decoded.ignored.is_empty() {
+                Arc::make_mut(ignored).insert(decoded.name.to_string(), decoded.ignored);
+            } else if ignored.contains_key(&*decoded.name) {
+                Arc::make_mut(ignored).remove(&*decoded.name);
             }
             Ok(decoded.value)
-        });
+        };
+        match (&mut self.machine, &heard) {
+            (Machine::Sotw(machine), Heard::Sotw(response)) => machine.handle_response(response, now, decode),
+            (Machine::Delta(machine), Heard::Delta(response)) => machine.handle_response(response, now, decode),
+            // A stream and its machine are of one variant.
+            _ => return,
+        }
         // A server that repeats a refused response is told so each time; people are told once.
         if let Some(message) = self.refusal(kind).filter(|message| before.as_ref() != Some(message)) {
-            tracing::warn!(%kind, version = response.version, message, "resources of the control plane were refused");
+            let version = heard.version();
+            tracing::warn!(%kind, version, message, "resources of the control plane were refused");
         }
     }
 
     fn refusal(&self, kind: TypeUrl) -> Option<String> {
-        self.machine.report().find(|(reported, _)| *reported == kind)?.1.refusal.map(|(_, message)| message)
+        let report = self.machine.report().into_iter().find(|(reported, _)| *reported == kind)?.1;
+        report.refusal.map(|(_, message)| message)
     }
 
     /// Passes on what the last input caused.
@@ -262,8 +275,14 @@ impl Driver {
         self.graph.handle_timeout(now);
         let mut changed = false;
         while let Some(event) = self.machine.poll_event() {
-            if let Event::Gone(kind, name) = &event {
-                self.ignored.entry(*kind).or_default().remove(&**name);
+            match &event {
+                Event::Gone(kind, name) | Event::Failed(kind, name, _) => {
+                    if let Some(ignored) = self.ignored.get_mut(kind).filter(|ignored| ignored.contains_key(&**name)) {
+                        Arc::make_mut(ignored).remove(&**name);
+                    }
+                }
+                Event::Ambient(kind, name, why) => tracing::warn!(%kind, %name, why, "a resource stays as it is"),
+                _ => {}
             }
             self.graph.handle_event(event);
             changed = true;
@@ -283,7 +302,7 @@ impl Driver {
     }
 
     fn report(&self) {
-        let types = self.machine.report().map(|(kind, report)| {
+        let types = self.machine.report().into_iter().map(|(kind, report)| {
             let status = TypeStatus {
                 version: report.version,
                 resources: report.resources,
@@ -308,22 +327,6 @@ impl Driver {
         });
     }
 
-    fn encode(&self, request: ads::Request) -> proto::DiscoveryRequest {
-        let error_detail = request.error.map(|message| proto::Status {
-            code: tonic::Code::InvalidArgument as i32,
-            message,
-            ..proto::Status::default()
-        });
-        proto::DiscoveryRequest {
-            version_info: request.version,
-            node: request.first.then(|| self.bootstrap.node.to_proto()),
-            resource_names: request.names.iter().map(ToString::to_string).collect(),
-            type_url: request.kind.as_str().to_owned(),
-            response_nonce: request.nonce,
-            error_detail,
-        }
-    }
-
     fn now(&self) -> Time {
         Time::ZERO + self.began.elapsed()
     }
@@ -336,20 +339,30 @@ impl Driver {
     }
 }
 
-async fn next(
-    incoming: &mut Option<Streaming<proto::DiscoveryResponse>>,
-) -> Result<Option<proto::DiscoveryResponse>, tonic::Status> {
-    match incoming {
-        Some(incoming) => incoming.message().await,
-        None => std::future::pending().await,
+/// Why a stream ended.
+struct End {
+    /// As text only (XD11).
+    why: String,
+    /// The server does not have the method that was called.
+    unknown: bool,
+}
+
+impl End {
+    fn of(status: &RpcStatus) -> Self {
+        Self { why: transport::describe(status), unknown: status.code() == tonic::Code::Unimplemented }
     }
 }
 
-/// A resource may come wrapped in `envoy.service.discovery.v3.Resource`.
-fn unwrap(any: proto::Any) -> proto::Any {
-    match any.unpack::<proto::Resource>() {
-        Some(Ok(proto::Resource { resource: Some(inner), .. })) => inner,
-        _ => any,
+impl From<String> for End {
+    fn from(why: String) -> Self {
+        Self { why, unknown: false }
+    }
+}
+
+async fn next<T>(incoming: &mut Option<Streaming<T>>) -> Result<Option<T>, RpcStatus> {
+    match incoming {
+        Some(incoming) => incoming.message().await,
+        None => std::future::pending().await,
     }
 }
 

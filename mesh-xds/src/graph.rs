@@ -21,7 +21,7 @@ use mesh_core::{
 };
 
 use crate::{
-    ads::{TypeUrl, sotw::Event},
+    ads::{Event, TypeUrl},
     translate::{Listener, RouteSource},
 };
 
@@ -129,7 +129,18 @@ impl Graph {
             Event::Refused(TypeUrl::Endpoint, name, why) => self.clusters.fail_endpoints(name, why, before),
             // A listener that never worked has no port to fail on; the refusal itself tells of it.
             Event::Refused(TypeUrl::Listener | TypeUrl::Secret, ..) => {}
-            Event::Gone(TypeUrl::Listener, name) => {
+            // None is in force any more (gRFC A88).
+            Event::Failed(TypeUrl::Cluster, name, why) => {
+                self.clusters.remove(&name);
+                self.clusters.fail(name, why, before);
+            }
+            Event::Failed(TypeUrl::Route, name, why) => {
+                self.routes.insert(name, Slot::Unusable(why));
+                self.relisten = true;
+            }
+            Event::Failed(TypeUrl::Endpoint, name, why) => self.clusters.lose_endpoints(name, why, before),
+            Event::Failed(TypeUrl::Secret, ..) | Event::Ambient(..) => {}
+            Event::Gone(TypeUrl::Listener, name) | Event::Failed(TypeUrl::Listener, name, _) => {
                 self.listeners.remove(&name);
                 self.listeners_changed();
             }

@@ -13,18 +13,21 @@ use std::{
 
 use rustls_pki_types::CertificateDer;
 use tokio::sync::{mpsc, watch};
-use tokio_stream::{Empty, Stream, wrappers::ReceiverStream};
+use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
+use self::variant::Variant;
 use crate::{
     ads::{
-        self, ResourceSet, TypeUrl,
-        server::{Outcome, Sotw},
+        ResourceSet, TypeUrl,
+        server::{Delta, Outcome, Sotw},
     },
     node::Node,
     proto::{self, AggregatedDiscoveryService, AggregatedDiscoveryServiceServer},
     task::Task,
 };
+
+mod variant;
 
 /// Names one stream for as long as it lasts; given by the [`Source`].
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -81,6 +84,10 @@ pub trait Source: Send + Sync + 'static {
     /// The client refused this version or parts of it, with its message.
     fn nacked(&self, id: ConnectionId, kind: TypeUrl, version: &str, message: &str);
 
+    /// The client tells of its own health: `None` is healthy, else what is wrong. Source: Istio
+    /// `istio.v1.HealthInformation`.
+    fn health(&self, _id: ConnectionId, _unhealthy: Option<String>) {}
+
     /// The stream has ended; called exactly once for each successful [`connect`](Self::connect).
     fn disconnect(&self, id: ConnectionId);
 }
@@ -102,49 +109,56 @@ pub struct Ads<S> {
     source: Arc<S>,
 }
 
-type Outgoing = Result<proto::DiscoveryResponse, Status>;
-
 #[tonic::async_trait]
 impl<S: Source> AggregatedDiscoveryService for Ads<S> {
-    type StreamAggregatedResourcesStream = Responses;
-    type DeltaAggregatedResourcesStream = Empty<Result<proto::DeltaDiscoveryResponse, Status>>;
+    type StreamAggregatedResourcesStream = Responses<proto::DiscoveryResponse>;
+    type DeltaAggregatedResourcesStream = Responses<proto::DeltaDiscoveryResponse>;
 
     async fn stream_aggregated_resources(
         &self,
         request: Request<Streaming<proto::DiscoveryRequest>>,
-    ) -> Result<Response<Responses>, Status> {
+    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
+        self.open::<Sotw>(request)
+    }
+
+    async fn delta_aggregated_resources(
+        &self,
+        request: Request<Streaming<proto::DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        self.open::<Delta>(request)
+    }
+}
+
+impl<S: Source> Ads<S> {
+    fn open<V: Variant>(
+        &self,
+        request: Request<Streaming<V::Request>>,
+    ) -> Result<Response<Responses<V::Response>>, Status> {
         let credentials = credentials(&request);
         let peer = Peer { address: request.remote_addr(), identity: self.source.verify(&credentials)? };
         let (outgoing, responses) = mpsc::channel(1);
         let source = self.source.clone();
         let task = Task::spawn(async move {
-            if let Err(status) = serve(source, peer, request.into_inner(), &outgoing).await {
+            if let Err(status) = serve::<S, V>(source, peer, request.into_inner(), &outgoing).await {
                 // The stream may be gone already; then nobody is left to tell.
                 let _ = outgoing.send(Err(status)).await;
             }
         });
         Ok(Response::new(Responses { inner: ReceiverStream::new(responses), _task: task }))
     }
-
-    async fn delta_aggregated_resources(
-        &self,
-        _: Request<Streaming<proto::DeltaDiscoveryRequest>>,
-    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        Err(Status::unimplemented("only the state-of-the-world stream is served"))
-    }
 }
 
 /// The responses of one stream; the stream's task ends with it.
 #[derive(Debug)]
-pub struct Responses {
-    inner: ReceiverStream<Outgoing>,
+pub struct Responses<T> {
+    inner: ReceiverStream<Result<T, Status>>,
     _task: Task,
 }
 
-impl Stream for Responses {
-    type Item = Outgoing;
+impl<T> Stream for Responses<T> {
+    type Item = Result<T, Status>;
 
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Outgoing>> {
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         Pin::new(&mut self.inner).poll_next(cx)
     }
 }
@@ -161,20 +175,20 @@ impl<S: Source> Drop for Connection<S> {
     }
 }
 
-async fn serve<S: Source>(
+async fn serve<S: Source, V: Variant>(
     source: Arc<S>,
     peer: Peer,
-    mut incoming: Streaming<proto::DiscoveryRequest>,
-    outgoing: &mpsc::Sender<Outgoing>,
+    mut incoming: Streaming<V::Request>,
+    outgoing: &mpsc::Sender<Result<V::Response, Status>>,
 ) -> Result<(), Status> {
     let Some(mut first) = incoming.message().await? else { return Ok(()) };
-    let node = match first.node.take() {
+    let node = match V::take_node(&mut first) {
         Some(node) if !node.id.is_empty() => Node::of_proto(node),
         _ => return Err(Status::invalid_argument("missing node information: the first request must carry node.id")),
     };
     let (id, mut views) = source.connect(&peer, &node)?;
     let connection = Connection { source, id };
-    let mut machine = Sotw::new(views.borrow_and_update().clone());
+    let mut machine = V::new(views.borrow_and_update().clone());
     receive(&mut machine, &connection, first);
     loop {
         tokio::select! {
@@ -189,41 +203,26 @@ async fn serve<S: Source>(
             },
             room = outgoing.reserve(), if machine.is_due() => {
                 let Ok(room) = room else { return Ok(()) };
-                if let Some(response) = machine.poll_response() {
-                    connection.source.sent(connection.id, response.kind, &response.version);
-                    room.send(Ok(encode(response)));
+                if let Some((kind, version, response)) = machine.poll() {
+                    connection.source.sent(connection.id, kind, &version);
+                    room.send(Ok(response));
                 }
             }
         }
     }
 }
 
-fn receive<S: Source>(machine: &mut Sotw, connection: &Connection<S>, request: proto::DiscoveryRequest) {
-    // A type that is not served is asked for in vain; a client's timer tells it so.
-    let Some(kind) = TypeUrl::parse(&request.type_url) else { return };
-    machine.handle_request(&ads::Request {
-        first: false,
-        kind,
-        version: request.version_info,
-        nonce: request.response_nonce,
-        names: request.resource_names.into_iter().map(Into::into).collect(),
-        error: request.error_detail.map(|status| status.message),
-    });
+fn receive<S: Source, V: Variant>(machine: &mut V, connection: &Connection<S>, request: V::Request) {
+    if let Some(unhealthy) = V::health(&request) {
+        connection.source.health(connection.id, unhealthy);
+        return;
+    }
+    machine.handle(request);
     while let Some(outcome) = machine.poll_outcome() {
         match outcome {
             Outcome::Acked(kind, version) => connection.source.acked(connection.id, kind, &version),
             Outcome::Nacked(kind, version, why) => connection.source.nacked(connection.id, kind, &version, &why),
         }
-    }
-}
-
-fn encode(response: ads::Response) -> proto::DiscoveryResponse {
-    proto::DiscoveryResponse {
-        version_info: response.version,
-        resources: response.resources,
-        type_url: response.kind.as_str().to_owned(),
-        nonce: response.nonce,
-        ..proto::DiscoveryResponse::default()
     }
 }
 

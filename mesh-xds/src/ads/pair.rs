@@ -12,11 +12,11 @@ use mesh_core::{config::Name, rng::RequestRng, time::Time};
 use proptest::prelude::*;
 
 use super::{
-    Request, ResourceSet, Response, Subscription, TypeUrl,
+    DataErrors, DeltaRequest, DeltaResponse, Event, Request, ResourceSet, Response, Subscription, TypeUrl,
     back_off::BackOff,
+    client::{Client, Variant},
     script::{decode, resource},
     server::{self, Outcome},
-    sotw::{Event, Sotw},
 };
 
 #[derive(Clone, Debug)]
@@ -27,6 +27,10 @@ enum Step {
     Want(TypeUrl, u8),
     /// That many messages travel towards the server, and towards the client.
     Travel(u8, u8),
+    /// What comes of this type next overtakes what comes of others.
+    Overtake(TypeUrl),
+    /// What comes next comes twice, and so does what goes next.
+    Twice,
     /// The stream breaks; all that was on its way is lost.
     Break,
     /// A request with a nonce of long ago arrives.
@@ -40,55 +44,135 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (kind(), 0..4u8, 0..4u8).prop_map(|(kind, name, value)| Step::Set(kind, name, value)),
         3 => (named, 0..16u8).prop_map(|(kind, names)| Step::Want(kind, names)),
         6 => (0..4u8, 0..4u8).prop_map(|(up, down)| Step::Travel(up, down)),
+        1 => kind().prop_map(Step::Overtake),
+        1 => Just(Step::Twice),
         1 => Just(Step::Break),
         1 => kind().prop_map(Step::Stale),
     ]
 }
 
+fn play(variant: Variant, steps: Vec<Step>) {
+    let mut pair = Pair::new(variant);
+    for step in steps {
+        pair.step(step);
+    }
+    pair.settle();
+    for kind in &TypeUrl::ALL[..4] {
+        assert_eq!(pair.held(*kind), pair.expected(*kind), "{kind}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// XD1, XD3, XD5, XD6: after any history with lost streams and stale nonces the client holds just what it wants of
-    /// what the server has.
+    /// XD1, XD3, XD5, XD6: after any history with lost streams, stale nonces, messages that come twice and types that
+    /// overtake each other the client holds just what it wants of what the server has.
     #[test]
     fn both_ends_agree_in_the_end(steps in prop::collection::vec(step(), 0..60)) {
-        let mut pair = Pair::new();
-        for step in steps {
-            pair.step(step);
+        play(Variant::Sotw, steps);
+    }
+
+    /// XD2, XD3, XD6: the same of the incremental variant, in which what was removed is gone of every type.
+    #[test]
+    fn both_ends_of_delta_agree_in_the_end(steps in prop::collection::vec(step(), 0..60)) {
+        play(Variant::Delta, steps);
+    }
+}
+
+#[derive(Clone)]
+enum Up {
+    Sotw(Request),
+    Delta(DeltaRequest),
+}
+
+#[derive(Clone)]
+enum Down {
+    Sotw(Response),
+    Delta(DeltaResponse),
+}
+
+impl Down {
+    fn kind(&self) -> TypeUrl {
+        match self {
+            Self::Sotw(response) => response.kind,
+            Self::Delta(response) => response.kind,
         }
-        pair.settle();
-        for kind in &TypeUrl::ALL[..4] {
-            prop_assert_eq!(pair.held(*kind), pair.expected(*kind), "{}", kind);
+    }
+}
+
+enum Server {
+    Sotw(server::Sotw),
+    Delta(server::Delta),
+}
+
+impl Server {
+    fn new(variant: Variant, resources: Arc<ResourceSet>) -> Self {
+        match variant {
+            Variant::Sotw => Self::Sotw(server::Sotw::new(resources)),
+            Variant::Delta => Self::Delta(server::Delta::new(resources)),
+        }
+    }
+
+    fn handle_resources(&mut self, resources: Arc<ResourceSet>) {
+        match self {
+            Self::Sotw(server) => server.handle_resources(resources),
+            Self::Delta(server) => server.handle_resources(resources),
+        }
+    }
+
+    fn handle_request(&mut self, request: &Up) {
+        match (self, request) {
+            (Self::Sotw(server), Up::Sotw(request)) => server.handle_request(request),
+            (Self::Delta(server), Up::Delta(request)) => server.handle_request(request),
+            _ => panic!("of the other variant"),
+        }
+    }
+
+    fn poll_response(&mut self) -> Option<Down> {
+        match self {
+            Self::Sotw(server) => server.poll_response().map(Down::Sotw),
+            Self::Delta(server) => server.poll_response().map(Down::Delta),
+        }
+    }
+
+    fn poll_outcome(&mut self) -> Option<Outcome> {
+        match self {
+            Self::Sotw(server) => server.poll_outcome(),
+            Self::Delta(server) => server.poll_outcome(),
         }
     }
 }
 
 struct Pair {
+    variant: Variant,
     now: Time,
     rng: RequestRng,
-    client: Sotw<String>,
-    server: server::Sotw,
+    client: Client<String>,
+    server: Server,
     resources: ResourceSet,
-    up: VecDeque<Request>,
-    down: VecDeque<Response>,
+    up: VecDeque<Up>,
+    down: VecDeque<Down>,
+    twice: bool,
     held: BTreeMap<(TypeUrl, Name), String>,
     wanted: BTreeMap<TypeUrl, Subscription>,
     values: BTreeMap<(TypeUrl, Name), String>,
 }
 
 impl Pair {
-    fn new() -> Self {
-        let mut client = Sotw::new(BackOff::STREAM);
+    fn new(variant: Variant) -> Self {
+        let mut client = Client::new(variant, BackOff::STREAM, DataErrors::default());
         client.subscribe(TypeUrl::Cluster, Subscription::All);
         client.subscribe(TypeUrl::Listener, Subscription::All);
         Self {
+            variant,
             now: Time::ZERO,
             rng: RequestRng::new(3, 3),
             client,
-            server: server::Sotw::new(Arc::default()),
+            server: Server::new(variant, Arc::default()),
             resources: ResourceSet::default(),
             up: VecDeque::new(),
             down: VecDeque::new(),
+            twice: false,
             held: BTreeMap::new(),
             wanted: BTreeMap::new(),
             values: BTreeMap::new(),
@@ -113,6 +197,13 @@ impl Pair {
                 self.client.subscribe(kind, Subscription::Names(names));
             }
             Step::Travel(up, down) => self.travel(up.into(), down.into()),
+            Step::Overtake(kind) => {
+                if let Some(at) = self.down.iter().position(|response| response.kind() == kind) {
+                    let response = self.down.remove(at).unwrap();
+                    self.down.push_front(response);
+                }
+            }
+            Step::Twice => self.twice = true,
             Step::Break => {
                 self.client.handle_disconnected(self.now, &mut self.rng);
                 self.up.clear();
@@ -120,9 +211,21 @@ impl Pair {
                 self.connect();
             }
             Step::Stale(kind) => {
-                let version = String::new();
-                let names = vec!["r9".into()];
-                let stale = Request { first: false, kind, version, nonce: "stale".to_owned(), names, error: None };
+                let (nonce, names) = ("stale".to_owned(), vec!["r9".into()]);
+                let stale = match self.variant {
+                    Variant::Sotw => {
+                        Up::Sotw(Request { first: false, kind, version: String::new(), nonce, names, error: None })
+                    }
+                    Variant::Delta => Up::Delta(DeltaRequest {
+                        first: false,
+                        kind,
+                        subscribe: names,
+                        unsubscribe: vec!["r9".into()],
+                        initial: BTreeMap::new(),
+                        nonce,
+                        error: Some("stale".to_owned()),
+                    }),
+                };
                 self.server.handle_request(&stale);
             }
         }
@@ -133,7 +236,7 @@ impl Pair {
             self.now = self.client.next_timeout().unwrap();
         }
         self.client.handle_connected();
-        self.server = server::Sotw::new(Arc::new(self.resources.clone()));
+        self.server = Server::new(self.variant, Arc::new(self.resources.clone()));
     }
 
     fn publish(&mut self) {
@@ -145,21 +248,46 @@ impl Pair {
         self.server.handle_resources(Arc::new(self.resources.clone()));
     }
 
-    fn travel(&mut self, up: usize, down: usize) {
-        self.up.extend(std::iter::from_fn(|| self.client.poll_request(self.now)));
-        for request in self.up.drain(..up.min(self.up.len())) {
-            self.server.handle_request(&request);
+    fn say(&mut self) -> Option<Up> {
+        match &mut self.client {
+            Client::Sotw(client) => client.poll_request(self.now).map(Up::Sotw),
+            Client::Delta(client) => client.poll_request(self.now).map(Up::Delta),
         }
-        self.down.extend(std::iter::from_fn(|| self.server.poll_response()));
-        for response in self.down.drain(..down.min(self.down.len())) {
-            self.client.handle_response(&response, |kind, body| decode(kind, body));
+    }
+
+    fn hear(&mut self, response: &Down) {
+        match (&mut self.client, response) {
+            (Client::Sotw(client), Down::Sotw(response)) => client.handle_response(response, self.now, decode),
+            (Client::Delta(client), Down::Delta(response)) => client.handle_response(response, self.now, decode),
+            _ => panic!("of the other variant"),
+        }
+    }
+
+    fn travel(&mut self, up: usize, down: usize) {
+        while let Some(request) = self.say() {
+            self.up.push_back(request);
+        }
+        for request in self.up.drain(..up.min(self.up.len())).collect::<Vec<_>>() {
+            self.server.handle_request(&request);
+            if self.twice {
+                self.server.handle_request(&request);
+            }
+        }
+        while let Some(response) = self.server.poll_response() {
+            self.down.push_back(response);
+        }
+        for response in self.down.drain(..down.min(self.down.len())).collect::<Vec<_>>() {
+            self.hear(&response);
+            if std::mem::take(&mut self.twice) {
+                self.hear(&response);
+            }
         }
         while let Some(event) = self.client.poll_event() {
             match event {
                 Event::Changed(kind, name, value) => drop(self.held.insert((kind, name), value)),
                 Event::Gone(kind, name) => drop(self.held.remove(&(kind, name))),
-                Event::Refused(..) => panic!("nothing here is bad"),
                 Event::Synced(_) => {}
+                event => panic!("nothing here is bad: {event:?}"),
             }
         }
         while let Some(outcome) = self.server.poll_outcome() {
@@ -172,11 +300,11 @@ impl Pair {
         if self.client.poll_connect(self.now) {
             self.client.handle_connected();
         }
-        for _ in 0..50 {
-            self.now = self.now + Duration::from_millis(1);
+        for _ in 0..60 {
+            self.now = self.now + Duration::from_millis(10);
             self.travel(usize::MAX, usize::MAX);
         }
-        assert!(!self.client.is_due() && self.up.is_empty() && self.down.is_empty(), "they still talk");
+        assert!(!self.client.is_due(self.now) && self.up.is_empty() && self.down.is_empty(), "they still talk");
     }
 
     fn held(&self, kind: TypeUrl) -> BTreeMap<Name, String> {
@@ -193,7 +321,7 @@ impl Pair {
         let wanted = self.wanted.get(&kind);
         let wants = |name: &Name| kind.is_full_state() || wanted.is_some_and(|wanted| wanted.wants(name));
         let mut all: BTreeMap<Name, String> = BTreeMap::new();
-        if !kind.is_full_state() {
+        if self.variant == Variant::Sotw && !kind.is_full_state() {
             all = self.held(kind);
         }
         let current = self.values.iter().filter(|((of, name), _)| *of == kind && wants(name));

@@ -1,7 +1,7 @@
 //! Plays the conversations in `testdata/`: commands to a machine, and after each the lines it must answer with.
 //!
 //! A line that begins with `>` is what must go out, with `!` what must have become of a resource; every other line is a
-//! command. `MESH_REGENERATE=1` writes the answers anew, to be read before they are committed.
+//! command. Files whose names begin with `delta` are of the incremental variant. `MESH_REGENERATE=1` writes the answers anew, to be read before they are committed.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -11,10 +11,11 @@ use bytes::Bytes;
 use mesh_core::{config::Name, rng::RequestRng, time::Time};
 
 use super::{
-    Request, ResourceSet, Response, Subscription, TypeUrl,
+    DataErrors, DeltaRequest, DeltaResponse, Event, Item, Problem, Request, ResourceSet, Response, Subscription,
+    TypeUrl,
     back_off::BackOff,
+    client::{Client, Variant},
     server::{self, Outcome},
-    sotw::{Event, Sotw},
 };
 use crate::proto::Any;
 
@@ -78,10 +79,75 @@ fn server_subscriptions() {
     play("server_subscriptions");
 }
 
+/// XD10, XD7: what data errors do to a resource in force is the bootstrap's choice.
+#[test]
+fn data_errors_keep_or_drop() {
+    for name in ["client_data_errors", "client_data_errors_drop", "client_data_errors_keep", "delta_client_data_errors"]
+    {
+        play(name);
+    }
+}
+
+/// XD16: wrapped resources are read; a time to live ends them unless a heartbeat renews it.
+#[test]
+fn time_to_live_ends_a_resource() {
+    play("client_ttl");
+    play("delta_client_ttl");
+}
+
+/// XD15: names that become wanted one by one are asked for in few requests.
+#[test]
+fn subscriptions_are_gathered() {
+    play("client_gather");
+}
+
+/// XD2: only changes are said; answers and changes of subscription never share a request.
+#[test]
+fn delta_says_what_has_changed() {
+    play("delta_client_subscribe");
+}
+
+/// XD2: a new stream begins with what is held; what is gone since is said to be removed.
+#[test]
+fn delta_streams_resume() {
+    play("delta_client_resume");
+}
+
+/// XD2, XD3, XD4: the good resources of a bad response are used, the answer names each bad one.
+#[test]
+fn delta_refusal_names_every_bad_resource() {
+    play("delta_client_refusal");
+}
+
+/// XD2, XD7: removal is said for every type, silence is bounded by the timer.
+#[test]
+fn delta_removal_is_said() {
+    play("delta_client_removal");
+}
+
+/// XD2: the server sends what differs from what the client says to have, and what it asks for again.
+#[test]
+fn delta_server_sends_what_differs() {
+    play("delta_server_differs");
+}
+
+/// XD2, XD6: everything, names, both, and what unsubscribing leaves of them.
+#[test]
+fn delta_server_subscriptions() {
+    play("delta_server_subscriptions");
+}
+
+/// XD12, XD13: the server sends clusters before endpoints, and the endpoints of a changed cluster once more.
+#[test]
+fn endpoints_of_changed_clusters_come_again() {
+    play("server_warming");
+    play("delta_server_warming");
+}
+
 fn play(name: &str) {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("testdata").join(format!("{name}.txt"));
     let script = fs::read_to_string(&path).unwrap();
-    let mut player = Player::new();
+    let mut player = Player::new(if name.starts_with("delta") { Variant::Delta } else { Variant::Sotw });
     let mut played = String::new();
     for line in script.lines().filter(|line| !line.starts_with(['>', '!'])) {
         writeln!(played, "{line}").unwrap();
@@ -101,8 +167,9 @@ fn play(name: &str) {
 struct Player {
     now: Time,
     rng: RequestRng,
-    client: Sotw<String>,
+    client: Client<String>,
     server: server::Sotw,
+    delta: server::Delta,
     resources: ResourceSet,
     in_force: BTreeMap<(TypeUrl, Name), String>,
     answers: Vec<String>,
@@ -111,12 +178,13 @@ struct Player {
 }
 
 impl Player {
-    fn new() -> Self {
+    fn new(variant: Variant) -> Self {
         Self {
             now: Time::ZERO,
             rng: RequestRng::new(1, 1),
-            client: Sotw::new(BackOff { jitter: 0.0, ..BackOff::STREAM }),
+            client: client(variant, DataErrors::default()),
             server: server::Sotw::new(Arc::default()),
+            delta: server::Delta::new(Arc::default()),
             resources: ResourceSet::default(),
             in_force: BTreeMap::new(),
             answers: Vec::new(),
@@ -150,11 +218,40 @@ impl Player {
                 let all = self.in_force.iter().map(|((kind, name), value)| format!("! {kind} {name}={value}"));
                 self.answers.extend(all);
             }
-            ["response", kind, version, nonce, ref resources @ ..] => {
-                let kind = parse_kind(kind);
-                let resources = resources.iter().map(|text| resource(kind, text)).collect();
-                let response = Response { kind, version: version.into(), nonce: nonce.into(), resources };
-                self.client.handle_response(&response, |kind, body| decode(kind, body));
+            // `fail-on-data-errors` and the like, before anything else is said.
+            ["policy", ref words @ ..] => {
+                let policy = DataErrors {
+                    drop_refused: words.contains(&"drop-refused"),
+                    keep_deleted: words.contains(&"keep-deleted"),
+                    transient_timer: words.contains(&"transient-timer"),
+                };
+                let variant = if matches!(self.client, Client::Sotw(_)) { Variant::Sotw } else { Variant::Delta };
+                self.client = client(variant, policy);
+            }
+            ["response", kind, version, nonce, ref words @ ..] => {
+                let (kind, version, nonce) = (parse_kind(kind), version.to_owned(), nonce.to_owned());
+                let (mut resources, mut removed, mut problems) = (Vec::new(), Vec::new(), Vec::new());
+                for word in words {
+                    // `-a` is removed, `!a` is a problem, `!-a` one that says that there is no `a`.
+                    if let Some(name) = word.strip_prefix('!') {
+                        let (missing, name) = (name.starts_with('-'), name.trim_start_matches('-'));
+                        problems.push(Problem { name: name.into(), missing, message: "the server's words".to_owned() });
+                    } else if let Some(name) = word.strip_prefix('-') {
+                        removed.push(name.into());
+                    } else {
+                        resources.push(item(kind, word, matches!(self.client, Client::Delta(_))));
+                    }
+                }
+                match &mut self.client {
+                    Client::Sotw(client) => {
+                        let response = Response { kind, version, nonce, resources, problems };
+                        client.handle_response(&response, self.now, decode);
+                    }
+                    Client::Delta(client) => {
+                        let response = DeltaResponse { kind, version, nonce, resources, removed, problems };
+                        client.handle_response(&response, self.now, decode);
+                    }
+                }
             }
             ["set", kind, ref resources @ ..] => {
                 let kind = parse_kind(kind);
@@ -164,7 +261,39 @@ impl Player {
                 }
             }
             ["clear"] => self.resources = ResourceSet::default(),
-            ["push"] => self.server.handle_resources(Arc::new(self.resources.clone())),
+            ["push"] => {
+                self.server.handle_resources(Arc::new(self.resources.clone()));
+                self.delta.handle_resources(Arc::new(self.resources.clone()));
+            }
+            // `+a` subscribes, `-a` unsubscribes, `a@1` is had in the version of value 1.
+            ["request", kind, nonce, ref words @ ..] if matches!(self.client, Client::Delta(_)) => {
+                let kind = parse_kind(kind);
+                let mut request = DeltaRequest {
+                    first: false,
+                    kind,
+                    subscribe: Vec::new(),
+                    unsubscribe: Vec::new(),
+                    initial: BTreeMap::new(),
+                    nonce: nonce.trim_start_matches('-').to_owned(),
+                    error: None,
+                };
+                for word in words {
+                    if let Some(why) = word.strip_prefix("error=") {
+                        request.error = Some(why.to_owned());
+                    } else if let Some(name) = word.strip_prefix('+') {
+                        request.subscribe.push(name.into());
+                    } else if let Some(name) = word.strip_prefix('-') {
+                        request.unsubscribe.push(name.into());
+                    } else {
+                        let text = word.replace('@', "=");
+                        let (name, _) = text.split_once('=').unwrap();
+                        let mut set = ResourceSet::default();
+                        set.insert(kind, name, resource(kind, &text).value);
+                        request.initial.insert(name.into(), set.get(kind, name).unwrap().version.clone());
+                    }
+                }
+                self.delta.handle_request(&request);
+            }
             ["request", kind, nonce, ref rest @ ..] => {
                 let error = rest.iter().find_map(|word| word.strip_prefix("error=")).map(str::to_owned);
                 let names = rest.iter().filter(|word| !word.starts_with("error=")).map(|&name| name.into()).collect();
@@ -186,6 +315,11 @@ impl Player {
                     format!("! {kind} {name} is {value}")
                 }
                 Event::Refused(kind, name, why) => format!("! {kind} {name} refused: {why}"),
+                Event::Ambient(kind, name, why) => format!("! {kind} {name} stays, but: {why}"),
+                Event::Failed(kind, name, why) => {
+                    self.in_force.remove(&(kind, name.clone()));
+                    format!("! {kind} {name} failed: {why}")
+                }
                 Event::Gone(kind, name) => {
                     self.in_force.remove(&(kind, name.clone()));
                     format!("! {kind} {name} gone")
@@ -194,25 +328,40 @@ impl Player {
             });
         }
         while !self.held
-            && let Some(request) = self.client.poll_request(self.now)
+            && let Some(request) = match &mut self.client {
+                Client::Sotw(client) => client.poll_request(self.now).map(|request| print_request(&request)),
+                Client::Delta(client) => client.poll_request(self.now).map(|request| print_delta(&request)),
+            }
         {
-            answers.push(print_request(&request));
+            answers.push(request);
         }
         if self.connects && self.client.poll_connect(self.now) {
             answers.push("> connect".to_owned());
         }
-        while let Some(outcome) = self.server.poll_outcome() {
+        while let Some(outcome) = self.server.poll_outcome().or_else(|| self.delta.poll_outcome()) {
             answers.push(match outcome {
                 Outcome::Acked(kind, _) => format!("! {kind} acked"),
                 Outcome::Nacked(kind, _, message) => format!("! {kind} nacked: {message}"),
             });
         }
         while let Some(response) = self.server.poll_response() {
-            let resources = response.resources.iter().map(|any| text(&any.value)).collect::<Vec<_>>();
-            answers.push(format!("> {} nonce={} {}", response.kind, response.nonce, resources.join(" ")));
+            answers.push(format!("> {} nonce={} {}", response.kind, response.nonce, print_items(&response.resources)));
+        }
+        while let Some(response) = self.delta.poll_response() {
+            let removed: String = response.removed.iter().map(|name| format!(" -{name}")).collect();
+            let items = print_items(&response.resources);
+            answers.push(format!("> {} nonce={} {items}{removed}", response.kind, response.nonce));
         }
         answers
     }
+}
+
+fn client(variant: Variant, policy: DataErrors) -> Client<String> {
+    Client::new(variant, BackOff { jitter: 0.0, ..BackOff::STREAM }, policy)
+}
+
+fn print_items(items: &[Item]) -> String {
+    items.iter().filter_map(|item| Some(text(&item.body.as_ref()?.value))).collect::<Vec<_>>().join(" ")
 }
 
 fn parse_kind(short: &str) -> TypeUrl {
@@ -241,6 +390,42 @@ fn print_request(request: &Request) -> String {
         write!(line, " error={error:?}").unwrap();
     }
     line
+}
+
+fn print_delta(request: &DeltaRequest) -> String {
+    let mut line = format!("> {}", request.kind);
+    for (word, names) in [("subscribe", &request.subscribe), ("unsubscribe", &request.unsubscribe)] {
+        if !names.is_empty() {
+            write!(line, " {word}={}", names.join(",")).unwrap();
+        }
+    }
+    let initial: Vec<String> = request.initial.iter().map(|(name, version)| format!("{name}@{version}")).collect();
+    if !initial.is_empty() {
+        write!(line, " initial={}", initial.join(",")).unwrap();
+    }
+    if !request.nonce.is_empty() {
+        write!(line, " nonce={}", request.nonce).unwrap();
+    }
+    if request.first {
+        line.push_str(" node");
+    }
+    if let Some(error) = &request.error {
+        write!(line, " error={error:?}").unwrap();
+    }
+    line
+}
+
+/// As [`resource`], or wrapped: `NAME=VALUE;TTL` with seconds to live, `NAME;TTL` for a heartbeat. A wrapped one's version is
+/// `v` and its value.
+fn item(kind: TypeUrl, word: &str, wrapped: bool) -> Item {
+    let (text, ttl) = word.split_once(';').map_or((word, None), |(text, ttl)| (text, Some(ttl)));
+    let ttl = ttl.map(|seconds| Duration::from_secs(seconds.parse().unwrap()));
+    let body = (text.contains('=') || text == "?").then(|| resource(kind, text));
+    let (name, version) = text.split_once('=').unwrap_or((text, ""));
+    if ttl.is_none() && !wrapped || text == "?" || text.starts_with("other:") {
+        return Item { ttl, ..Item::from(body.unwrap()) };
+    }
+    Item { name: Some(name.into()), version: format!("v{version}").into(), body, ttl }
 }
 
 /// `NAME=VALUE`; `?` is bytes without a name, `other:NAME=VALUE` one of another type.

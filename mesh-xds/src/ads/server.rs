@@ -1,4 +1,4 @@
-//! Machine: the server's side of a state-of-the-world ADS stream.
+//! Machine: the server's side of a state-of-the-world ADS stream; `server/delta.rs` is that of an incremental one.
 //!
 //! Per type it holds what the client wants and which version of each resource it was sent; the next response is made only
 //! when it can be sent, from the resources of that moment, so a slow client gets the latest state and no backlog. CDS and
@@ -13,8 +13,12 @@ use std::{
 
 use mesh_core::config::Name;
 
-use super::{Request, Resource, ResourceSet, Response, Subscription, TypeUrl};
+use super::{Item, Request, Resource, ResourceSet, Response, Subscription, TypeUrl};
 use crate::proto::Any;
+
+mod delta;
+
+pub use self::delta::Delta;
 
 /// The server's side of one stream.
 #[derive(Debug)]
@@ -97,16 +101,28 @@ impl Sotw {
 
     /// The next response, when one is due, in the order CDS, EDS, LDS, RDS (XD12). To be called only when it can be sent.
     pub fn poll_response(&mut self) -> Option<Response> {
-        for (&kind, watch) in &mut self.types {
-            if let Some(resources) = watch.take_due(kind, &self.resources) {
-                self.nonce += 1;
-                watch.nonce = self.nonce.to_string();
-                watch.version = self.resources.version(kind);
-                watch.answered = false;
-                return Some(Response { kind, version: watch.version.clone(), nonce: watch.nonce.clone(), resources });
+        let (kind, resources) = self
+            .types
+            .iter_mut()
+            .find_map(|(&kind, watch)| watch.take_due(kind, &self.resources).map(|resources| (kind, resources)))?;
+        if let (TypeUrl::Cluster, Some(endpoints)) = (kind, self.types.get_mut(&TypeUrl::Endpoint)) {
+            // A cluster that has changed warms up, for which its endpoints must come once more (XD13).
+            for (name, _) in resources.iter().filter(|(_, changed)| *changed) {
+                endpoints.stale |= endpoints.sent.remove(name).is_some();
             }
         }
-        None
+        self.nonce += 1;
+        let watch = self.types.get_mut(&kind)?;
+        watch.nonce = self.nonce.to_string();
+        watch.version = self.resources.version(kind);
+        watch.answered = false;
+        let body = |name: Name| {
+            let resource = self.resources.get(kind, &name)?;
+            Some(Item::from(Any { type_url: kind.as_str().to_owned(), value: resource.body.clone() }))
+        };
+        let resources = resources.into_iter().filter_map(|(name, _)| body(name)).collect();
+        let (version, nonce) = (watch.version.clone(), watch.nonce.clone());
+        Some(Response { kind, version, nonce, resources, problems: Vec::new() })
     }
 
     /// The next thing the client made of a response.
@@ -147,26 +163,26 @@ impl Watch {
         self.sent.retain(|name, _| self.wanted.wants(name));
     }
 
-    /// The resources to send now; `None` when nothing is due.
-    fn take_due(&mut self, kind: TypeUrl, all: &ResourceSet) -> Option<Vec<Any>> {
+    /// The resources to send now, and which of them the client does not have; `None` when nothing is due.
+    fn take_due(&mut self, kind: TypeUrl, all: &ResourceSet) -> Option<Vec<(Name, bool)>> {
         if !self.owed && !self.stale {
             return None;
         }
         self.stale = false;
         let owed = std::mem::take(&mut self.owed) && !self.wanted.is_nothing();
         let wanted: BTreeMap<&Name, &Resource> = all.iter(kind).filter(|(name, _)| self.wanted.wants(name)).collect();
-        let changed = |(name, resource): &(&&Name, &&Resource)| self.sent.get(**name) != Some(&resource.version);
-        let body = |resource: &Resource| Any { type_url: kind.as_str().to_owned(), value: resource.body.clone() };
-        let bodies: Vec<Any> = if kind.is_full_state() {
-            let same = wanted.len() == self.sent.len() && !wanted.iter().any(|entry| changed(&entry));
+        let changed = |name: &Name, resource: &Resource| self.sent.get(name) != Some(&resource.version);
+        let mut due: Vec<(Name, bool)> =
+            wanted.iter().map(|(&name, resource)| (name.clone(), changed(name, resource))).collect();
+        let same = due.len() == self.sent.len() && !due.iter().any(|(_, changed)| *changed);
+        if kind.is_full_state() {
             if same && !owed {
                 return None;
             }
-            wanted.values().map(|resource| body(resource)).collect()
         } else {
-            wanted.iter().filter(changed).map(|(_, resource)| body(resource)).collect()
-        };
+            due.retain(|(_, changed)| *changed);
+        }
         self.sent = wanted.into_iter().map(|(name, resource)| (name.clone(), resource.version.clone())).collect();
-        (kind.is_full_state() || !bodies.is_empty()).then_some(bodies)
+        (kind.is_full_state() || !due.is_empty()).then_some(due)
     }
 }

@@ -3,7 +3,8 @@
 //! Per type it holds what is wanted, what was last accepted and what has to be said next; a request is made only when it
 //! can be sent, from the state at that moment. So every request carries the full list of names (a change of subscription
 //! that crosses a push is not lost), an acknowledgement and a change travel together, and there is never more than one
-//! waiting per type. Streams come and go around it: versions and resources stay, nonces and timers do not.
+//! waiting per type; after one that asks for more the next waits for its answer, so that names that become wanted one by
+//! one do not each send the whole list. Streams come and go around it: versions and resources stay, nonces and timers do not.
 //!
 //! Sources: the xDS protocol text; gRFC A27, A46 (refusals), A57 (timers and back-off), A88.
 
@@ -17,67 +18,24 @@ use mesh_core::{config::Name, time::Time};
 use rand::RngCore;
 
 use super::{
-    Request, Response, Subscription, TypeUrl,
-    back_off::{BackOff, spread},
-    name_of,
+    DataErrors, Event, Request, Response, Subscription, TypeReport, TypeUrl,
+    back_off::BackOff,
+    delta::Delta,
+    held::{Held, Known},
+    link::Link,
 };
-use crate::proto::Any;
 
-/// How long a resource asked for may stay unanswered before it counts as not existing (gRFC A57).
-pub const DOES_NOT_EXIST: Duration = Duration::from_secs(15);
-
-/// Streams that delivered something and ended are reopened at once (gRFC A57), but begin no closer together than this:
-/// gRFC A88 records the hot loop a server could otherwise cause.
-pub const FLOOR: Duration = Duration::from_secs(1);
-
-/// For this long after a loss, attempts are made about every 0.8 s instead of backing off.
-///
-/// A control plane that restarts is back within seconds, and a user who restarts one is looking: a plain 1 s × 1.6 would by
-/// then have grown past the restart itself. Only a longer outage is one in which a herd of clients has to be kept apart.
-pub const QUICK: Duration = Duration::from_secs(15);
+/// How long a change of subscription waits for the answer to the one before. A server that has none of the names does not
+/// answer at all.
+pub const GATHER: Duration = Duration::from_millis(200);
 
 /// The client's side of an ADS stream; `T` is a decoded resource.
 #[derive(Debug)]
 pub struct Sotw<T> {
     types: BTreeMap<TypeUrl, TypeState>,
     link: Link,
+    policy: DataErrors,
     events: VecDeque<Event<T>>,
-    back_off: BackOff,
-    failures: u32,
-    /// Since when nothing has been delivered; `None` while something is.
-    outage: Option<Time>,
-    attempted: Option<Time>,
-}
-
-/// What became of the resources.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Event<T> {
-    /// New, or other than before.
-    Changed(TypeUrl, Name, T),
-    /// Came, but cannot be used; one that is in force stays in force.
-    Refused(TypeUrl, Name, String),
-    /// Does not exist: left out of a full-state response, or asked for in vain.
-    Gone(TypeUrl, Name),
-    /// A response of this type has been taken in.
-    Synced(TypeUrl),
-}
-
-/// How a type stands, for people.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct TypeReport {
-    /// The last version accepted.
-    pub version: String,
-    /// Resources in force.
-    pub resources: usize,
-    /// Version and message of the refusal since, if any.
-    pub refusal: Option<(String, String)>,
-}
-
-#[derive(Debug)]
-enum Link {
-    Down { connect_at: Time },
-    Connecting,
-    Up { delivered: bool, spoke: bool },
 }
 
 #[derive(Debug)]
@@ -85,7 +43,7 @@ struct TypeState {
     wanted: Subscription,
     /// Kept over streams (XD1).
     version: String,
-    known: BTreeMap<Name, Known>,
+    held: Held,
     /// The last refusal, until a response is accepted.
     refusal: Option<(String, String)>,
     /// From here on: of the stream.
@@ -93,6 +51,8 @@ struct TypeState {
     due: bool,
     error: Option<String>,
     asked: bool,
+    /// More was asked for and not answered: until then a change of subscription waits.
+    gathers: Option<Time>,
     named: bool,
     /// What the server has sent and this side has not kept. Wanted again, it comes only after a request without it: a
     /// server that never heard of the change, or ignored it since it crossed a push, believes it to be here.
@@ -101,67 +61,45 @@ struct TypeState {
     redone: Option<String>,
 }
 
-#[derive(Debug, Default)]
-struct Known {
-    /// The accepted message; compared so that what has not changed is neither decoded nor delivered again (XD15).
-    body: Option<Bytes>,
-    /// Something came for it, or it is known not to exist: no timer is needed.
-    settled: bool,
-    deadline: Option<Time>,
-}
-
 impl<T> Sotw<T> {
     /// A machine that wants nothing yet and may connect at once.
-    pub fn new(back_off: BackOff) -> Self {
-        Self {
-            types: BTreeMap::new(),
-            link: Link::Down { connect_at: Time::ZERO },
-            events: VecDeque::new(),
-            back_off,
-            failures: 0,
-            outage: None,
-            attempted: None,
-        }
+    pub fn new(back_off: BackOff, policy: DataErrors) -> Self {
+        Self { types: BTreeMap::new(), link: Link::new(back_off), policy, events: VecDeque::new() }
+    }
+
+    /// Goes on for a machine of the other variant, with what it wants and holds. There must be no stream.
+    pub(super) fn of_delta(delta: Delta<T>) -> Self {
+        let types = delta.types.into_iter().map(|(kind, state)| {
+            (kind, TypeState { wanted: state.wanted, held: state.held, ..TypeState::new(delta.policy) })
+        });
+        Self { types: types.collect(), link: delta.link.renewed(), policy: delta.policy, events: delta.events }
     }
 
     /// Replaces what is wanted of a type. What is not wanted any more is forgotten without an event (XD6).
     pub fn subscribe(&mut self, kind: TypeUrl, wanted: Subscription) {
-        let state = self.types.entry(kind).or_insert_with(TypeState::new);
+        let state = self.types.entry(kind).or_insert_with(|| TypeState::new(self.policy));
         if state.wanted == wanted {
             return;
         }
-        state.known.retain(|name, known| {
-            let kept = wanted.wants(name);
-            if !kept && known.settled {
-                state.forgotten.insert(name.clone());
+        let forgotten = &mut state.forgotten;
+        let drop = |name: &Name, known: &Known| {
+            if known.settled {
+                forgotten.insert(name.clone());
             }
-            kept
-        });
-        if let Subscription::Names(names) = &wanted {
-            for name in names {
-                state.known.entry(name.clone()).or_default();
-            }
-        }
+        };
+        state.held.retarget(&wanted, drop, |_| Known::default());
         state.due = state.asked || !wanted.is_nothing();
         state.wanted = wanted;
     }
 
     /// Is it time to open a stream? Once said, the driver owes `handle_connected` or `handle_disconnected`.
     pub fn poll_connect(&mut self, now: Time) -> bool {
-        match self.link {
-            Link::Down { connect_at } if connect_at <= now => {
-                self.link = Link::Connecting;
-                self.attempted = Some(now);
-                self.outage.get_or_insert(now);
-                true
-            }
-            _ => false,
-        }
+        self.link.poll_connect(now)
     }
 
     /// A stream is open.
     pub fn handle_connected(&mut self) {
-        self.link = Link::Up { delivered: false, spoke: false };
+        self.link.handle_connected();
         for state in self.types.values_mut() {
             state.begin_stream();
         }
@@ -169,20 +107,9 @@ impl<T> Sotw<T> {
 
     /// The stream has ended, or could not be opened. Resources stay in force (XD9).
     pub fn handle_disconnected(&mut self, now: Time, rng: &mut impl RngCore) {
-        let delivered = matches!(self.link, Link::Up { delivered: true, .. });
-        let connect_at = if delivered {
-            self.outage = Some(now);
-            self.attempted.map_or(now, |attempted| now.max(attempted + FLOOR))
-        } else if now.saturating_since(*self.outage.get_or_insert(now)) < QUICK {
-            now + spread(0.8, self.back_off.jitter, rng).min(self.back_off.cap)
-        } else {
-            self.failures = self.failures.saturating_add(1);
-            now + self.back_off.delay(self.failures, rng)
-        };
-        self.link = Link::Down { connect_at };
-        // While disconnected nothing can be missed: the timers begin again with the requests of the next stream (XD7).
-        for known in self.types.values_mut().flat_map(|state| state.known.values_mut()) {
-            known.deadline = None;
+        self.link.handle_disconnected(now, rng);
+        for state in self.types.values_mut() {
+            state.held.stop_waiting();
         }
     }
 
@@ -190,20 +117,20 @@ impl<T> Sotw<T> {
     pub fn handle_response(
         &mut self,
         response: &Response,
+        now: Time,
         mut decode: impl FnMut(TypeUrl, &Bytes) -> Result<T, String>,
     ) {
-        let Link::Up { delivered, .. } = &mut self.link else { return };
-        *delivered = true;
-        self.outage = None;
-        self.failures = 0;
+        if !self.link.handle_delivery() {
+            return;
+        }
         let kind = response.kind;
         // A type never asked for is nobody's concern: there is no subscription an answer could state.
         let Some(state) = self.types.get_mut(&kind) else { return };
         let mut errors = Vec::new();
         let mut seen = BTreeSet::new();
         let mut all_named = true;
-        for (index, body) in response.resources.iter().enumerate() {
-            let name = match readable_name(kind, body) {
+        for (index, item) in response.resources.iter().enumerate() {
+            let name = match item.readable_name(kind) {
                 Ok(name) => name,
                 Err(why) => {
                     errors.push(format!("{kind} resource {index}: {why}"));
@@ -222,29 +149,25 @@ impl<T> Sotw<T> {
                 continue;
             }
             state.forgotten.remove(&name);
-            let known = state.known.entry(name.clone()).or_default();
-            known.settled = true;
-            known.deadline = None;
-            if known.body.as_ref() == Some(&body.value) {
-                continue;
+            if let Err(why) = state.held.take(kind, &name, item, now, &mut decode, &mut self.events) {
+                errors.push(why);
             }
-            match decode(kind, &body.value) {
-                Ok(value) => {
-                    known.body = Some(body.value.clone());
-                    self.events.push_back(Event::Changed(kind, name, value));
-                }
-                Err(why) => {
-                    self.events.push_back(Event::Refused(kind, name, why.clone()));
-                    errors.push(why);
-                }
+        }
+        for problem in &response.problems {
+            seen.insert(&problem.name);
+            if problem.missing {
+                state.held.remove(kind, &problem.name, Some(&problem.message), &mut self.events);
+            } else {
+                state.held.fail(kind, &problem.name, &problem.message, &mut self.events);
             }
         }
         // Absence says something only when every resource could be told by name: otherwise the one that could not may
         // be the one believed absent.
         if kind.is_full_state() && all_named {
-            self.events.extend(state.remove_others(&seen).into_iter().map(|name| Event::Gone(kind, name)));
+            state.remove_others(kind, &seen, &mut self.events);
         }
         state.nonce.clone_from(&response.nonce);
+        state.gathers = None;
         state.due = true;
         if errors.is_empty() {
             state.version.clone_from(&response.version);
@@ -258,31 +181,26 @@ impl<T> Sotw<T> {
         self.events.push_back(Event::Synced(kind));
     }
 
-    /// Declares what was asked for in vain to be missing.
+    /// Declares what was asked for in vain to be missing, and drops what has outlived its time.
     pub fn handle_timeout(&mut self, now: Time) {
         for (kind, state) in &mut self.types {
-            for (name, known) in &mut state.known {
-                if known.deadline.is_some_and(|deadline| deadline <= now) {
-                    known.deadline = None;
-                    known.settled = true;
-                    self.events.push_back(Event::Gone(*kind, name.clone()));
-                }
-            }
+            state.gathers = state.gathers.filter(|until| *until > now);
+            state.held.handle_timeout(*kind, now, &mut self.events);
         }
     }
 
     /// Has `poll_request` something to say?
-    pub fn is_due(&self) -> bool {
-        matches!(self.link, Link::Up { .. }) && self.types.values().any(|state| state.due)
+    pub fn is_due(&self, now: Time) -> bool {
+        self.link.is_up() && self.types.values().any(|state| state.is_due(now))
     }
 
     /// The next request, when one is due. To be called only when it can be sent now: timers start with it.
     pub fn poll_request(&mut self, now: Time) -> Option<Request> {
-        let Link::Up { spoke, .. } = &mut self.link else { return None };
-        let (kind, state) = self.types.iter_mut().find(|(_, state)| state.due)?;
-        let request = state.request(*kind, !*spoke, now);
-        *spoke = true;
-        Some(request)
+        if !self.link.is_up() {
+            return None;
+        }
+        let (kind, state) = self.types.iter_mut().find(|(_, state)| state.is_due(now))?;
+        Some(state.request(*kind, self.link.speak(), now))
     }
 
     /// The next thing that became of a resource.
@@ -292,33 +210,32 @@ impl<T> Sotw<T> {
 
     /// When `handle_timeout` or `poll_connect` should be called next.
     pub fn next_timeout(&self) -> Option<Time> {
-        let deadlines = self.types.values().flat_map(|state| state.known.values()).filter_map(|known| known.deadline);
-        match self.link {
-            Link::Down { connect_at } => Some(connect_at),
-            _ => deadlines.min(),
-        }
+        let types = self.types.values();
+        let gathering = types.clone().filter(|state| state.due).filter_map(|state| state.gathers);
+        gathering.chain(types.filter_map(|state| state.held.next_timeout())).chain(self.link.next_timeout()).min()
     }
 
     /// How each type stands.
     pub fn report(&self) -> impl Iterator<Item = (TypeUrl, TypeReport)> {
         self.types.iter().map(|(kind, state)| {
-            let resources = state.known.values().filter(|known| known.body.is_some()).count();
-            (*kind, TypeReport { version: state.version.clone(), resources, refusal: state.refusal.clone() })
+            let (version, refusal) = (state.version.clone(), state.refusal.clone());
+            (*kind, TypeReport { version, resources: state.held.count, refusal })
         })
     }
 }
 
 impl TypeState {
-    fn new() -> Self {
+    fn new(policy: DataErrors) -> Self {
         Self {
             wanted: Subscription::Names(BTreeSet::new()),
             version: String::new(),
-            known: BTreeMap::new(),
+            held: Held { policy, ..Held::default() },
             refusal: None,
             nonce: String::new(),
             due: false,
             error: None,
             asked: false,
+            gathers: None,
             named: false,
             forgotten: BTreeSet::new(),
             redone: None,
@@ -329,11 +246,16 @@ impl TypeState {
         self.nonce.clear();
         self.error = None;
         self.asked = false;
+        self.gathers = None;
         self.named = false;
         self.forgotten.clear();
         self.redone = None;
         // An empty list as a type's first word would ask for everything, so nothing is said when nothing is wanted.
         self.due = !self.wanted.is_nothing();
+    }
+
+    fn is_due(&self, now: Time) -> bool {
+        self.due && self.gathers.is_none_or(|until| until <= now)
     }
 
     fn request(&mut self, kind: TypeUrl, first: bool, now: Time) -> Request {
@@ -346,8 +268,8 @@ impl TypeState {
         self.named |= !names.is_empty();
         self.asked = true;
         self.due = false;
-        if self.redone.as_ref() != Some(&self.nonce) {
-            let (forgotten, known) = (&self.forgotten, &self.known);
+        if !self.forgotten.is_empty() && self.redone.as_ref() != Some(&self.nonce) {
+            let (forgotten, known) = (&self.forgotten, &self.held.known);
             let count = names.len();
             names.retain(|name| !forgotten.contains(name) || known.get(name).is_some_and(|known| known.settled));
             if names.len() < count {
@@ -355,10 +277,11 @@ impl TypeState {
                 self.due = true;
             }
         }
-        for known in self.known.values_mut() {
-            if known.body.is_none() && !known.settled && known.deadline.is_none() {
-                known.deadline = Some(now + DOES_NOT_EXIST);
-            }
+        if let Subscription::Names(all) = &self.wanted
+            && self.held.wait_for(all.iter(), now)
+            && !self.due
+        {
+            self.gathers = Some(now + GATHER);
         }
         Request {
             first,
@@ -370,27 +293,12 @@ impl TypeState {
         }
     }
 
-    /// Forgets every resource not in `seen`; gives those that were in force or hoped for.
-    fn remove_others(&mut self, seen: &BTreeSet<&str>) -> Vec<Name> {
-        let mut gone = Vec::new();
-        let wanted_by_name = matches!(self.wanted, Subscription::Names(_));
-        self.known.retain(|name, known| {
-            if seen.contains(&**name) {
-                return true;
-            }
-            if known.body.is_some() || !known.settled {
-                gone.push(name.clone());
-            }
-            *known = Known { settled: true, ..Known::default() };
-            wanted_by_name
-        });
-        gone
+    /// Every resource in force or hoped for that is not in `seen` does not exist.
+    fn remove_others<T>(&mut self, kind: TypeUrl, seen: &BTreeSet<&str>, events: &mut VecDeque<Event<T>>) {
+        let absent: Vec<Name> = self.held.known.keys().filter(|name| !seen.contains(&***name)).cloned().collect();
+        for name in absent {
+            self.held.remove(kind, &name, None, events);
+            self.held.forget_unless_named(&name, &self.wanted);
+        }
     }
-}
-
-fn readable_name(kind: TypeUrl, body: &Any) -> Result<&str, String> {
-    if body.type_url != kind.as_str() {
-        return Err(format!("is of type {:?} in a response of another type", body.type_url));
-    }
-    name_of(&body.value).ok_or_else(|| "is not a message with a name".to_owned())
 }
