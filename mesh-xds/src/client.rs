@@ -205,9 +205,12 @@ impl Driver {
             self.settle();
             tokio::select! {
                 room = outgoing.reserve(), if writable && self.machine.is_due(self.now()) => match room {
-                    Ok(room) => if let Some(request) = V::poll(&mut self.machine, self.now(), &bootstrap.node) {
-                        room.send(request);
-                    },
+                    Ok(room) => {
+                        let now = self.now();
+                        if let Some(request) = V::poll(&mut self.machine, now, &bootstrap.node) {
+                            room.send(request);
+                        }
+                    }
                     // The server reads no more; what it has to say about that comes the other way.
                     Err(_) => writable = false,
                 },
@@ -241,7 +244,7 @@ impl Driver {
         let (kind, now) = (heard.kind(), self.now());
         let before = self.refusal(kind);
         let ignored = self.ignored.entry(kind).or_default();
-        let decode = |kind: TypeUrl, body: &Bytes| {
+        let decode = |kind: TypeUrl, body: &Bytes| -> Result<Part, String> {
             let decoded = decode(kind, body).map_err(|error| error.to_string())?;
             if !decoded.ignored.is_empty() {
                 Arc::make_mut(ignored).insert(decoded.name.to_string(), decoded.ignored);

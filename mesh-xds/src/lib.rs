@@ -4,7 +4,7 @@
 //! [`mesh_core::config`] and back. It does not decide about a request (that is `mesh-core`), sends and serves none (that is
 //! `mesh-tower`), and reads no Istio or Kubernetes objects (that is `mesh-control`). It takes the resources and fields that
 //! it can act on: a resource that would change what is safe or promised is refused by name, a field without effect here is
-//! listed. Of the variants of xDS it speaks state-of-the-world ADS, not delta.
+//! listed. It speaks ADS in both variants, state of the world and incremental.
 //!
 //! Where to begin reading:
 //!

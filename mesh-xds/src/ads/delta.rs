@@ -226,7 +226,7 @@ impl TypeState {
     fn new(policy: DataErrors) -> Self {
         Self {
             wanted: Subscription::Names(BTreeSet::new()),
-            held: Held { policy, ..Held::default() },
+            held: Held::new(policy),
             version: String::new(),
             refusal: None,
             asked: false,

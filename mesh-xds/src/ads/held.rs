@@ -74,6 +74,10 @@ pub(super) struct Known {
 }
 
 impl Held {
+    pub(super) fn new(policy: DataErrors) -> Self {
+        Self { policy, ..Self::default() }
+    }
+
     /// Forgets what is not wanted and makes room for what is; `dropped` hears of each that goes, `added` of each that is
     /// new.
     pub(super) fn retarget(
@@ -143,10 +147,8 @@ impl Held {
             Err(why) => {
                 let dropped = self.policy.drop_refused && known.print.take().is_some();
                 self.count -= usize::from(dropped);
-                events.push_back(match dropped {
-                    true => Event::Failed(kind, name.clone(), why.clone()),
-                    false => Event::Refused(kind, name.clone(), why.clone()),
-                });
+                let event = if dropped { Event::Failed } else { Event::Refused };
+                events.push_back(event(kind, name.clone(), why.clone()));
                 Err(why)
             }
         }

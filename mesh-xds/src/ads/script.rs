@@ -445,7 +445,7 @@ fn text(body: &[u8]) -> String {
     format!("{}={}", String::from_utf8_lossy(name), String::from_utf8_lossy(&rest[2..]))
 }
 
-pub(super) fn decode(kind: TypeUrl, body: &[u8]) -> Result<String, String> {
+pub(super) fn decode(kind: TypeUrl, body: &Bytes) -> Result<String, String> {
     let text = text(body);
     let (name, value) = text.split_once('=').unwrap();
     if value.starts_with("bad") { Err(format!("{kind} {name:?}: field value: {value}")) } else { Ok(value.to_owned()) }

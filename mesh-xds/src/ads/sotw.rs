@@ -109,6 +109,7 @@ impl<T> Sotw<T> {
     pub fn handle_disconnected(&mut self, now: Time, rng: &mut impl RngCore) {
         self.link.handle_disconnected(now, rng);
         for state in self.types.values_mut() {
+            state.gathers = None;
             state.held.stop_waiting();
         }
     }
@@ -229,7 +230,7 @@ impl TypeState {
         Self {
             wanted: Subscription::Names(BTreeSet::new()),
             version: String::new(),
-            held: Held { policy, ..Held::default() },
+            held: Held::new(policy),
             refusal: None,
             nonce: String::new(),
             due: false,

@@ -30,8 +30,8 @@ use crate::{
     certs::CertSource,
     node::Node,
     proto::{
-        AggregatedDiscoveryService, AggregatedDiscoveryServiceServer, DeltaDiscoveryRequest, DeltaDiscoveryResponse,
-        DiscoveryRequest, DiscoveryResponse, IstioCertificateRequest, IstioCertificateResponse,
+        self, AggregatedDiscoveryService, AggregatedDiscoveryServiceServer, DeltaDiscoveryRequest,
+        DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, IstioCertificateRequest, IstioCertificateResponse,
         IstioCertificateService, IstioCertificateServiceServer,
     },
     server::{ConnectionId, Credentials, Peer, Source, ads_service},

@@ -5,9 +5,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, transport::Channel};
 
 use crate::{
-    ads::{self, Item, TypeUrl, client::Client},
+    ads::{self, Item, Problem, TypeUrl, client::Client},
     node::Node,
-    proto,
+    proto::{self, envoy::service::discovery::v3},
 };
 
 /// The generated client.
@@ -87,7 +87,7 @@ impl Variant for Sotw {
             version: response.version_info,
             nonce: response.nonce,
             resources: response.resources.into_iter().map(unwrap).collect(),
-            problems: Vec::new(), //PE
+            problems: problems(response.resource_errors),
         }))
     }
 }
@@ -123,7 +123,7 @@ impl Variant for Delta {
 
     fn decode(response: Self::Response) -> Result<Heard, String> {
         let Some(kind) = TypeUrl::parse(&response.type_url) else { return Err(response.type_url) };
-        let names = std::iter::empty::<String>()/*RN*/;
+        let names = response.removed_resource_names.into_iter().map(|removed| removed.name);
         let removed = response.removed_resources.into_iter().chain(names).map(Into::into).collect();
         Ok(Heard::Delta(ads::DeltaResponse {
             kind,
@@ -131,7 +131,7 @@ impl Variant for Delta {
             nonce: response.nonce,
             resources: response.resources.into_iter().map(item).collect(),
             removed,
-            problems: Vec::new(), //PE
+            problems: problems(response.resource_errors),
         }))
     }
 }
@@ -158,7 +158,6 @@ fn item(wrapped: proto::Resource) -> Item {
     Item { name, version: wrapped.version.into(), body: wrapped.resource, ttl }
 }
 
-/*PP
 fn problems(errors: Vec<v3::ResourceError>) -> Vec<Problem> {
     let problem = |error: v3::ResourceError| {
         let name = error.resource_name.filter(|name| !name.name.is_empty())?.name.into();
@@ -168,4 +167,3 @@ fn problems(errors: Vec<v3::ResourceError>) -> Vec<Problem> {
     };
     errors.into_iter().filter_map(problem).collect()
 }
-PP*/

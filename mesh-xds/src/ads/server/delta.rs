@@ -60,6 +60,10 @@ impl Delta {
     pub fn handle_request(&mut self, request: &DeltaRequest) {
         let kind = request.kind;
         let is_first = !self.types.contains_key(&kind);
+        if is_first && !request.nonce.is_empty() {
+            // An answer to nothing that was said here; names would be read as the first word.
+            return;
+        }
         let watch = self.types.entry(kind).or_default();
         if is_first {
             watch.sent.extend(request.initial.iter().map(|(name, version)| (name.clone(), version.clone())));
