@@ -293,7 +293,9 @@ impl Driver {
         if changed {
             self.untold = true;
             for kind in [TypeUrl::Endpoint, TypeUrl::Route] {
-                self.machine.subscribe(kind, Subscription::Names(self.graph.wanted(kind)));
+                if let Some(wanted) = self.graph.poll_wanted(kind) {
+                    self.machine.subscribe(kind, Subscription::Names(wanted));
+                }
             }
         }
         if let Some(config) = self.graph.poll_config(now) {
