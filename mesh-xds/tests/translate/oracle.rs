@@ -161,6 +161,7 @@ fn the_protocols_own_messages_are_envoys() {
         type_url: "t".into(),
         nonce: "n".into(),
         control_plane: Some(ours::config::core::v3::ControlPlane { identifier: "i".into() }),
+        ..Default::default()
     };
     let theirs = agrees::<proto::DiscoveryResponse, DiscoveryResponse>(&crate::body(&response));
     assert_eq!(theirs.resources[0].value, b"v");
