@@ -8,6 +8,11 @@ bookinfo:
 test:
     cargo test --workspace
 
+# Bookinfo on Istio's own control plane: `just istiod /path/to/pilot-discovery`, of 1.29.6
+istiod program:
+    cargo build --example bookinfo
+    MESH_REQUIRE_PEERS=1 MESH_ISTIOD={{program}} cargo test --test istiod
+
 # Everything the continuous integration runs
 ci:
     bash .ci/run

@@ -7,6 +7,10 @@
 mod bad_input;
 #[path = "bookinfo/calls.rs"]
 mod calls;
+#[path = "bookinfo/front.rs"]
+mod front;
+#[path = "bookinfo/handshake.rs"]
+mod handshake;
 #[path = "bookinfo/harness.rs"]
 mod harness;
 #[path = "bookinfo/identity.rs"]
@@ -21,6 +25,8 @@ mod services;
 mod spans;
 #[path = "bookinfo/starting.rs"]
 mod starting;
+#[path = "bookinfo/steps.rs"]
+mod steps;
 #[path = "bookinfo/survival.rs"]
 mod survival;
 #[path = "bookinfo/telling.rs"]

@@ -4,6 +4,7 @@
 
 use crate::harness::shared;
 use crate::programs::{free_network, meshctl};
+use crate::steps::Configured;
 
 /// OP3: each mistake is shown with file, line and column, an excerpt and what to do; exit code 65, and nothing takes effect.
 #[tokio::test(flavor = "multi_thread")]

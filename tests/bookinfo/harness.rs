@@ -12,18 +12,12 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{self, Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use axum::body::Body;
-use futures_util::{StreamExt, stream};
-use http::header::{COOKIE, LOCATION, SET_COOKIE};
-use http::{Request, StatusCode};
 use rustix::process::Signal;
 use tokio::sync::{Mutex, MutexGuard};
 
-use crate::calls::{Answer, client, get};
+use crate::front::{Front, PATIENCE};
 use crate::programs::{Ran, free_network, istio, meshctl, program, signal_process, wait_until};
-
-/// How long anything that is waited for may take.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+use crate::steps::Configured;
 
 /// A running Bookinfo at loopback addresses of its own.
 pub(crate) struct Bookinfo {
@@ -132,11 +126,6 @@ impl Bookinfo {
         }
     }
 
-    /// All that it has said.
-    pub(crate) fn said(&self) -> String {
-        self.said.lock().unwrap().clone()
-    }
-
     /// The directory of bootstraps, tokens and state.
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
@@ -180,98 +169,10 @@ impl Bookinfo {
         meshctl(&self.server(), arguments, "")
     }
 
-    /// Applies one of Istio's own files, which must succeed.
-    pub(crate) fn apply_istio(&self, file: &str) {
-        let path = istio(file).expect("checked by the test");
-        let ran = self.meshctl(&["apply", "-f", path.to_str().unwrap()]);
-        assert_eq!(ran.code, 0, "apply {file}: {}{}", ran.out, ran.err);
-    }
-
     /// Applies YAML, which must succeed.
     pub(crate) fn apply(&self, yaml: &str) {
         let ran = meshctl(&self.server(), &["apply", "-f", "-"], yaml);
         assert_eq!(ran.code, 0, "apply: {}{}\n{yaml}", ran.out, ran.err);
-    }
-
-    /// Puts the configuration back to that of the start, and waits until the gateway lets in what it lists.
-    pub(crate) async fn reset(&self) {
-        for kind in ["virtualservice", "destinationrule", "gateway", "serviceentry"] {
-            let ran = self.meshctl(&["get", kind, "-o", "name"]);
-            assert_eq!(ran.code, 0, "get {kind}: {}{}", ran.out, ran.err);
-            for name in
-                ran.out.lines().map(|line| line.rsplit('/').next().unwrap_or(line)).filter(|name| !name.is_empty())
-            {
-                let ran = self.meshctl(&["delete", kind, name]);
-                assert_eq!(ran.code, 0, "delete {kind} {name}: {}{}", ran.out, ran.err);
-            }
-        }
-        self.apply(include_str!("../../examples/bookinfo/mesh/bookinfo.yaml"));
-        self.until_status("/productpage", 200).await;
-    }
-
-    /// Waits until the gateway answers with this status.
-    pub(crate) async fn until_status(&self, path: &str, status: u16) {
-        let until = Instant::now() + PATIENCE;
-        while self.get(path, "").await.status != status {
-            assert!(Instant::now() < until, "{path} is not answered with {status}; Bookinfo said:\n{}", self.said());
-        }
-    }
-
-    /// One GET through the gateway, with the cookie of a session if there is one.
-    pub(crate) async fn get(&self, path: &str, cookie: &str) -> Answer {
-        get(&client(), &format!("http://{}{path}", self.at(10, 9080)), &[(COOKIE.as_str(), cookie)]).await
-    }
-
-    /// The page, for somebody with this session.
-    pub(crate) async fn page(&self, cookie: &str) -> Answer {
-        self.get("/productpage", cookie).await
-    }
-
-    /// Signs in as `user` through the gateway; the answer is the cookie.
-    pub(crate) async fn sign_in(&self, user: &str) -> String {
-        let request = Request::post(format!("http://{}/login", self.at(10, 9080)))
-            .header("content-type", "application/x-www-form-urlencoded")
-            .body(Body::from(format!("username={user}&passwd=any")))
-            .unwrap();
-        let answer = client().request(request).await.expect("the gateway answers");
-        assert_eq!(
-            (answer.status(), &answer.headers()[LOCATION]),
-            (StatusCode::FOUND, &"/productpage".parse().unwrap())
-        );
-        answer.headers()[SET_COOKIE].to_str().unwrap().split(';').next().unwrap().to_owned()
-    }
-
-    /// Asks for the reviews of the book `times` times, 16 at a time: how often each workload answered, with failures by status.
-    pub(crate) async fn reviews(&self, times: usize, cookie: &str) -> BTreeMap<String, usize> {
-        let client = client();
-        let uri = format!("http://{}/api/v1/products/0/reviews", self.at(10, 9080));
-        let headers = [(COOKIE.as_str(), cookie)];
-        let answers = stream::iter(0..times).map(|_| get(&client, &uri, &headers));
-        let mut count = BTreeMap::new();
-        for answer in answers.buffer_unordered(16).collect::<Vec<_>>().await {
-            let by = match answer.json()["podname"].as_str() {
-                Some(pod) if answer.status == StatusCode::OK => pod.to_owned(),
-                _ => answer.status.to_string(),
-            };
-            *count.entry(by).or_default() += 1;
-        }
-        count
-    }
-
-    /// Waits until 30 requests in a row are answered by nobody but these workloads, and by each of them.
-    pub(crate) async fn until_reviews_by(&self, names: &[&str], cookie: &str) {
-        let until = Instant::now() + PATIENCE;
-        loop {
-            let count = self.reviews(30, cookie).await;
-            if count.keys().eq(names.iter()) {
-                return;
-            }
-            assert!(
-                Instant::now() < until,
-                "reviews come from {count:?}, not {names:?}; Bookinfo said:\n{}",
-                self.said()
-            );
-        }
     }
 
     /// Sends a signal to one of its processes.
@@ -285,6 +186,43 @@ impl Bookinfo {
         let ended = wait_until(PATIENCE, || self.process.try_wait().unwrap().is_some());
         assert!(ended, "Bookinfo does not end; it said:\n{}", self.said());
         self.process.wait().unwrap().code().unwrap_or(-1)
+    }
+}
+
+impl Front for Bookinfo {
+    fn gateway(&self) -> SocketAddr {
+        self.at(10, 9080)
+    }
+
+    fn said(&self) -> String {
+        self.said.lock().unwrap().clone()
+    }
+}
+
+impl Configured for Bookinfo {
+    async fn reset(&self) {
+        for kind in ["virtualservice", "destinationrule", "gateway", "serviceentry"] {
+            let ran = self.meshctl(&["get", kind, "-o", "name"]);
+            assert_eq!(ran.code, 0, "get {kind}: {}{}", ran.out, ran.err);
+            for name in
+                ran.out.lines().map(|line| line.rsplit('/').next().unwrap_or(line)).filter(|name| !name.is_empty())
+            {
+                self.delete(kind, name);
+            }
+        }
+        self.apply(include_str!("../../examples/bookinfo/mesh/bookinfo.yaml"));
+        self.until_status("/productpage", 200).await;
+    }
+
+    fn apply_istio(&self, file: &str) {
+        let path = istio(file).expect("checked by the test");
+        let ran = self.meshctl(&["apply", "-f", path.to_str().unwrap()]);
+        assert_eq!(ran.code, 0, "apply {file}: {}{}", ran.out, ran.err);
+    }
+
+    fn delete(&self, kind: &str, name: &str) {
+        let ran = self.meshctl(&["delete", kind, name]);
+        assert_eq!(ran.code, 0, "delete {kind} {name}: {}{}", ran.out, ran.err);
     }
 }
 

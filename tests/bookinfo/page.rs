@@ -4,51 +4,9 @@
 
 use http::StatusCode;
 
-use crate::calls::Answer;
+use crate::front::{Front, stars};
 use crate::harness::{Bookinfo, shared};
-
-/// What a reader sees where the stars are.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Stars {
-    /// The reviews of v1.
-    None,
-    /// Of v2: 5 and 4 of them.
-    Black,
-    /// Of v3.
-    Red,
-    /// `Ratings service is currently unavailable`.
-    Unavailable,
-    /// There are no reviews at all.
-    NoReviews,
-}
-
-/// Reads the page; fails if it is none.
-pub(crate) fn stars(page: &Answer) -> Stars {
-    assert_eq!(page.status, StatusCode::OK, "{}", page.body);
-    let has = |text: &str| page.body.contains(text);
-    assert!(has("<title>Simple Bookstore App</title>") && has("The Comedy of Errors"), "no page: {}", page.body);
-    let filled = page.body.matches("id=\"glyphicon glyphicon-star\"").count();
-    match (has("text-black-500"), has("text-red-500")) {
-        (true, false) => {
-            assert_eq!(filled, 9);
-            Stars::Black
-        }
-        (false, true) => {
-            assert_eq!(filled, 9);
-            Stars::Red
-        }
-        (true, true) => panic!("stars of two colours: {}", page.body),
-        (false, false) if has("Ratings service is currently unavailable") => Stars::Unavailable,
-        (false, false) if has("Error fetching product reviews") => {
-            assert!(has("Sorry, product reviews are currently unavailable for this book."));
-            Stars::NoReviews
-        }
-        (false, false) => {
-            assert!(has("Reviews served by:") && filled == 0, "{}", page.body);
-            Stars::None
-        }
-    }
-}
+use crate::steps::Configured;
 
 /// GW1: the page, its login and its JSON come through the gateway, and what its routes do not list gets 404.
 #[tokio::test(flavor = "multi_thread")]

@@ -15,7 +15,8 @@ use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 
 use crate::calls::{client, get};
-use crate::harness::{Bookinfo, PATIENCE, turn};
+use crate::front::{Front, PATIENCE};
+use crate::harness::{Bookinfo, turn};
 
 /// The caller's own span, which is in no process of Bookinfo.
 const OUTSIDE: &str = "00f067aa0ba902b7";

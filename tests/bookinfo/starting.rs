@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use crate::calls::{client, get};
-use crate::harness::{Bookinfo, PATIENCE, turn};
+use crate::front::{Front, PATIENCE};
+use crate::harness::{Bookinfo, turn};
 use crate::programs::{Killed, Ran, free_network, is_running, program, wait_until};
 
 /// SV7: Ctrl-C ends every process, the supervisor without an error, and leaves no file behind.

@@ -10,8 +10,8 @@ use std::time::Instant;
 use rustix::process::Signal;
 
 use crate::calls::{client, get};
-use crate::harness::{Bookinfo, PATIENCE, turn};
-use crate::page::{Stars, stars};
+use crate::front::{Front, PATIENCE, Stars, stars};
+use crate::harness::{Bookinfo, turn};
 use crate::programs::{Killed, program};
 
 const RETRY: &str = include_str!("../../examples/bookinfo/mesh/reviews-retry.yaml");

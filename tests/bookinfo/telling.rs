@@ -5,7 +5,9 @@
 use std::time::Instant;
 
 use crate::calls::{client, get};
-use crate::harness::{Bookinfo, PATIENCE, shared, turn};
+use crate::front::{Front, PATIENCE};
+use crate::harness::{Bookinfo, shared, turn};
+use crate::steps::Configured;
 
 /// TE1, SV8, TE21: both ends of a call count it with Istio's names, labels and buckets.
 #[tokio::test(flavor = "multi_thread")]

@@ -1,28 +1,16 @@
-//! Istio's Bookinfo tutorial with Istio's own files, step by step; the pages are what Istio's documentation describes.
+//! Istio's Bookinfo tutorial with Istio's own files, step by step (`steps.rs`), and what `meshctl` makes of those files.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use crate::calls::{client, get};
-use crate::harness::{Bookinfo, PATIENCE, shared};
-use crate::page::{Stars, stars};
+use crate::front::{Front, PATIENCE};
+use crate::harness::shared;
 use crate::programs::{istio, meshctl};
-
-const ALL: &str = "networking/destination-rule-all.yaml";
-const ALL_V1: &str = "networking/virtual-service-all-v1.yaml";
-const REQUESTS: usize = 2000;
-
-/// Begins a step: subsets for all, and everything to v1.
-async fn all_to_v1(bookinfo: &Bookinfo) {
-    bookinfo.reset().await;
-    bookinfo.apply_istio(ALL);
-    bookinfo.apply_istio(ALL_V1);
-    bookinfo.until_reviews_by(&["reviews-v1"], "").await;
-}
+use crate::steps::{self, ALL, Configured, all_to_v1};
 
 macro_rules! shared_or_skip {
     () => {{
@@ -37,71 +25,21 @@ macro_rules! shared_or_skip {
 #[tokio::test(flavor = "multi_thread")]
 async fn all_traffic_goes_to_v1() {
     let bookinfo = shared_or_skip!();
-    all_to_v1(&bookinfo).await;
-    assert_eq!(bookinfo.reviews(200, "").await, BTreeMap::from([("reviews-v1".to_owned(), 200)]));
-    let jason = bookinfo.sign_in("jason").await;
-    for cookie in ["", &jason] {
-        assert_eq!(stars(&bookinfo.page(cookie).await), Stars::None);
-    }
+    steps::all_traffic_goes_to_v1(&*bookinfo).await;
 }
 
 /// RM1, RM17: jason sees v2 and everybody else v1; `end-user` comes from the session alone.
 #[tokio::test(flavor = "multi_thread")]
 async fn jason_sees_v2() {
     let bookinfo = shared_or_skip!();
-    all_to_v1(&bookinfo).await;
-    bookinfo.apply_istio("networking/virtual-service-reviews-test-v2.yaml");
-    let jason = bookinfo.sign_in("jason").await;
-    bookinfo.until_reviews_by(&["reviews-v2"], &jason).await;
-    let other = bookinfo.sign_in("martha").await;
-    assert_eq!(stars(&bookinfo.page(&jason).await), Stars::Black);
-    assert_eq!(bookinfo.reviews(200, &jason).await, BTreeMap::from([("reviews-v2".to_owned(), 200)]));
-    for cookie in ["", &other] {
-        assert_eq!(bookinfo.reviews(200, cookie).await, BTreeMap::from([("reviews-v1".to_owned(), 200)]));
-    }
-    let page = format!("http://{}/api/v1/products/0/reviews", bookinfo.at(10, 9080));
-    for _ in 0..20 {
-        let forged = get(&client(), &page, &[("end-user", "jason")]).await;
-        assert_eq!(forged.json()["podname"], "reviews-v1", "a header from outside names nobody");
-    }
-
-    bookinfo.apply_istio("networking/virtual-service-reviews-jason-v2-v3.yaml");
-    bookinfo.until_reviews_by(&["reviews-v3"], "").await;
-    assert_eq!(stars(&bookinfo.page(&jason).await), Stars::Black);
-    assert_eq!(stars(&bookinfo.page("").await), Stars::Red);
+    steps::jason_sees_v2(&*bookinfo).await;
 }
 
 /// RA3, RA6: half and half, then all to v3, then the two canaries: each count of 2,000 is within five standard deviations.
 #[tokio::test(flavor = "multi_thread")]
 async fn weights_are_kept() {
     let bookinfo = shared_or_skip!();
-    for (file, first, second) in [
-        ("virtual-service-reviews-50-v3.yaml", ("reviews-v1", 50), ("reviews-v3", 50)),
-        ("virtual-service-reviews-80-20.yaml", ("reviews-v1", 80), ("reviews-v2", 20)),
-        ("virtual-service-reviews-90-10.yaml", ("reviews-v1", 90), ("reviews-v2", 10)),
-    ] {
-        all_to_v1(&bookinfo).await;
-        bookinfo.apply_istio(&format!("networking/{file}"));
-        bookinfo.until_reviews_by(&[first.0, second.0], "").await;
-        let count = bookinfo.reviews(REQUESTS, "").await;
-        eprintln!("{file}: {count:?}");
-        assert!(count.keys().eq([first.0, second.0]), "{file}: {count:?}");
-        for (name, percent) in [first, second] {
-            check_share(REQUESTS, count[name], percent);
-        }
-    }
-    bookinfo.apply_istio("networking/virtual-service-reviews-v3.yaml");
-    bookinfo.until_reviews_by(&["reviews-v3"], "").await;
-    assert_eq!(bookinfo.reviews(REQUESTS, "").await, BTreeMap::from([("reviews-v3".to_owned(), REQUESTS)]));
-    assert_eq!(stars(&bookinfo.page("").await), Stars::Red);
-}
-
-/// Five standard deviations of the binomial distribution: a right program fails once in 1.7 million counts.
-fn check_share(requests: usize, seen: usize, percent: u32) {
-    let (n, p) = (f64::from(u32::try_from(requests).unwrap()), f64::from(percent) / 100.0);
-    let band = 5.0 * (n * p * (1.0 - p)).sqrt();
-    let off = (f64::from(u32::try_from(seen).unwrap()) - n * p).abs();
-    assert!(off <= band, "{seen} of {requests} is not {percent} %: off by {off}, more than {band:.0}");
+    steps::weights_are_kept(&*bookinfo).await;
 }
 
 /// FI1: seven seconds of delay at ratings for jason. On v2 the page gives up on reviews after twice three seconds, although
@@ -109,79 +47,28 @@ fn check_share(requests: usize, seen: usize, percent: u32) {
 #[tokio::test(flavor = "multi_thread")]
 async fn jasons_delay_shows_the_bug_of_the_page() {
     let bookinfo = shared_or_skip!();
-    all_to_v1(&bookinfo).await;
-    bookinfo.apply_istio("networking/virtual-service-reviews-test-v2.yaml");
-    let jason = bookinfo.sign_in("jason").await;
-    bookinfo.until_reviews_by(&["reviews-v2"], &jason).await;
-    bookinfo.apply_istio("networking/virtual-service-ratings-test-delay.yaml");
-
-    let page = until_stars(&bookinfo, &jason, Stars::NoReviews).await;
-    assert!((6.0..6.9).contains(&page.as_secs_f64()), "6 seconds, not {page:?}");
-    let other = bookinfo.page("").await;
-    assert_eq!(stars(&other), Stars::None);
-    assert!(other.took < Duration::from_secs(2), "{:?}", other.took);
-
-    bookinfo.apply_istio("networking/virtual-service-reviews-v3.yaml");
-    bookinfo.until_reviews_by(&["reviews-v3"], "").await;
-    assert_eq!(stars(&bookinfo.page("").await), Stars::Red);
-    let page = until_stars(&bookinfo, &jason, Stars::Unavailable).await;
-    assert!((2.5..3.0).contains(&page.as_secs_f64()), "2.5 seconds, not {page:?}");
+    steps::jasons_delay_shows_the_bug_of_the_page(&*bookinfo).await;
 }
 
 /// FI2: status 500 from ratings for jason. He sees reviews without stars and is told why, at once; nobody else notices.
 #[tokio::test(flavor = "multi_thread")]
 async fn jasons_abort_costs_him_the_stars() {
     let bookinfo = shared_or_skip!();
-    all_to_v1(&bookinfo).await;
-    bookinfo.apply_istio("networking/virtual-service-reviews-test-v2.yaml");
-    let jason = bookinfo.sign_in("jason").await;
-    bookinfo.until_reviews_by(&["reviews-v2"], &jason).await;
-    bookinfo.apply_istio("networking/virtual-service-ratings-test-abort.yaml");
-    let took = until_stars(&bookinfo, &jason, Stars::Unavailable).await;
-    assert!(took < Duration::from_secs(2), "{took:?}");
-    assert_eq!(stars(&bookinfo.page("").await), Stars::None);
-    let ratings = bookinfo.get("/api/v1/products/0/ratings", &jason).await;
-    assert_eq!(ratings.status, 500);
-    assert_eq!(bookinfo.get("/api/v1/products/0/ratings", "").await.status, 200);
-}
-
-/// How long the first page took that shows these stars.
-async fn until_stars(bookinfo: &Bookinfo, cookie: &str, expected: Stars) -> Duration {
-    let until = Instant::now() + PATIENCE;
-    loop {
-        let page = bookinfo.page(cookie).await;
-        if stars(&page) == expected {
-            return page.took;
-        }
-        assert!(Instant::now() < until, "no {expected:?} in {}", page.body);
-    }
+    steps::jasons_abort_costs_him_the_stars(&*bookinfo).await;
 }
 
 /// FI2: details answers 555, and the page says so and goes on.
 #[tokio::test(flavor = "multi_thread")]
 async fn details_can_be_made_to_fail() {
     let bookinfo = shared_or_skip!();
-    all_to_v1(&bookinfo).await;
-    bookinfo.apply_istio("networking/fault-injection-details-v1.yaml");
-    bookinfo.until_status("/api/v1/products/0", 555).await;
-    let page = bookinfo.page("").await;
-    assert_eq!(stars(&page), Stars::None);
-    assert!(page.body.contains("Error fetching product details"), "{}", page.body);
+    steps::details_can_be_made_to_fail(&*bookinfo).await;
 }
 
 /// GW1, XD39: Istio's gateway file is taken unchanged in place of ours; its port is the gateway's 8080.
 #[tokio::test(flavor = "multi_thread")]
 async fn istios_gateway_file_opens_the_gateway() {
     let bookinfo = shared_or_skip!();
-    bookinfo.reset().await;
-    for (kind, name) in [("gateway", "bookinfo-gateway"), ("virtualservice", "bookinfo")] {
-        assert_eq!(bookinfo.meshctl(&["delete", kind, name]).code, 0);
-    }
-    bookinfo.until_status("/productpage", 404).await;
-    bookinfo.apply_istio("networking/bookinfo-gateway.yaml");
-    bookinfo.until_status("/productpage", 200).await;
-    assert_eq!(bookinfo.get("/productpage", "").await.status, 200);
-    assert_eq!(bookinfo.get("/not-listed", "").await.status, 404);
+    steps::istios_gateway_file_opens_the_gateway(&*bookinfo).await;
 }
 
 /// XD39, OP3: every file of the sample's networking folder is taken, or refused with its name and the reason.
@@ -229,7 +116,7 @@ async fn the_kubernetes_file_is_read_for_services_and_accounts() {
 #[tokio::test(flavor = "multi_thread")]
 async fn get_and_delete_follow_apply() {
     let bookinfo = shared_or_skip!();
-    all_to_v1(&bookinfo).await;
+    all_to_v1(&*bookinfo).await;
     let table = bookinfo.meshctl(&["get", "virtualservices"]);
     for name in ["bookinfo", "details", "productpage", "ratings", "reviews"] {
         assert!(table.out.lines().any(|line| line.contains(name)), "no {name} in {}", table.out);
@@ -253,7 +140,7 @@ async fn get_and_delete_follow_apply() {
 #[tokio::test(flavor = "multi_thread")]
 async fn explain_says_why() {
     let bookinfo = shared_or_skip!();
-    all_to_v1(&bookinfo).await;
+    all_to_v1(&*bookinfo).await;
     bookinfo.apply_istio("networking/virtual-service-reviews-test-v2.yaml");
     let explain = |headers: &[&str]| {
         let mut arguments = vec!["explain", "GET", "http://reviews:9080/reviews/0", "--from", "productpage"];
@@ -279,7 +166,7 @@ async fn explain_says_why() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_is_soon_in_force() {
     let bookinfo = shared_or_skip!();
-    all_to_v1(&bookinfo).await;
+    all_to_v1(&*bookinfo).await;
     let route = |subset: &str| {
         format!(
             "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: reviews}}\n\

@@ -1,0 +1,10 @@
+//! Our client on a control plane that nobody here wrote: a snapshot server made of go-control-plane (`control-plane/`, a Go module),
+//! with good resources, bad ones among them, and ten thousand services.
+//!
+//! The program is `MESH_CONTROL_PLANE`, else it is built here with Go. Without Go each test says that it is skipped; with
+//! `MESH_REQUIRE_PEERS` it fails.
+
+#[path = "control-plane/process.rs"]
+mod process;
+#[path = "control-plane/snapshots.rs"]
+mod snapshots;
