@@ -28,12 +28,11 @@ pub(crate) struct Tokens {
 impl Tokens {
     /// With a key of its own: istiod takes RSA signatures only.
     pub(crate) fn new() -> Self {
-        let key = rsa::RsaPrivateKey::new(&mut Entropy, 2048).unwrap();
-        let part = |number: &rsa::BigUint| BASE64_URL_SAFE_NO_PAD.encode(number.to_bytes_be());
-        let one =
-            json!({"kty": "RSA", "kid": KEY, "alg": "RS256", "use": "sig", "n": part(key.n()), "e": part(key.e())});
-        let der = key.to_pkcs1_der().unwrap();
-        Self { key: EncodingKey::from_rsa_der(der.as_bytes()), jwks: serve(json!({ "keys": [one] })) }
+        let made = Command::new("openssl").args(["genrsa", "-traditional", "2048"]).output().expect("openssl is there");
+        let key = EncodingKey::from_rsa_pem(&made.stdout).expect("openssl makes an RSA key");
+        let mut one = Jwk::from_encoding_key(&key, Algorithm::RS256).unwrap();
+        one.common.key_id = Some(KEY.to_owned());
+        Self { key, jwks: serve(json!({ "keys": [one] })) }
     }
 
     /// A token for a service account, good for an hour.
