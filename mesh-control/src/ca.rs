@@ -155,6 +155,22 @@ impl Ca {
         Ok(vec![leaf.pem(), self.root_pem.clone()])
     }
 
+    /// A new key with a certificate for `account`, valid for [`Ca::DEFAULT_TTL`]: the chain, leaf first, and the key, in PEM.
+    ///
+    /// For members that cannot make a signing request, such as an Envoy: they get both over the stream on which they proved
+    /// who they are.
+    ///
+    /// # Errors
+    ///
+    /// When the system gives no randomness.
+    pub fn issue(&self, account: &ServiceAccount, now: SystemTime) -> Result<(String, String), CaError> {
+        let key = KeyPair::generate().map_err(CaError::crypto)?;
+        let names = vec![SanType::URI(account.spiffe_id(&self.trust_domain).try_into().map_err(CaError::crypto)?)];
+        let params = self.leaf(names, Self::DEFAULT_TTL, now)?;
+        let leaf = params.signed_by(&key, &self.issuer).map_err(CaError::crypto)?;
+        Ok((leaf.pem(), key.serialize_pem()))
+    }
+
     /// TLS for the control plane's own port, speaking HTTP/2, with a certificate for the names istiod has, the loopback and
     /// `address`.
     ///

@@ -5,7 +5,12 @@
 //!
 //! Source: istiod `pilot/pkg/networking/core`, `pilot/pkg/model`.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use mesh_core::config::{Config, Labels, Locality, MtlsMode};
 use serde::{Deserialize, Serialize};
@@ -20,6 +25,7 @@ mod gateway;
 mod inbound;
 mod locate;
 mod route;
+pub(crate) mod shared;
 mod world;
 
 /// What holds for the whole mesh. Source: Istio `MeshConfig`.
@@ -70,7 +76,8 @@ pub struct World {
     by_age: Vec<Arc<Object>>,
     workloads: Vec<Arc<Registered>>,
     mesh: MeshSettings,
-    services: Vec<world::Service>,
+    /// Made when first asked for, or taken from the world before.
+    services: OnceLock<Arc<Vec<world::Service>>>,
 }
 
 impl World {
@@ -79,14 +86,16 @@ impl World {
         let mut by_age = objects.clone();
         let age = |object: &Arc<Object>| (object.created, object.key.name.clone(), object.key.namespace.clone());
         by_age.sort_by_cached_key(age);
-        let mut world = Self { objects, by_age, workloads: registry.workloads(), mesh, services: Vec::new() };
-        world.services = world::services(&world);
-        world
+        Self { objects, by_age, workloads: registry.workloads(), mesh, services: OnceLock::new() }
+    }
+
+    fn services(&self) -> &Arc<Vec<world::Service>> {
+        self.services.get_or_init(|| Arc::new(world::services(self)))
     }
 
     /// The hosts of every service, for those who want to name one.
     pub fn hosts(&self) -> impl Iterator<Item = &str> {
-        self.services.iter().map(|service| &*service.host)
+        self.services().iter().map(|service| &*service.host)
     }
 
     /// A host as an object of a namespace names it: a name without a dot is a service of that namespace.
@@ -103,7 +112,7 @@ impl World {
     fn services_for(&self, namespace: &str) -> Vec<&world::Service> {
         let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
         let mut out: Vec<&world::Service> = Vec::new();
-        for service in &self.services {
+        for service in &**self.services() {
             if !visible(&service.export_to, &service.namespace, namespace) {
                 continue;
             }
@@ -174,17 +183,9 @@ pub struct NodeInfo {
 
 /// The configuration of one workload.
 pub fn compile(world: &World, node: &NodeInfo) -> Config {
-    let services = world.services_for(&node.namespace);
-    let mut config = Config {
-        outbound: if node.gateway {
-            gateway::tables(world, node, &services)
-        } else {
-            route::tables(world, node, &services)
-        },
-        ..Config::default()
-    };
-    let clusters = services.iter().flat_map(|service| cluster::of_service(world, node, service));
-    config.clusters = clusters.chain(cluster::special(world)).map(|cluster| (cluster.name.clone(), cluster)).collect();
+    let caller = shared::caller(world, node);
+    let mut config = Config { outbound: shared::tables(world, &caller), ..Config::default() };
+    config.clusters = shared::clusters(world, &caller).map(|cluster| (cluster.name.clone(), cluster)).collect();
     // A gateway's callers are from outside the mesh and have no certificate of it.
     if !node.gateway {
         config.inbound = inbound::inbound(world, node).collect();

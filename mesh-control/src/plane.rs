@@ -117,6 +117,11 @@ impl ControlPlane {
         self.push.status()
     }
 
+    /// What the streams are fed from, for those who carry them over something else than this control plane's port.
+    pub fn source(&self) -> Arc<Push> {
+        self.push.clone()
+    }
+
     /// Ends every stream, lets requests under way finish for a moment, and closes both ports.
     pub async fn shutdown(self) {
         self.push.close();

@@ -13,31 +13,39 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io::ErrorKind,
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
+use mesh_core::config::Name;
 use mesh_xds::{
-    ads::{ResourceSet, TypeUrl},
+    ads::{Resource, ResourceSet, TypeUrl},
     node::Node,
     server::{ConnectionId, Credentials, Peer, Source},
-    translate::{self, Shape},
 };
-use tokio::{net::TcpStream, sync::watch, time};
+use tokio::{sync::watch, time};
 use tonic::Status;
 
 use crate::{
     api::{ProxyStatus, SyncState, TypeStatus},
     ca::{Ca, ServiceAccount},
-    compile::{NodeInfo, World, compile},
+    compile::{NodeInfo, World},
     registry::{Registered, WorkloadPort},
     state::{State, now},
 };
+
+use self::{
+    secrets::Secrets,
+    views::{Caller, Changed, Maker, Views},
+};
+
+mod lost;
+mod secrets;
+mod views;
 
 /// How long a change waits for others. Istio waits 100 ms, for meshes of thousands; here it would be the whole budget.
 pub const DEBOUNCE: Duration = Duration::from_millis(5);
@@ -45,11 +53,17 @@ pub const DEBOUNCE: Duration = Duration::from_millis(5);
 /// Between two looks at workloads that lost their stream.
 const PROBE_INTERVAL: Duration = Duration::from_millis(200);
 
-/// How long the other side may take to accept a probe.
-const PROBE_TIMEOUT: Duration = Duration::from_millis(150);
+/// What an Envoy says it is. It makes no certificate signing request, so that it gets its certificate as a secret.
+const ENVOY: &str = "envoy";
+
+/// Istio's name of the view that gRPC's own libraries get.
+const GRPC: &str = "grpc";
 
 /// Longer messages of a client are cut: they are kept for as long as it is connected.
 const MAX_MESSAGE: usize = 4096;
+
+/// So many names of resources are added to a refusal that names none.
+const MOST_NAMED: usize = 5;
 
 /// The views of all connected workloads.
 #[derive(Debug)]
@@ -59,17 +73,36 @@ pub struct Push {
     next: AtomicU64,
     /// `None` once closed.
     connections: Mutex<Option<BTreeMap<ConnectionId, Connection>>>,
+    /// What is shown at the moment, for those who connect.
+    views: Mutex<Views>,
+    /// Held for as long as the next views are made.
+    maker: Mutex<Maker>,
 }
 
 #[derive(Debug)]
 struct Connection {
-    node: NodeInfo,
+    node: Arc<NodeInfo>,
+    /// It speaks as gRPC's own libraries do. Istio's metadata `GENERATOR`.
+    grpc: bool,
+    caller: Caller,
     version: String,
     since: u64,
-    /// The version of the world that `view` was made from.
-    made: u64,
+    /// The version of the world that `view` was made from; `None` before the first.
+    made: Option<u64>,
     view: watch::Sender<Arc<ResourceSet>>,
+    inbound: Option<(Name, Resource)>,
     types: BTreeMap<TypeUrl, Progress>,
+    secrets: Option<Secrets>,
+}
+
+/// What a connection is to be shown.
+#[derive(Clone, Copy)]
+struct Shown<'a> {
+    version: u64,
+    world: &'a World,
+    caller: &'a Caller,
+    view: &'a Arc<ResourceSet>,
+    changed: Changed,
 }
 
 /// How far a type has come on one stream.
@@ -78,11 +111,20 @@ struct Progress {
     sent: Option<String>,
     acked: Option<String>,
     refused: Option<(String, String)>,
+    /// What the client uses of this type, as far as it is known.
+    used: Arc<ResourceSet>,
 }
 
 impl Push {
     pub(crate) fn new(state: Arc<State>, ca: Arc<Ca>) -> Self {
-        Self { state, ca, next: AtomicU64::new(1), connections: Mutex::new(Some(BTreeMap::new())) }
+        Self {
+            state,
+            ca,
+            next: AtomicU64::new(1),
+            connections: Mutex::new(Some(BTreeMap::new())),
+            views: Mutex::default(),
+            maker: Mutex::default(),
+        }
     }
 
     /// Keeps the views true until dropped.
@@ -102,7 +144,10 @@ impl Push {
                     // Compiling takes processor time in proportion to the mesh, which the streams should not wait for.
                     let _ = tokio::task::spawn_blocking(move || push.refresh()).await;
                 }
-                _ = probe.tick() => self.look_after_the_lost().await,
+                _ = probe.tick() => {
+                    self.renew_secrets();
+                    self.look_after_the_lost().await;
+                }
             }
         }
     }
@@ -137,7 +182,7 @@ impl Push {
             let rank = names(node, word).or_else(|| in_namespace().then(|| names(node, short)).flatten())?;
             Some((rank, node))
         });
-        ranked.min_by(|a, b| (a.0, &a.1.name).cmp(&(b.0, &b.1.name))).map(|(_, node)| node.clone())
+        ranked.min_by(|a, b| (a.0, &a.1.name).cmp(&(b.0, &b.1.name))).map(|(_, node)| NodeInfo::clone(node))
     }
 
     /// The names of all connected workloads.
@@ -145,54 +190,98 @@ impl Push {
         self.lock().iter().flatten().map(|(_, connection)| connection.node.name.clone()).collect()
     }
 
-    /// Makes every view again; streams whose view is the same hear nothing.
+    /// Makes the views of the world as it is now; streams whose view is the same hear nothing.
     fn refresh(&self) {
+        let mut maker = self.maker.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.views().clone();
         let (version, world) = self.state.world();
-        let nodes: Vec<(ConnectionId, NodeInfo)> =
-            self.lock().iter().flatten().map(|(id, connection)| (*id, connection.node.clone())).collect();
-        for (id, node) in nodes {
-            self.show(id, version, &world, &node);
+        let world = Arc::new(match before.world() {
+            Some(before) => world.after(before),
+            None => world,
+        });
+        let nodes = self.nodes(version);
+        let callers: Vec<Caller> = nodes.iter().map(|(_, node, grpc)| Caller::of(&world, node, *grpc)).collect();
+        let (views, changes) = maker.next(&before, version, world.clone(), callers.iter());
+        *self.views() = views.clone();
+        for ((id, node, _), caller) in nodes.iter().zip(&callers) {
+            let changed = changes.get(caller).copied().unwrap_or(Changed::All);
+            if let Some(view) = views.get(caller) {
+                self.show(*id, node, &Shown { version, world: &world, caller, view, changed });
+            }
+        }
+        // Those who connected meanwhile may have looked at the views before.
+        for (id, node, grpc) in self.nodes(version) {
+            let caller = Caller::of(&world, &node, grpc);
+            let view = self.views().of(&world, &caller);
+            let shown = Shown { version, world: &world, caller: &caller, view: &view, changed: Changed::All };
+            self.show(id, &node, &shown);
         }
     }
 
-    /// Makes the view of one connection, unless it has ended meanwhile or has a view of a newer world.
-    fn show(&self, id: ConnectionId, version: u64, world: &World, node: &NodeInfo) {
-        let view = view(world, node);
+    /// Those that have not seen a version of the world yet.
+    fn nodes(&self, version: u64) -> Vec<(ConnectionId, Arc<NodeInfo>, bool)> {
+        let connections = self.lock();
+        let behind = connections.iter().flatten().filter(|(_, one)| one.made.is_none_or(|made| made < version));
+        behind.map(|(id, one)| (*id, one.node.clone(), one.grpc)).collect()
+    }
+
+    /// Gives one connection its view, unless it has ended meanwhile or has a view of a newer world.
+    fn show(&self, id: ConnectionId, node: &NodeInfo, shown: &Shown<'_>) {
+        let Shown { version, world, caller, view, changed } = *shown;
+        let kept = match self.lock().as_ref().and_then(|connections| connections.get(&id)) {
+            Some(one) if one.made.is_some() && one.caller == *caller && changed != Changed::All => {
+                Some(one.inbound.clone())
+            }
+            Some(_) => None,
+            None => return,
+        };
+        let is_same = kept.is_some() && changed == Changed::Nothing;
+        let inbound = kept.unwrap_or_else(|| views::inbound(world, node, caller));
         let mut connections = self.lock();
         let Some(connection) = connections.as_mut().and_then(|connections| connections.get_mut(&id)) else { return };
-        if connection.made > version {
+        if connection.made.is_some_and(|made| made > version) {
             return;
         }
-        connection.made = version;
+        connection.made = Some(version);
+        if is_same {
+            return;
+        }
+        connection.caller = caller.clone();
+        connection.inbound = inbound;
+        let (inbound, secrets) = (&connection.inbound, &connection.secrets);
         connection.view.send_if_modified(|current| {
-            let differs = **current != view;
-            if differs {
-                *current = Arc::new(view);
+            let mut own = views::own(view, inbound.as_ref(), current);
+            if let Some(secrets) = secrets {
+                secrets.add(Arc::make_mut(&mut own));
             }
+            let differs = *current != own;
+            *current = own;
             differs
         });
     }
 
-    async fn look_after_the_lost(&self) {
-        let lost = self.state.workloads().into_iter().filter(|workload| workload.lost.is_some());
-        let mut any = false;
-        for workload in lost {
-            any = true;
-            match probe(&workload).await {
-                Probe::Answered => self.state.still_lost(&workload, false),
-                Probe::Refused => self.state.still_lost(&workload, true),
-                Probe::Nothing => {}
+    /// New certificates for those whose half is over, as our own clients ask for them.
+    fn renew_secrets(&self) {
+        let now = SystemTime::now();
+        for connection in self.lock().iter_mut().flat_map(|open| open.values_mut()) {
+            let Some(secrets) = connection.secrets.as_mut().filter(|secrets| secrets.is_due(now)) else { continue };
+            if let Err(error) = secrets.renew(&self.ca, now) {
+                tracing::warn!(workload = connection.node.name, %error, "a certificate could not be renewed");
+                continue;
             }
-        }
-        if any {
-            self.state.expire();
+            let secrets = &*secrets;
+            connection.view.send_modify(|view| secrets.add(Arc::make_mut(view)));
         }
     }
 
-    fn with(&self, id: ConnectionId, kind: TypeUrl, change: impl FnOnce(&mut Progress)) {
+    fn with(&self, id: ConnectionId, kind: TypeUrl, change: impl FnOnce(&mut Progress, &Arc<ResourceSet>)) {
         if let Some(connection) = self.lock().as_mut().and_then(|connections| connections.get_mut(&id)) {
-            change(connection.types.entry(kind).or_default());
+            change(connection.types.entry(kind).or_default(), &connection.view.borrow());
         }
+    }
+
+    fn views(&self) -> MutexGuard<'_, Views> {
+        self.views.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<BTreeMap<ConnectionId, Connection>>> {
@@ -219,15 +308,27 @@ impl Source for Push {
         self.authorize(identity, &workload).inspect_err(|refusal| {
             tracing::warn!(%identity, node = node.id, reason = refusal.message(), "refused a workload");
         })?;
-        let info = node_info(&workload);
+        let info = Arc::new(node_info(&workload));
+        let grpc = node.meta("GENERATOR") == Some(GRPC);
+        let secrets = match node.user_agent == ENVOY {
+            true => Some(Secrets::issue(&self.ca, &workload, SystemTime::now()).map_err(|error| {
+                tracing::warn!(%identity, %error, "no certificate for an Envoy");
+                Status::internal("no certificate could be made")
+            })?),
+            false => None,
+        };
         let id = ConnectionId(self.next.fetch_add(1, Ordering::Relaxed));
         let (sender, receiver) = watch::channel(Arc::default());
         let connection = Connection {
             version: node.meta("ISTIO_VERSION").unwrap_or_default().to_owned(),
             since: now(),
-            made: 0,
+            made: None,
+            grpc,
+            caller: Caller::default(),
+            inbound: None,
             view: sender,
             types: BTreeMap::new(),
+            secrets,
             node: info.clone(),
         };
         tracing::info!(workload = info.name, namespace = info.namespace, "connected");
@@ -240,26 +341,53 @@ impl Source for Push {
             // Under the same lock, so that the end of an older stream of this workload comes before or after both.
             self.state.connected(workload);
         }
-        let (version, world) = self.state.world();
-        self.show(id, version, &world, &info);
+        let (version, world, caller, view) = {
+            let mut views = self.views();
+            let world = match views.world() {
+                Some(world) => world.clone(),
+                // The first of all; later ones are shown what there is, and soon what their coming changes.
+                None => {
+                    let (version, world) = self.state.world();
+                    let world = Arc::new(world);
+                    *views = Views::new(version, world.clone());
+                    world
+                }
+            };
+            let caller = Caller::of(&world, &info, grpc);
+            let view = views.of(&world, &caller);
+            (views.version, world, caller, view)
+        };
+        let shown = Shown { version, world: &world, caller: &caller, view: &view, changed: Changed::All };
+        self.show(id, &info, &shown);
         Ok((id, receiver))
     }
 
     fn sent(&self, id: ConnectionId, kind: TypeUrl, version: &str) {
-        self.with(id, kind, |progress| progress.sent = Some(version.to_owned()));
+        self.with(id, kind, |progress, _| progress.sent = Some(version.to_owned()));
     }
 
     fn acked(&self, id: ConnectionId, kind: TypeUrl, version: &str) {
-        self.with(id, kind, |progress| {
+        self.with(id, kind, |progress, view| {
             progress.acked = Some(version.to_owned());
             progress.refused = None;
+            if view.version(kind) == version {
+                progress.used = view.clone();
+            }
         });
     }
 
     fn nacked(&self, id: ConnectionId, kind: TypeUrl, version: &str, message: &str) {
-        let message: String = message.chars().take(MAX_MESSAGE).collect();
-        tracing::warn!(%kind, version, message, "a workload refused a push");
-        self.with(id, kind, |progress| progress.refused = Some((version.to_owned(), message)));
+        self.with(id, kind, |progress, view| {
+            let mut message: String = message.chars().take(MAX_MESSAGE).collect();
+            // Not everybody says which; one that was new is.
+            let new = if view.version(kind) == version { view.news(kind, &progress.used) } else { Vec::new() };
+            if !new.is_empty() && !new.iter().any(|name| message.contains(&**name)) {
+                let named: Vec<&str> = new.iter().take(MOST_NAMED).map(|name| &**name).collect();
+                message = format!("{} (new in this push: {})", message.trim_end(), named.join(", "));
+            }
+            tracing::warn!(%kind, version, message, "a workload refused a push");
+            progress.refused = Some((version.to_owned(), message));
+        });
     }
 
     fn disconnect(&self, id: ConnectionId) {
@@ -320,11 +448,6 @@ impl Progress {
     }
 }
 
-fn view(world: &World, node: &NodeInfo) -> ResourceSet {
-    let shape = if node.gateway { Shape::Gateway } else { Shape::Sidecar };
-    translate::encode(&compile(world, node), shape)
-}
-
 /// What the metadata says of a workload. Source: Istio's node metadata.
 fn registered(node: &Node) -> Result<Registered, String> {
     let mut id = node.id.split('~');
@@ -370,25 +493,5 @@ pub(crate) fn node_info(workload: &Registered) -> NodeInfo {
         address: Some(workload.address),
         ports: workload.ports.clone(),
         gateway: workload.gateway,
-    }
-}
-
-/// What a workload's first port said to a connection.
-enum Probe {
-    /// Somebody listens.
-    Answered,
-    /// Nobody does.
-    Refused,
-    /// Not known: no port, no answer.
-    Nothing,
-}
-
-async fn probe(workload: &Registered) -> Probe {
-    let Some(port) = workload.ports.first() else { return Probe::Nothing };
-    let address = SocketAddr::new(workload.address, port.number);
-    match time::timeout(PROBE_TIMEOUT, TcpStream::connect(address)).await {
-        Ok(Ok(_)) => Probe::Answered,
-        Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => Probe::Refused,
-        Ok(Err(_)) | Err(_) => Probe::Nothing,
     }
 }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use mesh_core::config::Labels;
+use mesh_xds::translate;
 use serde_json::{Value, json};
 
 use crate::{
@@ -36,6 +37,8 @@ pub struct WorkloadSpec {
     pub ports: Vec<u16>,
     /// It is a gateway, which gets the routes of the `Gateway`s that select it.
     pub gateway: bool,
+    /// It uses gRPC's own library, and is served in that library's own style. Istio's metadata `GENERATOR: grpc`.
+    pub grpc: bool,
 }
 
 impl WorkloadSpec {
@@ -50,6 +53,7 @@ impl WorkloadSpec {
             ip,
             ports: Vec::new(),
             gateway: false,
+            grpc: false,
         }
     }
 
@@ -94,7 +98,7 @@ pub(crate) fn bootstrap(
         ip if !ip.is_unspecified() => xds,
         _ => SocketAddr::from((Ipv4Addr::LOCALHOST, xds.port())),
     };
-    let bootstrap = json!({
+    let mut bootstrap = json!({
         "xds_servers": [{
             "server_uri": reachable.to_string(),
             "channel_creds": [{
@@ -106,6 +110,9 @@ pub(crate) fn bootstrap(
         }],
         "node": node(mesh, spec),
     });
+    if spec.grpc {
+        bootstrap["server_listener_resource_name_template"] = Value::from(translate::GRPC_SERVERS);
+    }
     Ok((bootstrap, token))
 }
 
@@ -119,7 +126,7 @@ fn node(mesh: &MeshSettings, spec: &WorkloadSpec) -> Value {
     let port_name = |index: usize, port: u16| if index == 0 { "http".to_owned() } else { format!("http-{port}") };
     let port = |(index, port): (usize, &u16)| json!({"name": port_name(index, *port), "containerPort": port, "protocol": "TCP"});
     let ports: Vec<Value> = spec.ports.iter().enumerate().map(port).collect();
-    json!({
+    let mut node = json!({
         "id": format!("{role}~{ip}~{name}.{namespace}~{namespace}.svc.{}", mesh.domain),
         "cluster": format!("{app}.{namespace}"),
         "metadata": {
@@ -136,7 +143,11 @@ fn node(mesh: &MeshSettings, spec: &WorkloadSpec) -> Value {
             "PROXY_CONFIG": {},
             "ISTIO_VERSION": ISTIO_VERSION,
         },
-    })
+    });
+    if spec.grpc {
+        node["metadata"]["GENERATOR"] = Value::from("grpc");
+    }
+    node
 }
 
 #[cfg(test)]

@@ -11,8 +11,8 @@ use std::{
 
 use bytes::Bytes;
 use mesh_core::config::Name;
-use xxhash_rust::xxh64::{Xxh64, xxh64};
 
+pub use self::set::ResourceSet;
 use crate::proto::Any;
 
 pub mod back_off;
@@ -25,6 +25,7 @@ mod pair;
 #[cfg(test)]
 mod script;
 pub mod server;
+mod set;
 pub mod sotw;
 
 pub use self::{
@@ -103,43 +104,6 @@ pub struct Resource {
     pub version: Name,
     /// The encoded message.
     pub body: Bytes,
-}
-
-/// Everything a server has for one client, by type and name.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct ResourceSet {
-    types: BTreeMap<TypeUrl, BTreeMap<Name, Resource>>,
-}
-
-impl ResourceSet {
-    /// Adds a resource, or replaces the one of that name. Its version follows from its bytes, so that two runs of a
-    /// control plane that say the same give the same versions.
-    pub fn insert(&mut self, kind: TypeUrl, name: impl Into<Name>, body: impl Into<Bytes>) {
-        let body = body.into();
-        let version = format!("{:016x}", xxh64(&body, 0)).into();
-        self.types.entry(kind).or_default().insert(name.into(), Resource { version, body });
-    }
-
-    /// The resource of that name.
-    pub fn get(&self, kind: TypeUrl, name: &str) -> Option<&Resource> {
-        self.types.get(&kind)?.get(name)
-    }
-
-    /// All resources of a type, by name.
-    pub fn iter(&self, kind: TypeUrl) -> impl Iterator<Item = (&Name, &Resource)> {
-        self.types.get(&kind).into_iter().flatten()
-    }
-
-    /// The version of all resources of a type together: what `version_info` carries.
-    pub fn version(&self, kind: TypeUrl) -> String {
-        let mut hash = Xxh64::new(0);
-        for (name, resource) in self.iter(kind) {
-            hash.update(name.as_bytes());
-            hash.update(&[0]);
-            hash.update(resource.version.as_bytes());
-        }
-        format!("{:016x}", hash.digest())
-    }
 }
 
 /// Which resources of a type a client wants.

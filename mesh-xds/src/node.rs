@@ -23,6 +23,9 @@ pub struct Node {
     pub locality: Locality,
     /// Passed on to the server as it is.
     pub metadata: Map<String, Value>,
+    /// Which program it is, as it says itself; no part of a bootstrap. Envoy `Node.user_agent_name`.
+    #[serde(skip)]
+    pub user_agent: String,
 }
 
 impl Node {
@@ -91,6 +94,7 @@ impl Node {
                 sub_zone: locality.sub_zone.into(),
             },
             metadata: of_struct(node.metadata.unwrap_or_default()),
+            user_agent: node.user_agent_name,
         }
     }
 
@@ -216,6 +220,7 @@ mod tests {
             "id": "i", "cluster": "c", "locality": {"region": "r", "zone": "z", "sub_zone": "s"},
             "metadata": {"LABELS": {"app": "a"}, "N": 1.5, "B": true, "L": ["x", null], "PROXY_CONFIG": {}},
         }));
-        assert_eq!(Node::of_proto(node.to_proto()), node);
+        let sent = Node { user_agent: "mesh-xds".to_owned(), ..node.clone() };
+        assert_eq!(Node::of_proto(node.to_proto()), sent);
     }
 }

@@ -8,14 +8,14 @@
 //! Encoding gives the resources of one client, named and shaped as Istio's control plane does for its sidecars, so that
 //! other clients than ours understand them.
 
-use std::{fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use bytes::Bytes;
 use mesh_core::config::{Cluster, Config, Discovery, Endpoints, HttpSettings, Inbound, Name, RouteTable};
 use prost::Message;
 
 use self::read::{Ignored, Wrong};
-use crate::ads::{ResourceSet, TypeUrl};
+use crate::ads::{Resource, ResourceSet, TypeUrl};
 
 mod balancer;
 mod breaker;
@@ -24,6 +24,7 @@ mod connection;
 mod endpoint;
 mod extra;
 mod filter;
+mod grpc;
 mod hash;
 mod header;
 mod health_check;
@@ -35,6 +36,7 @@ mod policy;
 mod rate_limit;
 mod read;
 mod route;
+mod secret;
 mod tls;
 mod value;
 
@@ -84,7 +86,13 @@ pub enum Shape {
     Sidecar,
     /// A gateway: listeners `0.0.0.0_PORT` with routes `http.PORT`.
     Gateway,
+    /// A client of gRPC's own: listeners by the name it dials, `HOST:PORT`, with routes `outbound|PORT||HOST`.
+    Grpc,
 }
+
+/// What a server of gRPC's own asks for its listener by: `%s` is the address it listens on. Source: Istio, gRFC A36
+/// `server_listener_resource_name_template`.
+pub const GRPC_SERVERS: &str = "xds.istio.io/grpc/lds/inbound/%s";
 
 /// Why a resource cannot be used. One line; names the resource and the field.
 #[derive(Clone, Debug, PartialEq)]
@@ -144,34 +152,125 @@ fn decode<T>(
     }
 }
 
+/// Adds the secrets that [`encode`]'s TLS contexts name: a certificate of the client's own with its key, and the roots it
+/// is to trust, in PEM. For clients that make no certificate signing request, such as an Envoy without an agent.
+pub fn encode_secrets(chain: &str, key: &str, roots: &str, set: &mut ResourceSet) {
+    for secret in [secret::encode_certificate(tls::OWN, chain, key), secret::encode_roots(tls::ROOTS, roots)] {
+        set.insert(TypeUrl::Secret, secret.name.as_str(), secret.encode_to_vec());
+    }
+}
+
 /// The resources that say what `config` says: listeners, routes, clusters, endpoints.
 pub fn encode(config: &Config, shape: Shape) -> ResourceSet {
-    let mut set = ResourceSet::default();
-    for (&port, table) in &config.outbound {
-        let listener = format!("0.0.0.0_{port}");
-        let routes = match (&*table.name, shape) {
-            ("", Shape::Sidecar) => port.to_string(),
-            ("", Shape::Gateway) => format!("http.{port}"),
-            (name, _) => name.to_owned(),
-        };
-        let bind = shape == Shape::Gateway;
-        let none = HttpSettings::default();
-        let settings = config.http.get(&port).map_or(&none, |settings| &**settings);
-        let message = listener::encode_outbound(&listener, port, &routes, bind, settings);
-        set.insert(TypeUrl::Listener, listener, message.encode_to_vec());
-        set.insert(TypeUrl::Route, routes.as_str(), route::encode(&routes, table).encode_to_vec());
+    Encoder::default().encode(config, shape)
+}
+
+/// Writes the views of many clients, and what they have in common once.
+#[derive(Debug, Default)]
+pub struct Encoder {
+    /// By name, what was written of clusters of that name, with what it was made of.
+    clusters: BTreeMap<Name, Vec<Written>>,
+    round: u64,
+}
+
+#[derive(Debug)]
+struct Written {
+    of: Arc<Cluster>,
+    /// Written in gRPC's own words.
+    grpc: bool,
+    cluster: Option<Resource>,
+    endpoints: Option<(Name, Resource)>,
+    round: u64,
+}
+
+impl Encoder {
+    /// The resources that say what `config` says, as [`encode`] gives them.
+    pub fn encode(&mut self, config: &Config, shape: Shape) -> ResourceSet {
+        let mut set = ResourceSet::default();
+        self.encode_routes(config, shape, &mut set);
+        for (name, cluster) in config.clusters.iter() {
+            let written = self.cluster(name, cluster, shape == Shape::Grpc);
+            if let Some(resource) = &written.cluster {
+                set.insert_resource(TypeUrl::Cluster, name.clone(), resource.clone());
+            }
+            if let Some((name, resource)) = &written.endpoints {
+                set.insert_resource(TypeUrl::Endpoint, name.clone(), resource.clone());
+            }
+        }
+        set
     }
+
+    /// Only the listeners and routes.
+    pub fn encode_routes(&mut self, config: &Config, shape: Shape, set: &mut ResourceSet) {
+        if shape == Shape::Grpc {
+            return grpc::encode_routes(config, set);
+        }
+        for (&port, table) in &config.outbound {
+            let listener = format!("0.0.0.0_{port}");
+            let routes = match (&*table.name, shape) {
+                ("", Shape::Gateway) => format!("http.{port}"),
+                ("", _) => port.to_string(),
+                (name, _) => name.to_owned(),
+            };
+            let bind = shape == Shape::Gateway;
+            let none = HttpSettings::default();
+            let settings = config.http.get(&port).map_or(&none, |settings| &**settings);
+            let message = listener::encode_outbound(&listener, port, &routes, bind, settings);
+            set.insert(TypeUrl::Listener, listener, message.encode_to_vec());
+            set.insert(TypeUrl::Route, routes.as_str(), route::encode(&routes, table).encode_to_vec());
+        }
+        encode_inbound(config, set);
+    }
+
+    /// Forgets what was not written since the last time.
+    pub fn sweep(&mut self) {
+        let round = self.round;
+        self.clusters.retain(|_, written| {
+            written.retain(|one| one.round == round);
+            !written.is_empty()
+        });
+        self.round += 1;
+    }
+
+    fn cluster(&mut self, name: &Name, cluster: &Arc<Cluster>, grpc: bool) -> &Written {
+        let all = self.clusters.entry(name.clone()).or_default();
+        let same = |one: &Written| one.grpc == grpc && (Arc::ptr_eq(&one.of, cluster) || one.of == *cluster);
+        let known = all.iter().position(same);
+        let at = known.unwrap_or_else(|| {
+            all.push(write(cluster, grpc));
+            all.len() - 1
+        });
+        let one = &mut all[at];
+        one.round = self.round;
+        one
+    }
+}
+
+fn write(of: &Arc<Cluster>, grpc: bool) -> Written {
+    let written = |cluster, endpoints| Written { of: of.clone(), grpc, cluster, endpoints, round: 0 };
+    if grpc {
+        return match grpc::encode_cluster(of) {
+            Some((cluster, endpoints)) => {
+                let endpoints = endpoints.map(|(name, body)| (name, Resource::new(body)));
+                written(Some(Resource::new(cluster)), endpoints)
+            }
+            None => written(None, None),
+        };
+    }
+    let endpoints = match &of.discovery {
+        Discovery::Eds(name) => {
+            Some((name.clone(), Resource::new(endpoint::encode(name, &of.endpoints).encode_to_vec())))
+        }
+        _ => None,
+    };
+    written(Some(Resource::new(cluster::encode(of).encode_to_vec())), endpoints)
+}
+
+/// Adds the listener with the policy of the client's own servers, if it has any.
+pub fn encode_inbound(config: &Config, set: &mut ResourceSet) {
     if !config.inbound.is_empty() {
         let ports = config.inbound.iter().map(|(port, inbound)| (*port, &**inbound));
         let message = listener::encode_inbound(ports);
         set.insert(TypeUrl::Listener, listener::VIRTUAL_INBOUND, message.encode_to_vec());
     }
-    for (name, cluster) in &config.clusters {
-        set.insert(TypeUrl::Cluster, name.clone(), cluster::encode(cluster).encode_to_vec());
-        if let Discovery::Eds(assignment) = &cluster.discovery {
-            let message = endpoint::encode(assignment, &cluster.endpoints);
-            set.insert(TypeUrl::Endpoint, assignment.clone(), message.encode_to_vec());
-        }
-    }
-    set
 }

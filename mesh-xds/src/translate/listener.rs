@@ -23,8 +23,8 @@ use crate::proto::{
                 Address, HttpProtocolOptions, SocketAddress, TrafficDirection, address, socket_address::PortSpecifier,
             },
             listener::v3::{
-                Filter, FilterChain, FilterChainMatch, Listener as Message, ListenerFilter, filter::ConfigType,
-                listener_filter,
+                ApiListener, Filter, FilterChain, FilterChainMatch, Listener as Message, ListenerFilter,
+                filter::ConfigType, listener_filter,
             },
         },
         extensions::filters::{
@@ -270,6 +270,26 @@ pub(super) fn encode_outbound(
         filter_chains: vec![FilterChain { filters: vec![encode_manager(&manager)], ..FilterChain::default() }],
         traffic_direction: TrafficDirection::Outbound.into(),
         bind_to_port: (!bind_to_port).then_some(false),
+        ..Message::default()
+    }
+}
+
+/// A listener that is there to be asked for by name: its routes are those of a client that dials that name (gRFC A27).
+pub(super) fn encode_api(name: &str, routes: &str, settings: &HttpSettings) -> Message {
+    let rds = Rds { config_source: Some(value::over_ads()), route_config_name: routes.to_owned() };
+    let manager = HttpConnectionManager {
+        route_specifier: Some(RouteSpecifier::Rds(rds)),
+        // Of filters gRPC refuses those that it does not have.
+        http_filters: filter::encode(Side::Outbound, false, settings.fault.as_ref(), None),
+        common_http_protocol_options: settings.max_stream_duration.map(|limit| HttpProtocolOptions {
+            max_stream_duration: Some(value::encode_duration(limit)),
+            ..HttpProtocolOptions::default()
+        }),
+        ..HttpConnectionManager::default()
+    };
+    Message {
+        name: name.to_owned(),
+        api_listener: Some(ApiListener { api_listener: Some(Any::pack(&manager)) }),
         ..Message::default()
     }
 }

@@ -31,9 +31,9 @@ use crate::proto::{
 };
 
 /// The SDS name of our own certificate.
-const OWN: &str = "default";
+pub(super) const OWN: &str = "default";
 /// The SDS name of the mesh's roots.
-const ROOTS: &str = "ROOTCA";
+pub(super) const ROOTS: &str = "ROOTCA";
 /// The SDS name, and the files, under which control planes mean the roots of the system.
 const SYSTEM_ROOTS: [&str; 3] =
     ["file-root:system", "/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt"];

@@ -15,7 +15,7 @@
         (8, "retry_budget", Kind::Message(2)),
     ] },
     Message { name: "envoy.config.cluster.v3.CircuitBreakers.Thresholds.RetryBudget", fields: &[
-        (1, "budget_percent", Kind::Message(189)),
+        (1, "budget_percent", Kind::Message(191)),
         (2, "min_retry_concurrency", Kind::Opaque),
         (3, "budget_interval", Kind::LeftOut),
     ] },
@@ -79,7 +79,7 @@
         (62, "queuing_policies", Kind::LeftOut),
     ] },
     Message { name: "envoy.config.cluster.v3.Cluster.CommonLbConfig", fields: &[
-        (1, "healthy_panic_threshold", Kind::Message(189)),
+        (1, "healthy_panic_threshold", Kind::Message(191)),
         (2, "zone_aware_lb_config", Kind::Message(7)),
         (3, "locality_weighted_lb_config", Kind::Message(6)),
         (4, "update_merge_window", Kind::LeftOut),
@@ -95,7 +95,7 @@
     Message { name: "envoy.config.cluster.v3.Cluster.CommonLbConfig.LocalityWeightedLbConfig", fields: &[
     ] },
     Message { name: "envoy.config.cluster.v3.Cluster.CommonLbConfig.ZoneAwareLbConfig", fields: &[
-        (1, "routing_enabled", Kind::Message(189)),
+        (1, "routing_enabled", Kind::Message(191)),
         (2, "min_cluster_size", Kind::Opaque),
         (3, "fail_traffic_on_panic", Kind::Opaque),
         (4, "force_locality_direct_routing", Kind::Opaque),
@@ -136,7 +136,7 @@
     Message { name: "envoy.config.cluster.v3.Cluster.SlowStartConfig", fields: &[
         (1, "slow_start_window", Kind::Opaque),
         (2, "aggression", Kind::Message(50)),
-        (3, "min_weight_percent", Kind::Message(189)),
+        (3, "min_weight_percent", Kind::Message(191)),
     ] },
     Message { name: "envoy.config.cluster.v3.Cluster.TransportSocketMatch", fields: &[
         (1, "name", Kind::Opaque),
@@ -291,10 +291,10 @@
         (4, "receive", Kind::LeftOut),
         (6, "request_headers_to_add", Kind::Message(33)),
         (8, "request_headers_to_remove", Kind::Opaque),
-        (9, "expected_statuses", Kind::Message(188)),
+        (9, "expected_statuses", Kind::Message(190)),
         (10, "codec_client_type", Kind::Opaque),
         (11, "service_name_matcher", Kind::LeftOut),
-        (12, "retriable_statuses", Kind::Message(188)),
+        (12, "retriable_statuses", Kind::Message(190)),
         (13, "method", Kind::Opaque),
         (14, "response_buffer_size", Kind::LeftOut),
     ] },
@@ -402,7 +402,7 @@
         (2, "runtime_key", Kind::Opaque),
     ] },
     Message { name: "envoy.config.core.v3.RuntimeFractionalPercent", fields: &[
-        (1, "default_value", Kind::Message(185)),
+        (1, "default_value", Kind::Message(187)),
         (2, "runtime_key", Kind::Opaque),
     ] },
     Message { name: "envoy.config.core.v3.SelfConfigSource", fields: &[
@@ -458,7 +458,7 @@
     ] },
     Message { name: "envoy.config.endpoint.v3.ClusterLoadAssignment.Policy.DropOverload", fields: &[
         (1, "category", Kind::Opaque),
-        (2, "drop_percentage", Kind::Message(185)),
+        (2, "drop_percentage", Kind::Message(187)),
     ] },
     Message { name: "envoy.config.endpoint.v3.Endpoint", fields: &[
         (1, "address", Kind::Message(24)),
@@ -561,7 +561,7 @@
     ] },
     Message { name: "envoy.config.route.v3.CookieMatcher", fields: &[
         (1, "name", Kind::Opaque),
-        (2, "string_match", Kind::Message(182)),
+        (2, "string_match", Kind::Message(184)),
         (3, "invert_match", Kind::Opaque),
     ] },
     Message { name: "envoy.config.route.v3.Decorator", fields: &[
@@ -581,14 +581,14 @@
     Message { name: "envoy.config.route.v3.HeaderMatcher", fields: &[
         (1, "name", Kind::Opaque),
         (4, "exact_match", Kind::Opaque),
-        (6, "range_match", Kind::Message(188)),
+        (6, "range_match", Kind::Message(190)),
         (7, "present_match", Kind::Opaque),
         (8, "invert_match", Kind::Opaque),
         (9, "prefix_match", Kind::Opaque),
         (10, "suffix_match", Kind::Opaque),
-        (11, "safe_regex_match", Kind::Message(180)),
+        (11, "safe_regex_match", Kind::Message(182)),
         (12, "contains_match", Kind::Opaque),
-        (13, "string_match", Kind::Message(182)),
+        (13, "string_match", Kind::Message(184)),
         (14, "treat_missing_header_as_empty", Kind::Opaque),
     ] },
     Message { name: "envoy.config.route.v3.HedgePolicy", fields: &[
@@ -600,7 +600,7 @@
     ] },
     Message { name: "envoy.config.route.v3.QueryParameterMatcher", fields: &[
         (1, "name", Kind::Opaque),
-        (5, "string_match", Kind::Message(182)),
+        (5, "string_match", Kind::Message(184)),
         (6, "present_match", Kind::Opaque),
     ] },
     Message { name: "envoy.config.route.v3.RateLimit", fields: &[
@@ -647,7 +647,7 @@
     ] },
     Message { name: "envoy.config.route.v3.RateLimit.Action.MetaData", fields: &[
         (1, "descriptor_key", Kind::Opaque),
-        (2, "metadata_key", Kind::Message(183)),
+        (2, "metadata_key", Kind::Message(185)),
         (3, "default_value", Kind::Opaque),
         (4, "source", Kind::Opaque),
         (5, "skip_if_absent", Kind::Opaque),
@@ -682,7 +682,7 @@
         (6, "strip_query", Kind::Opaque),
         (7, "scheme_redirect", Kind::Opaque),
         (8, "port_redirect", Kind::Opaque),
-        (9, "regex_rewrite", Kind::Message(179)),
+        (9, "regex_rewrite", Kind::Message(181)),
         (10, "path_rewrite", Kind::LeftOut),
     ] },
     Message { name: "envoy.config.route.v3.RetryPolicy", fields: &[
@@ -767,10 +767,10 @@
         (29, "host_rewrite_header", Kind::Opaque),
         (30, "request_mirror_policies", Kind::Message(108)),
         (31, "max_internal_redirects", Kind::LeftOut),
-        (32, "regex_rewrite", Kind::Message(179)),
+        (32, "regex_rewrite", Kind::Message(181)),
         (33, "retry_policy_typed_config", Kind::LeftOut),
         (34, "internal_redirect_policy", Kind::LeftOut),
-        (35, "host_rewrite_path_regex", Kind::Message(179)),
+        (35, "host_rewrite_path_regex", Kind::Message(181)),
         (36, "max_stream_duration", Kind::Message(107)),
         (37, "cluster_specifier_plugin", Kind::LeftOut),
         (38, "append_x_forwarded_host", Kind::Opaque),
@@ -807,7 +807,7 @@
     ] },
     Message { name: "envoy.config.route.v3.RouteAction.HashPolicy.Header", fields: &[
         (1, "header_name", Kind::Opaque),
-        (2, "regex_rewrite", Kind::Message(179)),
+        (2, "regex_rewrite", Kind::Message(181)),
     ] },
     Message { name: "envoy.config.route.v3.RouteAction.HashPolicy.QueryParameter", fields: &[
         (1, "name", Kind::Opaque),
@@ -865,7 +865,7 @@
         (7, "query_parameters", Kind::Message(78)),
         (8, "grpc", Kind::Message(113)),
         (9, "runtime_fraction", Kind::Message(51)),
-        (10, "safe_regex", Kind::Message(180)),
+        (10, "safe_regex", Kind::Message(182)),
         (11, "tls_context", Kind::LeftOut),
         (12, "connect_matcher", Kind::LeftOut),
         (13, "dynamic_metadata", Kind::LeftOut),
@@ -934,7 +934,7 @@
     ] },
     Message { name: "envoy.extensions.common.ratelimit.v3.LocalRateLimitDescriptor", fields: &[
         (1, "entries", Kind::Message(122)),
-        (2, "token_bucket", Kind::Message(190)),
+        (2, "token_bucket", Kind::Message(192)),
         (3, "shadow_mode", Kind::Opaque),
     ] },
     Message { name: "envoy.extensions.common.ratelimit.v3.RateLimitDescriptor", fields: &[
@@ -945,14 +945,14 @@
     ] },
     Message { name: "envoy.extensions.filters.common.fault.v3.FaultDelay", fields: &[
         (3, "fixed_delay", Kind::Opaque),
-        (4, "percentage", Kind::Message(185)),
+        (4, "percentage", Kind::Message(187)),
         (5, "header_delay", Kind::Message(124)),
     ] },
     Message { name: "envoy.extensions.filters.common.fault.v3.FaultDelay.HeaderDelay", fields: &[
     ] },
     Message { name: "envoy.extensions.filters.http.fault.v3.FaultAbort", fields: &[
         (2, "http_status", Kind::Opaque),
-        (3, "percentage", Kind::Message(185)),
+        (3, "percentage", Kind::Message(187)),
         (4, "header_abort", Kind::Message(126)),
         (5, "grpc_status", Kind::Opaque),
         (6, "response_body", Kind::LeftOut),
@@ -979,8 +979,8 @@
     ] },
     Message { name: "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit", fields: &[
         (1, "stat_prefix", Kind::Opaque),
-        (2, "status", Kind::Message(186)),
-        (3, "token_bucket", Kind::Message(190)),
+        (2, "status", Kind::Message(188)),
+        (3, "token_bucket", Kind::Message(192)),
         (4, "filter_enabled", Kind::Message(51)),
         (5, "filter_enforced", Kind::Message(51)),
         (6, "response_headers_to_add", Kind::Message(33)),
@@ -1117,7 +1117,7 @@
     Message { name: "envoy.extensions.load_balancing_policies.common.v3.LocalityLbConfig.LocalityWeightedLbConfig", fields: &[
     ] },
     Message { name: "envoy.extensions.load_balancing_policies.common.v3.LocalityLbConfig.ZoneAwareLbConfig", fields: &[
-        (1, "routing_enabled", Kind::Message(189)),
+        (1, "routing_enabled", Kind::Message(191)),
         (2, "min_cluster_size", Kind::Opaque),
         (3, "fail_traffic_on_panic", Kind::Opaque),
         (4, "force_locality_direct_routing", Kind::Opaque),
@@ -1130,7 +1130,7 @@
     Message { name: "envoy.extensions.load_balancing_policies.common.v3.SlowStartConfig", fields: &[
         (1, "slow_start_window", Kind::Opaque),
         (2, "aggression", Kind::Message(50)),
-        (3, "min_weight_percent", Kind::Message(189)),
+        (3, "min_weight_percent", Kind::Message(191)),
     ] },
     Message { name: "envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest", fields: &[
         (1, "choice_count", Kind::Opaque),
@@ -1177,7 +1177,7 @@
         (3, "database_errors", Kind::LeftOut),
     ] },
     Message { name: "envoy.extensions.outlier_detection_monitors.common.v3.HttpErrors", fields: &[
-        (1, "range", Kind::Message(187)),
+        (1, "range", Kind::Message(189)),
     ] },
     Message { name: "envoy.extensions.outlier_detection_monitors.common.v3.LocalOriginErrors", fields: &[
     ] },
@@ -1204,13 +1204,13 @@
         (6, "require_signed_certificate_timestamp", Kind::LeftOut),
         (7, "crl", Kind::LeftOut),
         (8, "allow_expired_certificate", Kind::LeftOut),
-        (9, "match_subject_alt_names", Kind::Message(182)),
+        (9, "match_subject_alt_names", Kind::Message(184)),
         (10, "trust_chain_verification", Kind::LeftOut),
         (11, "watched_directory", Kind::LeftOut),
         (12, "custom_validator_config", Kind::LeftOut),
         (13, "ca_certificate_provider_instance", Kind::LeftOut),
         (14, "only_verify_leaf_cert_crl", Kind::LeftOut),
-        (15, "match_typed_subject_alt_names", Kind::Message(164)),
+        (15, "match_typed_subject_alt_names", Kind::Message(165)),
         (16, "max_verify_depth", Kind::LeftOut),
         (17, "system_root_certs", Kind::Message(159)),
         (18, "suppress_client_ca_list", Kind::LeftOut),
@@ -1218,7 +1218,7 @@
     Message { name: "envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext.SystemRootCerts", fields: &[
     ] },
     Message { name: "envoy.extensions.transport_sockets.tls.v3.CommonTlsContext", fields: &[
-        (1, "tls_params", Kind::Message(165)),
+        (1, "tls_params", Kind::Message(167)),
         (2, "tls_certificates", Kind::LeftOut),
         (3, "validation_context", Kind::Message(158)),
         (4, "alpn_protocols", Kind::Opaque),
@@ -1257,10 +1257,27 @@
         (1, "name", Kind::Opaque),
         (2, "sds_config", Kind::Message(29)),
     ] },
+    Message { name: "envoy.extensions.transport_sockets.tls.v3.Secret", fields: &[
+        (1, "name", Kind::Opaque),
+        (2, "tls_certificate", Kind::Message(166)),
+        (3, "session_ticket_keys", Kind::LeftOut),
+        (4, "validation_context", Kind::Message(158)),
+        (5, "generic_secret", Kind::LeftOut),
+    ] },
     Message { name: "envoy.extensions.transport_sockets.tls.v3.SubjectAltNameMatcher", fields: &[
         (1, "san_type", Kind::Opaque),
-        (2, "matcher", Kind::Message(182)),
+        (2, "matcher", Kind::Message(184)),
         (3, "oid", Kind::LeftOut),
+    ] },
+    Message { name: "envoy.extensions.transport_sockets.tls.v3.TlsCertificate", fields: &[
+        (1, "certificate_chain", Kind::Message(31)),
+        (2, "private_key", Kind::Message(31)),
+        (3, "password", Kind::LeftOut),
+        (4, "ocsp_staple", Kind::LeftOut),
+        (5, "signed_certificate_timestamp", Kind::LeftOut),
+        (6, "private_key_provider", Kind::LeftOut),
+        (7, "watched_directory", Kind::LeftOut),
+        (8, "pkcs12", Kind::LeftOut),
     ] },
     Message { name: "envoy.extensions.transport_sockets.tls.v3.TlsParameters", fields: &[
         (1, "tls_minimum_protocol_version", Kind::Opaque),
@@ -1282,9 +1299,9 @@
     Message { name: "envoy.extensions.upstreams.http.v3.HttpProtocolOptions", fields: &[
         (1, "common_http_protocol_options", Kind::Message(42)),
         (2, "upstream_http_protocol_options", Kind::Message(58)),
-        (3, "explicit_http_config", Kind::Message(169)),
-        (4, "use_downstream_protocol_config", Kind::Message(170)),
-        (5, "auto_config", Kind::Message(168)),
+        (3, "explicit_http_config", Kind::Message(171)),
+        (4, "use_downstream_protocol_config", Kind::Message(172)),
+        (5, "auto_config", Kind::Message(170)),
         (6, "http_filters", Kind::LeftOut),
         (7, "header_validation_config", Kind::LeftOut),
         (8, "outlier_detection", Kind::LeftOut),
@@ -1313,9 +1330,9 @@
         (2, "type_url", Kind::Opaque),
         (3, "resource_names_subscribe", Kind::Opaque),
         (4, "resource_names_unsubscribe", Kind::Opaque),
-        (5, "initial_resource_versions", Kind::Message(172)),
+        (5, "initial_resource_versions", Kind::Message(174)),
         (6, "response_nonce", Kind::Opaque),
-        (7, "error_detail", Kind::Message(191)),
+        (7, "error_detail", Kind::Message(193)),
         (8, "resource_locators_subscribe", Kind::LeftOut),
         (9, "resource_locators_unsubscribe", Kind::LeftOut),
     ] },
@@ -1325,13 +1342,13 @@
     ] },
     Message { name: "envoy.service.discovery.v3.DeltaDiscoveryResponse", fields: &[
         (1, "system_version_info", Kind::Opaque),
-        (2, "resources", Kind::Message(176)),
+        (2, "resources", Kind::Message(178)),
         (4, "type_url", Kind::Opaque),
         (5, "nonce", Kind::Opaque),
         (6, "removed_resources", Kind::Opaque),
         (7, "control_plane", Kind::Message(30)),
-        (8, "removed_resource_names", Kind::Message(178)),
-        (9, "resource_errors", Kind::Message(177)),
+        (8, "removed_resource_names", Kind::Message(180)),
+        (9, "resource_errors", Kind::Message(179)),
     ] },
     Message { name: "envoy.service.discovery.v3.DiscoveryRequest", fields: &[
         (1, "version_info", Kind::Opaque),
@@ -1339,7 +1356,7 @@
         (3, "resource_names", Kind::Opaque),
         (4, "type_url", Kind::Opaque),
         (5, "response_nonce", Kind::Opaque),
-        (6, "error_detail", Kind::Message(191)),
+        (6, "error_detail", Kind::Message(193)),
         (7, "resource_locators", Kind::LeftOut),
     ] },
     Message { name: "envoy.service.discovery.v3.DiscoveryResponse", fields: &[
@@ -1349,7 +1366,7 @@
         (4, "type_url", Kind::Opaque),
         (5, "nonce", Kind::Opaque),
         (6, "control_plane", Kind::Message(30)),
-        (7, "resource_errors", Kind::Message(177)),
+        (7, "resource_errors", Kind::Message(179)),
     ] },
     Message { name: "envoy.service.discovery.v3.Resource", fields: &[
         (1, "version", Kind::Opaque),
@@ -1362,19 +1379,19 @@
         (9, "metadata", Kind::LeftOut),
     ] },
     Message { name: "envoy.service.discovery.v3.ResourceError", fields: &[
-        (1, "resource_name", Kind::Message(178)),
-        (2, "error_detail", Kind::Message(191)),
+        (1, "resource_name", Kind::Message(180)),
+        (2, "error_detail", Kind::Message(193)),
     ] },
     Message { name: "envoy.service.discovery.v3.ResourceName", fields: &[
         (1, "name", Kind::Opaque),
         (2, "dynamic_parameter_constraints", Kind::LeftOut),
     ] },
     Message { name: "envoy.type.matcher.v3.RegexMatchAndSubstitute", fields: &[
-        (1, "pattern", Kind::Message(180)),
+        (1, "pattern", Kind::Message(182)),
         (2, "substitution", Kind::Opaque),
     ] },
     Message { name: "envoy.type.matcher.v3.RegexMatcher", fields: &[
-        (1, "google_re2", Kind::Message(181)),
+        (1, "google_re2", Kind::Message(183)),
         (2, "regex", Kind::Opaque),
     ] },
     Message { name: "envoy.type.matcher.v3.RegexMatcher.GoogleRE2", fields: &[
@@ -1384,14 +1401,14 @@
         (1, "exact", Kind::Opaque),
         (2, "prefix", Kind::Opaque),
         (3, "suffix", Kind::Opaque),
-        (5, "safe_regex", Kind::Message(180)),
+        (5, "safe_regex", Kind::Message(182)),
         (6, "ignore_case", Kind::Opaque),
         (7, "contains", Kind::Opaque),
         (8, "custom", Kind::LeftOut),
     ] },
     Message { name: "envoy.type.metadata.v3.MetadataKey", fields: &[
         (1, "key", Kind::Opaque),
-        (2, "path", Kind::Message(184)),
+        (2, "path", Kind::Message(186)),
     ] },
     Message { name: "envoy.type.metadata.v3.MetadataKey.PathSegment", fields: &[
         (1, "key", Kind::Opaque),

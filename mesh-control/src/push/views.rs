@@ -1,0 +1,222 @@
+//! Views made once for all who are to see the same: one for each kind of caller, and what each server demands beside it.
+//!
+//! A change is compiled once per kind of caller it can concern, and written once where the result is the same; streams get
+//! pointers. What a change cannot concern is not looked at, and what it did not change stays the value it was, by which a stream
+//! sees at once that it has nothing to say.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use mesh_core::config::{Config, Labels, Locality, Name};
+use mesh_xds::{
+    ads::{Resource, ResourceSet, TypeUrl},
+    translate::{self, Encoder, Shape},
+};
+
+use crate::compile::{NodeInfo, World, shared};
+
+/// What two streams with the same view have in common.
+#[derive(Clone, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) struct Caller {
+    shape: Kind,
+    namespace: String,
+    labels: Labels,
+    locality: Locality,
+}
+
+#[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
+enum Kind {
+    #[default]
+    Sidecar,
+    Gateway,
+    Grpc,
+}
+
+/// The views of one world, for whoever connects.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Views {
+    /// How new the world is.
+    pub(super) version: u64,
+    world: Option<Arc<World>>,
+    views: BTreeMap<Caller, Arc<ResourceSet>>,
+}
+
+/// Makes the views of the next world from those of the last.
+#[derive(Debug, Default)]
+pub(super) struct Maker {
+    encoder: Encoder,
+}
+
+/// What became of a view in the next world.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Changed {
+    /// Nothing: nobody who has it hears anything.
+    Nothing,
+    /// Routes at most; what servers demand is the same.
+    Routes,
+    /// Anything.
+    All,
+}
+
+impl Caller {
+    /// Who a node is to the world.
+    pub(super) fn of(world: &World, node: &NodeInfo, grpc: bool) -> Self {
+        let NodeInfo { namespace, labels, locality, gateway, .. } = shared::caller(world, node);
+        let shape = match (grpc, gateway) {
+            (true, _) => Kind::Grpc,
+            (false, true) => Kind::Gateway,
+            (false, false) => Kind::Sidecar,
+        };
+        Self { shape, namespace, labels, locality }
+    }
+
+    fn node(&self) -> NodeInfo {
+        NodeInfo {
+            namespace: self.namespace.clone(),
+            labels: self.labels.clone(),
+            locality: self.locality.clone(),
+            gateway: self.shape == Kind::Gateway,
+            ..NodeInfo::default()
+        }
+    }
+
+    fn shape(&self) -> Shape {
+        match self.shape {
+            Kind::Sidecar => Shape::Sidecar,
+            Kind::Gateway => Shape::Gateway,
+            Kind::Grpc => Shape::Grpc,
+        }
+    }
+}
+
+impl Views {
+    /// Of a world that nobody has seen yet.
+    pub(super) fn new(version: u64, world: Arc<World>) -> Self {
+        Self { version, world: Some(world), views: BTreeMap::new() }
+    }
+
+    /// The view of a caller, if it was made.
+    pub(super) fn get(&self, caller: &Caller) -> Option<&Arc<ResourceSet>> {
+        self.views.get(caller)
+    }
+
+    /// The world they are of; `None` before the first.
+    pub(super) fn world(&self) -> Option<&Arc<World>> {
+        self.world.as_ref()
+    }
+
+    /// The view of a caller; made now if nobody like it was here before.
+    pub(super) fn of(&mut self, world: &World, caller: &Caller) -> Arc<ResourceSet> {
+        if let Some(view) = self.views.get(caller) {
+            return view.clone();
+        }
+        let view = Arc::new(Encoder::default().encode(&outbound(world, caller), caller.shape()));
+        self.views.insert(caller.clone(), view.clone());
+        view
+    }
+}
+
+impl Maker {
+    /// The views of `world` for these callers, and what became of each since `before`.
+    pub(super) fn next<'a>(
+        &mut self,
+        before: &Views,
+        version: u64,
+        world: Arc<World>,
+        callers: impl Iterator<Item = &'a Caller>,
+    ) -> (Views, BTreeMap<Caller, Changed>) {
+        let rules = before.world.as_deref().and_then(|before| shared::changes(before, &world));
+        let mut views = Views::new(version, world.clone());
+        let mut changes = BTreeMap::new();
+        let mut same: HashMap<(TypeUrl, String), Arc<ResourceSet>> = HashMap::new();
+        for caller in callers {
+            if views.views.contains_key(caller) {
+                continue;
+            }
+            let old = before.views.get(caller);
+            let (mut view, mut changed) = match (&rules, old) {
+                (Some(rules), Some(old)) if !shared::concern(rules, &caller.node()) => {
+                    changes.insert(caller.clone(), Changed::Nothing);
+                    views.views.insert(caller.clone(), old.clone());
+                    continue;
+                }
+                (Some(_), Some(old)) => (self.routes(&world, caller, old), Changed::Routes),
+                _ => (self.encoder.encode(&outbound(&world, caller), caller.shape()), Changed::All),
+            };
+            // Equal parts are one value: the one from before, else the one of another caller.
+            for kind in TypeUrl::ALL {
+                match (old, same.get(&(kind, view.version(kind)))) {
+                    (Some(old), _) if old.version(kind) == view.version(kind) => view.share(kind, old),
+                    (_, Some(other)) => view.share(kind, other),
+                    _ => {}
+                }
+            }
+            if changed == Changed::Routes
+                && old.is_some_and(|old| TypeUrl::ALL.iter().all(|kind| old.shares(*kind, &view)))
+            {
+                changed = Changed::Nothing;
+            }
+            let view = match old {
+                Some(old) if changed == Changed::Nothing => old.clone(),
+                _ => Arc::new(view),
+            };
+            for kind in TypeUrl::ALL {
+                same.entry((kind, view.version(kind))).or_insert_with(|| view.clone());
+            }
+            changes.insert(caller.clone(), changed);
+            views.views.insert(caller.clone(), view);
+        }
+        if rules.is_none() {
+            self.encoder.sweep();
+        }
+        (views, changes)
+    }
+
+    /// A view whose clusters are those it had.
+    fn routes(&mut self, world: &World, caller: &Caller, old: &ResourceSet) -> ResourceSet {
+        let config = match caller.shape {
+            // There the routes say what their clusters hash by.
+            Kind::Grpc => outbound(world, caller),
+            _ => Config { outbound: shared::tables(world, &caller.node()), ..Config::default() },
+        };
+        let mut set = ResourceSet::default();
+        self.encoder.encode_routes(&config, caller.shape(), &mut set);
+        set.share(TypeUrl::Cluster, old);
+        set.share(TypeUrl::Endpoint, old);
+        set
+    }
+}
+
+/// The listener that says what a node's own servers demand; `None` if there is nothing to say.
+pub(super) fn inbound(world: &World, node: &NodeInfo, caller: &Caller) -> Option<(Name, Resource)> {
+    if caller.shape != Kind::Sidecar {
+        return None;
+    }
+    let mut set = ResourceSet::default();
+    translate::encode_inbound(&Config { inbound: shared::inbound(world, node), ..Config::default() }, &mut set);
+    let listener = set.iter(TypeUrl::Listener).next();
+    listener.map(|(name, resource)| (name.clone(), resource.clone()))
+}
+
+/// A shared view with a node's own listener. What is as it was stays the value it was.
+pub(super) fn own(
+    view: &Arc<ResourceSet>,
+    inbound: Option<&(Name, Resource)>,
+    before: &ResourceSet,
+) -> Arc<ResourceSet> {
+    let Some((name, resource)) = inbound else { return view.clone() };
+    let mut own = ResourceSet::clone(view);
+    own.insert_resource(TypeUrl::Listener, name.clone(), resource.clone());
+    if own.version(TypeUrl::Listener) == before.version(TypeUrl::Listener) {
+        own.share(TypeUrl::Listener, before);
+    }
+    Arc::new(own)
+}
+
+fn outbound(world: &World, caller: &Caller) -> Config {
+    let node = caller.node();
+    let clusters = shared::clusters(world, &node).map(|cluster| (cluster.name.clone(), cluster)).collect();
+    Config { outbound: shared::tables(world, &node), clusters, ..Config::default() }
+}
