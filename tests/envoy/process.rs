@@ -107,15 +107,29 @@ impl Envoy {
             &dir.path().join("xds/listeners.json"),
             json!({"version_info": "0", "resources": listeners}).to_string().as_bytes(),
         );
-        let bootstrap = dir.path().join("bootstrap.json");
-        fs::write(&bootstrap, bootstrap_json(dir.path(), options).to_string()).unwrap();
+        let bootstrap = bootstrap_json(dir.path(), options);
+        let mut this = Self::run(&program, dir, &bootstrap).await;
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if let Some(slots) = this.listening(options.slots).await {
+                this.slots = slots;
+                return Some(this);
+            }
+            this.check(until, "listens").await;
+        }
+    }
+
+    /// Starts one with a bootstrap of its own, which is kept in `dir`, and waits until its admin port answers.
+    pub(crate) async fn run(program: &Path, dir: TempDir, bootstrap: &Value) -> Self {
+        let path = dir.path().join("bootstrap.json");
+        fs::write(&path, bootstrap.to_string()).unwrap();
         let process = Command::new(program)
             .args(["--disable-hot-restart", "--concurrency", "1", "--log-level", "warning", "--drain-time-s", "1"])
             .args(["--use-dynamic-base-id", "--file-flush-interval-msec", "200"])
             .arg("--admin-address-path")
             .arg(dir.path().join("admin"))
             .arg("-c")
-            .arg(&bootstrap)
+            .arg(&path)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(fs::File::create(dir.path().join("log")).unwrap())
@@ -129,16 +143,9 @@ impl Envoy {
                 fs::read_to_string(this.dir.path().join("admin")).ok().and_then(|text| text.parse().ok())
             {
                 this.admin = admin;
-                break;
+                return this;
             }
             this.check(until, "opens its admin port").await;
-        }
-        loop {
-            if let Some(slots) = this.listening(options.slots).await {
-                this.slots = slots;
-                return Some(this);
-            }
-            this.check(until, "listens").await;
         }
     }
 
@@ -229,6 +236,12 @@ impl Envoy {
     }
 
     async fn listening(&self, slots: usize) -> Option<Vec<SocketAddr>> {
+        let found = self.listeners().await?;
+        (0..slots).map(|slot| found.get(&slot_name(slot)).copied().filter(|address| address.port() != 0)).collect()
+    }
+
+    /// Where its listeners listen, by name, on the loopback; `None` before it is ready.
+    pub(crate) async fn listeners(&self) -> Option<BTreeMap<String, SocketAddr>> {
         if self.admin("/ready").await.trim() != "LIVE" {
             return None;
         }
@@ -239,7 +252,7 @@ impl Envoy {
             let port = u16::try_from(address["port_value"].as_u64()?).ok()?;
             found.insert(listener["name"].as_str()?.to_owned(), SocketAddr::from(([127, 0, 0, 1], port)));
         }
-        (0..slots).map(|slot| found.get(&slot_name(slot)).copied().filter(|address| address.port() != 0)).collect()
+        Some(found)
     }
 
     /// Updates taken and refused of a subscription.
@@ -264,7 +277,7 @@ impl Envoy {
     }
 
     /// Between two looks at something Envoy has yet to do: fails when time is up.
-    async fn check(&self, until: Instant, what: &str) {
+    pub(crate) async fn check(&self, until: Instant, what: &str) {
         assert!(Instant::now() < until, "waited in vain until Envoy {what}; it said:\n{}", self.said());
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
