@@ -144,7 +144,12 @@ impl Stream {
         }
         let mut bytes = 0;
         while let Some(response) = self.machine.poll_response() {
-            bytes += response.resources.iter().map(|any| any.value.len() + any.type_url.len()).sum::<usize>();
+            bytes += response
+                .resources
+                .iter()
+                .filter_map(|item| item.body.as_ref())
+                .map(|any| any.value.len())
+                .sum::<usize>();
             let names = names(&self.view.borrow(), response.kind);
             let version = response.version.clone();
             let kind = response.kind;

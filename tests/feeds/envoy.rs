@@ -38,6 +38,12 @@ async fn an_envoy_serves_bookinfo() {
     tutorial("GRPC").await;
 }
 
+/// XD2: the same, incrementally.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_envoy_serves_bookinfo_incrementally() {
+    tutorial("DELTA_GRPC").await;
+}
+
 /// The first steps of Istio's tutorial.
 async fn tutorial(api: &str) {
     let Some(program) = process::program() else { return };

@@ -85,10 +85,10 @@ impl Delta {
 
     /// Replaces the resources.
     pub fn handle_resources(&mut self, resources: Arc<ResourceSet>) {
-        self.resources = resources;
-        for watch in self.types.values_mut() {
-            watch.stale = true;
+        for (kind, watch) in &mut self.types {
+            watch.stale |= !resources.shares(*kind, &self.resources);
         }
+        self.resources = resources;
     }
 
     /// May `poll_response` have something to say?
