@@ -267,6 +267,16 @@ impl Flags {
     /// None.
     pub const NONE: Self = Self(0);
 
+    /// As one number, for a cell that collects them.
+    pub const fn bits(self) -> u32 {
+        self.0
+    }
+
+    /// Of such a number.
+    pub const fn from_bits(bits: u32) -> Self {
+        Self(bits)
+    }
+
     /// Is none set?
     pub const fn is_empty(self) -> bool {
         self.0 == 0

@@ -8,7 +8,10 @@
 use std::{
     cell::RefCell,
     fmt,
-    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, LazyLock, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
 };
 
 use http::{HeaderMap, HeaderValue, StatusCode, request::Parts};
@@ -41,6 +44,8 @@ pub struct Routed {
     pub call: Call,
     /// When it has to be over; `None` is never.
     pub deadline: Option<Instant>,
+    /// When it came to where it is. Who made it wait on the way here reads the clock again, so that nobody else has to.
+    pub now: Instant,
 }
 
 /// One try of a request.
@@ -120,8 +125,8 @@ impl fmt::Debug for Call {
 impl From<Routed> for Attempt {
     /// The only try: what a balancer without retries above it makes of a request.
     fn from(routed: Routed) -> Self {
-        let Routed { request, call, deadline } = routed;
-        Self { request, call, deadline, try_deadline: deadline, number: 1, begun: source::instant() }
+        let Routed { request, call, deadline, now } = routed;
+        Self { request, call, deadline, try_deadline: deadline, number: 1, begun: now }
     }
 }
 
@@ -152,6 +157,8 @@ struct Record {
     /// When it left the application.
     begun: Instant,
     progress: Progress,
+    /// What happened on the way.
+    flags: AtomicU32,
     journal: Mutex<Journal>,
 }
 
@@ -162,7 +169,6 @@ pub(crate) struct Journal {
     pub(crate) endpoint: Option<Arc<Endpoint>>,
     pub(crate) peer: Option<Arc<Peer>>,
     pub(crate) attempts: u32,
-    pub(crate) flags: Flags,
 }
 
 impl Call {
@@ -172,10 +178,18 @@ impl Call {
 
     fn recorded(plan: Plan, refused: Option<(ErrorKind, String)>, rng: RequestRng, progress: Progress) -> Self {
         let tried = Tried::new(plan.route.retry.as_ref());
-        let journal = Journal { rng, tried, endpoint: None, peer: None, attempts: 0, flags: Flags::NONE };
-        let (plan, begun, journal) = (Some(plan), source::instant(), Mutex::new(journal));
-        let record =
-            Record { plan, refused, location: None, request: None, copies: Vec::new(), begun, progress, journal };
+        let journal = Journal { rng, tried, endpoint: None, peer: None, attempts: 0 };
+        let record = Record {
+            plan: Some(plan),
+            refused,
+            location: None,
+            request: None,
+            copies: Vec::new(),
+            begun: source::instant(),
+            progress,
+            flags: AtomicU32::new(0),
+            journal: Mutex::new(journal),
+        };
         let spare = RECORDS.try_with(|records| records.borrow_mut().pop()).ok().flatten();
         if let Some(mut spare) = spare
             && let Some(unused) = Arc::get_mut(&mut spare)
@@ -277,7 +291,7 @@ impl Call {
 
     /// What happened on the way, beside the last failure's own flags: an injected delay, retries used up.
     pub fn flags(&self) -> Flags {
-        self.journal().flags
+        Flags::from_bits(self.record().flags.load(Relaxed))
     }
 
     /// Bytes of the request's body read so far.
@@ -292,7 +306,7 @@ impl Call {
 
     /// Something happened on the way.
     pub(crate) fn note(&self, flags: Flags) {
-        self.journal().flags |= flags;
+        self.record().flags.fetch_or(flags.bits(), Relaxed);
     }
 
     /// Never held over an await.

@@ -186,11 +186,11 @@ where
     }
 
     fn send(&self, request: Message) -> Answer<B> {
-        let stack = self.stack.clone();
+        let stack = self.stack.hold();
         Box::pin(async move {
             let is_grpc = is_grpc(request.headers());
             let is_head = *request.method() == http::Method::HEAD;
-            match stack.call(request).await {
+            match stack.send(request).await {
                 Ok(response) => Ok(response.map(|body| ResponseBody::there(body, is_grpc))),
                 Err(error) => answer(error, is_grpc, is_head),
             }

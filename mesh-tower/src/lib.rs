@@ -26,6 +26,7 @@ mod live;
 mod mesh;
 mod message;
 mod pool;
+mod spread;
 #[cfg(test)]
 mod testing;
 mod upkeep;

@@ -25,7 +25,7 @@ use crate::{
     error::Error,
     layer::Stage,
     source::Source,
-    telemetry::Telemetry,
+    telemetry::{Telemetry, introduces},
     tls::ClientTls,
 };
 
@@ -127,16 +127,19 @@ impl Pool {
         let streamed = request.body().known_len().is_none();
         match self.exchange(&route, request, upgrade).await {
             Ok((mut response, lease)) => {
-                let known = endpoint.config().workload.as_deref();
-                let peer = shared.telemetry.meet(response.headers_mut(), lease.peer(), known, &route.pool.peers);
-                call.met(peer);
+                // Without a word or a certificate it is whom configuration says, which telemetry knows.
+                if lease.peer().is_some() || introduces(response.headers()) {
+                    let known = endpoint.config().workload.as_deref();
+                    let headers = response.headers_mut();
+                    call.met(shared.telemetry.meet(headers, lease.peer(), known, &route.pool.peers));
+                }
                 if let Some(attempted) = &attempted {
                     attempted.responded(response.status());
                 }
                 let sending = streamed && !call.progress().is_ended();
                 Ok(response.map(|arriving| {
                     let flow = lease.flow(arriving, sending, route.now());
-                    PooledBody::new(flow, attempted, shared.source.clone())
+                    PooledBody::new(flow, attempted, shared.source.clock())
                 }))
             }
             Err(error) => {
@@ -155,7 +158,11 @@ impl Pool {
         upgrade: Option<HeaderValue>,
     ) -> Result<(Response<Arriving>, Lease), Error> {
         loop {
-            let mut lease = route.pool.lease(route).await?;
+            let mut lease = match route.pool.at_hand(route) {
+                Some(lease) => lease,
+                // In a box, so that who need not wait does not carry its room along.
+                None => Box::pin(route.pool.lease(route)).await?,
+            };
             message::prepare(&mut request, lease.is_http2(), route.tls.is_some())?;
             if let Some(protocol) = &upgrade {
                 message::ask_upgrade(request.headers_mut(), protocol.clone());

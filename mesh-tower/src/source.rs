@@ -5,7 +5,7 @@
 //! guessed or repeated (trace ids, request ids) come from a generator seeded by the operating system instead.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
@@ -22,22 +22,52 @@ use tokio::time::Instant;
 pub struct Source {
     start: Instant,
     seed: u64,
-    requests: Arc<AtomicU64>,
+    requests: Requests,
     channel: u64,
+}
+
+/// Who numbers requests.
+#[derive(Clone, Debug)]
+enum Requests {
+    /// One after the other, so that they can be replayed.
+    InOrder(Arc<AtomicU64>),
+    /// Each thread those of a block of its own, so that threads need not wait for each other.
+    ByThread,
+}
+
+impl Requests {
+    /// Numbers a thread takes at once.
+    const BLOCK: u64 = 4096;
+
+    fn next(&self) -> u64 {
+        static BLOCKS: AtomicU64 = AtomicU64::new(0);
+        thread_local! {
+            static NEXT: Cell<u64> = const { Cell::new(0) };
+        }
+        if let Self::InOrder(next) = self {
+            return next.fetch_add(1, Ordering::Relaxed);
+        }
+        let mut next = NEXT.get();
+        if next % Self::BLOCK == 0 {
+            next = BLOCKS.fetch_add(Self::BLOCK, Ordering::Relaxed);
+        }
+        NEXT.set(next + 1);
+        next
+    }
 }
 
 impl Source {
     /// The process's own: one clock and one seed, drawn when first asked for.
     pub fn system() -> Self {
         static SYSTEM: OnceLock<Source> = OnceLock::new();
-        SYSTEM.get_or_init(|| Self::seeded(random_u64())).clone()
+        SYSTEM.get_or_init(|| Self { requests: Requests::ByThread, ..Self::seeded(random_u64()) }).clone()
     }
 
     /// A source whose random streams are those of `seed`, its clock beginning now: for tests and replays.
     pub fn seeded(seed: u64) -> Self {
         // A stream that no request has.
         let channel = RequestRng::new(seed, u64::MAX).next_u64();
-        Self { start: Instant::now(), seed, requests: Arc::default(), channel }
+        Self { start: Instant::now(), seed, requests: Requests::InOrder(Arc::default()), channel }
     }
 
     /// The time, as policy counts it.
@@ -57,7 +87,7 @@ impl Source {
 
     /// The random bits of the next request.
     pub fn next_request(&self) -> RequestRng {
-        RequestRng::new(self.seed, self.requests.fetch_add(1, Ordering::Relaxed))
+        RequestRng::new(self.seed, self.requests.next())
     }
 
     /// What all requests of one client have in common, and those of others have not.

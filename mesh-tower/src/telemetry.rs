@@ -19,7 +19,10 @@ use mesh_core::{
     telemetry::{REPORTER_DESTINATION, REPORTER_SOURCE},
 };
 
-use crate::source;
+use crate::{
+    source,
+    spread::{Held, Spread},
+};
 
 mod access_log;
 mod ejection;
@@ -191,7 +194,18 @@ impl PeerCache {
 /// Where requests are told; clones tell in one place.
 #[derive(Clone, Debug)]
 pub struct Telemetry {
-    shared: Arc<Shared>,
+    shared: Spread<Shared>,
+}
+
+/// Telemetry held for one request.
+#[derive(Debug)]
+pub(crate) struct Teller(Held<Shared>);
+
+impl Teller {
+    /// Tells a finished request.
+    pub(crate) fn record(&self, event: &Event<'_>) {
+        self.0.record(event);
+    }
 }
 
 #[derive(Debug)]
@@ -214,7 +228,7 @@ impl Telemetry {
     pub fn with(local: Peer, metadata: Option<PeerMetadata>, spans: Spans, log: AccessLog) -> Self {
         let metrics = metrics::Metrics::new();
         let unknown = Arc::new(Peer::new(Workload::default(), None));
-        Self { shared: Arc::new(Shared { local: Arc::new(local), unknown, metadata, metrics, spans, log }) }
+        Self { shared: Spread::new(Shared { local: Arc::new(local), unknown, metadata, metrics, spans, log }) }
     }
 
     /// Who we are.
@@ -278,8 +292,10 @@ impl Telemetry {
 
     /// Takes who somebody says he is off a message that leaves the mesh, or comes from outside it.
     pub(crate) fn conceal(&self, headers: &mut HeaderMap) {
-        headers.remove(PEER_METADATA_ID);
-        headers.remove(PEER_METADATA);
+        if introduces(headers) {
+            headers.remove(PEER_METADATA_ID);
+            headers.remove(PEER_METADATA);
+        }
     }
 
     /// Takes a peer's description off its message, so that no application sees it, and says who it is.
@@ -293,8 +309,13 @@ impl Telemetry {
         known: Option<&Workload>,
         cache: &PeerCache,
     ) -> Arc<Peer> {
-        headers.remove(PEER_METADATA_ID);
-        let header = headers.remove(PEER_METADATA).unwrap_or_else(|| HeaderValue::from_static(""));
+        let header = if introduces(headers) {
+            headers.remove(PEER_METADATA_ID);
+            headers.remove(PEER_METADATA)
+        } else {
+            None
+        };
+        let header = header.unwrap_or_else(|| HeaderValue::from_static(""));
         if let Some(peer) = cache.recall(&header) {
             return peer;
         }
@@ -324,11 +345,26 @@ impl Telemetry {
 
     /// Tells a finished request.
     pub fn record(&self, event: &Event<'_>) {
-        let shared = &self.shared;
-        let peer = event.peer.unwrap_or(&shared.unknown);
-        shared.metrics.record(event, &shared.local, peer);
-        shared.log.write(event);
+        self.shared.record(event);
     }
+
+    /// The same, held for one request.
+    pub(crate) fn hold(&self) -> Teller {
+        Teller(self.shared.hold())
+    }
+}
+
+impl Shared {
+    fn record(&self, event: &Event<'_>) {
+        let peer = event.peer.unwrap_or(&self.unknown);
+        self.metrics.record(event, &self.local, peer);
+        self.log.write(event);
+    }
+}
+
+/// Somebody says who he is: names are looked at before they are looked up, since hashing costs more.
+pub(crate) fn introduces(headers: &HeaderMap) -> bool {
+    headers.keys().any(|name| name.as_str().starts_with(PEER_METADATA.as_str()))
 }
 
 /// What a certificate alone says of a workload.

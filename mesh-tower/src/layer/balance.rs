@@ -155,14 +155,15 @@ where
         {
             Ok(response) => response,
             Err(error) => {
-                guard.settle(&error.outcome());
+                guard.settle(&error.outcome(), guard.clock.now());
                 return Err(error);
             }
         };
         guard.deadline = deadline;
-        guard.head(response.status().as_u16(), response.headers());
+        let now = guard.clock.now();
+        guard.head(response.status().as_u16(), response.headers(), now);
         if response.body().is_end_stream() {
-            guard.end();
+            guard.end(now);
         }
         Ok(response.map(|body| Guarded { body, guard }))
     }
@@ -192,9 +193,8 @@ struct Guard {
 
 impl Guard {
     /// The response's head is here.
-    fn head(&mut self, status: u16, headers: &HeaderMap) {
+    fn head(&mut self, status: u16, headers: &HeaderMap, now: Time) {
         if let Some(pick) = &mut self.pick {
-            let now = self.clock.now();
             pick.responded(now);
             learn(pick, headers, now);
             if pick.cluster().config().health_check.is_some() && headers.contains_key(IMMEDIATE_FAIL) {
@@ -211,9 +211,9 @@ impl Guard {
         };
     }
 
-    fn trailers(&mut self, trailers: &HeaderMap) {
+    fn trailers(&mut self, trailers: &HeaderMap, now: Time) {
         if let Some(pick) = &self.pick {
-            learn(pick, trailers, self.clock.now());
+            learn(pick, trailers, now);
         }
         if self.is_grpc && self.seen.is_none() {
             self.seen = Some(Outcome::grpc_response(200, grpc_status(trailers)));
@@ -221,16 +221,16 @@ impl Guard {
     }
 
     /// The body is over.
-    fn end(&mut self) {
+    fn end(&mut self, now: Time) {
         // A gRPC call without any status is UNKNOWN.
         let outcome = self.seen.unwrap_or_else(|| Outcome::grpc_response(200, None));
-        self.settle(&outcome);
+        self.settle(&outcome, now);
     }
 
-    fn settle(&mut self, outcome: &Outcome) {
+    fn settle(&mut self, outcome: &Outcome, now: Time) {
         if let Some(pick) = self.pick.take() {
             let watched = pick.cluster().config().outlier_detection.is_some().then(|| Arc::clone(pick.cluster()));
-            pick.finish(outcome, self.clock.now());
+            pick.finish(outcome, now);
             watched.iter().for_each(|cluster| tell_ejections(cluster));
         }
     }
@@ -250,10 +250,11 @@ impl Drop for Guard {
         if self.pick.is_none() {
             return;
         }
-        if self.deadline.is_some_and(|deadline| deadline <= source::instant()) {
-            self.settle(&Outcome::failed(Failure::Timeout));
+        let now = source::instant();
+        if self.deadline.is_some_and(|deadline| deadline <= now) {
+            self.settle(&Outcome::failed(Failure::Timeout), self.clock.at(now));
         } else if let Some(seen) = self.seen {
-            self.settle(&seen);
+            self.settle(&seen, self.clock.at(now));
         }
     }
 }
@@ -287,20 +288,21 @@ where
         match ready!(this.body.as_mut().poll_frame(cx)) {
             Some(Ok(frame)) => {
                 if let Some(trailers) = frame.trailers_ref() {
-                    this.guard.trailers(trailers);
-                    this.guard.end();
+                    let now = this.guard.clock.now();
+                    this.guard.trailers(trailers, now);
+                    this.guard.end(now);
                 } else if this.body.is_end_stream() {
-                    this.guard.end();
+                    this.guard.end(this.guard.clock.now());
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
             Some(Err(error)) => {
                 let error = Error::from_boxed(ErrorKind::Reset, error.into());
-                this.guard.settle(&error.outcome());
+                this.guard.settle(&error.outcome(), this.guard.clock.now());
                 Poll::Ready(Some(Err(error)))
             }
             None => {
-                this.guard.end();
+                this.guard.end(this.guard.clock.now());
                 Poll::Ready(None)
             }
         }

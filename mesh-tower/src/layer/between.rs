@@ -21,6 +21,7 @@ use super::{Call, Routed, Stage};
 use crate::{
     body::Body,
     error::{BoxError, Error, ErrorKind},
+    source,
 };
 
 /// Puts a layer over `http::Request` where layers over [`Routed`] stand.
@@ -77,7 +78,7 @@ where
     type Response = S::Response;
 
     async fn call(&self, routed: Routed) -> Result<S::Response, Error> {
-        let Routed { mut request, call, deadline } = routed;
+        let Routed { mut request, call, deadline, .. } = routed;
         request.extensions_mut().insert(Rider { call, deadline });
         let mut service = self.0.clone();
         // Errors of the layers below pass through your layer as they are.
@@ -117,7 +118,7 @@ impl<S: Stage<Routed> + 'static> Service<http::Request<Body>> for Onward<S> {
             let Some(Rider { call, deadline }) = request.extensions_mut().remove() else {
                 return Err(Error::new(ErrorKind::Invalid, NotRouted));
             };
-            inner.call(Routed { request: request.into(), call, deadline }).await
+            inner.call(Routed { request: request.into(), call, deadline, now: source::instant() }).await
         })
     }
 }

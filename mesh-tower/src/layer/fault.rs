@@ -5,10 +5,10 @@
 //! delay short. The draw was made with the plan. Source: Envoy `HTTPFault`, gRFC A33.
 
 use mesh_core::{config::AbortStatus, fault, outcome::Flags};
-use tokio::time::sleep_until;
+use tokio::time::{Instant, sleep_until};
 use tower_layer::Layer;
 
-use super::{Routed, Stage};
+use super::{Call, Routed, Stage};
 use crate::{
     error::{Error, ErrorKind},
     source,
@@ -42,34 +42,40 @@ pub struct Faulty<S> {
 impl<S: Stage<Routed>> Stage<Routed> for Faulty<S> {
     type Response = S::Response;
 
-    async fn call(&self, routed: Routed) -> Result<S::Response, Error> {
-        if routed.call.plan().fault.is_none() {
-            return self.inner.call(routed).await;
+    async fn call(&self, mut routed: Routed) -> Result<S::Response, Error> {
+        if !routed.call.plan().fault.is_none() {
+            // In a box, so that requests without a fault do not carry its room along.
+            routed.now = Box::pin(inject(&routed.call, routed.deadline, routed.now)).await?;
         }
-        let decision = routed.call.plan().fault.clone();
-        // As many as may be are under way: this one is let through as it is.
-        let Some(under_way) = decision.begin() else { return self.inner.call(routed).await };
-        if let Some(delay) = decision.delay {
-            routed.call.note(Flags::DI);
-            let until = source::instant() + delay;
-            match routed.deadline {
-                Some(deadline) if deadline < until => {
-                    sleep_until(deadline).await;
-                    return Err(Error::of(ErrorKind::Deadline));
-                }
-                _ => sleep_until(until).await,
-            }
-        }
-        if let Some(abort) = decision.abort {
-            let grpc = match abort {
-                AbortStatus::Grpc(_) => Some(fault::grpc_status(abort)),
-                AbortStatus::Http(_) | AbortStatus::ByHeader => None,
-            };
-            return Err(Error::fault(fault::http_status(abort), grpc));
-        }
-        drop(under_way);
         self.inner.call(routed).await
     }
+}
+
+/// Waits and fails as the plan says; otherwise tells the time.
+async fn inject(call: &Call, deadline: Option<Instant>, now: Instant) -> Result<Instant, Error> {
+    let decision = call.plan().fault.clone();
+    // As many as may be are under way: this one is let through as it is.
+    let Some(under_way) = decision.begin() else { return Ok(now) };
+    if let Some(delay) = decision.delay {
+        call.note(Flags::DI);
+        let until = source::instant() + delay;
+        match deadline {
+            Some(deadline) if deadline < until => {
+                sleep_until(deadline).await;
+                return Err(Error::of(ErrorKind::Deadline));
+            }
+            _ => sleep_until(until).await,
+        }
+    }
+    if let Some(abort) = decision.abort {
+        let grpc = match abort {
+            AbortStatus::Grpc(_) => Some(fault::grpc_status(abort)),
+            AbortStatus::Http(_) | AbortStatus::ByHeader => None,
+        };
+        return Err(Error::fault(fault::http_status(abort), grpc));
+    }
+    drop(under_way);
+    Ok(source::instant())
 }
 
 #[cfg(test)]

@@ -172,10 +172,12 @@ fn copy_of(routed: &Routed, policy: &MirrorPolicy, cluster: &Arc<Cluster>, body:
     copied.hash = plan.hash;
     let rng = RequestRng::new(routed.call.journal().rng.next_u64(), 0);
     let (body, progress) = body.watched();
+    let now = source::instant();
     Routed {
         request: Message::from_parts(parts, body),
         call: Call::new(copied, rng, progress),
-        deadline: Some(source::instant() + longest),
+        deadline: Some(now + longest),
+        now,
     }
 }
 
@@ -309,7 +311,7 @@ mod tests {
             let call = super::Call::new(plan, mesh_core::rng::RequestRng::new(1, 1), progress)
                 .copied_to(vec![(std::sync::Arc::default(), std::sync::Arc::clone(&cluster))]);
             let request = crate::message::Message::from(http::Request::get("http://a/").body(body).unwrap());
-            let routed = super::Routed { request, call, deadline: None };
+            let routed = super::Routed { request, call, deadline: None, now: crate::source::instant() };
             let waiting = tokio::time::timeout(std::time::Duration::from_millis(1), stack.call(routed));
             assert!(waiting.await.is_err());
         }

@@ -8,13 +8,15 @@
 //! in `retry/hedge.rs`.
 
 use std::{
-    pin::pin,
+    future::Future,
+    pin::{Pin, pin},
     sync::Arc,
+    task::Poll,
     time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, request::Parts};
+use http::{HeaderMap, HeaderName};
 use http_body::Body as HttpBody;
 use mesh_core::{
     config::RetryPolicy,
@@ -23,6 +25,7 @@ use mesh_core::{
     request::RequestView,
     retry::{self, Asked, Ended, Overrides, Retries, RetryBudget, Rules, Throttle, Verdict, Why},
 };
+use rand::RngCore;
 use tokio::time::{Instant, sleep, sleep_until};
 use tower_layer::Layer;
 
@@ -135,8 +138,8 @@ where
 
     async fn call(&self, routed: Routed) -> Result<Self::Response, Error> {
         self.layer.budget.deposit();
-        let Routed { request, call, deadline } = routed;
-        let (mut request, plan) = (request, call.plan());
+        let Routed { mut request, call, deadline, now } = routed;
+        let plan = call.plan();
         let own = Overrides::take(request.headers_mut(), plan.route.retry.as_ref(), plan.route.hedge.as_ref());
         let (own_retry, own_hedge) = own.as_ref().map_or((None, None), |own| (own.retry.as_ref(), own.hedge.as_ref()));
         let policy = own_retry.or(plan.route.retry.as_ref()).filter(|policy| {
@@ -146,31 +149,32 @@ where
         // A gRPC call may be sent again unasked (RT10).
         let transparent = plan.is_grpc && self.layer.rules == Rules::Mesh;
         if policy.is_none() && pace.is_none() && !transparent {
-            let begun = source::instant();
-            mark(request.headers_mut(), 1, 0, plan.is_grpc, deadline, begun);
-            let only = Attempt { request, call: call.clone(), deadline, try_deadline: deadline, number: 1, begun };
+            mark(request.headers_mut(), 1, 0, plan.is_grpc, deadline, now);
+            let only = Attempt { request, call: call.clone(), deadline, try_deadline: deadline, number: 1, begun: now };
             return Ok(self.inner.call(only).await?.map(Peeked::new));
         }
 
-        let (parts, body) = request.into_parts();
+        let body = std::mem::take(request.body_mut());
         let limit =
             plan.route.replay_limit.map_or(self.layer.replay_limit, |limit| limit.try_into().unwrap_or(usize::MAX));
         let throttles = self.layer.throttles.as_ref().filter(|_| plan.is_grpc);
         let mut course = Course {
             policy,
             rules: self.layer.rules,
-            head: Head::of(&parts),
-            first: Some(parts),
+            head: Head::of(request.parts()),
+            first: Some(request),
+            now: Some(now),
             tape: Tape::new(body, limit),
             retries: Retries::new(),
             number: 0,
             counted: 0,
             deadline,
             throttle: throttles.and_then(|throttles| throttles.of(&plan.route.virtual_host)),
-            call: call.clone(),
+            call: &call,
         };
         let result = match pace {
-            Some(pace) => self.hedge(&mut course, pace, own_hedge.or(plan.route.hedge.as_ref())).await,
+            // In a box, so that requests that are not hedged do not carry its room along.
+            Some(pace) => Box::pin(self.hedge(&mut course, pace, own_hedge.or(plan.route.hedge.as_ref()))).await,
             None => self.again_and_again(&mut course).await,
         };
         course.tape.commit();
@@ -180,12 +184,14 @@ where
 
 /// One request, from its first try to its last.
 struct Course<'a> {
-    call: Call,
+    call: &'a Call,
     policy: Option<&'a RetryPolicy>,
     rules: Rules,
     head: Head,
     /// Of the first try, which needs no copy.
-    first: Option<Parts>,
+    first: Option<Message>,
+    /// When the first try begins.
+    now: Option<Instant>,
     tape: Tape,
     retries: Retries,
     /// Of the latest try; 1 is the first.
@@ -204,10 +210,16 @@ impl Course<'_> {
     /// The next try.
     fn attempt(&mut self, try_deadline: Option<Instant>) -> Attempt {
         self.number += 1;
-        let mut parts = self.first.take().unwrap_or_else(|| self.head.again());
-        let begun = source::instant();
-        mark(&mut parts.headers, self.number, self.counted, self.call.plan().is_grpc, try_deadline, begun);
-        let request = Message::from_parts(parts, self.tape.play());
+        let body = self.tape.play();
+        let mut request = match self.first.take() {
+            Some(mut first) => {
+                *first.body_mut() = body;
+                first
+            }
+            None => Message::from_parts(self.head.again(), body),
+        };
+        let begun = self.now.take().unwrap_or_else(source::instant);
+        mark(request.headers_mut(), self.number, self.counted, self.call.plan().is_grpc, try_deadline, begun);
         Attempt { request, call: self.call.clone(), deadline: self.deadline, try_deadline, number: self.number, begun }
     }
 
@@ -225,13 +237,31 @@ impl Course<'_> {
 
     /// When a try's headers have to be here: a limit of the try that is not below that of the whole does not count.
     fn try_deadline(&self) -> Option<Instant> {
-        let own = self.policy.and_then(|policy| policy.per_try_timeout).map(|limit| source::instant() + limit);
+        let own = self.policy.and_then(|policy| policy.per_try_timeout);
+        let own = own.map(|limit| self.now.unwrap_or_else(source::instant) + limit);
         own.into_iter().chain(self.deadline).min()
     }
 
     /// Nothing more is tried although it was wanted: whoever called this process should not try again either (RT22).
     fn in_vain(&self) {
         context::in_vain();
+    }
+}
+
+/// The random bits of a request, asked for only when some are drawn.
+struct Dice<'a>(&'a Call);
+
+impl RngCore for Dice<'_> {
+    fn next_u32(&mut self) -> u32 {
+        self.0.journal().rng.next_u32()
+    }
+
+    fn next_u64(&mut self) -> u64 {
+        self.0.journal().rng.next_u64()
+    }
+
+    fn fill_bytes(&mut self, target: &mut [u8]) {
+        self.0.journal().rng.fill_bytes(target);
     }
 }
 
@@ -280,23 +310,16 @@ where
 
     /// One try, to the headers of its response; and to its trailers, if these are what tells how it went.
     async fn send(&self, attempt: Attempt, patience: Patience) -> Result<http::Response<Peeked<B>>, Error> {
-        let call = attempt.call.clone();
-        let answer = async {
-            let mut response = self.inner.call(attempt).await?.map(Peeked::new);
-            if patience.peek && ends_tell(&call, &response) {
-                response.body_mut().peek().await;
-            }
-            Ok(response)
-        };
-        if patience.limit.is_none() && patience.idle.is_none() {
-            return answer.await;
+        let Patience { limit, idle, peek } = patience;
+        let call = (peek || idle.is_some()).then(|| attempt.call.clone());
+        // Only made where there is something to wait for beside the answer.
+        let mut clock = (limit.is_some() || idle.is_some()).then(|| Box::pin(out_of_time(limit, idle, call.clone())));
+        let mut answer = pin!(self.inner.call(attempt));
+        let mut response = within(answer.as_mut(), &mut clock).await??.map(Peeked::new);
+        if peek && call.is_some_and(|call| ends_tell(&call, &response)) {
+            within(pin!(response.body_mut().peek()), &mut clock).await?;
         }
-        tokio::select! {
-            biased;
-            answer = pin!(answer) => answer,
-            () = reached(patience.limit) => Err(Error::of(ErrorKind::TryTimeout)),
-            () = stalled(patience.idle, &call) => Err(Error::of(ErrorKind::TryTimeout)),
-        }
+        Ok(response)
     }
 
     /// What core says of a try that ended, told in the response's flags.
@@ -307,7 +330,7 @@ where
         let wall = if is_dated { since_1970(&self.layer.source) } else { Duration::ZERO };
         let ended = Ended { outcome: &outcome, response: headers, wall };
         let asked = Asked { method: course.head.method(), is_grpc: course.call.plan().is_grpc, rules: course.rules };
-        let verdict = course.retries.verdict(course.policy, asked, ended, &mut course.call.journal().rng);
+        let verdict = course.retries.verdict(course.policy, asked, ended, &mut Dice(course.call));
         let may_follow = course.throttle.as_ref().is_none_or(|throttle| match verdict {
             Verdict::After(_) | Verdict::GiveUp(Why::LimitReached | Why::ServerRefused) => throttle.failed(),
             _ if outcome.grpc == Some(0) => {
@@ -399,6 +422,27 @@ fn ends_tell<B>(call: &Call, response: &http::Response<B>) -> bool {
     response.status() == http::StatusCode::OK && grpc_status(response.headers()).is_none() && call.progress().is_ended()
 }
 
+/// Waits for something until the clock of its try ends.
+async fn within<F, C>(mut it: Pin<&mut F>, clock: &mut Option<Pin<Box<C>>>) -> Result<F::Output, Error>
+where
+    F: Future,
+    C: Future<Output = ()>,
+{
+    std::future::poll_fn(|cx| match (it.as_mut().poll(cx), &mut *clock) {
+        (Poll::Ready(output), _) => Poll::Ready(Ok(output)),
+        (Poll::Pending, Some(clock)) => clock.as_mut().poll(cx).map(|()| Err(Error::of(ErrorKind::TryTimeout))),
+        (Poll::Pending, None) => Poll::Pending,
+    })
+    .await
+}
+
+async fn out_of_time(limit: Option<Instant>, idle: Option<Duration>, call: Option<Call>) {
+    tokio::select! {
+        () = reached(limit) => {}
+        () = stalled(idle, call.as_ref()) => {}
+    }
+}
+
 async fn reached(limit: Option<Instant>) {
     match limit {
         Some(limit) => sleep_until(limit).await,
@@ -407,8 +451,8 @@ async fn reached(limit: Option<Instant>) {
 }
 
 /// Ends when nothing of the request's body passed for that long (TO6): between one and two such times after the last byte.
-async fn stalled(idle: Option<Duration>, call: &Call) {
-    let Some(idle) = idle else { return std::future::pending().await };
+async fn stalled(idle: Option<Duration>, call: Option<&Call>) {
+    let Some((idle, call)) = idle.zip(call) else { return std::future::pending().await };
     let mut before = call.progress().bytes();
     loop {
         sleep(idle).await;

@@ -37,6 +37,7 @@ use crate::{
     live::Live,
     message::Message,
     source::{self, Source},
+    spread::{Held, Spread},
 };
 
 /// Finds each request's policy.
@@ -128,20 +129,27 @@ impl<S> Layer<S> for RouteLayer {
     type Service = Route<S>;
 
     fn layer(&self, inner: S) -> Route<S> {
-        Route { shared: Arc::new(Shared { inner, layer: self.clone() }) }
+        Route { shared: Spread::new(Shared { inner, layer: self.clone() }) }
     }
 }
 
 /// A service with routing in front of it; clones share it.
 #[derive(Debug)]
 pub struct Route<S> {
-    shared: Arc<Shared<S>>,
+    shared: Spread<Shared<S>>,
 }
 
 #[derive(Debug)]
-struct Shared<S> {
+pub(crate) struct Shared<S> {
     inner: S,
     layer: RouteLayer,
+}
+
+impl<S> Route<S> {
+    /// The same, held for one request.
+    pub(crate) fn hold(&self) -> Held<Shared<S>> {
+        self.shared.hold()
+    }
 }
 
 impl<S> Shared<S> {
@@ -221,15 +229,25 @@ where
     type Response = http::Response<B>;
 
     async fn call(&self, request: Message) -> Result<http::Response<B>, Error> {
+        self.shared.send(request).await
+    }
+}
+
+impl<S, B> Shared<S>
+where
+    S: Stage<Routed, Response = http::Response<B>>,
+{
+    /// One request, there and back.
+    pub(crate) async fn send(&self, request: Message) -> Result<http::Response<B>, Error> {
         let mut departure = Departure::of(request);
-        let call = self.shared.plan(&mut departure).await?;
-        departure.go(call, &self.shared.inner).await
+        let call = self.plan(&mut departure).await?;
+        departure.go(call, &self.inner).await
     }
 }
 
 impl<S> Clone for Route<S> {
     fn clone(&self) -> Self {
-        Self { shared: Arc::clone(&self.shared) }
+        Self { shared: self.shared.clone() }
     }
 }
 
@@ -250,9 +268,9 @@ where
     }
 
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        let route = self.clone();
+        let route = self.hold();
         let request = request.map(Body::new).into();
-        Box::pin(async move { Stage::call(&route, request).await })
+        Box::pin(async move { route.send(request).await })
     }
 }
 
@@ -284,7 +302,7 @@ impl Departure {
         S: Stage<Routed, Response = http::Response<B>>,
     {
         let request = self.message;
-        match inner.call(Routed { request, call: call.clone(), deadline: self.deadline }).await {
+        match inner.call(Routed { request, call: call.clone(), deadline: self.deadline, now: call.begun() }).await {
             Ok(mut response) => {
                 rewrite::set_cookies(call.plan(), response.headers_mut());
                 call.change_response(response.status(), response.headers_mut());

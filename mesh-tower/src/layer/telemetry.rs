@@ -26,7 +26,7 @@ use crate::{
     context,
     error::{BoxError, Error, ErrorKind},
     source,
-    telemetry::{Event, Logged, Peer, Reporter, Telemetry},
+    telemetry::{Event, Logged, Peer, Reporter, Telemetry, Teller},
 };
 
 /// Tells of every request, and puts it in a trace.
@@ -76,12 +76,12 @@ where
     type Response = http::Response<Told<B>>;
 
     async fn call(&self, routed: Routed) -> Result<Self::Response, Error> {
-        let Routed { mut request, call, deadline } = routed;
+        let Routed { mut request, call, deadline, now } = routed;
         let inherited = context::current();
         let inherited = inherited.as_ref().and_then(|context| context.trace.as_ref());
         let trace = self.telemetry.begin(Reporter::Source, request.parts_mut(), inherited);
         let mut story = Story {
-            telemetry: self.telemetry.clone(),
+            telemetry: self.telemetry.hold(),
             call: call.clone(),
             logged: self.telemetry.is_logging().then(|| Logged::of(request.parts(), &trace)),
             request_head: head_bytes(request.headers()),
@@ -92,7 +92,7 @@ where
             details: Failure::Cancelled.details(),
             told: false,
         };
-        match self.inner.call(Routed { request, call, deadline }).await {
+        match self.inner.call(Routed { request, call, deadline, now }).await {
             Ok(response) => {
                 story.head(response.status().as_u16(), response.headers());
                 if response.body().is_end_stream() {
@@ -111,7 +111,7 @@ where
 /// What is to be told of one request.
 #[derive(Debug)]
 struct Story {
-    telemetry: Telemetry,
+    telemetry: Teller,
     call: Call,
     logged: Option<Box<Logged>>,
     request_head: u64,
@@ -172,7 +172,7 @@ impl Story {
             is_grpc: plan.is_grpc,
             status: self.status,
             grpc_status: self.grpc_status,
-            flags: self.flags | journal.flags,
+            flags: self.flags | self.call.flags(),
             details: self.details,
             request_bytes: self.request_head + self.call.request_bytes(),
             response_bytes: self.response_bytes,

@@ -59,27 +59,24 @@ where
     type Response = http::Response<Timed<B>>;
 
     async fn call(&self, mut routed: Routed) -> Result<Self::Response, Error> {
-        let now = source::instant();
-        let mut limit = Limit::of(&mut routed, now);
-        limit.start_if_sent(now);
+        let now = routed.now;
+        let limit = Limit::of(&mut routed, now);
         if let Some((at, kind)) = limit.at {
             if at <= now && !routed.call.is_refused() {
                 return Err(Error::of(kind));
             }
             routed.deadline = Some(at);
         }
-        let response = if limit.is_none() {
-            self.inner.call(routed).await?
-        } else {
-            let mut answer = pin!(self.inner.call(routed));
-            let mut timer = Timer::new(limit.clone());
-            std::future::poll_fn(|cx| match answer.as_mut().poll(cx) {
-                Poll::Ready(answer) => Poll::Ready(answer),
-                Poll::Pending => timer.poll_expired(cx).map(|kind| Err(Error::of(kind))),
-            })
-            .await?
-        };
-        Ok(response.map(|body| Timed { body: Some(body), timer: Timer::new(limit) }))
+        // The same timer for both halves: what it knows of the limit, and that it is set, goes on with the body.
+        let mut timer = Timer::new(limit);
+        let mut answer = pin!(self.inner.call(routed));
+        let response = std::future::poll_fn(|cx| match answer.as_mut().poll(cx) {
+            Poll::Ready(answer) => Poll::Ready(answer),
+            Poll::Pending => timer.poll_expired(cx).map(|kind| Err(Error::of(kind))),
+        })
+        .await?;
+        timer.passed();
+        Ok(response.map(|body| Timed { body: Some(body), timer }))
     }
 }
 
@@ -106,21 +103,12 @@ impl Limit {
         let stream = route.stream_limit_of(is_grpc).map(|most| (now + most, ErrorKind::Duration));
         let caller = routed.deadline.map(|deadline| (deadline, ErrorKind::Deadline));
         let at = [stream, caller].into_iter().flatten().min_by_key(|(at, _)| *at);
-        Self {
-            at,
-            after_request: timeout.map(|timeout| (timeout, call.clone())),
-            idle: route.idle_timeout.map(|idle| (idle, call.clone())),
+        let mut limit = Self { at, after_request: None, idle: route.idle_timeout.map(|idle| (idle, call.clone())) };
+        match timeout {
+            Some(timeout) if call.progress().is_ended() => limit.start(timeout, now),
+            timeout => limit.after_request = timeout.map(|timeout| (timeout, call.clone())),
         }
-    }
-
-    fn is_none(&self) -> bool {
-        self.at.is_none() && self.after_request.is_none() && self.idle.is_none()
-    }
-
-    fn start_if_sent(&mut self, now: Instant) {
-        if let Some((timeout, _)) = self.after_request.take_if(|(_, call)| call.progress().is_ended()) {
-            self.start(timeout, now);
-        }
+        limit
     }
 
     fn start(&mut self, timeout: Duration, now: Instant) {

@@ -79,6 +79,15 @@ impl EndpointPool {
         })
     }
 
+    /// A connection that lies ready.
+    pub(super) fn at_hand(&self, route: &Route<'_>) -> Option<Lease> {
+        let lease = self.take(route.wants, route.generation(), route.now())?;
+        if self.keep.preconnect_percent > 100 {
+            self.preconnect(route);
+        }
+        Some(lease)
+    }
+
     /// A connection that is idle, shared or new.
     pub(super) async fn lease(&self, route: &Route<'_>) -> Result<Lease, Error> {
         let (wants, generation) = (route.wants, route.generation());

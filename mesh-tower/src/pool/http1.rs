@@ -30,6 +30,9 @@ use crate::body::Body;
 /// How often a poll looks again at what happened meanwhile before it lets others have their turn.
 const ROUNDS: usize = 3;
 
+/// How many headers hyper takes unless told.
+const HEADERS: u32 = 100;
+
 type Driver = Pin<Box<dyn Future<Output = Result<(), hyper::Error>> + Send>>;
 
 /// One connection.
@@ -56,9 +59,11 @@ impl Http1 {
         config: &Connections,
     ) -> Result<Self, hyper::Error> {
         let mut builder = http1::Builder::new();
-        builder
-            .max_headers(config.max_response_headers as usize)
-            .max_header_size(config.max_response_headers_kib as usize * 1024);
+        // Said again, hyper's own number makes it prepare that much room anew for every response.
+        if config.max_response_headers != HEADERS {
+            builder.max_headers(config.max_response_headers as usize);
+        }
+        builder.max_header_size(config.max_response_headers_kib as usize * 1024);
         let (sender, driver) = builder.handshake(TokioIo::new(io)).await?;
         let driver: Driver = Box::pin(driver.with_upgrades());
         let (signal, waker) = signal();
@@ -91,34 +96,38 @@ impl Http1 {
         self.signal.was_woken()
     }
 
-    /// Sends a request and waits for the head of the response.
-    pub(super) async fn send(&mut self, request: Request<Body>) -> Sent<Incoming> {
+    /// Hands over a request, at once, and then waits for the head of the response.
+    pub(super) fn send(&mut self, request: Request<Body>) -> impl Future<Output = Sent<Incoming>> + Send + '_ {
         self.requests = self.requests.saturating_add(1);
         self.signal.quiet();
-        let mut response = pin!(self.sender.try_send_request(request));
-        let result = poll_fn(|cx| {
-            self.signal.quiet();
-            for _ in 0..ROUNDS {
-                self.signal.take();
-                drive(&mut self.driver, &self.waker);
-                let mut own = Context::from_waker(&self.waker);
-                if let Poll::Ready(result) = response.as_mut().poll(&mut own) {
-                    return Poll::Ready(result);
+        let response = self.sender.try_send_request(request);
+        let (driver, signal, waker) = (&mut self.driver, &self.signal, &self.waker);
+        async move {
+            let mut response = pin!(response);
+            let result = poll_fn(|cx| {
+                signal.quiet();
+                for _ in 0..ROUNDS {
+                    signal.take();
+                    drive(driver, waker);
+                    let mut own = Context::from_waker(waker);
+                    if let Poll::Ready(result) = response.as_mut().poll(&mut own) {
+                        return Poll::Ready(result);
+                    }
+                    if signal.wait(cx) {
+                        return Poll::Pending;
+                    }
                 }
-                if self.signal.wait(cx) {
-                    return Poll::Pending;
-                }
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            })
+            .await;
+            match result {
+                Ok(response) => Sent::Answered(response),
+                Err(mut error) => match error.take_message() {
+                    Some(request) => Sent::Returned(Box::new(request), super::message::failure(error.into_error())),
+                    None => Sent::Failed(super::message::failure(error.into_error())),
+                },
             }
-            cx.waker().wake_by_ref();
-            Poll::Pending
-        })
-        .await;
-        match result {
-            Ok(response) => Sent::Answered(response),
-            Err(mut error) => match error.take_message() {
-                Some(request) => Sent::Returned(Box::new(request), super::message::failure(error.into_error())),
-                None => Sent::Failed(super::message::failure(error.into_error())),
-            },
         }
     }
 

@@ -21,7 +21,7 @@ use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use h2::{
     Ping, PingPong, RecvStream,
-    client::{self, SendRequest},
+    client::{self, ResponseFuture, SendRequest},
 };
 use http::{HeaderValue, Method, Request, Response, header};
 use http_body::Body as _;
@@ -181,15 +181,44 @@ impl Http2 {
     }
 
     /// Sends a request and waits for the head of the response; what is left of the body to send comes with it.
-    pub(super) async fn send(&self, request: Request<Body>) -> (Sent<RecvStream>, Option<Pipe>) {
+    pub(super) fn send(&self, request: Request<Body>) -> impl Future<Output = (Sent<RecvStream>, Option<Pipe>)> + Send {
+        let begun = self.begin(request);
+        async move {
+            let (mut response, mut pipe) = match begun {
+                Ok(begun) => begun,
+                Err(sent) => return (sent, None),
+            };
+            let result = poll_fn(|cx| {
+                if let Some(pipe) = &mut pipe {
+                    match pipe.poll(cx) {
+                        Poll::Ready(Piped::Failed(error)) => return Poll::Ready(Err(error)),
+                        Poll::Ready(Piped::Done) => {}
+                        Poll::Pending => {
+                            return Pin::new(&mut response).poll(cx).map_err(message::stream_failure);
+                        }
+                    }
+                }
+                pipe = None;
+                Pin::new(&mut response).poll(cx).map_err(message::stream_failure)
+            })
+            .await;
+            match result {
+                Ok(response) => (Sent::Answered(response), pipe),
+                Err(error) => (Sent::Failed(error), None),
+            }
+        }
+    }
+
+    /// Puts the head of a request on the connection.
+    fn begin(&self, request: Request<Body>) -> Result<(ResponseFuture, Option<Pipe>), Sent<RecvStream>> {
         let Some(sender) = &self.sender else {
-            return (Sent::Returned(Box::new(request), Error::of(ErrorKind::Reset)), None);
+            return Err(Sent::Returned(Box::new(request), Error::of(ErrorKind::Reset)));
         };
         let mut sender = sender.clone();
         // A fresh handle waits for nothing; it only says whether the connection takes new requests.
         if let Poll::Ready(Err(error)) = sender.poll_ready(&mut Context::from_waker(Waker::noop())) {
             self.state.closed.store(true, Relaxed);
-            return (Sent::Returned(Box::new(request), message::stream_failure(error).unsent()), None);
+            return Err(Sent::Returned(Box::new(request), message::stream_failure(error).unsent()));
         }
         let (mut parts, body) = request.into_parts();
         if let Some(length) = body.known_len()
@@ -198,34 +227,15 @@ impl Http2 {
             parts.headers.entry(header::CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(length));
         }
         let whole = body.is_end_stream();
-        let (mut response, stream) = match sender.send_request(Request::from_parts(parts, ()), whole) {
+        let (response, stream) = match sender.send_request(Request::from_parts(parts, ()), whole) {
             Ok(started) => started,
             // The connection ended between the two calls, or the request has headers that HTTP/2 does not allow.
             Err(error) if error.is_io() || error.is_go_away() || error.is_reset() => {
-                return (Sent::Failed(message::stream_failure(error).unsent()), None);
+                return Err(Sent::Failed(message::stream_failure(error).unsent()));
             }
-            Err(error) => return (Sent::Failed(Error::new(ErrorKind::Invalid, error)), None),
+            Err(error) => return Err(Sent::Failed(Error::new(ErrorKind::Invalid, error))),
         };
-        drop(sender);
-        let mut pipe = (!whole).then(|| Pipe::new(body, stream));
-        let result = poll_fn(|cx| {
-            if let Some(pipe) = &mut pipe {
-                match pipe.poll(cx) {
-                    Poll::Ready(Piped::Failed(error)) => return Poll::Ready(Err(error)),
-                    Poll::Ready(Piped::Done) => {}
-                    Poll::Pending => {
-                        return Pin::new(&mut response).poll(cx).map_err(message::stream_failure);
-                    }
-                }
-            }
-            pipe = None;
-            Pin::new(&mut response).poll(cx).map_err(message::stream_failure)
-        })
-        .await;
-        match result {
-            Ok(response) => (Sent::Answered(response), pipe),
-            Err(error) => (Sent::Failed(error), None),
-        }
+        Ok((response, (!whole).then(|| Pipe::new(body, stream))))
     }
 }
 

@@ -5,10 +5,12 @@
 //! place.
 
 use std::{
+    future::Future,
     sync::{Arc, Weak},
     time::Duration,
 };
 
+use futures_util::future::Either;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use mesh_core::{identity::SpiffeId, time::Time};
@@ -63,37 +65,46 @@ impl Lease {
     }
 
     /// Sends the request; the response comes with the way its body will arrive.
-    pub(super) async fn send(&mut self, request: Request<Body>) -> Sent<Arriving> {
+    pub(super) fn send(&mut self, request: Request<Body>) -> impl Future<Output = Sent<Arriving>> + Send + '_ {
         match self {
             Self::Http1(held) => {
-                let Some(connection) = &mut held.connection else {
-                    return Sent::Returned(Box::new(request), Error::of(crate::error::ErrorKind::Reset));
-                };
                 held.used = true;
-                match connection.send(request).await {
-                    Sent::Answered(response) => Sent::Answered(response.map(Arriving::Http1)),
-                    Sent::Returned(request, error) => Sent::Returned(request, error),
-                    Sent::Failed(error) => Sent::Failed(error),
-                }
+                let sent = match &mut held.connection {
+                    Some(connection) => Ok(connection.send(request)),
+                    None => Err(Sent::Returned(Box::new(request), Error::of(crate::error::ErrorKind::Reset))),
+                };
+                Either::Left(async move {
+                    match sent {
+                        Ok(sent) => match sent.await {
+                            Sent::Answered(response) => Sent::Answered(response.map(Arriving::Http1)),
+                            Sent::Returned(request, error) => Sent::Returned(request, error),
+                            Sent::Failed(error) => Sent::Failed(error),
+                        },
+                        Err(returned) => returned,
+                    }
+                })
             }
             Self::Http2(place) => {
                 let is_head = *request.method() == http::Method::HEAD;
-                let (sent, pipe) = place.connection.send(request).await;
-                match sent {
-                    Sent::Answered(response) => {
-                        // The answer to HEAD announces what a GET would get.
-                        let left = if is_head { None } else { announced(&response) };
-                        // Sending goes on whether or not the response is read.
-                        let sending = pipe.map(|mut pipe| {
-                            Owned::spawn(async move {
-                                std::future::poll_fn(|cx| pipe.poll(cx)).await;
-                            })
-                        });
-                        Sent::Answered(response.map(|stream| Arriving::Http2 { stream, left, sending }))
+                let sent = place.connection.send(request);
+                Either::Right(async move {
+                    let (sent, pipe) = sent.await;
+                    match sent {
+                        Sent::Answered(response) => {
+                            // The answer to HEAD announces what a GET would get.
+                            let left = if is_head { None } else { announced(&response) };
+                            // Sending goes on whether or not the response is read.
+                            let sending = pipe.map(|mut pipe| {
+                                Owned::spawn(async move {
+                                    std::future::poll_fn(|cx| pipe.poll(cx)).await;
+                                })
+                            });
+                            Sent::Answered(response.map(|stream| Arriving::Http2 { stream, left, sending }))
+                        }
+                        Sent::Returned(request, error) => Sent::Returned(request, error),
+                        Sent::Failed(error) => Sent::Failed(error),
                     }
-                    Sent::Returned(request, error) => Sent::Returned(request, error),
-                    Sent::Failed(error) => Sent::Failed(error),
-                }
+                })
             }
         }
     }

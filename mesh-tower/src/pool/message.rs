@@ -73,6 +73,10 @@ fn invalid(error: impl std::fmt::Display) -> Error {
 
 /// Removes headers of one connection. Source: RFC 9110, 7.6.1.
 pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    // Nearly no request has any; to look at names costs less than to look them up.
+    if !headers.iter().any(is_hop_by_hop) {
+        return;
+    }
     if let Some(connection) = headers.remove(header::CONNECTION) {
         let named = connection.to_str().unwrap_or_default().split(',');
         for name in named.filter_map(|name| name.trim().parse::<HeaderName>().ok()) {
@@ -87,6 +91,14 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
     if headers.get(header::TE).is_some_and(|te| te != "trailers") {
         headers.remove(header::TE);
+    }
+}
+
+fn is_hop_by_hop((name, value): (&HeaderName, &HeaderValue)) -> bool {
+    match name.as_str() {
+        "connection" | "keep-alive" | "proxy-connection" | "transfer-encoding" | "upgrade" => true,
+        "te" => value != "trailers",
+        _ => false,
     }
 }
 

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     body::Body,
     error::Error,
-    source::{self, Source},
+    source::{self, Clock},
     telemetry::{Span, SpanKind, Telemetry, TraceContext},
     upkeep::Owned,
 };
@@ -29,8 +29,8 @@ use crate::{
 /// The body of a response, holding the connection it comes over.
 pub struct PooledBody {
     flow: Flow,
-    attempted: Option<Attempted>,
-    source: Source,
+    attempted: Option<Box<Attempted>>,
+    clock: Clock,
 }
 
 /// What a body comes over.
@@ -46,8 +46,8 @@ pub(super) enum Flow {
 }
 
 impl PooledBody {
-    pub(super) fn new(flow: Flow, attempted: Option<Attempted>, source: Source) -> Self {
-        let mut this = Self { flow, attempted, source };
+    pub(super) fn new(flow: Flow, attempted: Option<Box<Attempted>>, clock: Clock) -> Self {
+        let mut this = Self { flow, attempted, clock };
         if this.is_end_stream() {
             this.end();
         }
@@ -58,10 +58,10 @@ impl PooledBody {
         match std::mem::replace(&mut self.flow, Flow::Over) {
             Flow::Http1 { body, held } => {
                 drop(body);
-                held.give_back(self.source.now());
+                held.give_back(self.clock.now());
             }
             Flow::Escorted { escort, .. } => escort.end(),
-            Flow::Http2 { place, .. } => place.ended(self.source.now()),
+            Flow::Http2 { place, .. } => place.ended(self.clock.now()),
             Flow::Over => return,
         }
         self.attempted = None;
@@ -140,7 +140,7 @@ impl Drop for PooledBody {
     fn drop(&mut self) {
         if let Flow::Http1 { body, held } = std::mem::replace(&mut self.flow, Flow::Over) {
             drop(body);
-            held.let_go(self.source.now());
+            held.let_go(self.clock.now());
         }
     }
 }
@@ -172,7 +172,7 @@ impl Attempted {
         cluster: &Cluster,
         endpoint: &Endpoint,
         request: &mut Request<Body>,
-    ) -> Option<Self> {
+    ) -> Option<Box<Self>> {
         if !telemetry.spans().is_exporting() {
             return None;
         }
@@ -180,7 +180,7 @@ impl Attempted {
         let context = parent.child();
         context.inject(request.headers_mut());
         let host = cluster.config().service.as_ref().map_or_else(|| cluster.name().to_string(), |s| s.host.to_string());
-        Some(Self {
+        Some(Box::new(Self {
             telemetry: telemetry.clone(),
             context,
             parent: parent.span_id,
@@ -190,7 +190,7 @@ impl Attempted {
             address: endpoint.address().to_string(),
             host,
             status: AtomicU16::new(0),
-        })
+        }))
     }
 
     pub(super) fn responded(&self, status: StatusCode) {

@@ -5,13 +5,9 @@
 //! one request, and by a reader for one walk. What a book held when it is dropped stays in the text.
 
 use std::{
-    cell::Cell,
     collections::BTreeMap,
     fmt::Write as _,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
 use hashbrown::HashMap;
@@ -19,10 +15,10 @@ use mesh_core::telemetry::{BUCKETS, REQUEST_BYTES, REQUEST_DURATION, REQUESTS_TO
 use metrics::Label;
 
 use super::{Lookup, SeriesKey};
-use crate::telemetry::Event;
+use crate::{spread, telemetry::Event};
 
 /// More threads than this share.
-const PAGES: usize = 16;
+const PAGES: usize = spread::PLACES;
 
 /// All requests of one mesh.
 #[derive(Debug, Default)]
@@ -85,16 +81,7 @@ impl Book {
     }
 
     fn page(&self) -> MutexGuard<'_, HashMap<SeriesKey, Tally>> {
-        static THREADS: AtomicUsize = AtomicUsize::new(0);
-        thread_local! {
-            static THREAD: Cell<usize> = const { Cell::new(usize::MAX) };
-        }
-        let mut thread = THREAD.get();
-        if thread == usize::MAX {
-            thread = THREADS.fetch_add(1, Ordering::Relaxed) % PAGES;
-            THREAD.set(thread);
-        }
-        lock(&self.pages[thread % PAGES].0)
+        lock(&self.pages[spread::thread() % PAGES].0)
     }
 
     fn add_to(&self, totals: &mut Totals) {
