@@ -9,7 +9,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
-use http::{HeaderValue, Request, Response, Version};
+use http::{HeaderValue, Response, Version};
 use mesh_core::{
     cluster::Cluster,
     config::{Protocol, TlsMode, UpstreamTls},
@@ -19,11 +19,11 @@ use mesh_core::{
 
 use crate::{
     attempt::Picked,
-    body::Body,
     connect::{Connector, Stream, System, Target},
     dns::Resolver,
     error::Error,
     layer::Stage,
+    message::Message,
     source::Source,
     telemetry::{Telemetry, introduces},
     tls::ClientTls,
@@ -107,8 +107,7 @@ impl Pool {
 
     async fn send(&self, picked: Picked) -> Result<Response<PooledBody>, Error> {
         let shared = &self.shared;
-        let Picked { request, call, cluster, endpoint, .. } = picked;
-        let mut request = request.into_request();
+        let Picked { mut request, call, cluster, endpoint, .. } = picked;
         let mut route = Route::new(shared, &cluster, &endpoint, &request, call.plan().is_grpc);
         let upgrade = message::asked_upgrade(request.headers()).cloned();
         let upgrade = upgrade.filter(|protocol| protocol.to_str().is_ok_and(|it| call.plan().allows_upgrade(it)));
@@ -154,7 +153,7 @@ impl Pool {
     async fn exchange(
         &self,
         route: &Route<'_>,
-        mut request: Request<Body>,
+        mut request: Message,
         upgrade: Option<HeaderValue>,
     ) -> Result<(Response<Arriving>, Lease), Error> {
         loop {
@@ -163,14 +162,14 @@ impl Pool {
                 // In a box, so that who need not wait does not carry its room along.
                 None => Box::pin(route.pool.lease(route)).await?,
             };
-            message::prepare(&mut request, lease.is_http2(), route.tls.is_some())?;
+            message::prepare(request.parts_mut(), lease.is_http2(), route.tls.is_some())?;
             if let Some(protocol) = &upgrade {
                 message::ask_upgrade(request.headers_mut(), protocol.clone());
             }
-            match lease.send(request).await {
+            match lease.send(request.into_request()).await {
                 Sent::Answered(response) => return Ok((response, lease)),
                 // A connection that was lying idle may have been closed by the peer just then: the next one, or a new one.
-                Sent::Returned(unsent, _) if lease.is_reused() => request = *unsent,
+                Sent::Returned(unsent, _) if lease.is_reused() => request = Message::from(*unsent),
                 Sent::Returned(_, error) => return Err(error.unsent()),
                 Sent::Failed(error) => return Err(error),
             }
@@ -216,7 +215,7 @@ impl<'a> Route<'a> {
         shared: &'a Arc<Shared>,
         cluster: &'a Arc<Cluster>,
         endpoint: &'a Arc<Endpoint>,
-        request: &Request<Body>,
+        request: &Message,
         is_grpc: bool,
     ) -> Self {
         let tls = tls_of(cluster, endpoint);

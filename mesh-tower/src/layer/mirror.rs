@@ -8,7 +8,7 @@
 
 use std::{
     fmt,
-    future::poll_fn,
+    future::{Future, poll_fn},
     pin::{Pin, pin},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -102,11 +102,12 @@ where
 {
     type Response = http::Response<B>;
 
-    async fn call(&self, mut routed: Routed) -> Result<Self::Response, Error> {
+    /// Adds nothing to the future of what stands below.
+    fn call(&self, mut routed: Routed) -> impl Future<Output = Result<Self::Response, Error>> + Send {
         if !routed.call.copies().is_empty() {
             self.copy(&mut routed);
         }
-        self.inner.call(routed).await
+        self.inner.call(routed)
     }
 }
 

@@ -1,11 +1,8 @@
 //! What a request becomes on the wire, and what hyper's errors mean.
 
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri, Version, header, uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Uri, Version, header, request::Parts, uri};
 
-use crate::{
-    body::Body,
-    error::{Error, ErrorKind},
-};
+use crate::error::{Error, ErrorKind};
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -13,8 +10,8 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 /// Puts the authority and the path where the protocol has them, and takes off what concerns one connection only.
 ///
 /// What was prepared for one protocol can be prepared for the other.
-pub(super) fn prepare(request: &mut Request<Body>, http2: bool, tls: bool) -> Result<(), Error> {
-    remove_hop_by_hop(request.headers_mut());
+pub(super) fn prepare(request: &mut Parts, http2: bool, tls: bool) -> Result<(), Error> {
+    remove_hop_by_hop(&mut request.headers);
     if http2 { prepare_http2(request, tls) } else { prepare_http1(request) }
 }
 
@@ -32,38 +29,38 @@ pub(crate) fn ask_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
     headers.insert(header::UPGRADE, protocol);
 }
 
-fn prepare_http1(request: &mut Request<Body>) -> Result<(), Error> {
-    if let Some(authority) = request.uri().authority() {
+fn prepare_http1(request: &mut Parts) -> Result<(), Error> {
+    if let Some(authority) = request.uri.authority() {
         // Credentials before an `@` are not part of Host.
         let host = authority.as_str().rsplit('@').next().unwrap_or_default();
-        if request.headers().get(header::HOST).is_none_or(|known| known != host) {
+        if request.headers.get(header::HOST).is_none_or(|known| known != host) {
             let host = HeaderValue::from_str(host).map_err(invalid)?;
-            request.headers_mut().insert(header::HOST, host);
+            request.headers.insert(header::HOST, host);
         }
     }
-    if request.uri().authority().is_some() || request.uri().path_and_query().is_none() {
-        let path = request.uri().path_and_query().cloned().unwrap_or_else(|| uri::PathAndQuery::from_static("/"));
-        *request.uri_mut() = Uri::from(path);
+    if request.uri.authority().is_some() || request.uri.path_and_query().is_none() {
+        let path = request.uri.path_and_query().cloned().unwrap_or_else(|| uri::PathAndQuery::from_static("/"));
+        request.uri = Uri::from(path);
     }
-    *request.version_mut() = Version::HTTP_11;
+    request.version = Version::HTTP_11;
     Ok(())
 }
 
-fn prepare_http2(request: &mut Request<Body>, tls: bool) -> Result<(), Error> {
+fn prepare_http2(request: &mut Parts, tls: bool) -> Result<(), Error> {
     let scheme = if tls { uri::Scheme::HTTPS } else { uri::Scheme::HTTP };
-    let host = request.headers_mut().remove(header::HOST);
-    let uri = request.uri();
+    let host = request.headers.remove(header::HOST);
+    let uri = &request.uri;
     if uri.authority().is_none() || uri.scheme() != Some(&scheme) || uri.path_and_query().is_none() {
-        let mut parts = std::mem::take(request.uri_mut()).into_parts();
+        let mut parts = std::mem::take(&mut request.uri).into_parts();
         if parts.authority.is_none() {
             let host = host.ok_or_else(|| invalid("it names no host"))?;
             parts.authority = Some(uri::Authority::try_from(host.as_bytes()).map_err(invalid)?);
         }
         parts.scheme = Some(scheme);
         parts.path_and_query.get_or_insert_with(|| uri::PathAndQuery::from_static("/"));
-        *request.uri_mut() = Uri::from_parts(parts).map_err(invalid)?;
+        request.uri = Uri::from_parts(parts).map_err(invalid)?;
     }
-    *request.version_mut() = Version::HTTP_2;
+    request.version = Version::HTTP_2;
     Ok(())
 }
 
@@ -132,14 +129,14 @@ mod tests {
     use super::*;
 
     fn check(http2: bool, uri: &str, host: Option<&str>) -> (String, Option<String>) {
-        let mut request = Request::builder().uri(uri);
+        let mut request = http::Request::builder().uri(uri);
         if let Some(host) = host {
             request = request.header("host", host);
         }
-        let mut request = request.body(Body::empty()).unwrap();
+        let (mut request, ()) = request.body(()).unwrap().into_parts();
         prepare(&mut request, http2, true).unwrap();
-        let host = request.headers().get("host").map(|host| host.to_str().unwrap().to_owned());
-        (request.uri().to_string(), host)
+        let host = request.headers.get("host").map(|host| host.to_str().unwrap().to_owned());
+        (request.uri.to_string(), host)
     }
 
     /// CP1: HTTP/1.1 has the host in a header, HTTP/2 in the URI.

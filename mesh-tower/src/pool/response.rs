@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use h2::RecvStream;
-use http::{Request, StatusCode};
+use http::StatusCode;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use mesh_core::{cluster::Cluster, config::Name, endpoint::Endpoint};
@@ -19,8 +19,8 @@ use super::{
     message,
 };
 use crate::{
-    body::Body,
     error::Error,
+    message::Message,
     source::{self, Clock},
     telemetry::{Span, SpanKind, Telemetry, TraceContext},
     upkeep::Owned,
@@ -171,7 +171,7 @@ impl Attempted {
         telemetry: &Telemetry,
         cluster: &Cluster,
         endpoint: &Endpoint,
-        request: &mut Request<Body>,
+        request: &mut Message,
     ) -> Option<Box<Self>> {
         if !telemetry.spans().is_exporting() {
             return None;
