@@ -93,11 +93,7 @@ impl EndpointPool {
         let (wants, generation) = (route.wants, route.generation());
         let mut pending: Option<Slot> = None;
         let told = loop {
-            let now = route.now();
-            if let Some(lease) = self.take(wants, generation, now) {
-                if self.keep.preconnect_percent > 100 {
-                    self.preconnect(route);
-                }
+            if let Some(lease) = self.at_hand(route) {
                 return Ok(lease);
             }
             if pending.is_none() {
@@ -106,7 +102,7 @@ impl EndpointPool {
             }
             let mut state = self.lock();
             let came_free = (wants.takes_http1() && !state.idle.is_empty())
-                || (wants.takes_http2() && self.roomy(&state, generation, now).is_some());
+                || (wants.takes_http2() && self.roomy(&state, generation, route.now()).is_some());
             if came_free {
                 continue;
             }
