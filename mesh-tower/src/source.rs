@@ -48,7 +48,7 @@ impl Requests {
             return next.fetch_add(1, Ordering::Relaxed);
         }
         let mut next = NEXT.get();
-        if next % Self::BLOCK == 0 {
+        if next.is_multiple_of(Self::BLOCK) {
             next = BLOCKS.fetch_add(Self::BLOCK, Ordering::Relaxed);
         }
         NEXT.set(next + 1);

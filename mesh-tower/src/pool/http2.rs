@@ -18,7 +18,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::task::AtomicWaker;
+use futures_util::{future::Either, task::AtomicWaker};
 use h2::{
     Ping, PingPong, RecvStream,
     client::{self, ResponseFuture, SendRequest},
@@ -185,8 +185,8 @@ impl Http2 {
         let begun = self.begin(request);
         async move {
             let (mut response, mut pipe) = match begun {
-                Ok(begun) => begun,
-                Err(sent) => return (sent, None),
+                Either::Left(begun) => begun,
+                Either::Right(sent) => return (sent, None),
             };
             let result = poll_fn(|cx| {
                 if let Some(pipe) = &mut pipe {
@@ -210,15 +210,15 @@ impl Http2 {
     }
 
     /// Puts the head of a request on the connection.
-    fn begin(&self, request: Request<Body>) -> Result<(ResponseFuture, Option<Pipe>), Sent<RecvStream>> {
+    fn begin(&self, request: Request<Body>) -> Either<(ResponseFuture, Option<Pipe>), Sent<RecvStream>> {
         let Some(sender) = &self.sender else {
-            return Err(Sent::Returned(Box::new(request), Error::of(ErrorKind::Reset)));
+            return Either::Right(Sent::Returned(Box::new(request), Error::of(ErrorKind::Reset)));
         };
         let mut sender = sender.clone();
         // A fresh handle waits for nothing; it only says whether the connection takes new requests.
         if let Poll::Ready(Err(error)) = sender.poll_ready(&mut Context::from_waker(Waker::noop())) {
             self.state.closed.store(true, Relaxed);
-            return Err(Sent::Returned(Box::new(request), message::stream_failure(error).unsent()));
+            return Either::Right(Sent::Returned(Box::new(request), message::stream_failure(error).unsent()));
         }
         let (mut parts, body) = request.into_parts();
         if let Some(length) = body.known_len()
@@ -231,11 +231,11 @@ impl Http2 {
             Ok(started) => started,
             // The connection ended between the two calls, or the request has headers that HTTP/2 does not allow.
             Err(error) if error.is_io() || error.is_go_away() || error.is_reset() => {
-                return Err(Sent::Failed(message::stream_failure(error).unsent()));
+                return Either::Right(Sent::Failed(message::stream_failure(error).unsent()));
             }
-            Err(error) => return Err(Sent::Failed(Error::new(ErrorKind::Invalid, error))),
+            Err(error) => return Either::Right(Sent::Failed(Error::new(ErrorKind::Invalid, error))),
         };
-        Ok((response, (!whole).then(|| Pipe::new(body, stream))))
+        Either::Left((response, (!whole).then(|| Pipe::new(body, stream))))
     }
 }
 
