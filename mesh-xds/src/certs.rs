@@ -11,7 +11,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use rand::{SeedableRng, rngs::SmallRng};
+use rand::{RngCore, SeedableRng, rngs::SmallRng};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PublicKeyData, SanType};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject};
 use tokio::sync::watch;
@@ -22,7 +22,7 @@ use x509_parser::{
 };
 
 use crate::{
-    ads::back_off::BackOff,
+    ads::back_off::{BackOff, spread},
     bootstrap::{Bootstrap, Ca},
     node::Node,
     proto::{IstioCertificateRequest, IstioCertificateServiceClient},
@@ -66,9 +66,11 @@ impl fmt::Debug for Identity {
 }
 
 impl Identity {
-    /// When to ask for the next one: at half its life.
-    pub fn renew_at(&self) -> SystemTime {
-        self.not_before + self.not_after.duration_since(self.not_before).unwrap_or_default() / 2
+    /// When to ask for the next one: at half its life, a hundredth of it earlier or later, so that processes that began together do
+    /// not all ask at once. Source: Istio `SECRET_GRACE_PERIOD_RATIO` 0.5 and its jitter 0.01.
+    pub fn renew_at(&self, rng: &mut impl RngCore) -> SystemTime {
+        let life = self.not_after.duration_since(self.not_before).unwrap_or_default();
+        self.not_before + spread(life.as_secs_f64() / 2.0, 0.02, rng)
     }
 }
 
@@ -114,7 +116,7 @@ async fn keep(ca: Ca, node: Node, publish: watch::Sender<Option<Arc<Identity>>>,
         let next = match signed {
             Ok(identity) => {
                 failures = 0;
-                let next = identity.renew_at();
+                let next = identity.renew_at(&mut rng);
                 publish.send_replace(Some(Arc::new(identity)));
                 tell.send_replace(None);
                 next
@@ -278,8 +280,12 @@ mod tests {
         let answer = ca.sign(&csr, |_| {});
         let identity = read_chain(&answer, key, ID, SystemTime::now()).unwrap();
         assert_eq!((identity.chain.len(), identity.roots.len(), identity.spiffe_id.as_str()), (1, 1, ID));
-        let half = identity.renew_at().duration_since(identity.not_before).unwrap();
-        assert_eq!(half, Duration::from_secs(1_800));
+        let mut rng = SmallRng::seed_from_u64(1);
+        let after: Vec<_> = (0..1_000)
+            .map(|_| identity.renew_at(&mut rng).duration_since(identity.not_before).unwrap().as_secs_f64())
+            .collect();
+        assert!(after.iter().all(|seconds| (1_764.0..=1_836.0).contains(seconds)), "half an hour, spread by 36 s");
+        assert!(after.iter().any(|seconds| *seconds < 1_780.0) && after.iter().any(|seconds| *seconds > 1_820.0));
         assert!(!format!("{identity:?}").contains("key"), "{identity:?}");
     }
 

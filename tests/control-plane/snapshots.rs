@@ -163,21 +163,27 @@ async fn state_of_the_world_snapshots_are_in_force() {
     snapshots_are_in_force(false).await;
 }
 
+/// XD2, XD3, XD4: the same by increments.
+#[tokio::test(flavor = "multi_thread")]
+async fn incremental_snapshots_are_in_force() {
+    snapshots_are_in_force(true).await;
+}
+
 /// XD1, XD15: ten thousand services from a server that reads only between writes: the first request is answered, and few requests are
 /// made of the server.
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_thousand_services_cost_few_requests() {
     let backend = upstream("many").await;
-    for flags in [&["-lockstep"][..], &["-consistent"]] {
+    for (flags, delta) in [(&["-lockstep"][..], false), (&["-consistent"], false), (&[], true)] {
         let Some(mut control_plane) = ControlPlane::start(flags) else { return };
         control_plane.serve(&json!({"version": "1", "generate": 10_000, "backend": backend.to_string()}));
-        let mesh = member(&control_plane, false).await;
+        let mesh = member(&control_plane, delta).await;
         let start = Instant::now();
         until(&mesh, "service-7777", (200, "many")).await;
         let took = start.elapsed();
         control_plane.catch_up();
         let count = control_plane.asked.len();
-        eprintln!("{flags:?}: answered after {took:?}, {count} requests to the control plane");
+        eprintln!("{flags:?}, delta {delta}: answered after {took:?}, {count} requests to the control plane");
         assert!(count < 20, "{count} requests: {:#?}", control_plane.asked);
         let refused = control_plane.asked.iter().find(|asked| !asked.error.is_empty());
         assert!(refused.is_none(), "{refused:?}");

@@ -177,9 +177,8 @@ impl Bookinfo {
                 })
             }
         };
-        let features = if way.delta { json!(["xds_v3", "xds.delta"]) } else { json!(["xds_v3"]) };
-        server["server_features"] = features;
-        json!({"xds_servers": [server], "node": node})
+        server["server_features"] = json!(["xds_v3"]);
+        json!({"xds_servers": [server], "node": node, "mesh": {"delta": way.delta}})
     }
 
     /// Waits until a member says that it is ready.

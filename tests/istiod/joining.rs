@@ -33,30 +33,42 @@ async fn until<F: Future<Output = bool>>(bookinfo: &Bookinfo, what: &str, mut do
 /// XD3, XD20: istiod lists every process by its node id, and each has acknowledged what it was sent last.
 #[tokio::test(flavor = "multi_thread")]
 async fn istiod_lists_its_clients_as_synced() {
+    listed_as_synced(SECURE).await;
+}
+
+/// XD2, XD3: likewise by increments.
+#[tokio::test(flavor = "multi_thread")]
+async fn istiod_lists_incremental_clients_as_synced() {
+    listed_as_synced(Way { delta: true, ..SECURE }).await;
+}
+
+async fn listed_as_synced(way: Way) {
     let Some(program) = process::program() else { return };
     let _turn = turn().await;
-    let bookinfo = Bookinfo::start(program, SECURE, Options::default()).await;
+    let bookinfo = Bookinfo::start(program, way, Options::default()).await;
     all_to_v1(&bookinfo).await;
     for name in Bookinfo::names() {
         let id = bookinfo.node_id(name);
         // What istiod shows by is the third part.
         let shown = id.split('~').nth(2).unwrap();
-        until(&bookinfo, &format!("{name} in sync"), || async {
-            let answer = bookinfo.istiod.get("/debug/syncz").await;
-            let list = answer.json();
-            let list = list.as_array().cloned().unwrap_or_default();
-            list.iter().any(|entry| entry["proxy"] == shown && in_sync(entry))
-        })
-        .await;
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let list = bookinfo.istiod.get("/debug/syncz").await.json();
+            let entry = list.as_array().and_then(|list| list.iter().find(|entry| entry["proxy"] == shown));
+            if entry.is_some_and(in_sync) {
+                break;
+            }
+            assert!(Instant::now() < end, "{name} is not in sync: {entry:#?}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     }
 }
 
-/// Whether listeners, clusters and endpoints are acknowledged as sent.
+/// Whether listeners, routes, clusters and endpoints are acknowledged as sent, and nothing is refused.
 fn in_sync(entry: &Value) -> bool {
-    ["cluster", "listener", "endpoint"].iter().all(|kind| {
-        let part = |what| entry[format!("{kind}_{what}")].as_str().filter(|nonce| !nonce.is_empty());
-        part("sent").is_some() && part("sent") == part("acked")
-    })
+    let Some(types) = entry["resources"].as_object() else { return false };
+    let acknowledged = |state: &Value| state["sent"].is_string() && state["sent"] == state["acked"];
+    types.len() >= 4 && types.values().all(|state| acknowledged(state) && state["lastError"].is_null())
 }
 
 /// CT4, AN4, AN5, AN8: certificates are istiod's, made for a token and our own key; with them one workload is let in by another,
@@ -128,14 +140,13 @@ async fn a_token_of_another_namespace_is_refused() {
     assert!(client.config().borrow().is_none(), "nothing was sent to a stranger");
 }
 
-/// XD8, XD9: istiod closes every connection at its age, as production does; no request fails, and changes go on arriving.
-#[tokio::test(flavor = "multi_thread")]
-async fn connections_closed_at_their_age_cost_no_request() {
+/// Istiod closes every connection at its age, as production does; no request fails, and changes go on arriving.
+async fn closed_at_their_age(way: Way) {
     let Some(program) = process::program() else { return };
     let _turn = turn().await;
     // The age is followed by ten seconds of grace, which istiod has no flag for.
     let options = Options { connection_age: Some(Duration::from_secs(1)) };
-    let bookinfo = Bookinfo::start(program, SECURE, options).await;
+    let bookinfo = Bookinfo::start(program, way, options).await;
     all_to_v1(&bookinfo).await;
     let end = Instant::now() + Duration::from_secs(30);
     let mut count = BTreeMap::new();
@@ -145,11 +156,24 @@ async fn connections_closed_at_their_age_cost_no_request() {
         }
     }
     assert!(count.keys().eq(["reviews-v1"]), "{count:?}; said:\n{}", bookinfo.said());
-    let streams = bookinfo.istiod.streams("productpage-v1");
+    let kind = if way.delta { "new delta connection" } else { "new connection" };
+    let streams = bookinfo.istiod.streams(kind, "productpage-v1");
     assert!(streams >= 3, "{streams} streams of productpage in 30 seconds, so that none was closed");
     eprintln!("{count:?} over {streams} streams");
     bookinfo.apply_istio(V3);
     bookinfo.until_reviews_by(&["reviews-v3"], "").await;
+}
+
+/// XD8, XD9: state of the world.
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_closed_at_their_age_cost_no_request() {
+    closed_at_their_age(SECURE).await;
+}
+
+/// XD2, XD8, XD9: increments, which begin again with the versions held.
+#[tokio::test(flavor = "multi_thread")]
+async fn incremental_connections_closed_at_their_age_cost_no_request() {
+    closed_at_their_age(Way { delta: true, ..SECURE }).await;
 }
 
 /// XD9: istiod killed costs no request; back, its changes arrive.

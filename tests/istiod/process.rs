@@ -150,10 +150,10 @@ impl Istiod {
         std::fs::write(file, self.tokens.issue(namespace, account)).unwrap();
     }
 
-    /// How many streams of this process it has logged.
-    pub(crate) fn streams(&self, name: &str) -> usize {
+    /// How many streams of this process it has logged, of a kind as it writes it.
+    pub(crate) fn streams(&self, kind: &str, name: &str) -> usize {
         let said = std::fs::read_to_string(self.log()).unwrap_or_default();
-        said.lines().filter(|line| line.contains("new connection for node") && line.contains(name)).count()
+        said.lines().filter(|line| line.contains(&format!("{kind} for node")) && line.contains(name)).count()
     }
 
     /// The last of what it has logged.

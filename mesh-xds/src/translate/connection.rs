@@ -170,7 +170,7 @@ fn tcp_keepalive(message: &TcpKeepaliveMessage) -> TcpKeepalive {
 
 fn bind_config(bind: &BindConfig, connections: &mut Connections, ignored: &mut Ignored) -> Result<(), Wrong> {
     if let Some(source) = &bind.source_address {
-        let (host, port) = endpoint::socket_address(source.clone()).under("source_address")?;
+        let (host, port) = endpoint::local_address(source.clone()).under("source_address")?;
         let address: IpAddr =
             host.parse().map_err(|_| wrong("source_address", format!("{host:?} is no IP address")))?;
         // The unspecified address leaves the choice to the system, which is the default.

@@ -209,8 +209,16 @@ pub(super) fn address(address: Option<Address>) -> Result<EndpointAddress, Wrong
     }
 }
 
-/// Host and port.
+/// Host and port to connect to.
 pub(super) fn socket_address(socket: SocketAddress) -> Result<(String, u16), Wrong> {
+    match local_address(socket)? {
+        (_, 0) => Err(wrong("port_value", "is 0, not in 1..=65535")),
+        address => Ok(address),
+    }
+}
+
+/// Host and port of our own end: port 0 leaves it to the system.
+pub(super) fn local_address(socket: SocketAddress) -> Result<(String, u16), Wrong> {
     if socket.protocol != i32::from(Protocol::Tcp) {
         return Err(wrong("protocol", "must be TCP"));
     }
@@ -218,10 +226,10 @@ pub(super) fn socket_address(socket: SocketAddress) -> Result<(String, u16), Wro
         return Err(wrong("address", "is missing"));
     }
     match socket.port_specifier {
-        Some(PortSpecifier::PortValue(port)) => match u16::try_from(port) {
-            Ok(port) if port > 0 => Ok((socket.address, port)),
-            _ => Err(wrong("port_value", format!("is {port}, not in 1..=65535"))),
-        },
+        Some(PortSpecifier::PortValue(port)) => {
+            let port = u16::try_from(port).map_err(|_| wrong("port_value", format!("is {port}, not in 1..=65535")))?;
+            Ok((socket.address, port))
+        }
         None => Err(wrong("port_value", "is missing")),
     }
 }

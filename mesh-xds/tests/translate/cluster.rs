@@ -20,9 +20,10 @@ use mesh_xds::{
                 },
                 core::v3::{
                     BindConfig, ConfigSource, DataSource, HealthCheck, Http2ProtocolOptions, HttpProtocolOptions,
-                    KeepaliveSettings, Metadata, SocketOption, TransportSocket, TypedExtensionConfig,
+                    KeepaliveSettings, Metadata, SocketAddress, SocketOption, TransportSocket, TypedExtensionConfig,
                     data_source::Specifier,
                     health_check::{HealthChecker, HttpHealthCheck, TcpHealthCheck},
+                    socket_address::PortSpecifier,
                     socket_option,
                     transport_socket::ConfigType,
                 },
@@ -439,6 +440,24 @@ fn connections_are_checked() {
             "upstream_bind_config.socket_options level 41 name 26",
         ]
     );
+}
+
+/// CP5: the address that connections are made from may leave the port to the system, as Istio's inbound clusters do.
+#[test]
+fn own_address_without_a_port() {
+    let from = |port: u16| {
+        let source = SocketAddress {
+            address: "127.0.0.6".to_owned(),
+            port_specifier: Some(PortSpecifier::PortValue(port.into())),
+            ..Default::default()
+        };
+        let bind = BindConfig { source_address: Some(source), ..Default::default() };
+        decode(&Message { upstream_bind_config: Some(bind), ..named() }).unwrap().value.connections.clone()
+    };
+    for port in [0, 4711] {
+        let connections = from(port);
+        assert_eq!((connections.bind, connections.bind_port), (Some([127, 0, 0, 6].into()), port));
+    }
 }
 
 /// CP2: HTTP/3 is named as having no effect; requests go over what remains.
