@@ -2,9 +2,17 @@
 //! are written. It asks nothing itself.
 #![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::{env, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    env,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use bytes::Bytes;
+use http::HeaderValue;
 use http_body_util::{BodyExt, Full};
 use mesh_core::config::{
     Action, Cluster, Config, Endpoint, EndpointAddress, Endpoints, Forward, Health, LocalityEndpoints, Route,
@@ -115,6 +123,8 @@ pub fn mesh(services: usize, policy: Policy, address: SocketAddr) -> Config {
 pub struct Nowhere;
 
 pub const ANSWER: &[u8] = &[b'x'; 1024];
+/// A message of 64 bytes in its frame.
+pub const MESSAGE: &[u8] = &[0; 69];
 
 impl Nowhere {
     pub fn answer<T>(request: T) -> http::Response<Full<Bytes>> {
@@ -131,12 +141,65 @@ impl Stage<Picked> for Nowhere {
     }
 }
 
+/// The same for gRPC: one message, then a status in trailers.
+#[derive(Clone, Copy, Debug)]
+pub struct GrpcNowhere;
+
+impl GrpcNowhere {
+    pub fn answer<T>(request: T) -> http::Response<GrpcAnswer> {
+        drop(request);
+        let mut response = http::Response::new(GrpcAnswer { frames: 0 });
+        response.headers_mut().insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        response
+    }
+}
+
+impl Stage<Picked> for GrpcNowhere {
+    type Response = http::Response<GrpcAnswer>;
+
+    async fn call(&self, picked: Picked) -> Result<Self::Response, Error> {
+        Ok(Self::answer(picked.request))
+    }
+}
+
+/// What [`GrpcNowhere`] says.
+#[derive(Debug)]
+pub struct GrpcAnswer {
+    frames: u8,
+}
+
+impl http_body::Body for GrpcAnswer {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Self::Error>>> {
+        self.frames = self.frames.saturating_add(1);
+        Poll::Ready(match self.frames {
+            1 => Some(Ok(http_body::Frame::data(Bytes::from_static(MESSAGE)))),
+            2 => {
+                let mut trailers = http::HeaderMap::new();
+                trailers.insert("grpc-status", HeaderValue::from_static("0"));
+                Some(Ok(http_body::Frame::trailers(trailers)))
+            }
+            _ => None,
+        })
+    }
+}
+
 /// The whole stack of a client, with everything on, above an endpoint that costs nothing.
 pub fn client(config: &Config) -> HttpClient<Nowhere> {
+    client_of(config, Nowhere)
+}
+
+/// The same above another endpoint.
+pub fn client_of<L>(config: &Config, leaf: L) -> HttpClient<L> {
     let live = Live::new();
     live.update(config).unwrap();
     let own = Workload { name: "bench-v1".into(), namespace: "default".into(), ..Workload::default() };
-    HttpClient::new(Arc::new(live), Telemetry::new(own), Nowhere)
+    HttpClient::new(Arc::new(live), Telemetry::new(own), leaf)
 }
 
 pub fn uris(services: usize) -> Vec<http::Uri> {
@@ -147,6 +210,24 @@ pub fn request(uri: &http::Uri) -> http::Request<Full<Bytes>> {
     let mut request = http::Request::new(Full::default());
     *request.uri_mut() = uri.clone();
     request
+}
+
+pub fn grpc_request(uri: &http::Uri) -> http::Request<Full<Bytes>> {
+    let mut request = http::Request::new(Full::new(Bytes::from_static(MESSAGE)));
+    *request.uri_mut() = uri.clone();
+    *request.method_mut() = http::Method::POST;
+    *request.version_mut() = http::Version::HTTP_2;
+    let headers = request.headers_mut();
+    headers.insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert(http::header::TE, HeaderValue::from_static("trailers"));
+    request
+}
+
+/// One call through `client`, read to its end.
+pub async fn grpc_call(client: &HttpClient<GrpcNowhere>, uri: &http::Uri) {
+    let response = client.request(grpc_request(uri)).await.unwrap();
+    assert_eq!(response.status(), 200);
+    read(response.into_body()).await;
 }
 
 /// One request through `client`, read to its end.

@@ -14,7 +14,10 @@ use mesh_core::{
     snapshot::Snapshot, time::Time,
 };
 
-use common::{Nowhere, Policy, argument, call, client, mesh, read, request, text_argument, uris};
+use common::{
+    GrpcNowhere, Nowhere, Policy, argument, call, client, client_of, grpc_call, grpc_request, mesh, read, request,
+    text_argument, uris,
+};
 
 mod common;
 
@@ -25,6 +28,8 @@ const PATHS: &[Path] = &[
     ("call: one route", |turns| calls(turns, 1, Policy::Plain)),
     ("call: one route with timeout and retries", |turns| calls(turns, 1, Policy::Usual)),
     ("call: 1,000 virtual hosts with timeout and retries", |turns| calls(turns, 1_000, Policy::Usual)),
+    ("call: the gRPC loop itself", bare_grpc),
+    ("call: gRPC, one route with timeout and retries", grpc_calls),
     ("plan: one route", |turns| plans(turns, 1)),
     ("plan: 1,000 virtual hosts", |turns| plans(turns, 1_000)),
     ("pick: least request of 1,000 endpoints", |turns| picks(turns, LoadBalancer::default())),
@@ -76,6 +81,25 @@ fn calls(turns: usize, services: usize, policy: Policy) {
     on_one_thread(async {
         for uri in uris.iter().cycle().take(turns) {
             call(&client, uri).await;
+        }
+    });
+}
+
+fn bare_grpc(turns: usize) {
+    let uris = uris(1);
+    on_one_thread(async {
+        for _ in 0..turns {
+            read(std::hint::black_box(GrpcNowhere::answer(grpc_request(&uris[0]))).into_body()).await;
+        }
+    });
+}
+
+fn grpc_calls(turns: usize) {
+    let client = client_of(&mesh(1, Policy::Usual, "127.0.0.1:9".parse().unwrap()), GrpcNowhere);
+    let uris = uris(1);
+    on_one_thread(async {
+        for _ in 0..turns {
+            grpc_call(&client, &uris[0]).await;
         }
     });
 }
