@@ -10,8 +10,20 @@
 use std::{env, process::Command, sync::Arc};
 
 use mesh_core::{
-    cluster::Cluster, config::LoadBalancer, outcome::Outcome, pick::Ask, request::RequestView, rng::RequestRng,
-    snapshot::Snapshot, time::Time,
+    cluster::Cluster,
+    config::{self, LoadBalancer},
+    outcome::Outcome,
+    pick::Ask,
+    request::RequestView,
+    rng::RequestRng,
+    snapshot::Snapshot,
+    time::Time,
+};
+
+use mesh_xds::{
+    ads::{TypeUrl, sotw::Event},
+    graph::{Graph, Part},
+    translate::{Listener, RouteSource},
 };
 
 use common::{
@@ -20,6 +32,9 @@ use common::{
 };
 
 mod common;
+#[allow(dead_code)]
+#[path = "../mesh-xds/tests/size/large.rs"]
+mod large;
 
 type Path = (&'static str, fn(usize));
 
@@ -34,6 +49,12 @@ const PATHS: &[Path] = &[
     ("plan: 1,000 virtual hosts", |turns| plans(turns, 1_000)),
     ("pick: least request of 1,000 endpoints", |turns| picks(turns, LoadBalancer::default())),
     ("pick: round robin of 1,000 endpoints", |turns| picks(turns, LoadBalancer::RoundRobin)),
+    ("pick: peak EWMA of 1,000 endpoints", |turns| picks(turns, LoadBalancer::PeakEwma)),
+    ("pick: ring hash of 1,000 endpoints", |turns| picks(turns, LoadBalancer::RingHash(Default::default()))),
+    ("pick: maglev of 1,000 endpoints", |turns| picks(turns, LoadBalancer::Maglev(Default::default()))),
+    ("update: one endpoint of 100 services", |turns| updates(turns, 100)),
+    ("update: one endpoint of 1,000 services", |turns| updates(turns, 1_000)),
+    ("update: one endpoint of 10,000 services", |turns| updates(turns, 10_000)),
 ];
 
 fn main() {
@@ -44,8 +65,10 @@ fn main() {
     println!("| path | instructions |");
     println!("|---|---|");
     for (at, (name, _)) in PATHS.iter().enumerate().filter(|(_, (name, _))| name.contains(&only)) {
+        // An update is far more than a call: fewer of them do.
+        let each = if name.starts_with("update") { 400.0 } else { 4_000.0 };
         let (few, many) = (count(at, 1_000), count(at, 5_000));
-        println!("| {name} | {:.0} |", (many - few) as f64 / 4_000.0);
+        println!("| {name} | {:.0} |", (many - few) as f64 / each);
     }
 }
 
@@ -113,6 +136,30 @@ fn plans(turns: usize, services: usize) {
     }
 }
 
+/// From the endpoints as EDS gives them to the snapshot that requests read; the graph, the configuration and the compiling.
+fn updates(turns: usize, services: usize) {
+    let mut graph = Graph::default();
+    let config = large::config(services, 80);
+    for (name, cluster) in &config.clusters {
+        let bare = config::Cluster { endpoints: Arc::default(), ..(**cluster).clone() };
+        graph.handle_event(Event::Changed(TypeUrl::Cluster, name.clone(), Part::Cluster(Arc::new(bare))));
+        let endpoints = Part::Endpoints(Arc::clone(&cluster.endpoints));
+        graph.handle_event(Event::Changed(TypeUrl::Endpoint, name.clone(), endpoints));
+    }
+    let settings = Arc::default();
+    let listener =
+        Listener::Outbound { port: 80, routes: RouteSource::Inline(Arc::clone(&config.outbound[&80])), settings };
+    graph.handle_event(Event::Changed(TypeUrl::Listener, "80".into(), Part::Listener(listener)));
+    graph.handle_event(Event::Synced(TypeUrl::Cluster));
+    graph.handle_event(Event::Synced(TypeUrl::Listener));
+    let mut snapshot = Snapshot::compile(&graph.poll_config(Time::ZERO).unwrap(), None).unwrap();
+    for turn in 1..=turns / 10 {
+        let endpoints = Part::Endpoints(large::endpoints(services / 2, 80, turn));
+        graph.handle_event(Event::Changed(TypeUrl::Endpoint, large::cluster_name(services / 2), endpoints));
+        snapshot = Snapshot::compile(&graph.poll_config(Time::ZERO).unwrap(), Some(&snapshot)).unwrap();
+    }
+}
+
 fn picks(turns: usize, policy: LoadBalancer) {
     let addresses = (0..1_000).map(|n: u32| std::net::SocketAddr::from(([10, 0, (n >> 8) as u8, n as u8], 80)));
     let mut config = common::cluster("echo", addresses);
@@ -121,7 +168,8 @@ fn picks(turns: usize, policy: LoadBalancer) {
     let mut rng = RequestRng::new(1, 1);
     for n in 0..turns {
         let now = Time::from_nanos(1_000 * n as u64);
-        let pick = cluster.pick(&Ask::default(), now, &mut rng).unwrap();
+        let ask = Ask { hash: Some(n as u64 * 0x9e37_79b9_7f4a_7c15), ..Ask::default() };
+        let pick = cluster.pick(&ask, now, &mut rng).unwrap();
         pick.finish(&Outcome::response(200), now);
     }
 }
