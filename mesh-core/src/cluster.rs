@@ -21,7 +21,6 @@ use crate::{
     limit::{Counters, Kind, Slot},
     locality::{LevelLocality, Levels, Making},
     pick::{Ask, Wanted},
-    route::name_hash,
     sync::{AtomicBool, AtomicU64, Ordering::Relaxed},
     time::Time,
     zone::LocalZones,
@@ -36,9 +35,6 @@ use known::Known;
 /// A cluster, compiled for picking.
 #[derive(Debug)]
 pub struct Cluster {
-    /// That of the configuration, at hand for whoever looks it up.
-    name: config::Name,
-    pub(crate) hash: u64,
     config: Arc<config::Cluster>,
     endpoints: Vec<Arc<Endpoint>>,
     levels: Levels,
@@ -203,9 +199,7 @@ impl Cluster {
             before,
         };
         Self {
-            name: config::Name::clone(&config.name),
             levels: Levels::new(by_priority.into_values().collect(), &making),
-            hash: name_hash(&config.name),
             // What cannot be compiled was refused when it was read.
             hashing: HashPolicies::compile(&config.hash).unwrap_or_default(),
             config: Arc::clone(config),
@@ -353,7 +347,7 @@ impl Cluster {
 
     /// Its name.
     pub fn name(&self) -> &config::Name {
-        &self.name
+        &self.config.name
     }
 
     /// All its endpoints, healthy or not.

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use rand::RngCore;
 
 use crate::{
-    cluster::{Around, Cluster},
+    cluster::Cluster,
     config::{self, Config, Local, Name},
     error::{CompileError, NoRoute},
     fault::FaultDecision,
@@ -22,7 +22,7 @@ use crate::{
 
 mod clusters;
 
-use clusters::{Clusters, Same};
+use clusters::{Clusters, Same, Surroundings};
 
 /// A configuration compiled for reading.
 #[derive(Debug)]
@@ -81,8 +81,8 @@ impl Snapshot {
                 (new, old) => new.is_none() && old.is_none(),
             },
         };
-        let around = Around { seed: name_hash(&config.local.id), zones: zones.as_deref() };
-        let clusters = Clusters::compile(config, &previous.clusters, same, around);
+        let surroundings = Surroundings { seed: name_hash(&config.local.id), zones: zones.clone() };
+        let clusters = Clusters::compile(config, &previous.clusters, same, surroundings);
         let (servers, local) = (config.inbound.clone(), config.local.clone());
         Ok(Self { servers, local, outbound, inbound, clusters, zones })
     }
@@ -151,7 +151,13 @@ impl Snapshot {
         self.clusters.find(name_hash(name), name)
     }
 
-    /// All clusters, in the order of their names.
+    /// The clusters that requests have gone to, or that are to be looked after whether or not; each is compiled when it is
+    /// first wanted.
+    pub fn clusters_in_use(&self) -> impl Iterator<Item = &Arc<Cluster>> {
+        self.clusters.in_use()
+    }
+
+    /// All clusters, in the order of their names; those that are not in use are compiled for it.
     pub fn clusters(&self) -> impl ExactSizeIterator<Item = &Arc<Cluster>> {
         self.clusters.iter()
     }

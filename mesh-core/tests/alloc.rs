@@ -6,9 +6,9 @@ use std::{sync::Arc, time::Duration};
 
 use mesh_core::{
     config::{
-        Action, Cluster, Config, Endpoint, EndpointAddress, Endpoints, Forward, HeaderChanges, HeaderMatch,
-        HeaderMatcher, Health, LeastRequest, LoadBalancer, LocalityEndpoints, OutlierDetection, PathMatch, Route,
-        RouteMatch, RouteTable, StringMatch, VirtualHost, WeightedCluster,
+        Action, ClientWeighted, Cluster, Config, Endpoint, EndpointAddress, Endpoints, Forward, HeaderChanges,
+        HeaderMatch, HeaderMatcher, Health, LeastRequest, LoadBalancer, LocalityEndpoints, Maglev, OutlierDetection,
+        PathMatch, PickFirst, RingHash, Route, RouteMatch, RouteTable, StringMatch, VirtualHost, WeightedCluster,
     },
     endpoint::Tried,
     outcome::Outcome,
@@ -28,6 +28,11 @@ fn plan_and_pick_allocate_nothing() {
         LoadBalancer::Random,
         LoadBalancer::PeakEwma,
         LoadBalancer::LeastRequest(LeastRequest::default()),
+        LoadBalancer::LeastRequest(LeastRequest { choices: 5, bias: 1.5 }),
+        LoadBalancer::RingHash(RingHash::default()),
+        LoadBalancer::Maglev(Maglev::default()),
+        LoadBalancer::ClientWeighted(ClientWeighted::default()),
+        LoadBalancer::PickFirst(PickFirst::default()),
     ] {
         let snapshot = Snapshot::compile(&config(policy.clone()), None).unwrap();
         let budget = RetryBudget::new();
@@ -61,12 +66,71 @@ fn plan_and_pick_allocate_nothing() {
                 }
             };
             // What happened to endpoints is kept until it is told, in a list that grows to what it needs.
-            requests();
-            snapshot.cluster("reviews").unwrap().take_events();
+            for _ in 0..3 {
+                requests();
+                snapshot.cluster("reviews").unwrap().take_events();
+            }
             let counted = allocation_counter::measure(&mut requests);
-            assert_eq!((answered, counted.count_total), (4_000, 0), "{policy:?} {uri}");
+            assert_eq!((answered, counted.count_total), (8_000, 0), "{policy:?} {uri}");
         }
     }
+}
+
+/// RM23: what a mesh holds in memory follows from its size, and an update of one cluster copies none of the others.
+#[test]
+fn memory_follows_size() {
+    let mesh = |services: usize, endpoints: u8| {
+        let (mut config, mut snapshot) = (None, None);
+        let of_config = allocation_counter::measure(|| config = Some(large(services, endpoints)));
+        let of_snapshot =
+            allocation_counter::measure(|| snapshot = Some(Snapshot::compile(config.as_ref().unwrap(), None).unwrap()));
+        (of_config.bytes_current, of_snapshot.bytes_current, config.unwrap(), snapshot.unwrap())
+    };
+    let (few, more, wide) = (mesh(500, 1), mesh(1_000, 1), mesh(500, 11));
+    let per = |a: i64, b: i64, count: i64| (b - a) / count;
+    let service = (per(few.0, more.0, 500), per(few.1, more.1, 500));
+    let endpoint = (per(few.0, wide.0, 5_000), per(few.1, wide.1, 5_000));
+    println!("a service with its cluster, route and endpoint: {service:?}; a further endpoint: {endpoint:?}");
+    assert!(service.0 < 4_000 && service.1 < 2_700, "{service:?}");
+    // Endpoints of clusters that no request has gone to are in the configuration alone.
+    assert!(endpoint.0 < 100 && endpoint.1 == 0, "{endpoint:?}");
+    let used = allocation_counter::measure(|| assert!(wide.3.cluster("service-7").is_some()));
+    println!("a cluster of eleven endpoints in use: {} bytes", used.bytes_current);
+    assert!((1_000..6_000).contains(&used.bytes_current), "{used:?}");
+
+    // Of a thousand clusters one is changed: what is allocated is one chunk of each map, and the cluster.
+    let (mut config, snapshot) = (more.2, more.3);
+    let changed = Arc::new(of_service(500, 2));
+    let counted = allocation_counter::measure(|| {
+        let mut next = config.clone();
+        next.clusters.insert(changed.name.clone(), changed.clone());
+        config = next;
+        drop(Snapshot::compile(&config, Some(&snapshot)).unwrap());
+    });
+    println!("one changed cluster: {} allocations, {} bytes", counted.count_total, counted.bytes_total);
+    assert!(counted.count_total < 100 && counted.bytes_total < 40_000, "{counted:?}");
+}
+
+fn large(services: usize, endpoints: u8) -> Config {
+    let host = |n: usize| {
+        let to = WeightedCluster { cluster: format!("service-{n}").into(), weight: 1, ..WeightedCluster::default() };
+        let action = Action::Forward(Forward { clusters: vec![to], ..Forward::default() });
+        let routes = vec![Route { action, ..route(PathMatch::any(), None) }];
+        let name = format!("service-{n}");
+        Arc::new(VirtualHost { name: name.as_str().into(), domains: vec![name], routes, ..VirtualHost::default() })
+    };
+    let table = RouteTable { virtual_hosts: (0..services).map(host).collect(), ..RouteTable::default() };
+    let clusters = (0..services).map(|n| of_service(n, endpoints)).map(|of| (of.name.clone(), Arc::new(of)));
+    Config { outbound: [(80, Arc::new(table))].into(), clusters: clusters.collect(), ..Config::default() }
+}
+
+fn of_service(n: usize, endpoints: u8) -> Cluster {
+    let endpoint = |at: u8| Endpoint::from(std::net::SocketAddr::from(([10, (n >> 8) as u8, n as u8, at], 80)));
+    let mut listed = Vec::with_capacity(endpoints.into());
+    listed.extend((0..endpoints).map(endpoint));
+    let localities = vec![LocalityEndpoints { endpoints: listed, ..Default::default() }];
+    let endpoints = Arc::new(Endpoints { localities, ..Default::default() });
+    Cluster { name: format!("service-{n}").into(), endpoints, ..Cluster::default() }
 }
 
 fn config(load_balancer: LoadBalancer) -> Config {

@@ -58,7 +58,7 @@ pub(crate) async fn checks(live: Arc<Live>, pool: Pool, source: Source) {
         let mut updated = std::pin::pin!(updated);
         updated.as_mut().enable();
         if let Some(snapshot) = live.load() {
-            running = follow(running, snapshot.clusters(), &pool, &source);
+            running = follow(running, snapshot.clusters_in_use(), &pool, &source);
         }
         updated.await;
     }

@@ -42,7 +42,7 @@ pub(crate) async fn upkeep(live: Weak<Live>, pool: Pool, source: Source) {
         pool.sweep();
         let now = source.now();
         if let Some(snapshot) = live.load() {
-            for cluster in snapshot.clusters() {
+            for cluster in snapshot.clusters_in_use() {
                 cluster.sweep(now);
                 telemetry::tell_ejections(cluster);
                 pool.retire_unhealthy(cluster);

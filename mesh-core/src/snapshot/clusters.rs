@@ -1,13 +1,21 @@
 //! The compiled clusters of a snapshot, cut as the configuration's are: a chunk that both versions share costs a comparison
 //! of pointers, and within one that differs a cluster does that has not changed.
+//!
+//! A cluster is compiled when the first request, or whoever else, wants it: of a mesh of thousands a process calls a few, and
+//! holds those alone in their compiled form. What is actively checked, or stands for others, is compiled at once.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, OnceLock},
+};
 
 use hashbrown::HashTable;
 
 use crate::{
     cluster::{Around, Cluster, Remains},
     config::{self, ClusterChunk, Config, Discovery, Name},
+    route::name_hash,
+    zone::LocalZones,
 };
 
 /// Clusters by name, and what is left of those that have gone.
@@ -20,12 +28,41 @@ pub(super) struct Clusters {
     pub(super) index: Arc<HashTable<Place>>,
     /// Clusters that left while requests were under way, to be found again should they return.
     departed: Vec<(Name, Remains)>,
+    surroundings: Surroundings,
+}
+
+/// What of this process clusters are compiled with.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Surroundings {
+    pub(super) seed: u64,
+    pub(super) zones: Option<Arc<LocalZones>>,
+}
+
+impl Surroundings {
+    fn around(&self) -> Around<'_> {
+        Around { seed: self.seed, zones: self.zones.as_deref() }
+    }
+}
+
+/// One cluster; shared by all snapshots in which it is the same.
+#[derive(Debug)]
+struct Slot {
+    name: Name,
+    config: Arc<config::Cluster>,
+    compiled: OnceLock<Arc<Cluster>>,
+}
+
+impl Slot {
+    fn cluster(&self, surroundings: &Surroundings) -> &Arc<Cluster> {
+        let compile = || Arc::new(Cluster::compile_within(&self.config, None, surroundings.around()));
+        self.compiled.get_or_init(compile)
+    }
 }
 
 #[derive(Clone, Debug)]
 struct Chunk {
     config: Arc<ClusterChunk>,
-    clusters: Vec<Arc<Cluster>>,
+    clusters: Vec<Arc<Slot>>,
     /// It has clusters that stand for others, that depend on where this process is, that depend on which it is.
     aggregates: bool,
     zoned: bool,
@@ -57,40 +94,47 @@ impl Same {
 }
 
 impl Clusters {
-    pub(super) fn compile(config: &Config, previous: &Self, same: Same, around: Around<'_>) -> Self {
+    pub(super) fn compile(config: &Config, previous: &Self, same: Same, surroundings: Surroundings) -> Self {
         let alive = previous.departed.iter().filter(|(_, remains)| !remains.is_gone());
         let mut walk = Walk {
             old: Old { chunks: &previous.chunks, at: 0 },
             departed: alive.cloned().collect(),
             moved: false,
             same,
-            around,
+            surroundings: &surroundings,
         };
         let mut chunks: Vec<_> = config.clusters.chunks().iter().map(|chunk| walk.chunk(chunk)).collect();
         while let Some(gone) = walk.old.next() {
             walk.depart(gone);
         }
-        join_aggregates(config, &mut chunks, around);
+        let (departed, moved) = (walk.departed, walk.moved);
+        join_aggregates(config, &mut chunks, &surroundings);
         let cut_alike = chunks.len() == previous.chunks.len()
             && chunks.iter().zip(&previous.chunks).all(|(new, old)| new.clusters.len() == old.clusters.len());
         let len = config.clusters.len();
-        let index = match cut_alike && !walk.moved {
+        let index = match cut_alike && !moved {
             true => Arc::clone(&previous.index),
             false => Arc::new(index(&chunks, len)),
         };
-        Self { chunks, len, index, departed: walk.departed }
+        Self { chunks, len, index, departed, surroundings }
     }
 
     /// In the order of their names.
     pub(super) fn iter(&self) -> impl ExactSizeIterator<Item = &Arc<Cluster>> {
-        Counted { inner: self.chunks.iter().flat_map(|chunk| &chunk.clusters), left: self.len }
+        let slots = self.chunks.iter().flat_map(|chunk| &chunk.clusters);
+        Counted { inner: slots.map(|slot| slot.cluster(&self.surroundings)), left: self.len }
+    }
+
+    /// Those that have been wanted.
+    pub(super) fn in_use(&self) -> impl Iterator<Item = &Arc<Cluster>> {
+        self.chunks.iter().flat_map(|chunk| &chunk.clusters).filter_map(|slot| slot.compiled.get())
     }
 
     /// By name and its hash.
     pub(super) fn find(&self, hash: u64, name: &str) -> Option<&Arc<Cluster>> {
         let at = |place: &Place| self.chunks.get(place.chunk as usize)?.clusters.get(place.at as usize);
-        let is_it = |place: &Place| at(place).is_some_and(|cluster| cluster.hash == hash && **cluster.name() == *name);
-        self.index.find(hash, is_it).and_then(at)
+        let is_it = |place: &Place| at(place).is_some_and(|slot| *slot.name == *name);
+        Some(self.index.find(hash, is_it).and_then(at)?.cluster(&self.surroundings))
     }
 
     /// What they were compiled from.
@@ -106,7 +150,7 @@ struct Walk<'a> {
     /// A cluster is new or gone.
     moved: bool,
     same: Same,
-    around: Around<'a>,
+    surroundings: &'a Surroundings,
 }
 
 impl Walk<'_> {
@@ -128,31 +172,35 @@ impl Walk<'_> {
         })
     }
 
-    fn cluster(&mut self, name: &Name, config: &Arc<config::Cluster>) -> Arc<Cluster> {
+    fn cluster(&mut self, name: &Name, config: &Arc<config::Cluster>) -> Arc<Slot> {
         self.skip_to(name);
-        let before = self.old.next_if(|old| *old.name() == *name);
-        let is_same = |old: &&Arc<Cluster>| Arc::ptr_eq(old.config(), config) || old.config() == config;
+        let before = self.old.next_if(|old| *old.name == **name);
+        let is_same = |old: &&Arc<Slot>| Arc::ptr_eq(&old.config, config) || old.config == *config;
         if let Some(same) = before.filter(|_| self.same.suits(config)).filter(is_same) {
             return Arc::clone(same);
         }
         self.moved |= before.is_none();
+        let around = self.surroundings.around();
         let returned = self.departed.iter().position(|(of, _)| of == name).map(|at| self.departed.swap_remove(at).1);
-        Arc::new(match returned {
-            Some(remains) => Cluster::returned(config, remains, self.around),
-            None => Cluster::compile_within(config, before.map(|old| &**old), self.around),
-        })
+        let compiled = match (returned, before.and_then(|before| before.compiled.get())) {
+            (Some(remains), _) => Some(Cluster::returned(config, remains, around)),
+            (None, Some(old)) => Some(Cluster::compile_within(config, Some(old), around)),
+            (None, None) => config.health_check.as_ref().map(|_| Cluster::compile_within(config, None, around)),
+        };
+        let compiled = compiled.map_or_else(OnceLock::new, |cluster| Arc::new(cluster).into());
+        Arc::new(Slot { name: Name::clone(name), config: Arc::clone(config), compiled })
     }
 
     /// What comes before this name is not there any more.
     fn skip_to(&mut self, name: &Name) {
-        while let Some(gone) = self.old.next_if(|old| *old.name() < *name) {
+        while let Some(gone) = self.old.next_if(|old| *old.name < **name) {
             self.depart(gone);
         }
     }
 
-    fn depart(&mut self, gone: &Cluster) {
+    fn depart(&mut self, gone: &Slot) {
         self.moved = true;
-        self.departed.push((Name::clone(gone.name()), gone.remains()));
+        self.departed.extend(gone.compiled.get().map(|cluster| (Name::clone(&gone.name), cluster.remains())));
     }
 }
 
@@ -164,11 +212,11 @@ struct Old<'a> {
 }
 
 impl<'a> Old<'a> {
-    fn next(&mut self) -> Option<&'a Arc<Cluster>> {
+    fn next(&mut self) -> Option<&'a Arc<Slot>> {
         self.next_if(|_| true)
     }
 
-    fn next_if(&mut self, is_it: impl FnOnce(&Cluster) -> bool) -> Option<&'a Arc<Cluster>> {
+    fn next_if(&mut self, is_it: impl FnOnce(&Slot) -> bool) -> Option<&'a Arc<Slot>> {
         let (chunk, rest) = self.chunks.split_first()?;
         let cluster = chunk.clusters.get(self.at).filter(|cluster| is_it(cluster))?;
         self.at += 1;
@@ -186,17 +234,19 @@ impl<'a> Old<'a> {
 }
 
 /// Gives aggregate clusters those they stand for, anew where one of them changed.
-fn join_aggregates(config: &Config, chunks: &mut [Arc<Chunk>], around: Around<'_>) {
+fn join_aggregates(config: &Config, chunks: &mut [Arc<Chunk>], surroundings: &Surroundings) {
     for chunk in 0..chunks.len() {
         if !chunks.get(chunk).is_some_and(|chunk| chunk.aggregates) {
             continue;
         }
         let mut at = 0;
-        while let Some(aggregate) = chunks.get(chunk).and_then(|chunk| chunk.clusters.get(at)) {
-            if let Some(fresh) = joined(config, chunks, aggregate, around)
-                && let Some(place) = chunks.get_mut(chunk).and_then(|chunk| Arc::make_mut(chunk).clusters.get_mut(at))
-            {
-                *place = Arc::new(fresh);
+        while let Some(slot) = chunks.get(chunk).and_then(|chunk| chunk.clusters.get(at)) {
+            if let Some(fresh) = joined(config, chunks, slot, surroundings) {
+                let (name, config) = (Name::clone(&slot.name), Arc::clone(&slot.config));
+                let fresh = Slot { name, config, compiled: Arc::new(fresh).into() };
+                if let Some(place) = chunks.get_mut(chunk).and_then(|chunk| Arc::make_mut(chunk).clusters.get_mut(at)) {
+                    *place = Arc::new(fresh);
+                }
             }
             at += 1;
         }
@@ -204,15 +254,16 @@ fn join_aggregates(config: &Config, chunks: &mut [Arc<Chunk>], around: Around<'_
 }
 
 /// The aggregate cluster with those it stands for; `None` if it has the same already, or is none.
-fn joined(config: &Config, chunks: &[Arc<Chunk>], aggregate: &Arc<Cluster>, around: Around<'_>) -> Option<Cluster> {
-    let Discovery::Aggregate(names) = &aggregate.config().discovery else { return None };
+fn joined(config: &Config, chunks: &[Arc<Chunk>], slot: &Slot, surroundings: &Surroundings) -> Option<Cluster> {
+    let Discovery::Aggregate(names) = &slot.config.discovery else { return None };
+    let aggregate = slot.cluster(surroundings);
     let mut leaves = Leaves::default();
     leaves.add(config, names, NESTING);
     let find = |name: &Name| {
-        let begins_after = |chunk: &Arc<Chunk>| chunk.clusters.first().is_some_and(|first| first.name() > name);
+        let begins_after = |chunk: &Arc<Chunk>| chunk.clusters.first().is_some_and(|first| first.name > *name);
         let chunk = chunks.get(chunks.partition_point(|chunk| !begins_after(chunk)).checked_sub(1)?)?;
-        let at = chunk.clusters.binary_search_by(|cluster| cluster.name().cmp(name)).ok()?;
-        chunk.clusters.get(at).cloned()
+        let at = chunk.clusters.binary_search_by(|slot| slot.name.cmp(name)).ok()?;
+        chunk.clusters.get(at).map(|slot| Arc::clone(slot.cluster(surroundings)))
     };
     let members: Vec<_> = leaves.found.iter().filter_map(find).collect();
     let same = |old: &[Arc<Cluster>]| {
@@ -221,7 +272,7 @@ fn joined(config: &Config, chunks: &[Arc<Chunk>], aggregate: &Arc<Cluster>, arou
     if aggregate.members().is_some_and(same) {
         return None;
     }
-    let fresh = Cluster::compile_within(aggregate.config(), Some(aggregate), around);
+    let fresh = Cluster::compile_within(aggregate.config(), Some(aggregate), surroundings.around());
     fresh.stands_for(members);
     Some(fresh)
 }
@@ -257,11 +308,11 @@ fn index(chunks: &[Arc<Chunk>], len: usize) -> HashTable<Place> {
     let mut index = HashTable::with_capacity(len);
     let hash = |place: &Place| {
         let chunk = chunks.get(place.chunk as usize);
-        chunk.and_then(|chunk| chunk.clusters.get(place.at as usize)).map_or(0, |cluster| cluster.hash)
+        chunk.and_then(|chunk| chunk.clusters.get(place.at as usize)).map_or(0, |slot| name_hash(&slot.name))
     };
     for (chunk, of) in (0..).zip(chunks) {
-        for (at, cluster) in (0..).zip(&of.clusters) {
-            index.insert_unique(cluster.hash, Place { chunk, at }, hash);
+        for (at, slot) in (0..).zip(&of.clusters) {
+            index.insert_unique(name_hash(&slot.name), Place { chunk, at }, hash);
         }
     }
     index
