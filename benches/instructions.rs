@@ -21,7 +21,7 @@ use mesh_core::{
 };
 
 use mesh_xds::{
-    ads::{TypeUrl, sotw::Event},
+    ads::{Event, TypeUrl},
     graph::{Graph, Part},
     translate::{Listener, RouteSource},
 };

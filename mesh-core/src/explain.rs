@@ -3,7 +3,7 @@
 //! Rules are tried in turn here instead of by index, and `plan` with the same random stream decides the same: random shares
 //! are drawn by rule, not by order. Allocates freely; it is for people (`meshctl explain`), not for requests.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use rand::RngCore;
 use serde::{Deserialize, Serialize};
@@ -13,7 +13,7 @@ use crate::{
     config::{Abort, AbortStatus, Action, Fault, Health, LoadBalancer, RetryPolicy, Route},
     plan::{Plan, Target},
     request::RequestView,
-    route::{self, RouteTable, Rule, VirtualHost, describe},
+    route::{self, Host, RouteTable, Rule, VirtualHost, describe},
     snapshot::Snapshot,
 };
 
@@ -142,7 +142,7 @@ impl Snapshot {
         told.table = Some(table.config.name.to_string());
         let bits = rng.next_u64();
         let chosen = table.host(view);
-        told.hosts = hosts(table, chosen.map(|host| &**host), view);
+        told.hosts = hosts(table, chosen, view);
         let Some(host) = chosen else {
             told.decision = format!("404 NR: no virtual host takes the authority {:?}", view.authority);
             return told;
@@ -165,8 +165,8 @@ impl Snapshot {
 
 fn hosts(table: &RouteTable, chosen: Option<&VirtualHost>, view: &RequestView<'_>) -> Vec<HostTried> {
     let name = if table.config.ignore_port { view.host() } else { view.authority };
-    let tried = |host: &VirtualHost| {
-        let is_chosen = chosen.is_some_and(|chosen| std::ptr::eq(chosen, host));
+    let tried = |host: &Host| {
+        let is_chosen = chosen.is_some_and(|chosen| Arc::ptr_eq(&chosen.config, &host.config));
         let takes: Vec<_> =
             host.config.domains.iter().filter(|domain| route::domain_takes(domain, name)).map(String::as_str).collect();
         let why = match (is_chosen, takes.is_empty()) {

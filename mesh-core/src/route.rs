@@ -4,7 +4,10 @@
 //! (`route/index.rs`), and one of a rule's clusters is drawn by weight (`route/weight.rs`). Compiled virtual hosts are shared
 //! with the previous snapshot as long as their configuration is the same.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use hashbrown::HashMap;
 
@@ -44,9 +47,17 @@ pub(crate) struct RouteTable {
     pub(crate) settings: Option<Arc<HttpSettings>>,
     /// The rate limit of routes without their own.
     pub(crate) limiter: Option<Arc<RateLimiter>>,
-    hosts: Vec<Arc<VirtualHost>>,
+    hosts: Vec<Arc<Host>>,
     /// Shared as long as every host has the domains it had.
     domains: Arc<Domains>,
+}
+
+/// A virtual host, compiled when the first request takes it: of thousands a process asks for a few. That it can be is known, for
+/// it was tried; what counts as it goes (rate limits) is kept from the beginning.
+#[derive(Debug)]
+pub(crate) struct Host {
+    pub(crate) config: Arc<config::VirtualHost>,
+    compiled: OnceLock<VirtualHost>,
 }
 
 /// The routes of a set of domains.
@@ -91,7 +102,7 @@ impl RouteTable {
         for (at, host) in config.virtual_hosts.iter().enumerate() {
             hosts.push(match known.same(at, host) {
                 Some(old) => Arc::clone(old),
-                None => Arc::new(VirtualHost::compile(host, config, settings, limiter.as_ref())?),
+                None => Arc::new(Host::compile(host, config, settings, limiter.as_ref())?),
             });
         }
         let domains = match previous.filter(|previous| same_domains(&previous.config, config)) {
@@ -102,9 +113,15 @@ impl RouteTable {
     }
 
     /// The virtual host that takes the request.
-    pub(crate) fn host(&self, view: &RequestView<'_>) -> Option<&Arc<VirtualHost>> {
+    pub(crate) fn host(&self, view: &RequestView<'_>) -> Option<&VirtualHost> {
         let name = if self.config.ignore_port { view.host() } else { view.authority };
-        self.domains.find(name).and_then(|at| self.hosts.get(at))
+        let host = self.domains.find(name).and_then(|at| self.hosts.get(at))?;
+        Some(host.compiled.get_or_init(|| {
+            let compiled =
+                VirtualHost::compile(&host.config, &self.config, self.settings.as_ref(), self.limiter.as_ref());
+            // It was compiled before; what cannot be never gets here.
+            compiled.unwrap_or_else(|_| VirtualHost::without_rules(&host.config))
+        }))
     }
 
     /// The first rule that takes the request. `bits` decide shares of requests, see [`Matcher::is_match`].
@@ -113,7 +130,7 @@ impl RouteTable {
         host.find(view, bits).and_then(|at| host.rules.get(at)).ok_or(NoRoute::Rule)
     }
 
-    pub(crate) fn hosts(&self) -> &[Arc<VirtualHost>] {
+    pub(crate) fn hosts(&self) -> &[Arc<Host>] {
         &self.hosts
     }
 }
@@ -122,12 +139,12 @@ impl RouteTable {
 struct Known<'a> {
     previous: Option<&'a RouteTable>,
     /// Made when hosts are not where they were.
-    by_name: Option<HashMap<&'a str, &'a Arc<VirtualHost>>>,
+    by_name: Option<HashMap<&'a str, &'a Arc<Host>>>,
 }
 
 impl<'a> Known<'a> {
     /// The one that was made of the same configuration; `at` is the place of the new one.
-    fn same(&mut self, at: usize, host: &Arc<config::VirtualHost>) -> Option<&'a Arc<VirtualHost>> {
+    fn same(&mut self, at: usize, host: &Arc<config::VirtualHost>) -> Option<&'a Arc<Host>> {
         let previous = self.previous?;
         let before = previous.config.virtual_hosts.get(at);
         if before.is_some_and(|before| Arc::ptr_eq(before, host)) {
@@ -162,7 +179,26 @@ fn same_for_all(a: &config::RouteTable, b: &config::RouteTable) -> bool {
     but_hosts(a) == but_hosts(b)
 }
 
+impl Host {
+    fn compile(
+        config: &Arc<config::VirtualHost>,
+        table: &config::RouteTable,
+        settings: Option<&Arc<HttpSettings>>,
+        limiter: Option<&Arc<RateLimiter>>,
+    ) -> Result<Self, CompileError> {
+        let compiled = VirtualHost::compile(config, table, settings, limiter)?;
+        let counts = compiled.rules.iter().any(|rule| rule.policy.limits.is_some());
+        let compiled = if counts { compiled.into() } else { OnceLock::new() };
+        Ok(Self { config: Arc::clone(config), compiled })
+    }
+}
+
 impl VirtualHost {
+    fn without_rules(config: &Arc<config::VirtualHost>) -> Self {
+        let (config, rules, index) = (Arc::clone(config), Vec::new(), Index::new(&[]));
+        Self { config, rules, index, ignores_parameters: false }
+    }
+
     fn compile(
         config: &Arc<config::VirtualHost>,
         table: &config::RouteTable,
