@@ -311,7 +311,7 @@ fn join(bootstrap: Arc<Bootstrap>, workload: Option<Workload>, identity: LiveIde
     let live = Arc::new(Live::new());
     let workload = workload.unwrap_or_else(|| bootstrap.node.workload());
     let metadata = own_metadata(&bootstrap.node.id, &workload);
-    let secure = bootstrap.ca.is_some() && wants_identity;
+    let secure = (bootstrap.ca.is_some() || bootstrap.identity_files().is_some()) && wants_identity;
     for ignored in &bootstrap.ignored {
         tracing::warn!(target: "mesh", %ignored, "this part of the bootstrap has no effect");
     }
@@ -327,7 +327,7 @@ fn join(bootstrap: Arc<Bootstrap>, workload: Option<Workload>, identity: LiveIde
     if secure {
         tasks.push(Owned::spawn(follow_identity(CertSource::start(Arc::clone(&bootstrap)), identity)));
     }
-    let client = Arc::new(Client::start(bootstrap));
+    let client = Client::shared(bootstrap);
     tasks.push(Owned::spawn(follow_config(Arc::clone(&client), Arc::clone(&live))));
     let status = move || serde_json::to_value(&*client.status()).unwrap_or_default();
     Joined { live, workload, metadata, secure, principal, status: Arc::new(status), tasks }

@@ -4,6 +4,7 @@
 //! either protocol variant can carry it; only the drivers turn them into protobuf messages.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     fmt,
     time::Duration,
@@ -13,7 +14,7 @@ use bytes::Bytes;
 use mesh_core::config::Name;
 
 pub use self::set::ResourceSet;
-use crate::proto::Any;
+use crate::{proto::Any, xdstp};
 
 pub mod back_off;
 pub mod client;
@@ -218,7 +219,7 @@ impl From<Any> for Item {
 
 impl Item {
     /// The name, as the wrapper or the message says it, or why there is none.
-    fn readable_name(&self, kind: TypeUrl) -> Result<&str, String> {
+    fn readable_name(&self, kind: TypeUrl) -> Result<Cow<'_, str>, String> {
         if let Some(body) = self.body.as_ref().filter(|body| body.type_url != kind.as_str()) {
             return Err(format!("is of type {:?} in a response of another type", body.type_url));
         }
@@ -226,6 +227,7 @@ impl Item {
             Some(name) if !name.is_empty() => Some(&**name),
             _ => self.body.as_ref().and_then(|body| name_of(&body.value)),
         }
+        .map(xdstp::canonical)
         .ok_or_else(|| "is not a message with a name".to_owned())
     }
 }

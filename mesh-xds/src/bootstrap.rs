@@ -1,18 +1,23 @@
-//! Where the control plane is and who we are: the gRPC bootstrap (gRFC A27, A65, A97), read from file, environment or code.
+//! Where the control planes are and who we are: the gRPC bootstrap (gRFC A27, A29, A36, A47, A65, A71, A97), read from file,
+//! environment or code.
 //!
 //! The file named by `GRPC_XDS_BOOTSTRAP` wins over the text in `GRPC_XDS_BOOTSTRAP_CONFIG`. Unknown keys are ignored as
-//! the gRFC asks; known keys without effect here are listed in [`Bootstrap::ignored`]. One key is our own:
-//! `"mesh": {"ca": {"server_uri": ...}}`, where certificates are signed; without it the control plane does that.
+//! the gRFC asks; known keys without effect here are listed in [`Bootstrap::ignored`]. One key is our own: `"mesh"`, with
+//! `"ca": {"server_uri": ...}`, where certificates are signed (without it the control plane does that), `"delta"` and
+//! `"profile"`.
 
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
-use serde::Deserialize;
-use serde_json::Value;
+use mesh_core::config::Name;
 
 use crate::{
     ads::{DataErrors, client::Variant},
     node::Node,
+    profile::{Context, Profile},
+    xdstp,
 };
+
+mod read;
 
 /// `true` or `false`: whether to speak the incremental variant, unless the bootstrap says so itself.
 pub const DELTA_VARIABLE: &str = "ISTIO_DELTA_XDS";
@@ -26,6 +31,11 @@ pub const TEXT_VARIABLE: &str = "GRPC_XDS_BOOTSTRAP_CONFIG";
 pub struct Bootstrap {
     /// The control plane.
     pub server: Server,
+    /// Asked while the one before cannot be reached and something is missing, in this order. Source: gRFC A71, the further
+    /// `xds_servers[]`.
+    pub fallbacks: Vec<Server>,
+    /// Who is asked for `xdstp:` names, by authority. Source: gRFC A47 `authorities`.
+    pub authorities: BTreeMap<String, Authority>,
     /// Where certificates are signed; `None` when nothing could be proven there (no TLS or no token): then the process
     /// has no identity.
     pub ca: Option<Ca>,
@@ -34,6 +44,17 @@ pub struct Bootstrap {
     /// Which variant of ADS is spoken. Own key `mesh.delta`, or the variable `ISTIO_DELTA_XDS` (as Istio's agent has it);
     /// default: state of the world.
     pub variant: Variant,
+    /// Whose rules are followed. Own key `mesh.profile`, `"envoy"` or `"grpc"`; default: gRPC's where the node's metadata
+    /// asks Istio for its resources (`GENERATOR: grpc`), else Envoy's.
+    pub profile: Profile,
+    /// What a target is called in LDS, with `%s` for the target. Source: gRFC A47
+    /// `client_default_listener_resource_name_template`, default `%s`.
+    pub listener_template: String,
+    /// What a server of ours is called in LDS, with `%s` for the address it listens on. Source: gRFC A36
+    /// `server_listener_resource_name_template`; no default.
+    pub server_listener_template: Option<String>,
+    /// Where certificates come from, by instance. Source: gRFC A29 `certificate_providers`.
+    pub certificate_providers: BTreeMap<String, Provider>,
     /// What was read but has no effect, one sentence each.
     pub ignored: Vec<String>,
 }
@@ -49,6 +70,38 @@ pub struct Server {
     pub token_file: Option<PathBuf>,
     /// What errors in its data do to resources in force. `server_features`.
     pub data_errors: DataErrors,
+    /// It may ask for what bears on security. `server_features` `trusted_xds_server` (gRFC A81).
+    pub trusted: bool,
+}
+
+/// Who is asked for the names of an authority. Source: gRFC A47.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Authority {
+    /// Its own control planes, best first; empty for those of names without an authority.
+    pub servers: Vec<Server>,
+    /// What a target is called there. `client_listener_resource_name_template`, default
+    /// `xdstp://AUTHORITY/envoy.config.listener.v3.Listener/%s`.
+    pub listener_template: String,
+}
+
+/// A source of certificates. Source: gRFC A29.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Provider {
+    /// Plugin `file_watcher`: PEM files, read again every so often.
+    Files(Files),
+    /// A plugin that is not known here; a mistake only where it is referred to.
+    Unknown(String),
+}
+
+/// Certificate files. Source: gRFC A29, A65 `file_watcher`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Files {
+    /// The certificate and its chain, and the private key. `certificate_file`, `private_key_file`.
+    pub identity: Option<(PathBuf, PathBuf)>,
+    /// The roots. `ca_certificate_file`.
+    pub roots: Option<PathBuf>,
+    /// How often they are read again. `refresh_interval`, default 600 s.
+    pub refresh: Duration,
 }
 
 /// TLS towards a server. Source: gRFC A65.
@@ -120,8 +173,64 @@ impl Bootstrap {
 
     fn resolve(text: &str, source: &str, delta: Option<bool>) -> Result<Self, BootstrapError> {
         let invalid = |message: String| BootstrapError::Invalid { source: source.to_owned(), message };
-        let file: File = serde_json::from_str(text).map_err(|error| invalid(error.to_string()))?;
+        let file: read::File = serde_json::from_str(text).map_err(|error| invalid(error.to_string()))?;
         file.resolve(delta).map_err(invalid)
+    }
+
+    /// The files that an identity can be had from without a CA: those of the provider `default`, as Istio calls it.
+    pub fn identity_files(&self) -> Option<&Files> {
+        match self.certificate_providers.get("default")? {
+            Provider::Files(files) if files.identity.is_some() && files.roots.is_some() => Some(files),
+            _ => None,
+        }
+    }
+
+    /// What the reading of resources depends on.
+    pub fn context(&self) -> Context {
+        let known = self.certificate_providers.iter().filter(|(_, provider)| matches!(provider, Provider::Files(_)));
+        Context {
+            profile: self.profile,
+            trusted: self.server.trusted || self.profile == Profile::Envoy,
+            certificates: known.map(|(instance, _)| instance.clone()).collect(),
+        }
+    }
+
+    /// What a target is called in LDS: `xds:///HOST:PORT`, `xds://AUTHORITY/HOST:PORT`, or `HOST:PORT` alone.
+    ///
+    /// # Errors
+    /// The bootstrap does not name the authority.
+    pub fn listener_of_target(&self, target: &str) -> Result<Name, String> {
+        let rest = target.strip_prefix("xds:").unwrap_or(target);
+        let (template, endpoint) = match rest.strip_prefix("//").map(|rest| rest.split_once('/').unwrap_or((rest, "")))
+        {
+            Some(("", endpoint)) => (&self.listener_template, endpoint),
+            Some((authority, endpoint)) => {
+                let known = self.authorities.get(authority);
+                let missing = || format!("{target:?}: the bootstrap's authorities have no {authority:?}");
+                (&known.ok_or_else(missing)?.listener_template, endpoint)
+            }
+            None => (&self.listener_template, rest.trim_start_matches('/')),
+        };
+        Ok(xdstp::canonical(&xdstp::fill(template, endpoint)).as_ref().into())
+    }
+
+    /// What a server that listens on `address` is called in LDS; `None` without a template, with which gRPC's servers
+    /// cannot start.
+    pub fn listener_of_server(&self, address: SocketAddr) -> Option<Name> {
+        let template = self.server_listener_template.as_ref()?;
+        Some(xdstp::canonical(&xdstp::fill(template, &address.to_string())).as_ref().into())
+    }
+
+    /// The servers asked for resources of this name, best first; `None` when its authority is not known.
+    pub fn servers_of(&self, name: &str) -> Option<Vec<&Server>> {
+        let own = match xdstp::authority(name) {
+            Some(authority) => self.authorities.get(authority)?.servers.as_slice(),
+            None => &[],
+        };
+        if own.is_empty() {
+            return Some(std::iter::once(&self.server).chain(&self.fallbacks).collect());
+        }
+        Some(own.iter().collect())
     }
 }
 
@@ -162,212 +271,11 @@ impl fmt::Display for BootstrapError {
 
 impl std::error::Error for BootstrapError {}
 
-#[derive(Deserialize)]
-struct File {
-    #[serde(default)]
-    xds_servers: Vec<ServerEntry>,
-    #[serde(default)]
-    node: Node,
-    #[serde(default)]
-    mesh: MeshEntry,
-    #[serde(default)]
-    certificate_providers: Value,
-    #[serde(default)]
-    authorities: Value,
-    #[serde(default)]
-    server_listener_resource_name_template: Value,
-    #[serde(default)]
-    client_default_listener_resource_name_template: Value,
-}
-
-#[derive(Deserialize)]
-struct ServerEntry {
-    server_uri: String,
-    #[serde(default)]
-    channel_creds: Vec<CredsEntry>,
-    #[serde(default)]
-    call_creds: Vec<CredsEntry>,
-    #[serde(default)]
-    server_features: Vec<Value>,
-}
-
-#[derive(Deserialize)]
-struct CredsEntry {
-    r#type: String,
-    #[serde(default)]
-    config: Value,
-}
-
-#[derive(Default, Deserialize)]
-struct TlsEntry {
-    ca_certificate_file: Option<PathBuf>,
-    certificate_file: Option<PathBuf>,
-    private_key_file: Option<PathBuf>,
-    server_name: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct TokenEntry {
-    jwt_token_file: PathBuf,
-}
-
-#[derive(Default, Deserialize)]
-struct MeshEntry {
-    ca: Option<CaEntry>,
-    delta: Option<bool>,
-}
-
-#[derive(Deserialize)]
-struct CaEntry {
-    server_uri: Option<String>,
-    ttl_seconds: Option<u64>,
-}
-
-impl File {
-    fn resolve(self, delta: Option<bool>) -> Result<Bootstrap, String> {
-        let mut ignored = Vec::new();
-        let mut servers = self.xds_servers.into_iter();
-        let Some(first) = servers.next() else {
-            return Err("xds_servers is missing or empty: name the control plane in xds_servers[0].server_uri".into());
-        };
-        let more = servers.count();
-        if more > 0 {
-            ignored.push(format!("xds_servers: {more} further entries, since there is no fallback between servers"));
-        }
-        let unused = [
-            ("certificate_providers", &self.certificate_providers),
-            ("authorities", &self.authorities),
-            ("server_listener_resource_name_template", &self.server_listener_resource_name_template),
-            ("client_default_listener_resource_name_template", &self.client_default_listener_resource_name_template),
-        ];
-        ignored.extend(unused.into_iter().filter(|(_, value)| !value.is_null()).map(|(key, _)| key.to_owned()));
-        if self.node.id.is_empty() {
-            return Err("node.id is missing: the control plane refuses streams without it".into());
-        }
-        let server = first.resolve(&mut ignored)?;
-        let ca = resolve_ca(self.mesh.ca, &server)?;
-        let variant = if self.mesh.delta.or(delta) == Some(true) { Variant::Delta } else { Variant::Sotw };
-        Ok(Bootstrap { server, ca, node: self.node, variant, ignored })
-    }
-}
-
-impl ServerEntry {
-    fn resolve(self, ignored: &mut Vec<String>) -> Result<Server, String> {
-        let address = target(&self.server_uri).map_err(|why| format!("xds_servers[0].server_uri: {why}"))?;
-        // gRFC A27: the first entry of a supported type is taken, others are skipped.
-        let mut tls = None;
-        let mut found = false;
-        for creds in &self.channel_creds {
-            match creds.r#type.as_str() {
-                "insecure" => found = true,
-                "tls" => {
-                    tls = Some(resolve_tls(&creds.config)?);
-                    found = true;
-                }
-                other => {
-                    ignored.push(format!("xds_servers[0].channel_creds of type {other:?}"));
-                    continue;
-                }
-            }
-            break;
-        }
-        if !found {
-            return Err("xds_servers[0].channel_creds names no supported type: use \"insecure\" or \"tls\"".into());
-        }
-        let mut token_file = None;
-        for creds in self.call_creds {
-            match creds.r#type.as_str() {
-                "jwt_token_file" if tls.is_none() => {
-                    ignored.push("xds_servers[0].call_creds: a token is never sent over an insecure channel".into());
-                }
-                "jwt_token_file" if token_file.is_none() => {
-                    let entry: TokenEntry = serde_json::from_value(creds.config)
-                        .map_err(|error| format!("xds_servers[0].call_creds of type jwt_token_file: {error}"))?;
-                    token_file = Some(entry.jwt_token_file);
-                }
-                other => ignored.push(format!("xds_servers[0].call_creds of type {other:?}")),
-            }
-        }
-        let mut data_errors = DataErrors::default();
-        for feature in &self.server_features {
-            match feature.as_str() {
-                // What is the only choice here.
-                Some("xds_v3") => {}
-                Some("fail_on_data_errors") => data_errors.drop_refused = true,
-                Some("ignore_resource_deletion") => data_errors.keep_deleted = true,
-                Some("resource_timer_is_transient_error") => data_errors.transient_timer = true,
-                _ => ignored.push(format!("xds_servers[0].server_features {feature}")),
-            }
-        }
-        // gRFC A88: told to fail on errors, a client does not ignore a deletion either.
-        data_errors.keep_deleted &= !data_errors.drop_refused;
-        Ok(Server { address, tls, token_file, data_errors })
-    }
-}
-
-fn resolve_tls(config: &Value) -> Result<Tls, String> {
-    let field = "xds_servers[0].channel_creds of type tls";
-    let entry: TlsEntry = match config {
-        Value::Null => TlsEntry::default(),
-        config => TlsEntry::deserialize(config).map_err(|error| format!("{field}: {error}"))?,
-    };
-    let Some(ca_file) = entry.ca_certificate_file else {
-        return Err(format!("{field}: ca_certificate_file is missing; the system's roots are not consulted"));
-    };
-    let client_files = match (entry.certificate_file, entry.private_key_file) {
-        (Some(certificate), Some(key)) => Some((certificate, key)),
-        (None, None) => None,
-        _ => return Err(format!("{field}: certificate_file and private_key_file must be given together")),
-    };
-    Ok(Tls { ca_file, client_files, server_name: entry.server_name })
-}
-
-fn resolve_ca(entry: Option<CaEntry>, server: &Server) -> Result<Option<Ca>, String> {
-    if server.tls.is_none()
-        || server.token_file.is_none() && server.tls.as_ref().is_some_and(|tls| tls.client_files.is_none())
-    {
-        // Nobody signs for a caller that proves nothing; a CA named all the same is a mistake worth stopping for.
-        return match entry {
-            Some(CaEntry { server_uri: Some(uri), .. }) => Err(format!(
-                "mesh.ca.server_uri {uri:?} needs xds_servers[0] to have channel_creds of type tls and call_creds of type \
-                 jwt_token_file, which are used for it too"
-            )),
-            _ => Ok(None),
-        };
-    }
-    let mut server = server.clone();
-    let mut ttl = Duration::from_secs(24 * 60 * 60);
-    if let Some(entry) = entry {
-        if let Some(uri) = entry.server_uri {
-            server.address = target(&uri).map_err(|why| format!("mesh.ca.server_uri: {why}"))?;
-        }
-        if let Some(seconds) = entry.ttl_seconds {
-            ttl = Duration::from_secs(seconds);
-        }
-    }
-    Ok(Some(Ca { server, ttl }))
-}
-
-/// `host:port` of a gRPC target or URL.
-fn target(uri: &str) -> Result<String, String> {
-    let rest = ["dns:///", "dns:", "passthrough:///", "https://", "http://"]
-        .iter()
-        .find_map(|prefix| uri.strip_prefix(prefix))
-        .unwrap_or(uri)
-        .trim_end_matches('/');
-    let port = rest.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
-    match port {
-        _ if rest.contains('/') || rest.starts_with("unix:") => Err(format!("{uri:?} is not a host and port")),
-        Some(Ok(port)) if port != 0 => Ok(rest.to_owned()),
-        _ => Err(format!("{uri:?} needs a host and a port, such as \"127.0.0.1:15012\"")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -488,15 +396,121 @@ mod tests {
         }
     }
 
+    /// XD30: known keys without effect here are listed, among them who may be called beside the control plane.
     #[test]
     fn known_keys_without_effect_are_listed() {
         let mut value = secure();
-        value["certificate_providers"] = json!({"default": {}});
-        value["xds_servers"].as_array_mut().unwrap().push(json!({"server_uri": "other:1"}));
+        value["allowed_grpc_services"] = json!({"a": {}});
         value["xds_servers"][0]["server_features"] = json!(["xds_v3", "fail_on_data_errors", "warp"]);
         let ignored = parse(&value).unwrap().ignored.join("\n");
-        for part in ["certificate_providers", "1 further", "warp"] {
+        for part in ["allowed_grpc_services", "warp"] {
             assert!(ignored.contains(part), "{ignored}");
         }
+    }
+
+    /// XD27, XD29: further servers are fallbacks; what a server may do is said of each.
+    #[test]
+    fn further_servers_are_fallbacks() {
+        let mut value = secure();
+        let insecure = json!([{"type": "insecure"}]);
+        value["xds_servers"].as_array_mut().unwrap().push(json!({
+            "server_uri": "other:1", "channel_creds": insecure, "server_features": ["trusted_xds_server"],
+        }));
+        let bootstrap = parse(&value).unwrap();
+        assert_eq!((bootstrap.fallbacks[0].address.as_str(), bootstrap.fallbacks[0].trusted), ("other:1", true));
+        assert!(!bootstrap.server.trusted && bootstrap.context().trusted, "a sidecar trusts its control plane");
+        value["node"]["metadata"]["GENERATOR"] = json!("grpc");
+        let bootstrap = parse(&value).unwrap();
+        assert_eq!((bootstrap.profile, bootstrap.context().trusted), (Profile::Grpc, false));
+        value["xds_servers"][1]["channel_creds"] = json!([]);
+        assert!(parse(&value).unwrap_err().contains("xds_servers[1].channel_creds"));
+    }
+
+    /// XD10: what errors in data do is said of each server.
+    #[test]
+    fn data_errors_are_read() {
+        let mut value = secure();
+        let mut read = |features: Value| {
+            value["xds_servers"][0]["server_features"] = features;
+            parse(&value).unwrap().server.data_errors
+        };
+        assert_eq!(read(json!([])), DataErrors::default());
+        let keep = read(json!(["ignore_resource_deletion", "resource_timer_is_transient_error"]));
+        assert_eq!(keep, DataErrors { keep_deleted: true, transient_timer: true, ..DataErrors::default() });
+        let drop = read(json!(["ignore_resource_deletion", "fail_on_data_errors"]));
+        assert_eq!(drop, DataErrors { drop_refused: true, ..DataErrors::default() });
+    }
+
+    /// XD2: the variant is the bootstrap's choice, or the environment's; gRPC's profile has but one.
+    #[test]
+    fn delta_is_chosen() {
+        let text = secure().to_string();
+        let env = |delta: &'static str, text: &str| {
+            let text = text.to_owned();
+            let variable = move |name: &str| match name {
+                TEXT_VARIABLE => Some(text.clone()),
+                DELTA_VARIABLE => Some(delta.to_owned()),
+                _ => None,
+            };
+            Bootstrap::from_variables(variable).unwrap().variant
+        };
+        assert_eq!(
+            (env("", &text), env("false", &text), env("true", &text)),
+            (Variant::Sotw, Variant::Sotw, Variant::Delta)
+        );
+        let mut value = secure();
+        value["mesh"] = json!({"delta": false});
+        assert_eq!(env("true", &value.to_string()), Variant::Sotw);
+        value["mesh"] = json!({"delta": true, "profile": "grpc"});
+        assert_eq!(env("true", &value.to_string()), Variant::Sotw);
+    }
+
+    /// XD24, XD25: what targets and servers are called; templates of an authority must name it.
+    #[test]
+    fn listeners_have_names() {
+        let mut value = secure();
+        value["authorities"] = json!({
+            "plain": {}, "own": {"client_listener_resource_name_template": "xdstp://own/L/%s?a=b"},
+        });
+        let bootstrap = parse(&value).unwrap();
+        let cases = [
+            ("a:80", "a:80"),
+            ("xds:///a:80", "a:80"),
+            ("xds:a:80", "a:80"),
+            ("xds://plain/a:80", "xdstp://plain/envoy.config.listener.v3.Listener/a:80"),
+            ("xds://own/a b", "xdstp://own/L/a%20b?a=b"),
+        ];
+        for (target, name) in cases {
+            assert_eq!(&*bootstrap.listener_of_target(target).unwrap(), name, "{target}");
+        }
+        assert!(bootstrap.listener_of_target("xds://none/a").unwrap_err().contains("no \"none\""));
+        let address: SocketAddr = "[::1]:80".parse().unwrap();
+        assert_eq!(bootstrap.listener_of_server(address), None);
+        value["client_default_listener_resource_name_template"] = json!("l/%s");
+        value["server_listener_resource_name_template"] = json!("xds.istio.io/grpc/lds/inbound/%s");
+        let bootstrap = parse(&value).unwrap();
+        assert_eq!(&*bootstrap.listener_of_target("xds:///a").unwrap(), "l/a");
+        assert_eq!(&*bootstrap.listener_of_server(address).unwrap(), "xds.istio.io/grpc/lds/inbound/[::1]:80");
+        value["authorities"]["own"]["client_listener_resource_name_template"] = json!("xdstp://other/%s");
+        assert!(parse(&value).unwrap_err().contains("must begin with \"xdstp://own/\""));
+    }
+
+    /// XD23: certificate files by instance; a plugin that is not known is no mistake by itself.
+    #[test]
+    fn certificate_providers_are_read() {
+        let mut value = secure();
+        let files = json!({
+            "certificate_file": "c", "private_key_file": "k", "ca_certificate_file": "r", "refresh_interval": "900s",
+        });
+        value["certificate_providers"] = json!({
+            "default": {"plugin_name": "file_watcher", "config": files}, "other": {"plugin_name": "warp"},
+        });
+        let bootstrap = parse(&value).unwrap();
+        let files = bootstrap.identity_files().unwrap();
+        assert_eq!((files.refresh, &files.roots), (Duration::from_secs(900), &Some("r".into())));
+        assert_eq!(bootstrap.certificate_providers["other"], Provider::Unknown("warp".to_owned()));
+        assert_eq!(bootstrap.context().certificates, ["default".to_owned()].into());
+        value["certificate_providers"]["default"]["config"]["private_key_file"] = Value::Null;
+        assert!(parse(&value).unwrap_err().contains("given together"));
     }
 }

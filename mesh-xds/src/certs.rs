@@ -30,6 +30,8 @@ use crate::{
     transport,
 };
 
+mod files;
+
 /// A CA that takes longer is as good as unreachable.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -85,11 +87,16 @@ pub struct CertSource {
 impl CertSource {
     /// Starts asking the CA that `bootstrap` names. Must be called within a tokio runtime.
     ///
-    /// Without a CA, TLS or token there is no identity: the channel stays at `None` for ever.
+    /// Where it names none, the certificate provider `default` is taken, if that has files (gRFC A29). Without a CA, TLS or
+    /// token there is no identity: the channel stays at `None` for ever.
     pub fn start(bootstrap: Arc<Bootstrap>) -> Self {
         let (publish, identity) = watch::channel(None);
         let (tell, error) = watch::channel(None);
-        let task = bootstrap.ca.clone().map(|ca| Task::spawn(keep(ca, bootstrap.node.clone(), publish, tell)));
+        let task = match (bootstrap.ca.clone(), bootstrap.identity_files()) {
+            (Some(ca), _) => Some(Task::spawn(keep(ca, bootstrap.node.clone(), publish, tell))),
+            (None, Some(files)) => Some(Task::spawn(files::keep(files.clone(), publish, tell))),
+            (None, None) => None,
+        };
         Self { identity, error, _task: task }
     }
 

@@ -1,35 +1,42 @@
-//! Driver: keeps an ADS stream to the control plane, feeds the client machine and the graph, publishes configuration.
+//! Driver: feeds the graph with what comes on the streams to the control planes, and publishes configuration.
 //!
-//! One task: wait, feed one input, drain the outputs. Reading never waits for writing, since a request is made only when
-//! the stream has room for it; otherwise two ends that both write first would wait for each other.
+//! There is one stream for each list of servers (`client/stream.rs`): that of the control plane, and those of authorities
+//! that have servers of their own (gRFC A47). One task takes what became of resources on any of them, tells each stream
+//! what is wanted of it, and publishes what the graph has made whole.
+//!
+//! All who ask for the same bootstrap share one client ([`Client::shared`]): a control plane sees one stream of a process.
 
 use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::{Duration, SystemTime},
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
 };
 
 use bytes::Bytes;
-use mesh_core::{config::Config, time::Time};
-use rand::{SeedableRng, rngs::SmallRng};
-use serde::Serialize;
+use mesh_core::{
+    config::{Config, Name},
+    time::Time,
+};
 use tokio::{
     sync::{mpsc, watch},
     time::Instant,
 };
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Status as RpcStatus, Streaming};
 
-use self::variant::{Ads, Heard, Variant};
+pub use self::status::{Nack, Status, StreamStatus, TypeStatus};
+use self::stream::{State, Stream, Update};
 use crate::{
-    ads::{self, Event, Subscription, TypeUrl, back_off::BackOff, client::Client as Machine},
-    bootstrap::Bootstrap,
+    ads::{self, Event, Subscription, TypeUrl},
+    bootstrap::{Bootstrap, Server},
     graph::{Graph, Part},
+    profile::Profile,
     task::Task,
     translate::{self, Decoded, ResourceError},
-    transport,
+    xdstp,
 };
 
+mod status;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod variant;
@@ -37,25 +44,97 @@ mod variant;
 /// The largest response taken; gRPC's own default of 4 MiB is below what a large mesh needs.
 pub const MAX_RESPONSE: usize = 256 << 20;
 
-/// Requests that may be on their way into the stream: one, so that what becomes due meanwhile is said in the next.
-const OUTGOING: usize = 1;
+/// For so long a listener that nobody dials any more is still asked for: who comes back soon finds it.
+pub const IDLE: Duration = Duration::from_secs(300);
+
+/// Updates of streams that may wait to be taken in.
+const UPDATES: usize = 1;
+
+/// The clients of this process that are shared, by bootstrap.
+static SHARED: Mutex<Vec<(Arc<Bootstrap>, Weak<Client>)>> = Mutex::new(Vec::new());
 
 /// A conversation with the control plane that lasts as long as this value.
 #[derive(Debug)]
 pub struct Client {
     config: watch::Receiver<Option<Arc<Config>>>,
     status: watch::Receiver<Arc<Status>>,
+    bootstrap: Arc<Bootstrap>,
+    dialled: watch::Sender<BTreeMap<Name, usize>>,
     _task: Task,
 }
 
+/// A target in use: what is known of it is kept up for as long as this value, and for [`IDLE`] after (XD34).
+pub struct Dialled {
+    name: Name,
+    dialled: watch::Sender<BTreeMap<Name, usize>>,
+}
+
+impl Dialled {
+    /// What the target is called in LDS.
+    pub fn listener(&self) -> &Name {
+        &self.name
+    }
+}
+
+impl fmt::Debug for Dialled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Dialled").field(&self.name).finish()
+    }
+}
+
+impl Drop for Dialled {
+    fn drop(&mut self) {
+        self.dialled.send_modify(|dialled| {
+            if let Some(count) = dialled.get_mut(&self.name) {
+                *count -= 1;
+                if *count == 0 {
+                    dialled.remove(&self.name);
+                }
+            }
+        });
+    }
+}
+
 impl Client {
-    /// Starts connecting to the control plane of `bootstrap`. Must be called within a tokio runtime.
+    /// The client of this process for `bootstrap`: all who ask for an equal one share it, and its streams (XD28). Must be
+    /// called within a tokio runtime; the client lives on the runtime of whoever came first.
+    pub fn shared(bootstrap: Arc<Bootstrap>) -> Arc<Self> {
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.retain(|(_, client)| client.strong_count() > 0);
+        let found = shared.iter().filter(|(of, _)| *of == bootstrap).find_map(|(_, client)| client.upgrade());
+        // One whose runtime has ended says nothing any more.
+        if let Some(client) = found.filter(|client| client.config.has_changed().is_ok()) {
+            return client;
+        }
+        let client = Arc::new(Self::start(bootstrap.clone()));
+        shared.push((bootstrap, Arc::downgrade(&client)));
+        client
+    }
+
+    /// Starts connecting to the control plane of `bootstrap`, shared with nobody. Must be called within a tokio runtime.
     pub fn start(bootstrap: Arc<Bootstrap>) -> Self {
         let (publish, config) = watch::channel(None);
         let first =
             Status { server: bootstrap.server.address.clone(), node: bootstrap.node.id.clone(), ..Status::default() };
         let (tell, status) = watch::channel(Arc::new(first));
-        Self { config, status, _task: Task::spawn(Driver::new(bootstrap, publish, tell).run()) }
+        let dialled = watch::Sender::new(BTreeMap::new());
+        let driver = Driver::new(bootstrap.clone(), dialled.subscribe(), publish, tell);
+        Self { config, status, bootstrap, dialled, _task: Task::spawn(driver.run()) }
+    }
+
+    /// Asks for the listener of a target: `xds:///HOST:PORT`, `xds://AUTHORITY/HOST:PORT` or `HOST:PORT`. Where the profile
+    /// is Envoy's, all listeners are asked for in any case.
+    ///
+    /// # Errors
+    /// The bootstrap does not name the authority.
+    pub fn dial(&self, target: &str) -> Result<Dialled, String> {
+        Ok(self.want_listener(self.bootstrap.listener_of_target(target)?))
+    }
+
+    /// Asks for the listener of that name.
+    pub fn want_listener(&self, name: Name) -> Dialled {
+        self.dialled.send_modify(|dialled| *dialled.entry(name.clone()).or_default() += 1);
+        Dialled { name, dialled: self.dialled.clone() }
     }
 
     /// The configuration in force; `None` until the first is complete. It stays when the control plane is lost (XD9).
@@ -69,54 +148,56 @@ impl Client {
     }
 }
 
-/// How the conversation with the control plane stands.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct Status {
-    /// `host:port` of the control plane.
-    pub server: String,
-    /// The node id it knows us by.
-    pub node: String,
-    /// Since when the stream is up; `None` when it is not.
-    pub connected_since: Option<SystemTime>,
-    /// Why the last stream or connection attempt ended, as text only (XD11); `None` while connected.
-    pub error: Option<String>,
-    /// By resource type, those asked for.
-    pub types: BTreeMap<TypeUrl, TypeStatus>,
+/// Fields without effect by resource.
+type Ignored = BTreeMap<TypeUrl, Arc<BTreeMap<String, Vec<String>>>>;
+
+/// Decodes the resources of one stream and remembers which fields of them have no effect.
+#[derive(Debug, Default)]
+struct Reader {
+    ignored: Ignored,
 }
 
-/// How one resource type stands.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct TypeStatus {
-    /// The last version accepted.
-    pub version: String,
-    /// Resources in force.
-    pub resources: usize,
-    /// The last refusal since the version in force, if any.
-    pub nack: Option<Nack>,
-    /// By resource name, the fields in it that have no effect here.
-    pub ignored: Arc<BTreeMap<String, Vec<String>>>,
+impl Reader {
+    fn read(&mut self, kind: TypeUrl, body: &Bytes) -> Result<Part, String> {
+        let decoded = decode(kind, body).map_err(|error| error.to_string())?;
+        if decoded.ignored.is_empty() {
+            self.forget(kind, &decoded.name);
+        } else {
+            let ignored = Arc::make_mut(self.ignored.entry(kind).or_default());
+            ignored.insert(decoded.name.to_string(), decoded.ignored);
+        }
+        Ok(decoded.value)
+    }
+
+    fn forget(&mut self, kind: TypeUrl, name: &str) {
+        if let Some(ignored) = self.ignored.get_mut(&kind).filter(|ignored| ignored.contains_key(name)) {
+            Arc::make_mut(ignored).remove(name);
+        }
+    }
 }
 
-/// A response that was refused in part or whole.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct Nack {
-    /// Its version.
-    pub version: String,
-    /// Every bad resource and why.
-    pub message: String,
+/// A stream with those it goes to.
+struct Open {
+    servers: Vec<Server>,
+    stream: Stream,
+    state: State,
 }
 
 struct Driver {
     bootstrap: Arc<Bootstrap>,
     began: Instant,
-    rng: SmallRng,
-    machine: Machine<Part>,
     graph: Graph,
-    ignored: BTreeMap<TypeUrl, Arc<BTreeMap<String, Vec<String>>>>,
-    connected_since: Option<SystemTime>,
-    error: Option<String>,
-    /// The last attempt to reach the control plane failed; that has been told.
-    unreached: bool,
+    /// The first is the control plane's.
+    streams: Vec<Open>,
+    send_updates: mpsc::Sender<Update>,
+    updates: mpsc::Receiver<Update>,
+    dialled: watch::Receiver<BTreeMap<Name, usize>>,
+    /// Listeners that are dialled, or were until a while ago: until when they are asked for.
+    listeners: BTreeMap<Name, Option<Time>>,
+    /// What is wanted by name, as the graph calls it.
+    wanted: BTreeMap<TypeUrl, BTreeSet<Name>>,
+    /// How the graph calls what has another canonical name.
+    aliases: BTreeMap<(TypeUrl, Name), BTreeSet<Name>>,
     /// Something has happened that the status does not say yet.
     untold: bool,
     publish: watch::Sender<Option<Arc<Config>>>,
@@ -126,176 +207,184 @@ struct Driver {
 impl Driver {
     fn new(
         bootstrap: Arc<Bootstrap>,
+        dialled: watch::Receiver<BTreeMap<Name, usize>>,
         publish: watch::Sender<Option<Arc<Config>>>,
         tell: watch::Sender<Arc<Status>>,
     ) -> Self {
-        let back_off = BackOff::STREAM.towards(&bootstrap.server.address);
-        let mut machine = Machine::new(bootstrap.variant, back_off, bootstrap.server.data_errors);
-        machine.subscribe(TypeUrl::Cluster, Subscription::All);
-        machine.subscribe(TypeUrl::Listener, Subscription::All);
-        Self {
+        let (send_updates, updates) = mpsc::channel(UPDATES);
+        let mut driver = Self {
             graph: Graph::of(bootstrap.node.local()),
-            bootstrap,
             began: Instant::now(),
-            rng: SmallRng::from_os_rng(),
-            machine,
-            ignored: BTreeMap::new(),
-            connected_since: None,
-            error: None,
-            unreached: false,
+            streams: Vec::new(),
+            send_updates,
+            updates,
+            dialled,
+            listeners: BTreeMap::new(),
+            wanted: BTreeMap::new(),
+            aliases: BTreeMap::new(),
             untold: false,
             publish,
             tell,
+            bootstrap,
+        };
+        let servers = std::iter::once(&driver.bootstrap.server).chain(&driver.bootstrap.fallbacks).cloned().collect();
+        driver.open(servers);
+        if driver.bootstrap.profile == Profile::Envoy {
+            driver.subscribe(0, TypeUrl::Cluster, Subscription::All);
+            driver.subscribe(0, TypeUrl::Listener, Subscription::All);
         }
+        driver
     }
 
     async fn run(mut self) {
+        self.take_dialled();
         loop {
             self.settle();
-            if self.machine.poll_connect(self.now()) {
-                let Err(end) = match self.machine.variant() {
-                    ads::client::Variant::Sotw => self.converse::<variant::Sotw>().await,
-                    ads::client::Variant::Delta => self.converse::<variant::Delta>().await,
-                };
-                let now = self.now();
-                self.machine.handle_disconnected(now, &mut self.rng);
-                if end.unknown && self.machine.variant() == ads::client::Variant::Delta {
-                    let server = &self.bootstrap.server.address;
-                    tracing::info!(%server, "the control plane does not speak the incremental protocol; it is spoken to in the other");
-                    self.machine.fall_back();
-                    continue;
-                }
-                self.tell_of_end(&end.why);
-                self.connected_since = None;
-                self.error = Some(end.why);
-                self.untold = true;
-            } else {
-                tokio::time::sleep_until(self.next_timeout()).await;
-            }
-        }
-    }
-
-    /// People are warned once when the control plane cannot be reached, not at each attempt.
-    fn tell_of_end(&mut self, why: &str) {
-        let server = &self.bootstrap.server.address;
-        if self.connected_since.is_some() {
-            tracing::info!(%server, why, "the stream to the control plane ended");
-        } else if std::mem::replace(&mut self.unreached, true) {
-            tracing::info!(%server, why, "the control plane is still not reached");
-        } else {
-            tracing::warn!(%server, why, "the control plane cannot be reached; it is tried again until it can");
-        }
-    }
-
-    /// Connects and holds one stream until it ends; says why it did.
-    async fn converse<V: Variant>(&mut self) -> Result<std::convert::Infallible, End> {
-        let bootstrap = self.bootstrap.clone();
-        let channel = transport::connect(&bootstrap.server).await?;
-        let headers = transport::headers(&bootstrap.server, &bootstrap.node).await?;
-        let (outgoing, requests) = mpsc::channel(OUTGOING);
-        let mut call = Request::new(ReceiverStream::new(requests));
-        *call.metadata_mut() = headers;
-        let mut client = Ads::new(channel).max_decoding_message_size(MAX_RESPONSE);
-        // Some servers answer nothing, not even headers, before the first request: it is sent while waiting for them.
-        let mut opening = std::pin::pin!(V::open(&mut client, call));
-        let mut incoming = None;
-        let mut writable = true;
-        self.machine.handle_connected();
-        loop {
-            self.settle();
+            let until = self.next_timeout();
             tokio::select! {
-                room = outgoing.reserve(), if writable && self.machine.is_due(self.now()) => match room {
-                    Ok(room) => {
-                        let now = self.now();
-                        if let Some(request) = V::poll(&mut self.machine, now, &bootstrap.node) {
-                            room.send(request);
-                        }
+                // Never closed: the driver holds a sender.
+                Some(update) = self.updates.recv() => self.take(update),
+                changed = self.dialled.changed() => {
+                    if changed.is_err() {
+                        return;
                     }
-                    // The server reads no more; what it has to say about that comes the other way.
-                    Err(_) => writable = false,
-                },
-                answer = &mut opening, if incoming.is_none() => {
-                    incoming = Some(answer.map_err(|status| End::of(&status))?.into_inner());
+                    self.take_dialled();
                 }
-                message = next(&mut incoming) => match message {
-                    Ok(Some(response)) => self.receive(V::decode(response)),
-                    Ok(None) => return Err("the server ended the stream".to_owned().into()),
-                    Err(status) => return Err(End::of(&status)),
-                },
-                () = tokio::time::sleep_until(self.next_timeout()) => {}
+                () = tokio::time::sleep_until(until) => self.expire_listeners(),
             }
         }
     }
 
-    fn receive(&mut self, heard: Result<Heard, String>) {
-        self.connected_since.get_or_insert_with(SystemTime::now);
-        self.unreached = false;
-        if self.error.take().is_some() {
-            tracing::info!(server = %self.bootstrap.server.address, "the control plane answers again");
+    /// The stream to these servers: equal lists share one (XD26).
+    fn open(&mut self, servers: Vec<Server>) -> usize {
+        if let Some(index) = self.streams.iter().position(|open| open.servers == servers) {
+            return index;
         }
+        let index = self.streams.len();
+        let stream = Stream::start(index, self.bootstrap.clone(), servers.clone(), self.send_updates.clone());
+        self.streams.push(Open { servers, stream, state: State::default() });
+        index
+    }
+
+    fn subscribe(&self, index: usize, kind: TypeUrl, wanted: Subscription) {
+        if let Some(open) = self.streams.get(index) {
+            open.stream.want(kind, wanted);
+        }
+    }
+
+    fn take(&mut self, update: Update) {
         self.untold = true;
-        let heard = match heard {
-            Ok(heard) => heard,
-            Err(type_url) => {
-                tracing::debug!(type_url, "a response of a type nobody asked for");
-                return;
+        for event in update.events {
+            // Only the control plane's own stream says that a type is complete.
+            if update.index == 0 || !matches!(event, Event::Synced(_)) {
+                self.take_event(event);
             }
-        };
-        let (kind, now) = (heard.kind(), self.now());
-        let before = self.refusal(kind);
-        let ignored = self.ignored.entry(kind).or_default();
-        let decode = |kind: TypeUrl, body: &Bytes| -> Result<Part, String> {
-            let decoded = decode(kind, body).map_err(|error| error.to_string())?;
-            if !decoded.ignored.is_empty() {
-                Arc::make_mut(ignored).insert(decoded.name.to_string(), decoded.ignored);
-            } else if ignored.contains_key(&*decoded.name) {
-                Arc::make_mut(ignored).remove(&*decoded.name);
-            }
-            Ok(decoded.value)
-        };
-        match (&mut self.machine, &heard) {
-            (Machine::Sotw(machine), Heard::Sotw(response)) => machine.handle_response(response, now, decode),
-            (Machine::Delta(machine), Heard::Delta(response)) => machine.handle_response(response, now, decode),
-            // A stream and its machine are of one variant.
-            _ => return,
         }
-        // A server that repeats a refused response is told so each time; people are told once.
-        if let Some(message) = self.refusal(kind).filter(|message| before.as_ref() != Some(message)) {
-            let version = heard.version();
-            tracing::warn!(%kind, version, message, "resources of the control plane were refused");
+        if let Some(open) = self.streams.get_mut(update.index) {
+            open.state = update.state;
         }
     }
 
-    fn refusal(&self, kind: TypeUrl) -> Option<String> {
-        let report = self.machine.report().into_iter().find(|(reported, _)| *reported == kind)?.1;
-        report.refusal.map(|(_, message)| message)
+    fn take_event(&mut self, event: Event<Part>) {
+        let key = match &event {
+            _ if self.aliases.is_empty() => None,
+            Event::Changed(kind, name, _)
+            | Event::Refused(kind, name, _)
+            | Event::Failed(kind, name, _)
+            | Event::Ambient(kind, name, _)
+            | Event::Gone(kind, name) => self.aliases.get(&(*kind, name.clone())),
+            Event::Synced(_) => None,
+        };
+        for alias in key.into_iter().flatten() {
+            let alias = alias.clone();
+            self.graph.handle_event(match event.clone() {
+                Event::Changed(kind, _, part) => Event::Changed(kind, alias, part),
+                Event::Refused(kind, _, why) => Event::Refused(kind, alias, why),
+                Event::Failed(kind, _, why) => Event::Failed(kind, alias, why),
+                Event::Ambient(kind, _, why) => Event::Ambient(kind, alias, why),
+                Event::Gone(kind, _) => Event::Gone(kind, alias),
+                Event::Synced(kind) => Event::Synced(kind),
+            });
+        }
+        self.graph.handle_event(event);
+    }
+
+    fn take_dialled(&mut self) {
+        let now = self.now();
+        let dialled: BTreeSet<Name> = self.dialled.borrow_and_update().keys().cloned().collect();
+        for (name, until) in &mut self.listeners {
+            if dialled.contains(name) {
+                *until = None;
+            } else {
+                until.get_or_insert(now + IDLE);
+            }
+        }
+        self.listeners.extend(dialled.into_iter().map(|name| (name, None)));
+        self.want_listeners();
+    }
+
+    fn expire_listeners(&mut self) {
+        let (now, before) = (self.now(), self.listeners.len());
+        self.listeners.retain(|_, until| until.is_none_or(|until| until > now));
+        if self.listeners.len() < before {
+            self.want_listeners();
+        }
+    }
+
+    fn want_listeners(&mut self) {
+        if self.bootstrap.profile == Profile::Grpc {
+            let names = self.listeners.keys().cloned().collect();
+            self.want(TypeUrl::Listener, names);
+        }
+    }
+
+    /// Asks for these names of a type and for no others, each where its authority is.
+    fn want(&mut self, kind: TypeUrl, names: BTreeSet<Name>) {
+        if self.wanted.get(&kind).map_or(names.is_empty(), |wanted| *wanted == names) {
+            return;
+        }
+        let mut groups: Vec<BTreeSet<Name>> = vec![BTreeSet::new(); self.streams.len()];
+        self.aliases.retain(|(of, _), _| *of != kind);
+        for name in &names {
+            let canonical: Name = xdstp::canonical(name).as_ref().into();
+            let index = match xdstp::authority(&canonical) {
+                None => 0,
+                Some(authority) => match self.bootstrap.servers_of(&canonical) {
+                    Some(servers) => self.open(servers.into_iter().cloned().collect()),
+                    None => {
+                        let why = format!("{kind} {name:?}: the bootstrap's authorities have no {authority:?}");
+                        self.graph.handle_event(Event::Failed(kind, name.clone(), why));
+                        continue;
+                    }
+                },
+            };
+            if canonical != *name {
+                self.aliases.entry((kind, canonical.clone())).or_default().insert(name.clone());
+            }
+            groups.resize(self.streams.len(), BTreeSet::new());
+            if let Some(group) = groups.get_mut(index) {
+                group.insert(canonical);
+            }
+        }
+        for (index, group) in groups.into_iter().enumerate() {
+            self.subscribe(index, kind, Subscription::Names(group));
+        }
+        self.wanted.insert(kind, names);
     }
 
     /// Passes on what the last input caused.
     fn settle(&mut self) {
         let now = self.now();
-        self.machine.handle_timeout(now);
         self.graph.handle_timeout(now);
-        let mut changed = false;
-        while let Some(event) = self.machine.poll_event() {
-            match &event {
-                Event::Gone(kind, name) | Event::Failed(kind, name, _) => {
-                    if let Some(ignored) = self.ignored.get_mut(kind).filter(|ignored| ignored.contains_key(&**name)) {
-                        Arc::make_mut(ignored).remove(&**name);
-                    }
-                }
-                Event::Ambient(kind, name, why) => tracing::warn!(%kind, %name, why, "a resource stays as it is"),
-                _ => {}
-            }
-            self.graph.handle_event(event);
-            changed = true;
-        }
-        if changed {
-            self.untold = true;
+        if self.untold {
             for kind in [TypeUrl::Endpoint, TypeUrl::Route] {
                 if let Some(wanted) = self.graph.poll_wanted(kind) {
-                    self.machine.subscribe(kind, Subscription::Names(wanted));
+                    self.want(kind, wanted);
                 }
+            }
+            if self.bootstrap.profile == Profile::Grpc {
+                let wanted = self.graph.wanted(TypeUrl::Cluster);
+                self.want(TypeUrl::Cluster, wanted);
             }
         }
         if let Some(config) = self.graph.poll_config(now) {
@@ -307,21 +396,15 @@ impl Driver {
     }
 
     fn report(&self) {
-        let types = self.machine.report().into_iter().map(|(kind, report)| {
-            let status = TypeStatus {
-                version: report.version,
-                resources: report.resources,
-                nack: report.refusal.map(|(version, message)| Nack { version, message }),
-                ignored: self.ignored.get(&kind).cloned().unwrap_or_default(),
-            };
-            (kind, status)
-        });
+        let mut statuses = self.streams.iter().map(|open| open.state.status());
+        let first = statuses.next().unwrap_or_default();
         let status = Status {
-            server: self.bootstrap.server.address.clone(),
+            server: first.server,
             node: self.bootstrap.node.id.clone(),
-            connected_since: self.connected_since,
-            error: self.error.clone(),
-            types: types.collect(),
+            connected_since: first.connected_since,
+            error: first.error,
+            types: first.types,
+            others: statuses.collect(),
         };
         self.tell.send_if_modified(|told| {
             let news = **told != status;
@@ -337,37 +420,11 @@ impl Driver {
     }
 
     fn next_timeout(&self) -> Instant {
-        let next = self.machine.next_timeout().into_iter().chain(self.graph.next_timeout(self.now())).min();
+        let idle = self.listeners.values().flatten().copied();
+        let next = self.graph.next_timeout(self.now()).into_iter().chain(idle).min();
         // Nothing to wait for is an hour: a wake-up that changes nothing.
         let hour = Time::ZERO + self.began.elapsed() + Duration::from_secs(3_600);
         self.began + Duration::from_nanos(next.unwrap_or(hour).as_nanos())
-    }
-}
-
-/// Why a stream ended.
-struct End {
-    /// As text only (XD11).
-    why: String,
-    /// The server does not have the method that was called.
-    unknown: bool,
-}
-
-impl End {
-    fn of(status: &RpcStatus) -> Self {
-        Self { why: transport::describe(status), unknown: status.code() == tonic::Code::Unimplemented }
-    }
-}
-
-impl From<String> for End {
-    fn from(why: String) -> Self {
-        Self { why, unknown: false }
-    }
-}
-
-async fn next<T>(incoming: &mut Option<Streaming<T>>) -> Result<Option<T>, RpcStatus> {
-    match incoming {
-        Some(incoming) => incoming.message().await,
-        None => std::future::pending().await,
     }
 }
 

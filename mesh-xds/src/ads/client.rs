@@ -64,6 +64,21 @@ impl<T> Client<T> {
         either!(self, machine => machine.subscribe(kind, wanted));
     }
 
+    /// Is something wanted that has never come?
+    pub fn lacks(&self) -> bool {
+        either!(self, machine => machine.lacks())
+    }
+
+    /// The next stream is to another server.
+    pub fn handle_server_change(&mut self) {
+        either!(self, machine => machine.handle_server_change());
+    }
+
+    /// The next stream may be opened at once.
+    pub fn connect_now(&mut self) {
+        either!(self, machine => machine.connect_now());
+    }
+
     /// Is it time to open a stream?
     pub fn poll_connect(&mut self, now: Time) -> bool {
         either!(self, machine => machine.poll_connect(now))

@@ -39,6 +39,8 @@ pub struct Delta<T> {
 pub(super) struct TypeState {
     pub(super) wanted: Subscription,
     pub(super) held: Held,
+    /// A response has come, of whichever server.
+    pub(super) synced: bool,
     /// The server's word for the last state accepted, for people.
     version: String,
     /// The last refusal, until a response is accepted.
@@ -100,6 +102,22 @@ impl<T> Delta<T> {
         state.wanted = wanted;
     }
 
+    /// Is something wanted that has never come?
+    pub fn lacks(&self) -> bool {
+        self.types.values().any(|state| state.lacks())
+    }
+
+    /// The next stream is to another server, whose versions are others: it is told what is held, and sends all of it.
+    pub fn handle_server_change(&mut self) {
+        let known = self.types.values_mut().flat_map(|state| state.held.known.values_mut());
+        known.for_each(|known| known.version = Name::default());
+    }
+
+    /// The next stream may be opened at once.
+    pub fn connect_now(&mut self) {
+        self.link.connect_now();
+    }
+
     /// Is it time to open a stream? Once said, the driver owes `handle_connected` or `handle_disconnected`.
     pub fn poll_connect(&mut self, now: Time) -> bool {
         self.link.poll_connect(now)
@@ -143,12 +161,12 @@ impl<T> Delta<T> {
                     continue;
                 }
             };
-            if !seen.insert(name) {
+            let name = Name::from(name);
+            if !seen.insert(name.clone()) {
                 errors.push(format!("{kind} {name:?}: occurs more than once in the response"));
                 continue;
             }
             // Not asked for, or not any more: neither used nor a reason to refuse (XD3).
-            let name = Name::from(name);
             if !state.wanted.wants(&name) {
                 continue;
             }
@@ -156,7 +174,7 @@ impl<T> Delta<T> {
                 errors.push(why);
             }
         }
-        for name in response.removed.iter().filter(|name| !seen.contains(&***name)) {
+        for name in response.removed.iter().filter(|name| !seen.contains(*name)) {
             state.held.remove(kind, name, None, &mut self.events);
             state.held.forget_unless_named(name, &state.wanted);
         }
@@ -175,6 +193,7 @@ impl<T> Delta<T> {
             }
             Some(message) => state.refusal = Some((response.version.clone(), message.clone())),
         }
+        state.synced = true;
         // As the first word on a type an answer would read as a wish for everything.
         if state.asked {
             state.answer(response.nonce.clone(), refusal);
@@ -227,6 +246,7 @@ impl TypeState {
         Self {
             wanted: Subscription::Names(BTreeSet::new()),
             held: Held::new(policy),
+            synced: false,
             version: String::new(),
             refusal: None,
             asked: false,
@@ -257,6 +277,13 @@ impl TypeState {
             self.answers.pop_front();
         }
         self.answers.push_back((nonce, refusal));
+    }
+
+    fn lacks(&self) -> bool {
+        match self.wanted {
+            Subscription::All => !self.synced,
+            Subscription::Names(_) => self.held.lacks(),
+        }
     }
 
     fn is_due(&self) -> bool {

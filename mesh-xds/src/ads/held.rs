@@ -199,6 +199,11 @@ impl Held {
         }
     }
 
+    /// Is something hoped for that has never come?
+    pub(super) fn lacks(&self) -> bool {
+        self.known.values().any(|known| known.print.is_none() && !known.settled)
+    }
+
     /// Of a wildcard, nothing stays of what is gone: names that nobody wants by name would pile up.
     pub(super) fn forget_unless_named(&mut self, name: &Name, wanted: &Subscription) {
         if *wanted == Subscription::All && self.known.get(name).is_some_and(|known| known.print.is_none()) {

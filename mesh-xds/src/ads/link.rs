@@ -48,6 +48,13 @@ impl Link {
         Self { state: State::Down { connect_at: Time::ZERO }, failures: 0, ..self }
     }
 
+    /// What is down may connect at once.
+    pub(super) fn connect_now(&mut self) {
+        if let State::Down { connect_at } = &mut self.state {
+            *connect_at = Time::ZERO;
+        }
+    }
+
     pub(super) fn poll_connect(&mut self, now: Time) -> bool {
         match self.state {
             State::Down { connect_at } if connect_at <= now => {

@@ -44,6 +44,8 @@ struct TypeState {
     /// Kept over streams (XD1).
     version: String,
     held: Held,
+    /// A response has come, of whichever server.
+    synced: bool,
     /// The last refusal, until a response is accepted.
     refusal: Option<(String, String)>,
     /// From here on: of the stream.
@@ -70,7 +72,15 @@ impl<T> Sotw<T> {
     /// Goes on for a machine of the other variant, with what it wants and holds. There must be no stream.
     pub(super) fn of_delta(delta: Delta<T>) -> Self {
         let types = delta.types.into_iter().map(|(kind, state)| {
-            (kind, TypeState { wanted: state.wanted, held: state.held, ..TypeState::new(delta.policy) })
+            (
+                kind,
+                TypeState {
+                    wanted: state.wanted,
+                    held: state.held,
+                    synced: state.synced,
+                    ..TypeState::new(delta.policy)
+                },
+            )
         });
         Self { types: types.collect(), link: delta.link.renewed(), policy: delta.policy, events: delta.events }
     }
@@ -90,6 +100,21 @@ impl<T> Sotw<T> {
         state.held.retarget(&wanted, drop, |_| Known::default());
         state.due = state.asked || !wanted.is_nothing();
         state.wanted = wanted;
+    }
+
+    /// Is something wanted that has never come?
+    pub fn lacks(&self) -> bool {
+        self.types.values().any(|state| state.lacks())
+    }
+
+    /// The next stream is to another server, whose versions are others.
+    pub fn handle_server_change(&mut self) {
+        self.types.values_mut().for_each(|state| state.version.clear());
+    }
+
+    /// The next stream may be opened at once.
+    pub fn connect_now(&mut self) {
+        self.link.connect_now();
     }
 
     /// Is it time to open a stream? Once said, the driver owes `handle_connected` or `handle_disconnected`.
@@ -139,12 +164,12 @@ impl<T> Sotw<T> {
                     continue;
                 }
             };
-            if !seen.insert(name) {
+            let name = Name::from(name);
+            if !seen.insert(name.clone()) {
                 errors.push(format!("{kind} {name:?}: occurs more than once in the response"));
                 continue;
             }
             // Not asked for: neither used nor a reason to refuse (XD3).
-            let name = Name::from(name);
             if !state.wanted.wants(&name) {
                 state.forgotten.insert(name);
                 continue;
@@ -155,7 +180,7 @@ impl<T> Sotw<T> {
             }
         }
         for problem in &response.problems {
-            seen.insert(&problem.name);
+            seen.insert(problem.name.clone());
             if problem.missing {
                 state.held.remove(kind, &problem.name, Some(&problem.message), &mut self.events);
             } else {
@@ -167,6 +192,7 @@ impl<T> Sotw<T> {
         if kind.is_full_state() && all_named {
             state.remove_others(kind, &seen, &mut self.events);
         }
+        state.synced = true;
         state.nonce.clone_from(&response.nonce);
         state.gathers = None;
         state.due = true;
@@ -231,6 +257,7 @@ impl TypeState {
             wanted: Subscription::Names(BTreeSet::new()),
             version: String::new(),
             held: Held::new(policy),
+            synced: false,
             refusal: None,
             nonce: String::new(),
             due: false,
@@ -253,6 +280,13 @@ impl TypeState {
         self.redone = None;
         // An empty list as a type's first word would ask for everything, so nothing is said when nothing is wanted.
         self.due = !self.wanted.is_nothing();
+    }
+
+    fn lacks(&self) -> bool {
+        match self.wanted {
+            Subscription::All => !self.synced,
+            Subscription::Names(_) => self.held.lacks(),
+        }
     }
 
     fn is_due(&self, now: Time) -> bool {
@@ -295,8 +329,8 @@ impl TypeState {
     }
 
     /// Every resource in force or hoped for that is not in `seen` does not exist.
-    fn remove_others<T>(&mut self, kind: TypeUrl, seen: &BTreeSet<&str>, events: &mut VecDeque<Event<T>>) {
-        let absent: Vec<Name> = self.held.known.keys().filter(|name| !seen.contains(&***name)).cloned().collect();
+    fn remove_others<T>(&mut self, kind: TypeUrl, seen: &BTreeSet<Name>, events: &mut VecDeque<Event<T>>) {
+        let absent: Vec<Name> = self.held.known.keys().filter(|name| !seen.contains(*name)).cloned().collect();
         for name in absent {
             self.held.remove(kind, &name, None, events);
             self.held.forget_unless_named(&name, &self.wanted);

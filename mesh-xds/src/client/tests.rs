@@ -9,6 +9,7 @@ use std::{
         Mutex,
         atomic::{AtomicU64, Ordering},
     },
+    time::SystemTime,
 };
 
 use mesh_core::config::{
@@ -20,9 +21,10 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{
-    Response,
-    transport::{Identity, Server, ServerTlsConfig},
+    Request, Response, Streaming,
+    transport::{Certificate, Identity, Server, ServerTlsConfig},
 };
+use xxhash_rust::xxh64::xxh64;
 
 use super::*;
 use crate::{
@@ -36,9 +38,11 @@ use crate::{
     },
     server::{ConnectionId, Credentials, Peer, Source, ads_service},
     translate::{Shape, encode},
+    transport,
 };
 
 mod log;
+mod servers;
 
 /// Nothing here takes this long unless it is broken.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -310,7 +314,8 @@ impl Plane {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let mut builder = Server::builder();
         if let Some(ca) = ca {
-            builder = builder.tls_config(ServerTlsConfig::new().identity(ca.server())).unwrap();
+            let tls = ServerTlsConfig::new().identity(ca.server()).client_ca_root(Certificate::from_pem(&ca.root));
+            builder = builder.tls_config(tls.client_auth_optional(true)).unwrap();
         }
         let mut router = builder.add_service(ads_service(source.clone()));
         if let Some(ca) = ca {
@@ -378,6 +383,9 @@ impl Source for TestSource {
     fn verify(&self, credentials: &Credentials) -> Result<Option<String>, tonic::Status> {
         if let Some(code) = *self.refuses.lock().unwrap() {
             return Err(tonic::Status::new(code, "refused on purpose"));
+        }
+        if let Some(certificate) = credentials.certificates.first() {
+            self.tell(format!("certificate {:016x}", xxh64(certificate, 0)));
         }
         if let Some(token) = &credentials.bearer {
             self.tell(format!("verify {}", token.0));

@@ -18,6 +18,9 @@ pub(super) trait Variant: 'static {
     type Request: Send + 'static;
     type Response: Send + 'static;
 
+    /// Which it is.
+    const WHICH: ads::client::Variant;
+
     /// Calls the method.
     fn open(
         client: &mut Ads,
@@ -60,6 +63,8 @@ impl Variant for Sotw {
     type Request = proto::DiscoveryRequest;
     type Response = proto::DiscoveryResponse;
 
+    const WHICH: ads::client::Variant = ads::client::Variant::Sotw;
+
     async fn open(
         client: &mut Ads,
         call: Request<ReceiverStream<Self::Request>>,
@@ -98,6 +103,8 @@ pub(super) struct Delta;
 impl Variant for Delta {
     type Request = proto::DeltaDiscoveryRequest;
     type Response = proto::DeltaDiscoveryResponse;
+
+    const WHICH: ads::client::Variant = ads::client::Variant::Delta;
 
     async fn open(
         client: &mut Ads,

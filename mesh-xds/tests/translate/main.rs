@@ -5,6 +5,7 @@
 
 mod balancer;
 mod cluster;
+mod discovery;
 mod endpoint;
 mod listener;
 mod oracle;

@@ -222,7 +222,7 @@ fn header_conditions_of_both_generations_are_read() {
     refused(header(Some(none)), &format!("{place}.string_match.match_pattern"), "missing");
 }
 
-/// RM12: denominators, and the runtime key that nobody looks up.
+/// RM12, XD35: denominators, and the runtime key that nobody looks up.
 #[test]
 fn fractions_have_three_denominators() {
     let fraction = |denominator| {
