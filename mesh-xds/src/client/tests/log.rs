@@ -22,7 +22,7 @@ impl Log {
 
 impl Subscriber for Log {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.target() == "mesh_xds::client" && *metadata.level() <= Level::INFO
+        metadata.target().starts_with("mesh_xds::client") && *metadata.level() <= Level::INFO
     }
 
     fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
