@@ -21,19 +21,19 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{
-    Request, Response, Streaming,
+    Request, Response,
     transport::{Certificate, Identity, Server, ServerTlsConfig},
 };
 use xxhash_rust::xxh64::xxh64;
 
+use self::deaf::Deaf;
 use super::*;
 use crate::{
     ads::ResourceSet,
     certs::CertSource,
     node::Node,
     proto::{
-        self, AggregatedDiscoveryService, AggregatedDiscoveryServiceServer, DeltaDiscoveryRequest,
-        DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, IstioCertificateRequest, IstioCertificateResponse,
+        self, AggregatedDiscoveryServiceServer, DiscoveryRequest, IstioCertificateRequest, IstioCertificateResponse,
         IstioCertificateService, IstioCertificateServiceServer,
     },
     server::{ConnectionId, Credentials, Peer, Source, ads_service},
@@ -41,6 +41,7 @@ use crate::{
     transport,
 };
 
+mod deaf;
 mod log;
 mod servers;
 
@@ -423,45 +424,6 @@ impl Source for TestSource {
 
     fn disconnect(&self, id: ConnectionId) {
         self.tell(format!("disconnect {}", id.0));
-    }
-}
-
-/// Sends five thousand responses and reads no request.
-struct Deaf;
-
-type Responses = std::pin::Pin<Box<dyn tokio_stream::Stream<Item = Result<DiscoveryResponse, tonic::Status>> + Send>>;
-
-#[tonic::async_trait]
-impl AggregatedDiscoveryService for Deaf {
-    type StreamAggregatedResourcesStream = Responses;
-    type DeltaAggregatedResourcesStream = tokio_stream::Empty<Result<DeltaDiscoveryResponse, tonic::Status>>;
-
-    async fn stream_aggregated_resources(
-        &self,
-        request: Request<Streaming<DiscoveryRequest>>,
-    ) -> Result<Response<Responses>, tonic::Status> {
-        let unread = request.into_inner();
-        let responses = (1..=5_000).map(move |n| {
-            let _ = &unread;
-            Ok(DiscoveryResponse {
-                version_info: n.to_string(),
-                nonce: n.to_string(),
-                type_url: TypeUrl::Cluster.as_str().to_owned(),
-                ..DiscoveryResponse::default()
-            })
-        });
-        // It stays open after the last, as a control plane would.
-        Ok(Response::new(Box::pin(tokio_stream::StreamExt::chain(
-            tokio_stream::iter(responses),
-            tokio_stream::pending(),
-        ))))
-    }
-
-    async fn delta_aggregated_resources(
-        &self,
-        _: Request<Streaming<DeltaDiscoveryRequest>>,
-    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, tonic::Status> {
-        Err(tonic::Status::unimplemented(""))
     }
 }
 
