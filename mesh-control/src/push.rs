@@ -31,7 +31,7 @@ use tokio::{sync::watch, time};
 use tonic::Status;
 
 use crate::{
-    api::{ProxyStatus, SyncState, TypeStatus},
+    api::ProxyStatus,
     ca::{Ca, ServiceAccount},
     compile::{NodeInfo, World},
     registry::{Registered, WorkloadPort},
@@ -39,11 +39,13 @@ use crate::{
 };
 
 use self::{
+    progress::Progress,
     secrets::Secrets,
     views::{Caller, Changed, Maker, Views},
 };
 
 mod lost;
+mod progress;
 mod secrets;
 mod views;
 
@@ -58,12 +60,6 @@ const ENVOY: &str = "envoy";
 
 /// Istio's name of the view that gRPC's own libraries get.
 const GRPC: &str = "grpc";
-
-/// Longer messages of a client are cut: they are kept for as long as it is connected.
-const MAX_MESSAGE: usize = 4096;
-
-/// So many names of resources are added to a refusal that names none.
-const MOST_NAMED: usize = 5;
 
 /// The views of all connected workloads.
 #[derive(Debug)]
@@ -90,7 +86,7 @@ struct Connection {
     /// The version of the world that `view` was made from; `None` before the first.
     made: Option<u64>,
     view: watch::Sender<Arc<ResourceSet>>,
-    inbound: Option<(Name, Resource)>,
+    inbound: Vec<(Name, Resource)>,
     types: BTreeMap<TypeUrl, Progress>,
     secrets: Option<Secrets>,
 }
@@ -103,16 +99,6 @@ struct Shown<'a> {
     caller: &'a Caller,
     view: &'a Arc<ResourceSet>,
     changed: Changed,
-}
-
-/// How far a type has come on one stream.
-#[derive(Clone, Debug, Default)]
-struct Progress {
-    sent: Option<String>,
-    acked: Option<String>,
-    refused: Option<(String, String)>,
-    /// What the client uses of this type, as far as it is known.
-    used: Arc<ResourceSet>,
 }
 
 impl Push {
@@ -250,7 +236,7 @@ impl Push {
         connection.inbound = inbound;
         let (inbound, secrets) = (&connection.inbound, &connection.secrets);
         connection.view.send_if_modified(|current| {
-            let mut own = views::own(view, inbound.as_ref(), current);
+            let mut own = views::own(view, inbound, current);
             if let Some(secrets) = secrets {
                 secrets.add(Arc::make_mut(&mut own));
             }
@@ -325,7 +311,7 @@ impl Source for Push {
             made: None,
             grpc,
             caller: Caller::default(),
-            inbound: None,
+            inbound: Vec::new(),
             view: sender,
             types: BTreeMap::new(),
             secrets,
@@ -363,31 +349,15 @@ impl Source for Push {
     }
 
     fn sent(&self, id: ConnectionId, kind: TypeUrl, version: &str) {
-        self.with(id, kind, |progress, _| progress.sent = Some(version.to_owned()));
+        self.with(id, kind, |progress, _| progress.send(version));
     }
 
     fn acked(&self, id: ConnectionId, kind: TypeUrl, version: &str) {
-        self.with(id, kind, |progress, view| {
-            progress.acked = Some(version.to_owned());
-            progress.refused = None;
-            if view.version(kind) == version {
-                progress.used = view.clone();
-            }
-        });
+        self.with(id, kind, |progress, view| progress.accept(kind, version, view));
     }
 
     fn nacked(&self, id: ConnectionId, kind: TypeUrl, version: &str, message: &str) {
-        self.with(id, kind, |progress, view| {
-            let mut message: String = message.chars().take(MAX_MESSAGE).collect();
-            // Not everybody says which; one that was new is.
-            let new = if view.version(kind) == version { view.news(kind, &progress.used) } else { Vec::new() };
-            if !new.is_empty() && !new.iter().any(|name| message.contains(&**name)) {
-                let named: Vec<&str> = new.iter().take(MOST_NAMED).map(|name| &**name).collect();
-                message = format!("{} (new in this push: {})", message.trim_end(), named.join(", "));
-            }
-            tracing::warn!(%kind, version, message, "a workload refused a push");
-            progress.refused = Some((version.to_owned(), message));
-        });
+        self.with(id, kind, |progress, view| progress.refuse(kind, version, message, view));
     }
 
     fn disconnect(&self, id: ConnectionId) {
@@ -427,23 +397,6 @@ impl Connection {
             version: self.version.clone(),
             connected: self.since,
             types: types.into(),
-        }
-    }
-}
-
-impl Progress {
-    fn status(&self) -> TypeStatus {
-        let state = match (&self.sent, &self.acked, &self.refused) {
-            (None, ..) => SyncState::NotSent,
-            (Some(sent), _, Some((refused, _))) if sent == refused => SyncState::Error,
-            (Some(sent), Some(acked), _) if sent == acked => SyncState::Synced,
-            _ => SyncState::Stale,
-        };
-        TypeStatus {
-            state,
-            sent: self.sent.clone(),
-            acked: self.acked.clone(),
-            error: self.refused.as_ref().map(|(_, message)| message.clone()),
         }
     }
 }

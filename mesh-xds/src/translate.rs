@@ -8,7 +8,7 @@
 //! Encoding gives the resources of one client, named and shaped as Istio's control plane does for its sidecars, so that
 //! other clients than ours understand them.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
 
 use bytes::Bytes;
 use mesh_core::config::{Cluster, Config, Discovery, Endpoints, HttpSettings, Inbound, Name, RouteTable};
@@ -264,6 +264,11 @@ fn write(of: &Arc<Cluster>, grpc: bool) -> Written {
         _ => None,
     };
     written(Some(Resource::new(cluster::encode(of).encode_to_vec())), endpoints)
+}
+
+/// Adds the listeners by which servers of gRPC's own, at this address, are told what they serve.
+pub fn encode_grpc_servers(config: &Config, address: IpAddr, set: &mut ResourceSet) {
+    grpc::encode_servers(config, address, set);
 }
 
 /// Adds the listener with the policy of the client's own servers, if it has any.

@@ -32,13 +32,13 @@ const TYPES: [&str; 4] = ["CDS", "LDS", "EDS", "RDS"];
 /// The listener that stands for redirected connections to port 9080.
 const OWN: &str = "own-9080";
 
-/// XD1, NR2: an Envoy beside a workload, state of the world.
+/// XD1, NR2, OP10: an Envoy beside a workload, state of the world.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_envoy_serves_bookinfo() {
     tutorial("GRPC").await;
 }
 
-/// XD2: the same, incrementally.
+/// XD2, OP10: the same, incrementally.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_envoy_serves_bookinfo_incrementally() {
     tutorial("DELTA_GRPC").await;
@@ -157,7 +157,7 @@ async fn an_envoy_is_the_gateway() {
     nothing_is_refused(&envoy, &plane).await;
 }
 
-/// XD3, XD4, OP1: what an Envoy refuses is shown by `meshctl proxy-status`, with the error's text and the resource, until
+/// XD3, XD4, OP1, OP10: what an Envoy refuses is shown by `meshctl proxy-status`, with the error's text and the resource, until
 /// something better comes; what was there before stays in force.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_an_envoy_refuses_is_shown() {
@@ -188,6 +188,7 @@ async fn what_an_envoy_refuses_is_shown() {
         ran.err
     );
     assert_eq!(get(&http, address, REVIEWS, "").await, (200, "reviews-v1".to_owned()), "as before");
+    assert!(plane.status(CALLER).unwrap().types["RDS"].refusals > 0);
     spaced("/.*");
     plane.synced(CALLER, &TYPES).await;
     until(|| async { get(&http, address, REVIEWS, "").await.1 == "reviews-v3" }, "the next is taken", &envoy).await;

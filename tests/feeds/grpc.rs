@@ -5,7 +5,7 @@
 use std::{
     collections::BTreeMap,
     io::{BufRead, BufReader, Write},
-    net::Ipv4Addr,
+    net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     time::Instant,
@@ -96,6 +96,47 @@ async fn what_grpc_refuses_is_shown() {
     );
     assert!(ran.err.contains("regex"), "{}", ran.err);
     assert_eq!(client.call(&reviews).answers, [("reviews-v1".to_owned(), 1)].into(), "as before");
+}
+
+/// A server of gRPC's own is told by our control plane what it serves: nothing while mutual TLS is demanded of it, for it
+/// cannot be told how; everything once plaintext is let in. Then gRPC calls gRPC, and finds it as an endpoint like any other.
+#[tokio::test(flavor = "multi_thread")]
+async fn grpc_servers_serve_what_they_may() {
+    let Some((plane, mut client)) = start().await else { return };
+    let python = python().unwrap();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    plane.apply(&format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: greeter}}\nspec:\n  selector: {{app: greeter}}\n  ports: [{{name: grpc, \
+         port: 9080, targetPort: {port}}}]\n"
+    ));
+    let spec = WorkloadSpec {
+        grpc: true,
+        labels: [("app".to_owned(), "greeter".to_owned())].into(),
+        ports: vec![port],
+        ..WorkloadSpec::new("greeter", Ipv4Addr::LOCALHOST.into())
+    };
+    let bootstrap = plane.dir.path().join("greeter.json");
+    std::fs::write(&bootstrap, plane.bootstrap(&spec).to_string()).unwrap();
+    let mut server = Client::start(&python, &bootstrap);
+    server.call(&json!({"serve": format!("127.0.0.1:{port}")}));
+    let end = Instant::now() + PATIENCE;
+    while plane.status("greeter.default").is_none() {
+        assert!(Instant::now() < end, "the server asks for its listener");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    let said = client.call(&json!({"target": "xds:///greeter:9080", "wait": false, "timeout": 2}));
+    assert!(said.answers.is_empty(), "mutual TLS is the default: {said:?}");
+
+    plane.apply(
+        "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: greeter}\nspec:\n  selector: {matchLabels: {app: \
+         greeter}}\n  mtls: {mode: PERMISSIVE}\n",
+    );
+    let request = json!({"target": "xds:///greeter:9080", "calls": 3, "wait": false, "timeout": 2});
+    until(&mut client, &request, |said| said.answers == [("grpc".to_owned(), 3)].into());
+    for name in [CALLER, "greeter.default"] {
+        let status = plane.status(name).unwrap();
+        assert!(status.types.values().all(|of| of.error.is_none()), "{status:?}");
+    }
 }
 
 /// A control plane with Bookinfo and a client of it; `None`, after saying so, where something is missing.

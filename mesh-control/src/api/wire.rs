@@ -124,6 +124,9 @@ pub struct TypeStatus {
     /// What it said when it refused one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// How many it has refused on this stream.
+    #[serde(default)]
+    pub refusals: u64,
 }
 
 /// How far a type is, in the words of `istioctl proxy-status`.

@@ -189,26 +189,27 @@ impl Maker {
     }
 }
 
-/// The listener that says what a node's own servers demand; `None` if there is nothing to say.
-pub(super) fn inbound(world: &World, node: &NodeInfo, caller: &Caller) -> Option<(Name, Resource)> {
-    if caller.shape != Kind::Sidecar {
-        return None;
-    }
+/// The listeners that say what a node's own servers demand.
+pub(super) fn inbound(world: &World, node: &NodeInfo, caller: &Caller) -> Vec<(Name, Resource)> {
     let mut set = ResourceSet::default();
-    translate::encode_inbound(&Config { inbound: shared::inbound(world, node), ..Config::default() }, &mut set);
-    let listener = set.iter(TypeUrl::Listener).next();
-    listener.map(|(name, resource)| (name.clone(), resource.clone()))
+    let config = || Config { inbound: shared::inbound(world, node), ..Config::default() };
+    match (caller.shape, node.address) {
+        (Kind::Sidecar, _) => translate::encode_inbound(&config(), &mut set),
+        (Kind::Grpc, Some(address)) => translate::encode_grpc_servers(&config(), address, &mut set),
+        _ => {}
+    }
+    set.iter(TypeUrl::Listener).map(|(name, resource)| (name.clone(), resource.clone())).collect()
 }
 
-/// A shared view with a node's own listener. What is as it was stays the value it was.
-pub(super) fn own(
-    view: &Arc<ResourceSet>,
-    inbound: Option<&(Name, Resource)>,
-    before: &ResourceSet,
-) -> Arc<ResourceSet> {
-    let Some((name, resource)) = inbound else { return view.clone() };
+/// A shared view with a node's own listeners. What is as it was stays the value it was.
+pub(super) fn own(view: &Arc<ResourceSet>, inbound: &[(Name, Resource)], before: &ResourceSet) -> Arc<ResourceSet> {
+    if inbound.is_empty() {
+        return view.clone();
+    }
     let mut own = ResourceSet::clone(view);
-    own.insert_resource(TypeUrl::Listener, name.clone(), resource.clone());
+    for (name, resource) in inbound {
+        own.insert_resource(TypeUrl::Listener, name.clone(), resource.clone());
+    }
     if own.version(TypeUrl::Listener) == before.version(TypeUrl::Listener) {
         own.share(TypeUrl::Listener, before);
     }

@@ -6,15 +6,19 @@
 //! balancer that they lack is round robin, localities always have a weight, and nothing is encrypted unless a policy says so.
 //! Sources: istiod `pilot/pkg/networking/grpcgen`; gRFC A27, A31, A33, A42, A44.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+};
 
 use mesh_core::config::{
-    Action, Cluster, Config, Discovery, EndpointAddress, Endpoints, HashPolicy, HttpSettings, LoadBalancer, Name,
-    RingHash, Route, RouteTable, Thresholds, TlsMode, VirtualHost,
+    Action, Cluster, Config, Discovery, EndpointAddress, Endpoints, HashPolicy, HttpSettings, LoadBalancer, MtlsMode,
+    Name, RingHash, Route, RouteTable, Thresholds, TlsMode, VirtualHost,
 };
 use prost::Message as _;
 
-use super::{cluster, endpoint, listener, route};
+use super::{GRPC_SERVERS, cluster, endpoint, listener, route};
 use crate::{
     ads::{ResourceSet, TypeUrl},
     proto::envoy::config::endpoint::v3::ClusterLoadAssignment,
@@ -44,6 +48,26 @@ pub(super) fn encode_routes(config: &Config, set: &mut ResourceSet) {
                 ..RouteTable::default()
             };
             set.insert(TypeUrl::Route, name.as_str(), route::encode(&name, &table).encode_to_vec());
+        }
+    }
+}
+
+/// The listeners that a server of gRPC's own asks for, by each address it may say that it listens on (gRFC A36): for every port
+/// that takes plaintext. What demands more than that has none, so that such a server does not serve: its library cannot be told
+/// here how to prove who it is.
+pub(super) fn encode_servers(config: &Config, address: IpAddr, set: &mut ResourceSet) {
+    let open =
+        config.inbound.iter().filter(|(_, inbound)| inbound.mtls != MtlsMode::Strict && inbound.refused.is_none());
+    for (&port, inbound) in open {
+        let everywhere = [IpAddr::from(Ipv4Addr::UNSPECIFIED), IpAddr::from(Ipv6Addr::UNSPECIFIED)];
+        for address in everywhere.into_iter().chain([address]) {
+            let address = SocketAddr::new(address, port);
+            let name = GRPC_SERVERS.replace("%s", &address.to_string());
+            set.insert(
+                TypeUrl::Listener,
+                name.as_str(),
+                listener::encode_server(&name, address, inbound).encode_to_vec(),
+            );
         }
     }
 }

@@ -4,10 +4,10 @@
 //! or two filter chains per port of our own servers. Listeners of other shapes serve interception of TCP and apply to no
 //! library; they are told as ignored, with the reason.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use mesh_core::config::{HttpSettings, Inbound, LocalRateLimit, MtlsMode, Name, RouteTable};
+use mesh_core::config::{EndpointAddress, HttpSettings, Inbound, LocalRateLimit, MtlsMode, Name, RouteTable};
 
 use super::{
     Listener, RouteSource, endpoint, filter,
@@ -290,6 +290,22 @@ pub(super) fn encode_api(name: &str, routes: &str, settings: &HttpSettings) -> M
     Message {
         name: name.to_owned(),
         api_listener: Some(ApiListener { api_listener: Some(Any::pack(&manager)) }),
+        ..Message::default()
+    }
+}
+
+/// The listener of a server of gRPC's own at one address, in plaintext: one chain, whose routes forward nothing (gRFC A36).
+pub(super) fn encode_server(name: &str, address: SocketAddr, inbound: &Inbound) -> Message {
+    let manager = HttpConnectionManager {
+        route_specifier: Some(RouteSpecifier::RouteConfig(route::encode(&inbound.routes.name, &inbound.routes))),
+        http_filters: filter::encode(Side::Inbound, false, None, None),
+        ..HttpConnectionManager::default()
+    };
+    Message {
+        name: name.to_owned(),
+        address: Some(endpoint::encode_address(&EndpointAddress::Socket(address))),
+        filter_chains: vec![FilterChain { filters: vec![encode_manager(&manager)], ..FilterChain::default() }],
+        traffic_direction: TrafficDirection::Inbound.into(),
         ..Message::default()
     }
 }

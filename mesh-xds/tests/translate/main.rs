@@ -7,6 +7,7 @@ mod balancer;
 mod cluster;
 mod discovery;
 mod endpoint;
+mod grpc;
 mod listener;
 mod oracle;
 mod rich;
