@@ -24,6 +24,9 @@ mod mirroring;
 #[path = "traffic/rate_limits.rs"]
 mod rate_limits;
 
+#[path = "traffic/objects.rs"]
+mod objects;
+
 #[path = "traffic/retries.rs"]
 mod retries;
 

@@ -9,10 +9,84 @@ use std::{
 };
 
 use crate::{
-    compile::{resolve, specificity},
+    compile::{delegate_of, resolve, specificity},
     diagnostic::{Diagnostic, Level, codes},
-    kinds::{At, HttpAction, Key, Kind, Object, Server, Spec, Spot, Subset, VirtualService, nearest},
+    kinds::{
+        ApiParent, At, HttpAction, Key, Kind, Object, ParentKind, Server, Spec, Spot, Subset, VirtualService, nearest,
+        parse,
+    },
+    registry::Registered,
+    store::SourceFile,
 };
+
+mod inspect;
+
+/// Everything there is to say of files by themselves: what is wrong with each, and what shows between their objects.
+pub fn files(files: &[SourceFile]) -> Vec<Diagnostic> {
+    let mut found = Vec::new();
+    let mut objects = Vec::new();
+    for file in files {
+        match parse(&file.name, &file.text) {
+            Ok(parsed) => {
+                objects.extend(parsed.objects.into_iter().map(Arc::new));
+                found.extend(parsed.diagnostics);
+            }
+            Err(diagnostics) => found.extend(diagnostics),
+        }
+    }
+    let mut all: BTreeMap<&Key, Arc<Object>> = BTreeMap::new();
+    for object in &objects {
+        all.insert(&object.key, object.clone());
+    }
+    let all: Vec<Arc<Object>> = all.into_values().collect();
+    found.extend(whole(&objects, &all, &[]));
+    found
+}
+
+/// What `meshctl analyze` says of `all` in the company of those who run: what an apply of `applied` would say, with Istio's levels,
+/// and what an apply lets pass.
+pub fn whole(applied: &[Arc<Object>], all: &[Arc<Object>], running: &[Arc<Registered>]) -> Vec<Diagnostic> {
+    let mut found = analyze(applied, all);
+    for it in &mut found {
+        it.level = inspect::istio_level(it);
+    }
+    inspect::inspect(all, &inspect::Known::new(all, running), &mut found);
+    found.sort_by(|a, b| {
+        (b.level, &a.file, a.line, a.column, &a.code).cmp(&(a.level, &b.file, b.line, b.column, &b.code))
+    });
+    found
+}
+
+/// The finding in one line, as `istioctl analyze` writes it: `Error [IST0101] (VirtualService default/reviews f.yaml:9:44) ...`.
+pub fn line(it: &Diagnostic) -> String {
+    let level = match it.level {
+        Level::Info => "Info",
+        Level::Warning => "Warning",
+        Level::Error => "Error",
+    };
+    let place = format!("{}:{}:{}", it.file, it.line, it.column);
+    match object_of(it) {
+        Some((object, message)) => format!("{level} [{}] ({object} {place}) {message}", it.code),
+        None => format!("{level} [{}] ({place}) {}", it.code, it.message),
+    }
+}
+
+/// The object a finding is about (`VirtualService default/reviews`), and what it says of it.
+pub fn object_of(it: &Diagnostic) -> Option<(&str, &str)> {
+    let (object, message) = it.message.split_once(": ")?;
+    let (kind, name) = object.split_once(' ')?;
+    let named = Kind::ALL.iter().any(|known| known.as_str() == kind) && name.contains('/') && !name.contains(' ');
+    named.then_some((object, message))
+}
+
+/// `info`, `warning`, `error`.
+pub fn level_name(level: Level) -> &'static str {
+    match level {
+        Level::Info => "info",
+        Level::Warning => "warning",
+        Level::Error => "error",
+    }
+}
 
 /// The domain services live in; what hosts are called in messages does not depend on another.
 const DOMAIN: &str = "cluster.local";
@@ -33,12 +107,14 @@ pub fn analyze(applied: &[Arc<Object>], all: &[Arc<Object>]) -> Vec<Diagnostic> 
                 if is_new {
                     view.hosts(object, spec, &mut found);
                     view.gateways(object, spec, &mut found);
+                    view.delegates(object, spec, &mut found);
                     rules(object, spec, &mut found);
                 }
             }
             Spec::DestinationRule(spec) if is_new && !spec.host.is_empty() => {
                 view.known_host(object, &spec.host, codes::UNKNOWN_HOST, &mut found);
             }
+            Spec::ApiRoute(_) if is_new => inspect::api_routes(all, object, &view.hosts, &mut found),
             Spec::Gateway(spec) if is_new => {
                 for server in &spec.servers {
                     view.conflicting_servers(object, server, &mut found);
@@ -207,6 +283,20 @@ impl<'a> View<'a> {
         }
     }
 
+    fn delegates(&self, object: &Object, spec: &VirtualService, found: &mut Vec<Diagnostic>) {
+        for rule in &spec.http {
+            let HttpAction::Delegate(to) = &rule.action else { continue };
+            if delegate_of(self.all, object, to).is_none() {
+                let namespace = to.namespace.as_ref().unwrap_or(&object.key.namespace);
+                let message = format!("delegate {:?} of namespace {namespace:?} does not exist", to.name.value);
+                let mut it = object.diagnostic(codes::NOT_FOUND, Level::Warning, to.name.at, &message);
+                it.note = Some("it must have no hosts, and exportTo must let this namespace see it".to_owned());
+                it.help = Some("until it is there this rule is left out".to_owned());
+                found.push(it);
+            }
+        }
+    }
+
     fn conflicting_servers(&self, object: &Object, server: &Server, found: &mut Vec<Diagnostic>) {
         let Spec::Gateway(own) = &object.spec else { return };
         for other in self.all.iter().filter(|other| other.key != object.key) {
@@ -228,20 +318,34 @@ impl<'a> View<'a> {
         let mut objects: Vec<&Arc<Object>> = self.all.iter().collect();
         objects.sort_by_key(|object| (object.created, &object.key.name, &object.key.namespace));
         for object in objects {
-            let Spec::VirtualService(spec) = &object.spec else { continue };
-            if !spec.gateways.is_empty() && !spec.gateways.iter().any(|gateway| gateway.value == "mesh") {
-                continue;
-            }
-            for host in &spec.hosts {
+            // Routes of the Gateway API for one service are merged; beside a virtual service they are as any other of its host.
+            let hosts: Vec<&At<String>> = match &object.spec {
+                Spec::VirtualService(spec)
+                    if spec.gateways.is_empty() || spec.gateways.iter().any(|gateway| gateway.value == "mesh") =>
+                {
+                    spec.hosts.iter().collect()
+                }
+                Spec::ApiRoute(route) => {
+                    let own = |parent: &&ApiParent| {
+                        let namespace = parent.namespace.as_ref().unwrap_or(&object.key.namespace);
+                        parent.kind == ParentKind::Service && *namespace == object.key.namespace
+                    };
+                    route.parents.iter().filter(own).map(|parent| &parent.name).collect()
+                }
+                _ => continue,
+            };
+            for host in hosts {
                 let full = resolve(host, &object.key.namespace, DOMAIN);
                 let Some((older, at)) = first.get(&full) else {
                     first.insert(full, (object, host));
                     continue;
                 };
                 let either_is_new = self.applied.iter().any(|new| new.key == object.key || new.key == older.key);
-                if older.key != object.key && either_is_new {
-                    let message = format!("host {:?} has a VirtualService already, which counts", host.value);
-                    let mut it = object.diagnostic(codes::CONFLICTING_HOSTS, Level::Warning, host.at, &message);
+                let both_routes = [older, &object].iter().all(|it| matches!(it.spec, Spec::ApiRoute(_)));
+                if older.key != object.key && either_is_new && !both_routes {
+                    let (spot, host, kind) = (host.at, &host.value, older.key.kind);
+                    let message = format!("host {host:?} has a {kind} already, which counts");
+                    let mut it = object.diagnostic(codes::CONFLICTING_HOSTS, Level::Warning, spot, &message);
                     it.note = Some(format!("{} in {} is older", older.key, place(older, at.at)));
                     it.help = Some("write all rules of a host into one VirtualService".to_owned());
                     found.push(it);

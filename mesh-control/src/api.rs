@@ -7,7 +7,9 @@
 //! | `POST /apply` | [`ApplyRequest`] | [`Applied`]; 422 with diagnostics, and nothing applied |
 //! | `POST /delete` | [`DeleteRequest`] | [`Deleted`]; what does not exist is listed, the rest is deleted |
 //! | `GET /objects?kind=&namespace=&name=` | | [`Objects`]; each parameter may be left out |
+//! | `POST /analyze` | [`AnalyzeRequest`] | [`Analyzed`]: what is wrong or seldom meant, with the files or without |
 //! | `POST /explain` | [`ExplainRequest`] | [`Explained`]: the decision of the named workload for a made-up request |
+//! | `GET /config_dump?proxy=` | | what the named workload has been told, in Envoy's JSON form |
 //! | `GET /proxies` | | [`Proxies`]: what became of what was sent, by workload |
 //! | `GET /workloads` | | [`Workloads`]: who runs where |
 //!
@@ -38,12 +40,13 @@ use crate::{
     store::{Applied, StoreError},
 };
 
+mod dump;
 mod explain;
 mod wire;
 
 pub use wire::{
-    ApplyRequest, DeleteRequest, Deleted, ExplainRequest, Explained, Item, Objects, Problem, Proxies, ProxyStatus,
-    SyncState, TypeStatus, Version, Workloads,
+    AnalyzeRequest, Analyzed, ApplyRequest, DeleteRequest, Deleted, ExplainRequest, Explained, Item, Objects, Problem,
+    Proxies, ProxyStatus, SyncState, TypeStatus, Version, Workloads,
 };
 
 /// The largest body read: a few thousand objects.
@@ -70,7 +73,9 @@ pub(crate) fn router(api: Api) -> Router {
         .route("/apply", post(apply))
         .route("/delete", post(delete))
         .route("/objects", get(objects))
+        .route("/analyze", post(analyze))
         .route("/explain", post(explain))
+        .route("/config_dump", get(config_dump))
         .route("/proxies", get(proxies))
         .route("/workloads", get(workloads))
         .fallback(|uri: Uri| async move { Refusal::new(StatusCode::NOT_FOUND, format!("there is no {}", uri.path())) })
@@ -103,6 +108,14 @@ async fn delete(
     let Applied { changes, diagnostics, .. } = api.state.delete(&keys)?;
     let missing = keys.into_iter().filter(|key| changes.iter().all(|change| change.key != *key)).collect();
     Ok(Json(Deleted { changes, missing, diagnostics }))
+}
+
+async fn analyze(
+    Shared(api): Shared<Api>,
+    request: Result<Json<AnalyzeRequest>, JsonRejection>,
+) -> Result<Json<Analyzed>, Refusal> {
+    let Json(AnalyzeRequest { files }) = request?;
+    Ok(Json(Analyzed { diagnostics: api.state.analyze(&files) }))
 }
 
 #[derive(Deserialize)]
@@ -146,6 +159,17 @@ async fn explain(
 ) -> Result<Json<Explained>, Refusal> {
     let Json(request) = request?;
     explain::explain(&api.state, &api.push, &request).map(Json)
+}
+
+#[derive(Deserialize)]
+struct Of {
+    proxy: String,
+}
+
+async fn config_dump(Shared(api): Shared<Api>, Query(of): Query<Of>) -> Result<Json<serde_json::Value>, Refusal> {
+    // As costly as making the view of a workload: not for the threads that serve streams.
+    let made = tokio::task::spawn_blocking(move || dump::dump(&api.state, &api.push, &of.proxy)).await;
+    made.map_err(|error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?.map(Json)
 }
 
 async fn proxies(Shared(api): Shared<Api>) -> Json<Proxies> {

@@ -1,23 +1,27 @@
 //! The command line: its grammar, and how every verb ends.
 //!
 //! Data goes to standard output, everything else to standard error. Exit codes: 0 done, 1 failed or not found, 2 wrong usage,
-//! 65 bad input, 69 no control plane.
+//! 65 bad input, 69 no control plane, 79 `analyze` found something. `diff` ends with 1 for differences alone.
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use mesh_control::diagnostic::Diagnostic;
 
+mod analyze;
 mod apply;
 mod check_routes;
 mod client;
 mod delete;
 mod dev;
+mod diff;
 mod explain;
 mod get;
 mod input;
 mod output;
+mod proxy_config;
 mod proxy_status;
+mod validate;
 mod version;
 mod workload;
 
@@ -29,6 +33,8 @@ const FAILURE: u8 = 1;
 const USAGE: u8 = 2;
 /// The input is wrong. Source: BSD `sysexits.h` `EX_DATAERR`, as `istioctl` uses it.
 const BAD_INPUT: u8 = 65;
+/// Something was found that should not be. Source: `istioctl analyze`.
+const FOUND: u8 = 79;
 /// No control plane. `EX_UNAVAILABLE`.
 const UNREACHABLE: u8 = 69;
 
@@ -51,6 +57,12 @@ enum Verb {
     Get(get::Get),
     /// Delete objects.
     Delete(delete::Delete),
+    /// Say whether files are what their kinds allow.
+    Validate(validate::Validate),
+    /// Look for what is wrong or seldom meant, in files and in what the control plane holds.
+    Analyze(analyze::Analyze),
+    /// Print what an apply would change.
+    Diff(diff::Diff),
     /// Say where a request would go, and why.
     Explain(explain::Explain),
     /// Test a file of routes with the cases of another, as Envoy's router_check_tool does.
@@ -58,6 +70,9 @@ enum Verb {
     /// Say how far each workload's configuration is.
     #[command(visible_alias = "ps")]
     ProxyStatus(proxy_status::ProxyStatus),
+    /// Print what a workload has been told, or has in force.
+    #[command(visible_alias = "pc")]
+    ProxyConfig(proxy_config::ProxyConfig),
     /// What a workload needs to join.
     Workload(workload::Workload),
     /// Run a control plane here, until interrupted.
@@ -78,6 +93,11 @@ impl Failure {
     fn new(code: u8, message: impl Into<String>) -> Self {
         Self { code, message: message.into(), diagnostics: Vec::new() }
     }
+
+    /// Everything was said already.
+    fn silent(code: u8) -> Self {
+        Self::new(code, "")
+    }
 }
 
 /// What `meshctl` does, from its arguments to its exit code.
@@ -92,7 +112,9 @@ pub(crate) fn run() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             output::diagnostics(&failure.diagnostics);
-            output::note(&format!("error: {}", failure.message));
+            if !failure.message.is_empty() {
+                output::note(&format!("error: {}", failure.message));
+            }
             ExitCode::from(failure.code)
         }
     }
@@ -104,9 +126,13 @@ async fn perform(cli: Cli) -> Result<(), Failure> {
         Verb::Apply(apply) => apply.run(&server).await,
         Verb::Get(get) => get.run(&server).await,
         Verb::Delete(delete) => delete.run(&server).await,
+        Verb::Validate(validate) => validate.run(),
+        Verb::Analyze(analyze) => analyze.run(&server).await,
+        Verb::Diff(diff) => diff.run(&server).await,
         Verb::Explain(explain) => explain.run(&server).await,
         Verb::CheckRoutes(check) => check.run(),
         Verb::ProxyStatus(status) => status.run(&server).await,
+        Verb::ProxyConfig(config) => config.run(&server).await,
         Verb::Workload(workload) => workload.run(&server).await,
         Verb::Dev(dev) => dev.run().await,
         Verb::Version(version) => version.run(&server).await,

@@ -17,16 +17,21 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     kinds::{Object, Spec},
-    registry::{Registered, Registry, WorkloadPort},
+    registry::{Registered, WorkloadPort, Workloads},
 };
 
 mod cluster;
+mod delegate;
 mod gateway;
+mod gateway_api;
 mod inbound;
 mod locate;
 mod route;
+mod scope;
 pub(crate) mod shared;
 mod world;
+
+pub(crate) use delegate::delegate_of;
 
 /// What holds for the whole mesh. Source: Istio `MeshConfig`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -72,7 +77,8 @@ impl Default for MeshSettings {
 pub struct World {
     /// Every object, by kind, namespace and name.
     objects: Vec<Arc<Object>>,
-    /// Every object, the oldest first.
+    /// Every object, the oldest first; virtual services with what they delegate in place, routes of the Gateway API as virtual
+    /// services.
     by_age: Vec<Arc<Object>>,
     workloads: Vec<Arc<Registered>>,
     mesh: MeshSettings,
@@ -82,11 +88,12 @@ pub struct World {
 
 impl World {
     /// Indexes the objects and workloads of the moment.
-    pub fn new(objects: Vec<Arc<Object>>, registry: &Registry, mesh: MeshSettings) -> Self {
-        let mut by_age = objects.clone();
+    pub fn new(objects: Vec<Arc<Object>>, workloads: &dyn Workloads, mesh: MeshSettings) -> Self {
+        let mut by_age = delegate::resolve_delegates(&objects);
+        by_age.extend(gateway_api::derived(&objects, &mesh.domain));
         let age = |object: &Arc<Object>| (object.created, object.key.name.clone(), object.key.namespace.clone());
         by_age.sort_by_cached_key(age);
-        Self { objects, by_age, workloads: registry.workloads(), mesh, services: OnceLock::new() }
+        Self { objects, by_age, workloads: workloads.workloads(), mesh, services: OnceLock::new() }
     }
 
     fn services(&self) -> &Arc<Vec<world::Service>> {
@@ -193,13 +200,13 @@ pub fn compile(world: &World, node: &NodeInfo) -> Config {
     config
 }
 
-/// The virtual services bound to the mesh or a gateway, in the order in which they count: those meant for the node's own
-/// namespace alone, those meant for it by name, then those for all; the oldest of each first.
-fn virtual_services<'w>(world: &'w World, node: &NodeInfo) -> Vec<&'w Arc<Object>> {
+/// The virtual services a namespace sees, in the order in which they count: those meant for it alone, those meant for it by name,
+/// then those for all; the oldest of each first.
+fn virtual_services<'w>(world: &'w World, namespace: &str) -> Vec<&'w Arc<Object>> {
     let mut out: Vec<(u8, &Arc<Object>)> = Vec::new();
     for object in &world.by_age {
         let Spec::VirtualService(spec) = &object.spec else { continue };
-        if !visible(&spec.export_to, &object.key.namespace, &node.namespace) {
+        if !visible(&spec.export_to, &object.key.namespace, namespace) {
             continue;
         }
         let class = match spec.export_to.as_slice() {

@@ -120,6 +120,18 @@ pub mod codes {
     pub const CONFLICTING_GATEWAYS: &str = "IST0145";
     /// A destination rule for a host nobody defines. Istio `UnknownDestinationRuleHost`.
     pub const UNKNOWN_HOST: &str = "IST0174";
+    /// Two sidecars select the same workloads. Istio `ConflictingSidecarWorkloadSelectors`.
+    pub const SIDECARS_OF_ONE_SELECTOR: &str = "IST0110";
+    /// Two sidecars of a namespace select nobody in particular. Istio `MultipleSidecarsWithoutWorkloadSelectors`.
+    pub const SIDECARS_WITHOUT_SELECTOR: &str = "IST0111";
+    /// A port's name does not say its protocol. Istio `PortNameIsNotUnderNamingConvention`.
+    pub const PORT_NAME: &str = "IST0118";
+    /// An entry of a TCP port without addresses. Istio `ServiceEntryAddressesRequired`.
+    pub const ADDRESSES_REQUIRED: &str = "IST0134";
+    /// A subset that selects no workload. Istio `DestinationRuleSubsetNotSelectPods`.
+    pub const EMPTY_SUBSET: &str = "IST0173";
+    /// Two entries of a host that disagree on a port's protocol. Istio `ConflictingServiceEntryProtocol`.
+    pub const CONFLICTING_PROTOCOL: &str = "IST0177";
     /// A field or value that still works and should be replaced. Istio `Deprecated`.
     pub const DEPRECATED: &str = "IST0002";
     /// The text is not YAML.

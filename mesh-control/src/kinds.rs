@@ -13,14 +13,17 @@ use crate::diagnostic::{Diagnostic, Level, codes};
 mod deployment;
 mod destination_rule;
 mod gateway;
+mod gateway_api;
 mod parse;
 mod peer_authentication;
 mod read;
 mod refused;
 mod service;
 mod service_entry;
+mod sidecar;
 mod virtual_service;
 mod workload_entry;
+mod workload_group;
 mod yaml;
 
 pub use deployment::Deployment;
@@ -29,13 +32,19 @@ pub use destination_rule::{
     TlsKind, TrafficPolicy,
 };
 pub use gateway::{Gateway, Server};
+pub use gateway_api::{ApiGateway, ApiListener, ApiParent, ApiRoute, Grant, ParentKind};
+pub(crate) use gateway_api::{GATEWAY_NAME, gateway_labels};
 pub use parse::parse;
 pub(crate) use parse::parse_source;
 pub use peer_authentication::PeerAuthentication;
 pub use service::{PortProtocol, Service, ServicePort, TargetPort};
 pub use service_entry::{Resolution, ServiceEntry};
-pub use virtual_service::{Destination, HttpAction, HttpMatch, HttpRoute, MirrorTo, RedirectTo, VirtualService};
+pub use sidecar::{Egress, Sidecar};
+pub use virtual_service::{
+    DelegateTo, Destination, HttpAction, HttpMatch, HttpRoute, MirrorTo, RedirectTo, VirtualService,
+};
 pub use workload_entry::WorkloadEntry;
+pub use workload_group::WorkloadGroup;
 pub use yaml::{At, Spot};
 
 pub(crate) use read::nearest;
@@ -64,11 +73,28 @@ pub enum Kind {
     Gateway,
     /// Istio `PeerAuthentication`: whether callers must show a certificate.
     PeerAuthentication,
+    /// Istio `WorkloadGroup`: what workloads that register themselves have in common.
+    WorkloadGroup,
+    /// Istio `Sidecar`: what the workloads of a namespace see of the mesh.
+    Sidecar,
+    /// Gateway API `GatewayClass`: whose gateways are meant.
+    GatewayClass,
+    /// Gateway API `Gateway`: what an ingress listens for.
+    #[serde(rename = "Gateway.gateway.networking.k8s.io")]
+    KubeGateway,
+    /// Gateway API `HTTPRoute`: where requests go, for services and gateways.
+    #[serde(rename = "HTTPRoute")]
+    HttpRoute,
+    /// Gateway API `GRPCRoute`: where calls go, by service and method.
+    #[serde(rename = "GRPCRoute")]
+    GrpcRoute,
+    /// Gateway API `ReferenceGrant`: who may name the services of another namespace.
+    ReferenceGrant,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 16] = [
         Self::Service,
         Self::ServiceAccount,
         Self::Deployment,
@@ -78,6 +104,13 @@ impl Kind {
         Self::VirtualService,
         Self::Gateway,
         Self::PeerAuthentication,
+        Self::WorkloadGroup,
+        Self::Sidecar,
+        Self::GatewayClass,
+        Self::KubeGateway,
+        Self::HttpRoute,
+        Self::GrpcRoute,
+        Self::ReferenceGrant,
     ];
 
     /// As `kind:` names it.
@@ -90,18 +123,27 @@ impl Kind {
             Self::WorkloadEntry => "WorkloadEntry",
             Self::DestinationRule => "DestinationRule",
             Self::VirtualService => "VirtualService",
-            Self::Gateway => "Gateway",
+            Self::Gateway | Self::KubeGateway => "Gateway",
             Self::PeerAuthentication => "PeerAuthentication",
+            Self::WorkloadGroup => "WorkloadGroup",
+            Self::Sidecar => "Sidecar",
+            Self::GatewayClass => "GatewayClass",
+            Self::HttpRoute => "HTTPRoute",
+            Self::GrpcRoute => "GRPCRoute",
+            Self::ReferenceGrant => "ReferenceGrant",
         }
     }
 
     /// As one types it: the name in any case, singular or plural, or the short name (`vs`, `dr`, `gw`, `se`, `we`, `pa`,
-    /// `svc`, `sa`, `deploy`), with or without the group (`virtualservices.networking.istio.io`).
+    /// `svc`, `sa`, `deploy`, `wg`, `gtw`, ...), with or without the group (`virtualservices.networking.istio.io`). Without it, a
+    /// `gateway` is Istio's.
     pub fn from_word(word: &str) -> Option<Self> {
-        let word = word.split('.').next().unwrap_or_default().to_ascii_lowercase();
+        let word = word.to_ascii_lowercase();
+        let (word, group) = word.split_once('.').map_or((word.as_str(), None), |(word, group)| (word, Some(group)));
         Self::ALL.into_iter().find(|kind| {
             let name = kind.as_str().to_ascii_lowercase();
-            word == name || word == kind.plural() || word == kind.short()
+            group.is_none_or(|group| group == kind.group() || group.ends_with(&format!(".{}", kind.group())))
+                && (word == name || word == kind.plural() || word == kind.short())
         })
     }
 
@@ -110,6 +152,7 @@ impl Kind {
         let name = self.as_str().to_ascii_lowercase();
         match name.strip_suffix('y') {
             Some(stem) if name.ends_with("entry") => format!("{stem}ies"),
+            _ if name.ends_with("ss") => format!("{name}es"),
             _ => format!("{name}s"),
         }
     }
@@ -126,6 +169,13 @@ impl Kind {
             Self::VirtualService => "vs",
             Self::Gateway => "gw",
             Self::PeerAuthentication => "pa",
+            Self::WorkloadGroup => "wg",
+            Self::Sidecar => "sidecar",
+            Self::GatewayClass => "gc",
+            Self::KubeGateway => "gtw",
+            Self::HttpRoute => "httproute",
+            Self::GrpcRoute => "grpcroute",
+            Self::ReferenceGrant => "refgrant",
         }
     }
 
@@ -135,6 +185,9 @@ impl Kind {
             Self::Service | Self::ServiceAccount => "",
             Self::Deployment => "apps",
             Self::PeerAuthentication => "security.istio.io",
+            Self::GatewayClass | Self::KubeGateway | Self::HttpRoute | Self::GrpcRoute | Self::ReferenceGrant => {
+                "gateway.networking.k8s.io"
+            }
             _ => "networking.istio.io",
         }
     }
@@ -232,6 +285,18 @@ pub enum Spec {
     Gateway(Gateway),
     /// A `PeerAuthentication`.
     PeerAuthentication(PeerAuthentication),
+    /// A `WorkloadGroup`.
+    WorkloadGroup(WorkloadGroup),
+    /// A `Sidecar`.
+    Sidecar(Sidecar),
+    /// A `GatewayClass`; its name says all.
+    GatewayClass,
+    /// A `Gateway` of the Gateway API.
+    KubeGateway(ApiGateway),
+    /// An `HTTPRoute` or `GRPCRoute`.
+    ApiRoute(ApiRoute),
+    /// A `ReferenceGrant`.
+    ReferenceGrant(Vec<Grant>),
 }
 
 impl Object {
@@ -256,6 +321,16 @@ fn export_to(fields: &mut Fields<'_>, reader: &mut Reader<'_>) -> Vec<String> {
     for (n, name) in names.iter().enumerate() {
         if names.iter().take(n).any(|other| other == name) {
             reader.report(codes::INVALID, Level::Error, name.at, format!("spec.exportTo names {:?} twice", name.value));
+        }
+    }
+    for name in &names {
+        let alone = matches!(name.value.as_str(), "*" | "~") && names.len() > 1;
+        let sound = matches!(name.value.as_str(), "*" | "~" | ".") || parse::is_dns_name(name, 63);
+        if alone {
+            reader.invalid(name.at, format!("spec.exportTo: {:?} stands alone or not at all", name.value));
+        } else if !sound {
+            reader.invalid(name.at, format!("spec.exportTo: {:?} is no namespace", name.value)).help =
+                Some("write . for the own namespace, * for all, ~ for none, or namespaces".to_owned());
         }
     }
     names.into_iter().map(|at| at.value).collect()

@@ -33,6 +33,8 @@ pub mod workload;
 
 mod serve;
 mod state;
+mod watch;
 
 pub use plane::{Builder, ControlPlane, Listener, StartError};
+pub use registry::{Registered, Workloads};
 pub use workload::WorkloadSpec;

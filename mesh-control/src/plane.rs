@@ -18,6 +18,7 @@ use crate::{
     compile::MeshSettings,
     diagnostic::Diagnostic,
     push::Push,
+    registry::Workloads,
     serve::{DRAIN, Task, serve},
     state::State,
     store::{Applied, SourceFile, StoreError},
@@ -35,7 +36,7 @@ pub struct ControlPlane {
     token_files: Arc<Mutex<Vec<TokenFile>>>,
     stop: watch::Sender<bool>,
     servers: [Task; 2],
-    _upkeep: [Task; 2],
+    _upkeep: Vec<Task>,
 }
 
 /// How a control plane is started.
@@ -47,6 +48,8 @@ pub struct Builder {
     state_dir: Option<PathBuf>,
     mesh: MeshSettings,
     files: Vec<SourceFile>,
+    folders: Vec<PathBuf>,
+    workloads: Vec<(Arc<dyn Workloads>, watch::Receiver<u64>)>,
 }
 
 impl ControlPlane {
@@ -58,6 +61,8 @@ impl ControlPlane {
             state_dir: None,
             mesh: MeshSettings::default(),
             files: Vec::new(),
+            folders: Vec::new(),
+            workloads: Vec::new(),
         }
     }
 
@@ -170,6 +175,19 @@ impl Builder {
         self
     }
 
+    /// A folder whose YAML is applied before anybody is listened to, and again whenever it changes; what is no longer in it is deleted. May
+    /// be given several times.
+    pub fn watch(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.folders.push(folder.into());
+        self
+    }
+
+    /// Who else knows of workloads: an orchestrator, say. The channel changes when its answer does.
+    pub fn workloads(mut self, source: Arc<dyn Workloads>, changes: watch::Receiver<u64>) -> Self {
+        self.workloads.push((source, changes));
+        self
+    }
+
     /// Opens the state, applies the files, and listens.
     ///
     /// # Errors
@@ -187,12 +205,23 @@ impl Builder {
         let ca = Arc::new(ca);
         let (xds_listener, xds) = bind(Listener::Xds, self.xds).await?;
         let (api_listener, api) = bind(Listener::Api, self.api).await?;
-        let state = State::open(self.state_dir.as_deref(), self.mesh).map_err(StartError::Store)?;
+        let (others, changes): (Vec<_>, Vec<_>) = self.workloads.into_iter().unzip();
+        let state = State::open(self.state_dir.as_deref(), self.mesh, others).map_err(StartError::Store)?;
         if !self.files.is_empty() {
             state.apply(&self.files, false).map_err(|error| match error {
                 StoreError::Invalid(diagnostics) => StartError::Files(diagnostics),
                 error => StartError::Store(error),
             })?;
+        }
+        let mut folders = Vec::new();
+        for folder in self.folders {
+            let failed = |source| StartError::Store(StoreError::Io { path: folder.clone(), source });
+            let (look, files) = crate::watch::read(&folder).map_err(failed)?;
+            state.sync(&folder, &files).map_err(|error| match error {
+                StoreError::Invalid(diagnostics) => StartError::Files(diagnostics),
+                error => StartError::Store(error),
+            })?;
+            folders.push((folder, look));
         }
         let state = Arc::new(state);
         let push = Arc::new(Push::new(state.clone(), ca.clone()));
@@ -206,7 +235,11 @@ impl Builder {
             Task::spawn(serve(xds_listener, Some(tls), grpc.into_axum_router(), stopped.clone())),
             Task::spawn(serve(api_listener, None, http, stopped)),
         ];
-        let upkeep = [Task::spawn(push.clone().run()), Task::spawn(renew_tokens(ca.clone(), token_files.clone()))];
+        let mut upkeep =
+            vec![Task::spawn(push.clone().run()), Task::spawn(renew_tokens(ca.clone(), token_files.clone()))];
+        let watched = folders.into_iter();
+        upkeep.extend(watched.map(|(folder, look)| Task::spawn(crate::watch::run(folder, look, state.clone()))));
+        upkeep.extend(changes.into_iter().map(|changes| Task::spawn(pass_on(changes, state.clone()))));
         tracing::info!(%xds, %api, "the control plane listens");
         Ok(ControlPlane { xds, api, state, ca, push, token_files, stop, servers, _upkeep: upkeep })
     }
@@ -257,6 +290,13 @@ async fn bind(listener: Listener, address: SocketAddr) -> Result<(TcpListener, S
     let bound = TcpListener::bind(address).await.map_err(error)?;
     let local = bound.local_addr().map_err(error)?;
     Ok((bound, local))
+}
+
+/// Tells of the changes of whoever else knows of workloads.
+async fn pass_on(mut changes: watch::Receiver<u64>, state: Arc<State>) {
+    while changes.changed().await.is_ok() {
+        state.others_changed();
+    }
 }
 
 /// A token is renewed at half of its life, as kubelet does at four fifths; clients read the file at each connect.

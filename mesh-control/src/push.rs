@@ -291,6 +291,7 @@ impl Source for Push {
             return Err(Status::unauthenticated("the stream has no identity"));
         };
         let workload = registered(node).map_err(Status::invalid_argument)?;
+        let workload = self.state.grouped(workload).map_err(Status::failed_precondition)?;
         self.authorize(identity, &workload).inspect_err(|refusal| {
             tracing::warn!(%identity, node = node.id, reason = refusal.message(), "refused a workload");
         })?;
@@ -429,6 +430,9 @@ fn registered(node: &Node) -> Result<Registered, String> {
         labels: node.labels(),
         locality: node.locality.clone(),
         gateway: role == "router",
+        group: node.meta("AUTO_REGISTER_GROUP").unwrap_or_default().to_owned(),
+        weight: 0,
+        unhealthy: None,
         since: now(),
         lost: None,
     })

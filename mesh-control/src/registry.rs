@@ -6,14 +6,30 @@
 //!
 //! Source: Istio's WorkloadEntry auto-registration (`PILOT_WORKLOAD_ENTRY_GRACE_PERIOD`, 10 s).
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use mesh_core::config::{Labels, Locality};
 use serde::{Deserialize, Serialize};
 
 use crate::store::{StoreError, read_json, write_json};
 
-/// Who runs where.
+/// Who runs where, as the control plane asks for it: the place where an orchestrator joins in.
+///
+/// The control plane's own [`Registry`] knows the workloads that connected. What else knows of some (a scheduler, a cluster's API)
+/// implements this and is handed to [`Builder::workloads`](crate::plane::Builder::workloads) with a channel that tells of changes.
+/// An answer is a moment's: asked twice without a change in between, it is the same. It must not block.
+pub trait Workloads: fmt::Debug + Send + Sync {
+    /// Everyone who runs at the moment, unique by namespace and name.
+    fn workloads(&self) -> Vec<Arc<Registered>>;
+}
+
+impl Workloads for Registry {
+    fn workloads(&self) -> Vec<Arc<Registered>> {
+        self.workloads.values().cloned().collect()
+    }
+}
+
+/// Who connected.
 #[derive(Debug, Default)]
 pub struct Registry {
     workloads: BTreeMap<String, Arc<Registered>>,
@@ -41,6 +57,15 @@ pub struct Registered {
     pub locality: Locality,
     /// It is a gateway: it takes no part as an endpoint unless a service selects it, like any other workload.
     pub gateway: bool,
+    /// The `WorkloadGroup` it registered with; empty is none. Node metadata `AUTO_REGISTER_GROUP`.
+    #[serde(default)]
+    pub group: String,
+    /// Its share among the endpoints of a service; 0 is 1.
+    #[serde(default)]
+    pub weight: u32,
+    /// What it said when it called itself unhealthy; until it is healthy again it is no endpoint. `None` is healthy.
+    #[serde(default)]
+    pub unhealthy: Option<String>,
     /// First connected, in Unix milliseconds.
     pub since: u64,
     /// It lost its stream then, in Unix milliseconds; `None` while connected.
@@ -88,8 +113,9 @@ impl Registry {
         let key = key(&workload.namespace, &workload.name);
         let before = self.workloads.get(&key);
         if let Some(before) = before {
-            // It came back: it runs since then.
+            // It came back: it runs since then, and is as it said it was.
             workload.since = before.since;
+            workload.unhealthy.clone_from(&before.unhealthy);
         }
         let same = before.is_some_and(|before| Registered { lost: None, ..(**before).clone() } == workload);
         self.workloads.insert(key, Arc::new(workload));
@@ -139,7 +165,23 @@ impl Registry {
 
     /// Every workload, by namespace and name.
     pub fn workloads(&self) -> Vec<Arc<Registered>> {
-        self.workloads.values().cloned().collect()
+        Workloads::workloads(self)
+    }
+
+    /// A workload told how it is: `Some` says why it wants no requests. True when endpoints changed.
+    ///
+    /// # Errors
+    ///
+    /// When the state cannot be written; the registry in memory is right all the same.
+    pub fn tell_health(&mut self, namespace: &str, name: &str, unhealthy: Option<String>) -> Result<bool, StoreError> {
+        let Some(workload) = self.workloads.get_mut(&key(namespace, name)) else { return Ok(false) };
+        if workload.unhealthy == unhealthy {
+            return Ok(false);
+        }
+        let changed = workload.unhealthy.is_some() != unhealthy.is_some();
+        Arc::make_mut(workload).unhealthy = unhealthy;
+        self.save()?;
+        Ok(changed)
     }
 
     fn save(&self) -> Result<(), StoreError> {
@@ -174,6 +216,9 @@ mod tests {
             labels: Labels::new(),
             locality: Locality::default(),
             gateway: false,
+            group: String::new(),
+            weight: 0,
+            unhealthy: None,
             since: 0,
             lost: None,
         }

@@ -8,12 +8,14 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use mesh_core::config::Locality;
 use tokio::sync::watch;
 
 use crate::{
     compile::{MeshSettings, World},
-    kinds::{Key, Kind, Object},
-    registry::{Registered, Registry},
+    diagnostic::Diagnostic,
+    kinds::{Key, Kind, Object, Spec},
+    registry::{Registered, Registry, WorkloadPort, Workloads},
     store::{Applied, SourceFile, Store, StoreError},
 };
 
@@ -23,6 +25,8 @@ pub(crate) struct State {
     inner: Mutex<Inner>,
     changes: watch::Sender<u64>,
     mesh: MeshSettings,
+    /// Who else knows of workloads.
+    others: Vec<Arc<dyn Workloads>>,
 }
 
 #[derive(Debug)]
@@ -32,10 +36,14 @@ struct Inner {
 }
 
 impl State {
-    pub(crate) fn open(dir: Option<&Path>, mesh: MeshSettings) -> Result<Self, StoreError> {
+    pub(crate) fn open(
+        dir: Option<&Path>,
+        mesh: MeshSettings,
+        others: Vec<Arc<dyn Workloads>>,
+    ) -> Result<Self, StoreError> {
         let store = Store::open(dir.map(Path::to_owned))?;
         let registry = Registry::open(dir.map(Path::to_owned), now())?;
-        Ok(Self { inner: Mutex::new(Inner { store, registry }), changes: watch::Sender::new(0), mesh })
+        Ok(Self { inner: Mutex::new(Inner { store, registry }), changes: watch::Sender::new(0), mesh, others })
     }
 
     pub(crate) fn apply(&self, files: &[SourceFile], dry_run: bool) -> Result<Applied, StoreError> {
@@ -51,6 +59,23 @@ impl State {
         Ok(applied)
     }
 
+    /// Makes what came from a folder what its files say now; see [`Store::sync`].
+    pub(crate) fn sync(&self, folder: &Path, files: &[SourceFile]) -> Result<Applied, StoreError> {
+        let mut inner = self.lock();
+        let before = inner.store.version();
+        let applied = inner.store.sync(folder, files, now())?;
+        let changed = inner.store.version() != before;
+        drop(inner);
+        self.tell(changed);
+        Ok(applied)
+    }
+
+    /// See [`Store::analyze`].
+    pub(crate) fn analyze(&self, files: &[SourceFile]) -> Vec<Diagnostic> {
+        let running = self.workloads();
+        self.lock().store.analyze(files, &running)
+    }
+
     pub(crate) fn delete(&self, keys: &[Key]) -> Result<Applied, StoreError> {
         let deleted = self.lock().store.delete(keys)?;
         self.tell(!deleted.changes.is_empty());
@@ -63,6 +88,30 @@ impl State {
 
     pub(crate) fn list(&self, kind: Option<Kind>, namespace: Option<&str>) -> Vec<Arc<Object>> {
         self.lock().store.list(kind, namespace)
+    }
+
+    /// A workload with what its group says of it; what it says itself counts more.
+    pub(crate) fn grouped(&self, mut workload: Registered) -> Result<Registered, String> {
+        if workload.group.is_empty() {
+            return Ok(workload);
+        }
+        let key = Key::new(Kind::WorkloadGroup, &workload.namespace, &workload.group);
+        let object = self.get(&key);
+        let Some(Spec::WorkloadGroup(group)) = object.as_ref().map(|object| &object.spec) else {
+            return Err(format!("{key} does not exist, which the node's metadata AUTO_REGISTER_GROUP names"));
+        };
+        let mut labels = group.labels.clone();
+        labels.append(&mut workload.labels);
+        workload.labels = labels;
+        if workload.ports.is_empty() {
+            let port = |(name, number): (&String, &u16)| WorkloadPort { name: name.clone(), number: *number };
+            workload.ports = group.ports.iter().map(port).collect();
+        }
+        workload.weight = group.template.weight;
+        if workload.locality == Locality::default() {
+            workload.locality = group.template.locality.clone();
+        }
+        Ok(workload)
     }
 
     /// A workload's stream began.
@@ -109,16 +158,41 @@ impl State {
         self.tell(changed);
     }
 
+    /// Everyone who runs: those who connected, and whom others know of beside them.
     pub(crate) fn workloads(&self) -> Vec<Arc<Registered>> {
-        self.lock().registry.workloads()
+        let own = self.lock().registry.workloads();
+        self.with_others(own)
+    }
+
+    /// Of one name those who connected count: they say themselves how they are.
+    fn with_others(&self, mut all: Vec<Arc<Registered>>) -> Vec<Arc<Registered>> {
+        let own = all.len();
+        for other in &self.others {
+            for workload in other.workloads() {
+                let is_known = all.iter().any(|it| it.namespace == workload.namespace && it.name == workload.name);
+                if !is_known {
+                    all.push(workload);
+                }
+            }
+        }
+        if all.len() > own {
+            all.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+        }
+        all
+    }
+
+    /// Others say that whom they know of has changed.
+    pub(crate) fn others_changed(&self) {
+        self.tell(true);
     }
 
     /// Everything of this moment, indexed for compiling, and how new it is at least, for comparing two of them.
     pub(crate) fn world(&self) -> (u64, World) {
         let version = *self.changes.borrow();
         let inner = self.lock();
-        let (objects, registry) = (inner.store.objects(), &inner.registry);
-        (version, World::new(objects, registry, self.mesh.clone()))
+        let (objects, own) = (inner.store.objects(), inner.registry.workloads());
+        drop(inner);
+        (version, World::new(objects, &Fixed(self.with_others(own)), self.mesh.clone()))
     }
 
     pub(crate) fn mesh(&self) -> &MeshSettings {
@@ -143,6 +217,16 @@ impl State {
     }
 }
 
+/// The workloads of a moment.
+#[derive(Debug)]
+struct Fixed(Vec<Arc<Registered>>);
+
+impl Workloads for Fixed {
+    fn workloads(&self) -> Vec<Arc<Registered>> {
+        self.0.clone()
+    }
+}
+
 /// The registry in memory is right all the same; only a restart would know less.
 fn not_written(error: StoreError) -> bool {
     tracing::warn!(%error, "the registry of workloads could not be written");
@@ -153,4 +237,92 @@ fn not_written(error: StoreError) -> bool {
 pub(crate) fn now() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+    use super::*;
+
+    fn workload(name: &str, address: [u8; 4]) -> Registered {
+        Registered {
+            name: name.into(),
+            namespace: "default".into(),
+            workload: name.into(),
+            service_account: "reviews".into(),
+            address: address.into(),
+            ports: Vec::new(),
+            labels: [("version".to_owned(), "v1".to_owned())].into(),
+            locality: Locality::default(),
+            gateway: false,
+            group: String::new(),
+            weight: 0,
+            unhealthy: None,
+            since: 0,
+            lost: None,
+        }
+    }
+
+    fn file(text: &str) -> [SourceFile; 1] {
+        [SourceFile { name: "f.yaml".into(), text: text.into() }]
+    }
+
+    /// Whoever else knows of workloads is asked beside the registry; of one name, who connected counts.
+    #[test]
+    fn an_orchestrator_may_know_of_workloads_too() {
+        let others = Fixed(vec![Arc::new(workload("a", [10, 0, 0, 1])), Arc::new(workload("b", [10, 0, 0, 2]))]);
+        let state = State::open(None, MeshSettings::default(), vec![Arc::new(others)]).unwrap();
+        let seen = |state: &State| -> Vec<String> {
+            state.workloads().iter().map(|it| format!("{} {}", it.name, it.address)).collect()
+        };
+        assert_eq!(seen(&state), ["a 10.0.0.1", "b 10.0.0.2"]);
+        state.connected(workload("b", [127, 0, 0, 1]));
+        assert_eq!(seen(&state), ["a 10.0.0.1", "b 127.0.0.1"]);
+        let mut changes = state.changes();
+        changes.mark_unchanged();
+        state.others_changed();
+        assert!(changes.has_changed().unwrap());
+    }
+
+    /// A workload that names a group has what the group says, under what it says itself; a group that is not there is told.
+    #[test]
+    fn a_group_is_a_template() {
+        let state = State::open(None, MeshSettings::default(), Vec::new()).unwrap();
+        let vm = Registered { group: "vms".into(), ..workload("vm-1", [10, 0, 0, 9]) };
+        let missing = state.grouped(vm.clone()).unwrap_err();
+        assert!(missing.contains("WorkloadGroup default/vms does not exist"), "{missing}");
+        let text = "apiVersion: networking.istio.io/v1\nkind: WorkloadGroup\nmetadata: {name: vms}\nspec:\n  metadata: {labels: {app: reviews, version: v9}}\n  template: {labels: {app: template, tier: back}, ports: {http: 9080}, weight: 3, serviceAccount: reviews, locality: eu/a/1}\n";
+        state.apply(&file(text), false).unwrap();
+        let grouped = state.grouped(vm).unwrap();
+        let labels: Vec<(&str, &str)> = grouped.labels.iter().map(|(key, value)| (&**key, &**value)).collect();
+        assert_eq!(labels, [("app", "reviews"), ("tier", "back"), ("version", "v1")]);
+        assert_eq!((grouped.weight, grouped.ports[0].number, &*grouped.locality.region), (3, 9080, "eu"));
+        let bad = text.replace("{labels: {app: template", "{address: 1.2.3.4, labels: {app: template");
+        assert!(state.apply(&file(&bad), false).is_err(), "an address is each workload's own");
+    }
+
+    /// What came from a folder and is no longer in it goes; what came from elsewhere stays, and a fault changes nothing.
+    #[test]
+    fn a_folder_is_all_of_what_came_from_it() {
+        let state = State::open(None, MeshSettings::default(), Vec::new()).unwrap();
+        let account = |folder: &str, name: &str| SourceFile {
+            name: format!("{folder}/{name}.yaml"),
+            text: format!("apiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: {name}}}\n"),
+        };
+        let names = |state: &State| -> Vec<String> {
+            state.list(None, None).iter().map(|object| object.key.name.clone()).collect()
+        };
+        state.apply(&[account("other", "x"), account("dirty", "y")], false).unwrap();
+        let dir = Path::new("dir");
+        state.sync(dir, &[account("dir", "a"), account("dir/deep", "b")]).unwrap();
+        assert_eq!(names(&state), ["a", "b", "x", "y"]);
+        let broken = SourceFile { name: "dir/c.yaml".into(), text: "kind: [".into() };
+        assert!(state.sync(dir, &[account("dir", "a"), broken]).is_err());
+        assert_eq!(names(&state), ["a", "b", "x", "y"]);
+        let applied = state.sync(dir, &[account("dir", "a")]).unwrap();
+        let deleted: Vec<_> = applied.changes.iter().map(|change| (&*change.key.name, change.action)).collect();
+        assert_eq!(deleted, [("a", crate::store::Action::Unchanged), ("b", crate::store::Action::Deleted)]);
+        assert_eq!(names(&state), ["a", "x", "y"]);
+    }
 }

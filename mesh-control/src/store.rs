@@ -14,9 +14,10 @@ use std::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
-    analyze::{analyze, broken_by},
+    analyze::{analyze, broken_by, whole},
     diagnostic::Diagnostic,
     kinds::{Key, Kind, Object, Source, parse, parse_source},
+    registry::Registered,
 };
 
 /// Every object applied.
@@ -158,6 +159,58 @@ impl Store {
         let (objects, diagnostics) = self.check(files)?;
         let (_, changes) = self.with(objects, 0);
         Ok(Applied { changes, diagnostics, version: self.version })
+    }
+
+    /// Makes the objects that came from a folder what its files say now: all of them are put, and those that came from there before
+    /// and are no longer in it are deleted, as one change. `now` is in Unix milliseconds.
+    ///
+    /// # Errors
+    ///
+    /// When a file has an error, or the state cannot be written; nothing changes then.
+    pub fn sync(&mut self, folder: &Path, files: &[SourceFile], now: u64) -> Result<Applied, StoreError> {
+        let (objects, mut diagnostics) = self.check(files)?;
+        let (mut next, mut changes) = self.with(objects, now);
+        let gone: Vec<Key> = next
+            .values()
+            .filter(|object| Path::new(&*object.source.file).starts_with(folder))
+            .filter(|object| !changes.iter().any(|change| change.key == object.key))
+            .map(|object| object.key.clone())
+            .collect();
+        for key in gone {
+            next.remove(&key);
+            changes.push(Change { key, action: Action::Deleted });
+        }
+        let before = self.objects();
+        self.commit(next, changes.iter().any(|change| change.action != Action::Unchanged))?;
+        if changes.iter().any(|change| change.action == Action::Deleted) {
+            for it in broken_by(&before, &self.objects()) {
+                if !diagnostics.contains(&it) {
+                    diagnostics.push(it);
+                }
+            }
+        }
+        Ok(Applied { changes, diagnostics, version: self.version })
+    }
+
+    /// Everything `meshctl analyze` finds when these files join what is there.
+    pub fn analyze(&self, files: &[SourceFile], running: &[Arc<Registered>]) -> Vec<Diagnostic> {
+        let mut objects = Vec::new();
+        let mut found = Vec::new();
+        for file in files {
+            match parse(&file.name, &file.text) {
+                Ok(parsed) => {
+                    objects.extend(parsed.objects);
+                    found.extend(parsed.diagnostics);
+                }
+                Err(diagnostics) => found.extend(diagnostics),
+            }
+        }
+        let applied: Vec<Arc<Object>> = objects.iter().cloned().map(Arc::new).collect();
+        let (all, _) = self.with(objects, u64::MAX);
+        let all: Vec<Arc<Object>> = all.into_values().collect();
+        // Without files everything that is there is looked at.
+        found.extend(whole(if files.is_empty() { &all } else { &applied }, &all, running));
+        found
     }
 
     /// Puts objects that are known to be right. `now` is in Unix milliseconds.

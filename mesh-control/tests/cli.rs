@@ -13,6 +13,11 @@ use mesh_control::ControlPlane;
 use serde_json::Value;
 use tempfile::TempDir;
 
+#[path = "cli/checks.rs"]
+mod checks;
+#[path = "cli/proxy_config.rs"]
+mod proxy_config;
+
 const SERVICES: &str = "\
 apiVersion: v1
 kind: Service

@@ -5,7 +5,9 @@
 //! | `/metrics`, `/stats/prometheus` | Prometheus text |
 //! | `/healthz` | 200 while the process runs |
 //! | `/ready` | 200 once it has configuration and, where it needs one, a certificate; 503 before, and while draining |
-//! | `/config_dump` | the configuration in force and the state of the connection to the control plane, as JSON |
+//! | `/config_dump` | the configuration in force in the form Envoy has for it, which `istioctl` and `meshctl proxy-config` read, and the state of
+//! the connection to the control plane |
+//! | `/config` | the configuration in force as this mesh has it, as JSON |
 //! | `/clusters` | every endpoint with its load and health, as JSON |
 //! | `/certs` | who we are and until when, as JSON |
 
@@ -24,10 +26,20 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+use mesh_core::config::Config;
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::watch};
 
-use crate::{live::Live, source::Source, telemetry, tls::LiveIdentity, upkeep::Owned};
+use crate::{
+    live::Live,
+    source::Source,
+    telemetry,
+    tls::{Identity, LiveIdentity},
+    upkeep::Owned,
+};
+
+/// Shows a configuration with the certificates of this process in Envoy's form; the text is when it is shown.
+pub(crate) type Dump = Arc<dyn Fn(&Config, Option<&Identity>, &str) -> Value + Send + Sync>;
 
 /// What the admin port shows.
 #[derive(Clone)]
@@ -38,6 +50,8 @@ pub(crate) struct Shown {
     pub(crate) source: Source,
     /// The state of the connection to the control plane.
     pub(crate) status: Arc<dyn Fn() -> Value + Send + Sync>,
+    /// Shows a configuration in Envoy's form.
+    pub(crate) dump: Dump,
     pub(crate) ending: watch::Receiver<bool>,
 }
 
@@ -77,6 +91,7 @@ fn router(shown: Shown) -> Router {
         .route("/healthz", get(async || "ok\n"))
         .route("/ready", get(ready))
         .route("/config_dump", get(config_dump))
+        .route("/config", get(config))
         .route("/clusters", get(clusters))
         .route("/certs", get(certs))
         .layer(from_fn(local_names_only))
@@ -122,8 +137,21 @@ async fn ready(State(shown): State<Shown>) -> (StatusCode, String) {
 
 async fn config_dump(State(shown): State<Shown>) -> Json<Value> {
     let snapshot = shown.live.load();
-    let config = snapshot.as_ref().map(|snapshot| snapshot.config());
-    Json(json!({ "config": config, "control_plane": (shown.status)() }))
+    let identity = shown.identity.load();
+    let now = telemetry::rfc3339(shown.source.wall().duration_since(UNIX_EPOCH).unwrap_or_default());
+    let mut dump = match snapshot.as_ref() {
+        Some(snapshot) => (shown.dump)(&snapshot.config(), identity.as_deref(), &now),
+        None => json!({ "configs": [] }),
+    };
+    if let Value::Object(fields) = &mut dump {
+        fields.insert("control_plane".to_owned(), (shown.status)());
+    }
+    Json(dump)
+}
+
+async fn config(State(shown): State<Shown>) -> Json<Value> {
+    let snapshot = shown.live.load();
+    Json(json!(snapshot.as_ref().map(|snapshot| snapshot.config())))
 }
 
 async fn clusters(State(shown): State<Shown>) -> Json<Value> {

@@ -17,8 +17,12 @@ use mesh_xds::{
     bootstrap::{Bootstrap, BootstrapError},
     certs::CertSource,
     client::Client,
+    dump::{Certificates, config_dump},
     peer,
+    translate::{self, Shape},
 };
+#[cfg(feature = "xds")]
+use rustls_pki_types::CertificateDer;
 use serde_json::Value;
 use tokio::{
     net::{TcpSocket, ToSocketAddrs, lookup_host},
@@ -28,7 +32,7 @@ use tokio::{
 #[cfg(feature = "xds")]
 use crate::tls::Identity;
 use crate::{
-    admin::Admin,
+    admin::{Admin, Dump},
     client::{GrpcClient, HttpClient},
     connect::Listener,
     error::{BoxError, Error},
@@ -287,6 +291,7 @@ struct Joined {
     secure: bool,
     principal: Option<String>,
     status: Arc<dyn Fn() -> Value + Send + Sync>,
+    dump: Dump,
     tasks: Vec<Owned>,
 }
 
@@ -300,6 +305,12 @@ impl Joined {
             secure: false,
             principal: None,
             status: Arc::new(|| Value::Null),
+            #[cfg(feature = "xds")]
+            dump: envoy_dump(None),
+            #[cfg(not(feature = "xds"))]
+            dump: Arc::new(
+                |config: &Config, _: Option<&crate::tls::Identity>, _: &str| serde_json::json!({ "config": config }),
+            ),
             tasks: Vec::new(),
         }
     }
@@ -327,10 +338,27 @@ fn join(bootstrap: Arc<Bootstrap>, workload: Option<Workload>, identity: LiveIde
     if secure {
         tasks.push(Owned::spawn(follow_identity(CertSource::start(Arc::clone(&bootstrap)), identity)));
     }
+    let dump = envoy_dump(Some(bootstrap.node.clone()));
     let client = Client::shared(bootstrap);
     tasks.push(Owned::spawn(follow_config(Arc::clone(&client), Arc::clone(&live))));
     let status = move || serde_json::to_value(&*client.status()).unwrap_or_default();
-    Joined { live, workload, metadata, secure, principal, status: Arc::new(status), tasks }
+    Joined { live, workload, metadata, secure, principal, status: Arc::new(status), dump, tasks }
+}
+
+/// The configuration in force as Envoy's admin port would show it.
+#[cfg(feature = "xds")]
+fn envoy_dump(node: Option<mesh_xds::node::Node>) -> Dump {
+    let is_gateway = node.as_ref().is_some_and(|node| node.id.starts_with("router~"));
+    let shape = if is_gateway { Shape::Gateway } else { Shape::Sidecar };
+    Arc::new(move |config: &Config, identity: Option<&Identity>, updated: &str| {
+        let ders = |of: &'_ [CertificateDer<'static>]| -> Vec<Vec<u8>> { of.iter().map(|it| it.to_vec()).collect() };
+        let owned = identity.map(|identity| (ders(identity.chain()), ders(identity.roots())));
+        let certificates = owned.as_ref().map(|(chain, roots)| Certificates {
+            chain: chain.iter().map(Vec::as_slice).collect(),
+            roots: roots.iter().map(Vec::as_slice).collect(),
+        });
+        config_dump(&translate::encode(config, shape), node.as_ref(), certificates.as_ref(), updated)
+    })
 }
 
 /// Puts each configuration of the control plane in force.

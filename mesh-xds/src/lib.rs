@@ -18,6 +18,7 @@ pub mod ads;
 pub mod bootstrap;
 pub mod certs;
 pub mod client;
+pub mod dump;
 pub mod graph;
 pub mod node;
 pub mod peer;

@@ -57,12 +57,15 @@ fn gateway_port(uri: &Uri, config: &Config) -> u16 {
 }
 
 /// A connected workload, else one that was there a moment ago, else one that a `Deployment` announces.
-fn find(state: &State, push: &Push, word: &str) -> Result<NodeInfo, Refusal> {
+pub(super) fn find(state: &State, push: &Push, word: &str) -> Result<NodeInfo, Refusal> {
     if let Some(node) = push.find(word) {
         return Ok(node);
     }
     let workloads = state.workloads();
-    if let Some(workload) = workloads.iter().find(|workload| workload.name == word || workload.workload == word) {
+    if let Some(workload) = workloads.iter().find(|workload| {
+        let full = || format!("{}.{}", workload.name, workload.namespace);
+        workload.name == word || workload.workload == word || full() == word
+    }) {
         return Ok(node_info(workload));
     }
     let deployments = state.list(Some(Kind::Deployment), None);
@@ -77,7 +80,8 @@ fn find(state: &State, push: &Push, word: &str) -> Result<NodeInfo, Refusal> {
 fn announced(object: &Object, word: &str) -> Option<NodeInfo> {
     let Spec::Deployment(deployment) = &object.spec else { return None };
     let is_app = deployment.labels.get("app").is_some_and(|app| app == word);
-    (object.key.name == word || is_app).then(|| NodeInfo {
+    let full = || format!("{}.{}", object.key.name, object.key.namespace);
+    (object.key.name == word || is_app || full() == word).then(|| NodeInfo {
         name: object.key.name.clone(),
         namespace: object.key.namespace.clone(),
         workload: object.key.name.clone(),

@@ -22,6 +22,21 @@ pub struct ApplyRequest {
     pub dry_run: bool,
 }
 
+/// Files to look at, in the company of what is there.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct AnalyzeRequest {
+    /// The files; without any, everything that is there.
+    #[serde(default)]
+    pub files: Vec<SourceFile>,
+}
+
+/// What was found.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct Analyzed {
+    /// The worst first.
+    pub diagnostics: Vec<Diagnostic>,
+}
+
 /// Objects to delete, by key or by the files they were written in.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct DeleteRequest {

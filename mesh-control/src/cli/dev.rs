@@ -21,6 +21,9 @@ pub(super) struct Dev {
     state_dir: Option<PathBuf>,
     #[command(flatten)]
     files: Files,
+    /// Keep what the YAML of this folder says, as it changes; may be repeated.
+    #[arg(long, value_name = "DIR")]
+    watch: Vec<PathBuf>,
 }
 
 impl Dev {
@@ -31,6 +34,9 @@ impl Dev {
         let mut builder = ControlPlane::builder().xds_addr(self.xds_addr).api_addr(self.api_addr).files(files);
         if let Some(dir) = &self.state_dir {
             builder = builder.state_dir(dir);
+        }
+        for folder in &self.watch {
+            builder = builder.watch(folder);
         }
         let plane = builder.start().await.map_err(failure)?;
         let kept = match &self.state_dir {
@@ -65,7 +71,7 @@ fn failure(error: StartError) -> Failure {
         StartError::NotLoopback(_) => Failure::new(USAGE, format!("{error}; choose another with --api-addr IP:PORT")),
         StartError::Files(diagnostics) => Failure {
             code: BAD_INPUT,
-            message: "the files given with -f are wrong; nothing was started".to_owned(),
+            message: "the files given with -f or --watch are wrong; nothing was started".to_owned(),
             diagnostics,
         },
         error => Failure::new(FAILURE, error.to_string()),

@@ -1,13 +1,19 @@
 //! `meshctl get`: objects as tables, YAML, JSON or names, with kubectl's words for kinds.
 
+use std::{collections::BTreeMap, time::Duration};
+
 use clap::ValueEnum;
 use mesh_control::{
     api::{Item, Objects},
     kinds::{Key, Kind},
 };
 use serde_json::{Value, json};
+use tokio::time;
 
 use super::{FAILURE, Failure, USAGE, client::Server, output};
+
+/// Between two looks of `--watch`.
+const INTERVAL: Duration = Duration::from_millis(250);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Get {
@@ -27,6 +33,9 @@ pub(super) struct Get {
     /// Leave the header of tables out.
     #[arg(long)]
     no_headers: bool,
+    /// Go on, and print what changes, until interrupted.
+    #[arg(short, long)]
+    watch: bool,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
@@ -38,7 +47,7 @@ enum Format {
 }
 
 impl Get {
-    pub(super) async fn run(self, server: &Server) -> Result<(), Failure> {
+    pub(super) async fn run(mut self, server: &Server) -> Result<(), Failure> {
         let kinds = match self.kind.as_str() {
             "all" => Kind::ALL.to_vec(),
             words => words.split(',').map(kind).collect::<Result<Vec<_>, _>>()?,
@@ -47,8 +56,15 @@ impl Get {
             true => String::new(),
             false => format!("?namespace={}", escape(&self.namespace)),
         };
-        let mut items = server.get::<Objects>(&format!("/objects{namespace}")).await?.items;
+        let path = format!("/objects{namespace}");
+        let mut items = server.get::<Objects>(&path).await?.items;
         items.retain(|item| kinds.contains(&item.key.kind));
+        if self.watch {
+            items.retain(|item| self.name.as_ref().is_none_or(|name| item.key.name == *name));
+            output::data(&self.print(&items)?)?;
+            self.no_headers = !items.is_empty();
+            return self.follow(server, &path, &kinds, items).await;
+        }
         if let Some(name) = &self.name {
             let &[kind] = kinds.as_slice() else {
                 return Err(Failure::new(USAGE, "a name needs one kind"));
@@ -64,6 +80,31 @@ impl Get {
             return Ok(());
         }
         output::data(&self.print(&items)?)
+    }
+
+    /// Prints what is new or other than before, and notes what is gone.
+    async fn follow(mut self, server: &Server, path: &str, kinds: &[Kind], items: Vec<Item>) -> Result<(), Failure> {
+        let mut known: BTreeMap<Key, Item> = items.into_iter().map(|item| (item.key.clone(), item)).collect();
+        loop {
+            time::sleep(INTERVAL).await;
+            let mut now: BTreeMap<Key, Item> = BTreeMap::new();
+            for item in server.get::<Objects>(path).await?.items {
+                let named = self.name.as_ref().is_none_or(|name| item.key.name == *name);
+                if named && kinds.contains(&item.key.kind) {
+                    now.insert(item.key.clone(), item);
+                }
+            }
+            let differs = |item: &&Item| known.get(&item.key).is_none_or(|before| before.object != item.object);
+            let changed: Vec<Item> = now.values().filter(differs).cloned().collect();
+            if !changed.is_empty() {
+                output::data(&self.print(&changed)?)?;
+                self.no_headers = true;
+            }
+            for key in known.keys().filter(|key| !now.contains_key(key)) {
+                output::note(&format!("{} {:?} deleted", output::resource(key), key.name));
+            }
+            known = now;
+        }
     }
 
     fn print(&self, items: &[Item]) -> Result<String, Failure> {
@@ -131,6 +172,10 @@ fn columns(kind: Kind) -> &'static [(&'static str, &'static str)] {
             &[("HOSTS", "/spec/hosts"), ("LOCATION", "/spec/location"), ("RESOLUTION", "/spec/resolution")]
         }
         Kind::WorkloadEntry => &[("ADDRESS", "/spec/address")],
+        Kind::WorkloadGroup => &[("LABELS", "/spec/metadata/labels")],
+        Kind::KubeGateway => &[("CLASS", "/spec/gatewayClassName")],
+        Kind::GatewayClass => &[("CONTROLLER", "/spec/controllerName")],
+        Kind::HttpRoute | Kind::GrpcRoute => &[("HOSTNAMES", "/spec/hostnames")],
         Kind::PeerAuthentication => &[("MODE", "/spec/mtls/mode")],
         Kind::Service => &[("PORT(S)", "/spec/ports")],
         _ => &[],

@@ -26,6 +26,12 @@ impl Files {
         self.paths.is_empty()
     }
 
+    /// With files that were named without `-f`.
+    pub(super) fn and(mut self, more: Vec<PathBuf>) -> Self {
+        self.paths.extend(more);
+        self
+    }
+
     /// Everything named, in that order; a directory's files by name.
     pub(super) fn read(&self) -> Result<Vec<SourceFile>, Failure> {
         let mut files = Vec::new();

@@ -19,13 +19,14 @@ pub(super) fn tables(world: &World, node: &NodeInfo, services: &[&Service]) -> B
     let mut servers: BTreeMap<u16, Vec<(&Arc<Object>, &Server)>> = BTreeMap::new();
     for object in &world.by_age {
         let Spec::Gateway(gateway) = &object.spec else { continue };
-        if includes(&node.labels, &gateway.selector) {
+        let near = !gateway.own_namespace || object.key.namespace == node.namespace;
+        if near && includes(&node.labels, &gateway.selector) {
             for server in &gateway.servers {
                 servers.entry(server.port).or_default().push((object, server));
             }
         }
     }
-    let rules = virtual_services(world, node);
+    let rules = virtual_services(world, &node.namespace);
     let table = |(port, servers): (u16, Vec<_>)| {
         let table = table(world, node, services, port, &servers, &rules);
         (port, Arc::new(table))

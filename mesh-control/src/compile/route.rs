@@ -15,11 +15,13 @@ use mesh_core::config::{
 use super::{
     NodeInfo, World,
     cluster::{PASSTHROUGH, cluster_name},
-    specificity, virtual_services,
+    scope::Scope,
+    specificity,
     world::{Service, includes, is_http},
 };
 use crate::kinds::{
-    Destination, HttpAction, HttpMatch, HttpRoute, MirrorTo, Object, RedirectTo, Spec, VirtualService, default_retries,
+    Destination, HttpAction, HttpMatch, HttpRoute, Key, Kind, MirrorTo, Object, RedirectTo, Spec, VirtualService,
+    default_retries,
 };
 
 /// On this port a virtual service counts even where no service has its host.
@@ -38,31 +40,28 @@ pub(super) struct Asking<'a> {
     pub(super) port: u16,
 }
 
-/// The tables of a workload in the mesh.
-pub(super) fn tables(world: &World, node: &NodeInfo, services: &[&Service]) -> BTreeMap<u16, Arc<RouteTable>> {
-    let rules: Vec<&Arc<Object>> = virtual_services(world, node)
-        .into_iter()
-        .filter(|object| match &object.spec {
-            Spec::VirtualService(spec) => is_for_mesh(spec),
-            _ => false,
-        })
-        .collect();
-    let mut ports: BTreeSet<u16> =
-        services.iter().flat_map(|it| &it.ports).filter(|port| is_http(port)).map(|port| port.number).collect();
-    ports.insert(ANY_HOST_PORT);
+/// The tables of a workload in the mesh, of what it sees.
+pub(super) fn tables(world: &World, node: &NodeInfo, scope: &Scope<'_>) -> BTreeMap<u16, Arc<RouteTable>> {
+    let mut ports: BTreeSet<u16> = BTreeSet::new();
+    for part in &scope.parts {
+        let of = part.services.iter().flat_map(|it| &it.ports).filter(|port| is_http(port)).map(|port| port.number);
+        ports.extend(part.port.is_none().then_some(ANY_HOST_PORT));
+        ports.extend(of.filter(|port| part.port.is_none_or(|only| only == *port)));
+    }
     let table = |port| {
-        let asking = Asking { world, node, services, gateway: "mesh", port };
-        (port, Arc::new(table(asking, &rules)))
+        let part = scope.part(port)?;
+        let asking = Asking { world, node, services: &part.services, gateway: "mesh", port };
+        Some((port, Arc::new(table(asking, &part.rules, scope.allow_any))))
     };
-    ports.into_iter().map(table).collect()
+    ports.into_iter().filter_map(table).collect()
 }
 
-fn is_for_mesh(spec: &VirtualService) -> bool {
+pub(super) fn is_for_mesh(spec: &VirtualService) -> bool {
     // A match may be for the mesh only where the object is.
     spec.gateways.is_empty() || spec.gateways.iter().any(|gateway| gateway.value == "mesh")
 }
 
-fn table(asking: Asking<'_>, rules: &[&Arc<Object>]) -> RouteTable {
+fn table(asking: Asking<'_>, rules: &[&Arc<Object>], allow_any: bool) -> RouteTable {
     let Asking { world, node, services, port, .. } = asking;
     let mut hosts: Vec<Arc<VirtualHost>> = Vec::new();
     let mut taken: BTreeSet<String> = BTreeSet::new();
@@ -95,7 +94,7 @@ fn table(asking: Asking<'_>, rules: &[&Arc<Object>]) -> RouteTable {
         }
     }
     hosts.sort_by(|a, b| a.name.cmp(&b.name));
-    hosts.push(Arc::new(catch_all(world)));
+    hosts.push(Arc::new(catch_all(allow_any)));
     RouteTable { name: port.to_string().into(), virtual_hosts: hosts, ignore_port: true, ..RouteTable::default() }
 }
 
@@ -139,8 +138,8 @@ fn plain_route(service: &Service, port: u16) -> Route {
     route("default".into(), RouteMatch::default(), Action::Forward(forward), operation(&service.host, port))
 }
 
-fn catch_all(world: &World) -> VirtualHost {
-    let (name, action) = if world.mesh.allow_any {
+fn catch_all(allow_any: bool) -> VirtualHost {
+    let (name, action) = if allow_any {
         let clusters = vec![weighted(PASSTHROUGH.into(), 1)];
         ("allow_any", Action::Forward(Forward { clusters, ..Forward::default() }))
     } else {
@@ -204,6 +203,8 @@ fn rule_route(asking: Asking<'_>, object: &Object, rule: &HttpRoute, condition: 
     let action = match &rule.action {
         HttpAction::Redirect(to) => Action::Redirect(redirect(asking, to)),
         HttpAction::DirectResponse(answer) => Action::DirectResponse(answer.clone()),
+        // What it would have become was put in its place before; this one leads nowhere.
+        HttpAction::Delegate(_) => Action::DirectResponse(DirectResponse { status: 404, body: String::new() }),
         HttpAction::Route(destinations) => {
             let mut host_rewrite = rule.host_rewrite.clone();
             let mut clusters = Vec::new();
@@ -226,6 +227,7 @@ fn rule_route(asking: Asking<'_>, object: &Object, rule: &HttpRoute, condition: 
             }
             Action::Forward(Forward {
                 clusters,
+                no_cluster_status: rule.no_cluster_status,
                 timeout: rule.timeout,
                 retry: rule.retry.clone(),
                 host_rewrite: host_rewrite.map(HostRewrite::Literal),
@@ -237,7 +239,7 @@ fn rule_route(asking: Asking<'_>, object: &Object, rule: &HttpRoute, condition: 
     };
     Route {
         name: name.into(),
-        origin: Some(format!("virtual-service/{}/{}", object.key.namespace, object.key.name).into()),
+        origin: Some(rule.origin.clone().unwrap_or_else(|| origin(&object.key))),
         matches,
         action,
         fault: rule.fault.clone(),
@@ -260,7 +262,7 @@ fn copy(asking: Asking<'_>, object: &Object, mirror: &MirrorTo) -> Mirror {
 
 /// Host and port of a destination. A host or subset nobody defined stays: its requests answer 503 and say which.
 fn target(asking: Asking<'_>, object: &Object, destination: &Destination) -> (String, u16) {
-    let host = asking.world.resolve(&destination.host, &object.key.namespace);
+    let host = host_of(asking.world, object, destination);
     let port = destination.port.unwrap_or_else(|| {
         match asking.services.iter().find(|service| *service.host == *host).map(|service| service.ports.as_slice()) {
             Some([only]) => only.number,
@@ -268,6 +270,12 @@ fn target(asking: Asking<'_>, object: &Object, destination: &Destination) -> (St
         }
     });
     (host, port)
+}
+
+/// The host of a destination, in full.
+pub(super) fn host_of(world: &World, object: &Object, destination: &Destination) -> String {
+    let namespace = destination.namespace.as_deref().unwrap_or(&object.key.namespace);
+    world.resolve(&destination.host, namespace)
 }
 
 fn redirect(asking: Asking<'_>, to: &RedirectTo) -> Redirect {
@@ -290,6 +298,16 @@ fn redirect(asking: Asking<'_>, to: &RedirectTo) -> Redirect {
         },
         strip_query: false,
     }
+}
+
+/// `virtual-service/default/reviews`, as Istio writes where a route comes from.
+pub(super) fn origin(key: &Key) -> Name {
+    let kind = match key.kind {
+        Kind::HttpRoute => "http-route",
+        Kind::GrpcRoute => "grpc-route",
+        _ => "virtual-service",
+    };
+    format!("{kind}/{}/{}", key.namespace, key.name).into()
 }
 
 fn operation(host: &str, port: u16) -> Name {

@@ -15,8 +15,8 @@ use std::{
 
 use mesh_core::config::{Cluster, Inbound, RouteTable};
 
-use super::{NodeInfo, World, cluster, gateway, inbound, route, visible};
-use crate::kinds::{Object, Spec, TrafficPolicy, VirtualService};
+use super::{NodeInfo, World, cluster, gateway, inbound, route, scope, visible};
+use crate::kinds::{GATEWAY_NAME, Object, Spec, TrafficPolicy, VirtualService};
 
 /// What of a node counts for its outbound configuration; all else is empty.
 pub(crate) fn caller(world: &World, node: &NodeInfo) -> NodeInfo {
@@ -33,13 +33,16 @@ pub(crate) fn caller(world: &World, node: &NodeInfo) -> NodeInfo {
 
 /// The routes of a caller, by port.
 pub(crate) fn tables(world: &World, caller: &NodeInfo) -> BTreeMap<u16, Arc<RouteTable>> {
-    let services = world.services_for(&caller.namespace);
-    if caller.gateway { gateway::tables(world, caller, &services) } else { route::tables(world, caller, &services) }
+    if caller.gateway {
+        gateway::tables(world, caller, &world.services_for(&caller.namespace))
+    } else {
+        route::tables(world, caller, &scope::scope(world, caller))
+    }
 }
 
 /// The clusters of a caller.
 pub(crate) fn clusters(world: &World, caller: &NodeInfo) -> impl Iterator<Item = Arc<Cluster>> {
-    let services = world.services_for(&caller.namespace);
+    let services = scope::services(world, caller);
     let clusters: Vec<Arc<Cluster>> =
         services.into_iter().flat_map(|service| cluster::of_service(world, caller, service)).collect();
     clusters.into_iter().chain(cluster::special(world))
@@ -66,6 +69,8 @@ impl World {
                     keys.extend(policies.flat_map(failover_labels));
                 }
                 Spec::Gateway(spec) => keys.extend(spec.selector.keys().map(String::as_str)),
+                Spec::KubeGateway(_) => drop(keys.insert(GATEWAY_NAME)),
+                Spec::Sidecar(spec) => keys.extend(spec.selector.keys().map(String::as_str)),
                 _ => {}
             }
         }
@@ -92,6 +97,11 @@ pub(crate) fn changes(before: &World, after: &World) -> Option<Vec<Arc<Object>>>
     let same_workloads = before.workloads.len() == after.workloads.len()
         && before.workloads.iter().zip(&after.workloads).all(|(one, other)| Arc::ptr_eq(one, other) || one == other);
     if !same_workloads || before.mesh != after.mesh {
+        return None;
+    }
+    // Where a sidecar says what is seen, a rule brings along the services it leads to.
+    let narrows = |object: &Arc<Object>| matches!(&object.spec, Spec::Sidecar(sidecar) if !sidecar.egress.is_empty());
+    if after.objects.iter().any(narrows) {
         return None;
     }
     let mut changed = Vec::new();

@@ -21,11 +21,15 @@ use crate::{
         default_retries,
         tests::{file, sample},
     },
+    registry::Registry,
     store::{SourceFile, Store},
 };
 
 mod balancing;
+mod delegates;
+mod gateway_api;
 mod policies;
+mod scope;
 
 /// Bookinfo's services, with accounts by hint.
 const SERVICES: [&str; 4] = ["productpage", "details", "reviews", "ratings"];
@@ -63,6 +67,9 @@ impl Mesh {
                     labels: node.labels,
                     locality: Default::default(),
                     gateway: false,
+                    group: String::new(),
+                    weight: 0,
+                    unhealthy: None,
                     since: 0,
                     lost: None,
                 })

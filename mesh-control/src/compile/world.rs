@@ -103,7 +103,7 @@ impl Instance {
             ports: registered.ports.clone(),
             labels: registered.labels.clone(),
             locality: registered.locality.clone(),
-            weight: 1,
+            weight: registered.weight.max(1),
             takes_mtls: true,
             namespace: registered.namespace.clone(),
             workload: Some(Arc::new(workload(
@@ -197,7 +197,8 @@ fn of_service(world: &World, object: &Object, service: &crate::kinds::Service) -
         for registered in world.workloads.iter().filter(|it| it.namespace == *namespace) {
             if includes(&registered.labels, &service.selector) {
                 accounts.insert(world.san(namespace, &registered.service_account));
-                instances.push(Instance::of_registered(world, registered));
+                let usable = registered.unhealthy.is_none();
+                instances.extend(usable.then(|| Instance::of_registered(world, registered)));
             }
         }
         for other in world.objects.iter().filter(|other| other.key.namespace == *namespace) {
@@ -253,7 +254,8 @@ fn of_entry(world: &World, object: &Object, entry: &crate::kinds::ServiceEntry) 
         for registered in world.workloads.iter().filter(|it| it.namespace == *namespace) {
             if includes(&registered.labels, &entry.selector) {
                 accounts.insert(world.san(namespace, &registered.service_account));
-                instances.push(Instance::of_registered(world, registered));
+                let usable = registered.unhealthy.is_none();
+                instances.extend(usable.then(|| Instance::of_registered(world, registered)));
             }
         }
     }

@@ -18,6 +18,8 @@ pub struct Gateway {
     pub selector: Labels,
     /// What they listen for.
     pub servers: Vec<Server>,
+    /// Only workloads of the object's namespace are meant, as the Gateway API has it.
+    pub own_namespace: bool,
 }
 
 /// One port of a gateway and the hosts served there.
@@ -44,7 +46,7 @@ impl Gateway {
             }
             None => reader.missing(fields, "servers"),
         }
-        Self { selector, servers }
+        Self { selector, servers, own_namespace: false }
     }
 }
 

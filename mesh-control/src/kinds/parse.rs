@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
-    Deployment, DestinationRule, Gateway, Key, Kind, Object, Parsed, PeerAuthentication, Service, ServiceEntry, Source,
-    Spec, VirtualService, WorkloadEntry,
+    ApiGateway, ApiRoute, Deployment, DestinationRule, Gateway, Grant, Key, Kind, Object, Parsed, PeerAuthentication,
+    Service, ServiceEntry, Sidecar, Source, Spec, VirtualService, WorkloadEntry, WorkloadGroup,
     read::{Fields, Reader, nearest},
     refused,
     yaml::{At, Node, Value},
@@ -104,9 +104,18 @@ fn known_kind(api_version: &At<String>, kind: &At<String>, tree: &Node, reader: 
         let versions: &[&str] = match group {
             "networking.istio.io" => &["v1", "v1beta1", "v1alpha3"],
             "security.istio.io" => &["v1", "v1beta1"],
+            "gateway.networking.k8s.io" => match found {
+                Kind::GrpcRoute => &["v1", "v1alpha2"],
+                _ => &["v1", "v1beta1"],
+            },
             _ => &["v1"],
         };
         if versions.contains(&version) {
+            if version.contains("alpha") {
+                let message = format!("{} is an old version", api_version.value);
+                let help = format!("write {group}/v1; it says the same");
+                reader.report(codes::DEPRECATED, Level::Warning, api_version.at, message).help = Some(help);
+            }
             return Some(found);
         }
         let message = format!("{} has no version {version:?}", kind.value);
@@ -191,7 +200,7 @@ fn metadata(kind: Kind, fields: &mut Fields<'_>, reader: &mut Reader<'_>) -> Opt
     Some(Metadata { name: name?.value, namespace, labels })
 }
 
-fn is_dns_name(name: &str, longest: usize) -> bool {
+pub(super) fn is_dns_name(name: &str, longest: usize) -> bool {
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
     !name.is_empty()
         && name.len() <= longest
@@ -207,8 +216,10 @@ fn spec(kind: Kind, meta: &Metadata, tree: &Node, object: &mut Fields<'_>, reade
     }
     let Some((node, path)) = object.take("spec") else {
         // `spec: {}` may be left out where nothing is required.
-        if kind == Kind::PeerAuthentication {
-            return Some(Spec::PeerAuthentication(PeerAuthentication::default()));
+        match kind {
+            Kind::PeerAuthentication => return Some(Spec::PeerAuthentication(PeerAuthentication::default())),
+            Kind::Sidecar => return Some(Spec::Sidecar(Sidecar::default())),
+            _ => {}
         }
         reader.report(codes::MISSING_FIELD, Level::Error, tree.at, "spec is missing".to_owned());
         return None;
@@ -227,6 +238,17 @@ fn spec(kind: Kind, meta: &Metadata, tree: &Node, object: &mut Fields<'_>, reade
             let root = meta.namespace == ROOT_NAMESPACE;
             Spec::PeerAuthentication(PeerAuthentication::read(&mut fields, root, reader))
         }
+        Kind::WorkloadGroup => Spec::WorkloadGroup(WorkloadGroup::read(&mut fields, reader)),
+        Kind::Sidecar => Spec::Sidecar(Sidecar::read(&mut fields, reader)),
+        Kind::GatewayClass => {
+            fields.skip(&["controllerName", "description"]);
+            fields.ignored(reader, &["parametersRef"], "gateways are started by whoever runs them");
+            Spec::GatewayClass
+        }
+        Kind::KubeGateway => Spec::KubeGateway(ApiGateway::read(&mut fields, reader)),
+        Kind::HttpRoute => Spec::ApiRoute(ApiRoute::read(&mut fields, &meta.namespace, false, reader)),
+        Kind::GrpcRoute => Spec::ApiRoute(ApiRoute::read(&mut fields, &meta.namespace, true, reader)),
+        Kind::ReferenceGrant => Spec::ReferenceGrant(Grant::read(&mut fields, reader)),
     };
     fields.close(reader);
     Some(spec)

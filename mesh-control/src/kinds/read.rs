@@ -262,6 +262,15 @@ impl<'n> Fields<'n> {
         Some((key.at, node, self.path_of(&key.value)))
     }
 
+    /// The text of a field, if it is there and one; it is not taken.
+    pub(crate) fn word(&self, name: &str) -> Option<&'n str> {
+        let found = self.entries.iter().find(|(key, _)| key.value == name || camel(&key.value) == name);
+        match found.map(|(_, node)| &node.value) {
+            Some(Value::Text(text)) => Some(text),
+            _ => None,
+        }
+    }
+
     /// Is the field there, whatever its value?
     pub(crate) fn seen(&self, name: &str) -> bool {
         self.entries

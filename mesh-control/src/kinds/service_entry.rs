@@ -4,6 +4,7 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use mesh_core::config::Labels;
 
 use super::{
@@ -64,6 +65,15 @@ impl ServiceEntry {
             }
         }
         let addresses = fields.read("addresses", |node, path| Some(reader.texts(node, path))).unwrap_or_default();
+        for address in &addresses {
+            let network = address.parse::<IpNet>().is_ok();
+            if network && matches!(fields.word("resolution"), Some("DNS" | "DNS_ROUND_ROBIN")) {
+                reader.invalid(address.at, format!("spec.addresses: {:?} is a network", address.value)).help =
+                    Some("networks go with spec.resolution NONE or STATIC only".to_owned());
+            } else if !network && address.parse::<IpAddr>().is_err() {
+                reader.invalid(address.at, format!("spec.addresses: {:?} is no IP address or network", address.value));
+            }
+        }
         out.addresses = addresses.into_iter().map(|at| at.value).collect();
         if let Some((node, path)) = fields.take("ports") {
             out.read_ports(node, &path, reader);

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use mesh_core::config::{Fault, HeaderChanges, Labels, PathRewrite, RetryPolicy, RouteMatch};
+use mesh_core::config::{Fault, HeaderChanges, Labels, Name, PathRewrite, RetryPolicy, RouteMatch};
 
 use super::{
     read::{Fields, Reader},
@@ -17,13 +17,13 @@ mod action;
 mod matches;
 mod policy;
 
-pub use action::{Destination, HttpAction, MirrorTo, RedirectTo};
+pub use action::{DelegateTo, Destination, HttpAction, MirrorTo, RedirectTo};
 pub(crate) use policy::default_retries;
 
 /// A `VirtualService`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct VirtualService {
-    /// The hosts meant; short names are of the object's namespace.
+    /// The hosts meant; short names are of the object's namespace. Empty is an object that others delegate to.
     pub hosts: Vec<At<String>>,
     /// `mesh` (also when empty), and gateways as `name` or `namespace/name`.
     pub gateways: Vec<At<String>>,
@@ -56,8 +56,14 @@ pub struct HttpRoute {
     pub timeout: Option<Duration>,
     /// Retries, Istio's default where the object is silent; `None` is none.
     pub retry: Option<RetryPolicy>,
+    /// The object said something of retries.
+    pub retry_given: bool,
     /// Injected faults.
     pub fault: Option<Fault>,
+    /// The status for destinations that are not there; 0 is 503. The Gateway API demands 500.
+    pub no_cluster_status: u16,
+    /// Whose rule it is, when not that of the object it stands in: `http-route/default/reviews`.
+    pub origin: Option<Name>,
 }
 
 /// One of the conditions of a rule; all its parts must hold.
@@ -102,13 +108,16 @@ impl VirtualService {
             gateways: fields.read("gateways", |node, path| Some(reader.texts(node, path))).unwrap_or_default(),
             ..Self::default()
         };
-        match hosts {
-            None => reader.missing(fields, "hosts"),
-            Some((node, path)) if out.hosts.is_empty() => {
-                reader.invalid(node.at, format!("{path} is empty")).help =
-                    Some("name at least one host; a VirtualService to delegate to is not supported yet".to_owned());
-            }
-            Some(_) => {}
+        if let Some((node, path)) = hosts
+            && out.hosts.is_empty()
+        {
+            reader.invalid(node.at, format!("{path} is empty")).help =
+                Some("name at least one host, or leave it out of an object that others delegate to".to_owned());
+        }
+        if hosts_left_out(fields) && !out.gateways.is_empty() {
+            let at = out.gateways.first().map_or(fields.at, |gateway| gateway.at);
+            reader.invalid(at, "spec.gateways: an object that others delegate to has no gateways".to_owned()).help =
+                Some("it serves where the object does that delegates to it; name hosts, or remove this".to_owned());
         }
         let mesh = out.gateways.is_empty() || out.gateways.iter().any(|gateway| gateway.value == "mesh");
         for (n, host) in out.hosts.iter().enumerate() {
@@ -131,9 +140,32 @@ impl VirtualService {
         if http.is_none() && !other {
             reader.missing(fields, "http");
         }
+        out.check_delegation(reader);
         out.export_to = super::export_to(fields, reader);
         out
     }
+
+    /// Do others delegate to it? Then it has no hosts of its own.
+    pub fn is_delegate(&self) -> bool {
+        self.hosts.is_empty()
+    }
+
+    /// One level only, as in Istio.
+    fn check_delegation(&self, reader: &mut Reader<'_>) {
+        if !self.is_delegate() {
+            return;
+        }
+        for rule in &self.http {
+            if let HttpAction::Delegate(to) = &rule.action {
+                reader.invalid(to.name.at, "an object without hosts cannot delegate further".to_owned()).help =
+                    Some("name hosts if it is no delegate; else write the rules of the other here".to_owned());
+            }
+        }
+    }
+}
+
+fn hosts_left_out(fields: &Fields<'_>) -> bool {
+    !fields.seen("hosts")
 }
 
 fn http_route(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<HttpRoute> {
@@ -159,16 +191,13 @@ fn http_route(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<HttpRo
         }
     }
     let timeout = fields.read("timeout", |node, path| reader.duration(node, path)).filter(|time| !time.is_zero());
-    let retry = match fields.take("retries") {
+    let retries = fields.take("retries");
+    let retry_given = retries.is_some();
+    let retry = match retries {
         Some((node, path)) => policy::retries(node, &path, reader),
         None => Some(default_retries()),
     };
     let fault = fields.read("fault", |node, path| policy::fault(node, path, reader));
-    fields.refused(
-        reader,
-        &["delegate"],
-        "delegation is not supported yet; write the routes of the other VirtualService into this one",
-    );
     fields.ignored(reader, &["corsPolicy"], "CORS is not answered by the mesh yet; the application has to");
     if let Some((at, _, path)) = fields.take_entry("websocketUpgrade") {
         reader.deprecated(at, format!("{path} has no effect"), "remove it");
@@ -185,10 +214,13 @@ fn http_route(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<HttpRo
         mirrors,
         timeout,
         retry,
+        retry_given,
         fault,
+        no_cluster_status: 0,
+        origin: None,
     })
 }
 
-pub(super) fn mark(at: Spot) -> At<()> {
+pub(in crate::kinds) fn mark(at: Spot) -> At<()> {
     At { value: (), at }
 }

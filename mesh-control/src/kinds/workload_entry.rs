@@ -42,6 +42,11 @@ impl WorkloadEntry {
         if address.is_none() && !fields.seen("address") {
             reader.missing(fields, "address");
         }
+        Self { address: address.unwrap_or_default(), ..Self::read_without_address(fields, reader) }
+    }
+
+    /// Everything but the address, as a `WorkloadGroup` has it for many.
+    pub(crate) fn read_without_address(fields: &mut Fields<'_>, reader: &mut Reader<'_>) -> Self {
         let mut ports = BTreeMap::new();
         if let Some((node, path)) = fields.take("ports") {
             for (name, node) in reader.map(node, &path) {
@@ -51,7 +56,7 @@ impl WorkloadEntry {
             }
         }
         let out = Self {
-            address: address.unwrap_or_default(),
+            address: At::default(),
             ports,
             labels: fields.read("labels", |node, path| Some(reader.labels(node, path))).unwrap_or_default(),
             locality: fields

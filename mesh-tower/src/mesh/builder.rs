@@ -197,7 +197,7 @@ impl Builder {
             #[cfg(feature = "xds")]
             Origin::Xds(bootstrap) => join(bootstrap, self.workload, identity.clone(), !has_own),
         };
-        let Joined { live, workload, metadata, status, mut tasks, .. } = joined;
+        let Joined { live, workload, metadata, status, dump, mut tasks, .. } = joined;
         let secure = has_own || joined.secure;
         let principal = principal.or(joined.principal);
         let service = service_of(&workload);
@@ -221,6 +221,7 @@ impl Builder {
                     secure,
                     source,
                     status,
+                    dump,
                     ending: is_ending,
                 };
                 let admin = Admin::open(address, shown).await.map_err(|error| MeshError::Admin { address, error })?;

@@ -40,6 +40,8 @@ async fn the_admin_port_shows_what_the_process_knows() {
         ("/stats/prometheus", "istio_build"),
         ("/config_dump", "\"control_plane\""),
         ("/config_dump", "outbound|9080||reviews"),
+        ("/config_dump", "type.googleapis.com/envoy.admin.v3.ClustersConfigDump"),
+        ("/config", "outbound|9080||reviews"),
         ("/clusters", "127.0.0.1:1"),
         ("/certs", REVIEWS),
     ] {

@@ -11,6 +11,7 @@ use mesh_core::config::{
 
 use super::*;
 
+/// OP11: of two objects for one host the older counts, whichever was applied last, and the younger is warned of.
 #[test]
 fn of_two_virtual_services_for_a_host_the_oldest_counts() {
     let mut mesh = Mesh::bookinfo();
@@ -21,7 +22,10 @@ fn of_two_virtual_services_for_a_host_the_oldest_counts() {
         )
     };
     mesh.apply(&rule("z-first", "v1"));
-    mesh.apply(&rule("a-second", "v2"));
+    mesh.now += 1;
+    let applied = mesh.store.apply(&[file("f.yaml", &rule("a-second", "v2"))], mesh.now).unwrap();
+    let told: Vec<&str> = applied.diagnostics.iter().map(|it| it.code.as_ref()).collect();
+    assert_eq!(told, ["IST0109"], "{:#?}", applied.diagnostics);
     let to = |mesh: &Mesh| goes(&mesh.config(&node("productpage-v1")), "http://reviews:9080/", &[], None);
     assert_eq!(to(&mesh), format!("outbound|9080|v1|{REVIEWS}"));
     // Applying the older one again does not make it younger.

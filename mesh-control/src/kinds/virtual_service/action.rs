@@ -24,6 +24,17 @@ pub enum HttpAction {
     Redirect(RedirectTo),
     /// Answer it here.
     DirectResponse(DirectResponse),
+    /// Do what another object says.
+    Delegate(DelegateTo),
+}
+
+/// The `VirtualService` without hosts that goes on where a rule leaves off. Source: Istio `Delegate`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct DelegateTo {
+    /// Its name.
+    pub name: At<String>,
+    /// Its namespace; `None` is that of the object.
+    pub namespace: Option<String>,
 }
 
 /// Where requests go.
@@ -31,6 +42,8 @@ pub enum HttpAction {
 pub struct Destination {
     /// The host; short names are of the object's namespace.
     pub host: At<String>,
+    /// Short names are of this namespace instead; the Gateway API says it of every destination.
+    pub namespace: Option<String>,
     /// A subset of its destination rule.
     pub subset: Option<At<String>>,
     /// The service's port; `None` is its only one, else the one the request came for.
@@ -76,18 +89,19 @@ pub(super) fn read(fields: &mut Fields<'_>, reader: &mut Reader<'_>) -> Option<H
     let route = fields.take("route");
     let redirect = fields.take("redirect");
     let direct = fields.take("directResponse");
-    let delegated = fields.seen("delegate");
-    let given: Vec<_> = [&route, &redirect, &direct].into_iter().flatten().collect();
+    let delegate = fields.take("delegate");
+    let given: Vec<_> = [&route, &redirect, &direct, &delegate].into_iter().flatten().collect();
     match given.as_slice() {
         [] => {
-            if !delegated {
-                reader.missing(fields, "route");
-            }
+            reader.missing(fields, "route");
             return None;
         }
         [_] => {}
         [_, (node, path), ..] => {
-            reader.invalid(node.at, format!("{path}: only one of route, redirect and directResponse can be set"));
+            reader.invalid(
+                node.at,
+                format!("{path}: only one of route, redirect, directResponse and delegate can be set"),
+            );
             return None;
         }
     }
@@ -96,6 +110,9 @@ pub(super) fn read(fields: &mut Fields<'_>, reader: &mut Reader<'_>) -> Option<H
     }
     if let Some((node, path)) = direct {
         return direct_response(node, &path, reader).map(HttpAction::DirectResponse);
+    }
+    if let Some((node, path)) = delegate {
+        return delegate_to(node, &path, reader).map(HttpAction::Delegate);
     }
     let (node, path) = route?;
     let items = reader.list(node, &path);
@@ -117,6 +134,17 @@ pub(super) fn read(fields: &mut Fields<'_>, reader: &mut Reader<'_>) -> Option<H
     Some(HttpAction::Route(read))
 }
 
+fn delegate_to(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<DelegateTo> {
+    let mut fields = reader.fields(node, path)?;
+    let name = fields.read("name", |node, path| reader.text(node, path));
+    if name.is_none() && !fields.seen("name") {
+        reader.missing(&fields, "name");
+    }
+    let namespace = fields.read("namespace", |node, path| reader.text(node, path)).map(|at| at.value);
+    fields.close(reader);
+    Some(DelegateTo { name: name?, namespace: namespace.filter(|namespace| !namespace.is_empty()) })
+}
+
 fn destination(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<Destination> {
     let mut fields = reader.fields(node, path)?;
     let weight = fields.take("weight").map(|(node, path)| weight(node, &path, reader));
@@ -131,7 +159,7 @@ fn destination(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<Desti
     let (host, subset, port) = at?;
     // A faulty weight is a faulty destination; an absent one is 0, which counts among several only.
     let weight = weight.unwrap_or(Some(0))?;
-    Some(Destination { host, subset, port, weight, headers, host_rewrite })
+    Some(Destination { host, namespace: None, subset, port, weight, headers, host_rewrite })
 }
 
 type Place = (At<String>, Option<At<String>>, Option<u16>);
@@ -154,7 +182,7 @@ pub(super) fn mirrors(fields: &mut Fields<'_>, reader: &mut Reader<'_>) -> Vec<M
     let mut add = |place: Option<Place>, fraction: Option<Fraction>| {
         let Some((host, subset, port)) = place else { return };
         let (headers, host_rewrite) = (HeaderChanges::default(), None);
-        let destination = Destination { host, subset, port, weight: 0, headers, host_rewrite };
+        let destination = Destination { host, namespace: None, subset, port, weight: 0, headers, host_rewrite };
         if fraction.is_none_or(|fraction| fraction.numerator > 0) {
             out.push(MirrorTo { destination, fraction });
         }
