@@ -361,6 +361,14 @@ impl Source for Push {
         self.with(id, kind, |progress, view| progress.refuse(kind, version, message, view));
     }
 
+    fn health(&self, id: ConnectionId, unhealthy: Option<String>) {
+        let node = self.lock().as_ref().and_then(|open| open.get(&id)).map(|connection| connection.node.clone());
+        if let Some(node) = node {
+            let unhealthy = unhealthy.map(|message| message.chars().take(MAX_MESSAGE).collect());
+            self.state.told_health(&node.namespace, &node.name, unhealthy);
+        }
+    }
+
     fn disconnect(&self, id: ConnectionId) {
         let mut connections = self.lock();
         let Some(open) = connections.as_mut() else { return };

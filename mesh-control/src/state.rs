@@ -114,6 +114,12 @@ impl State {
         Ok(workload)
     }
 
+    /// A workload told how it is; see [`Registry::tell_health`].
+    pub(crate) fn told_health(&self, namespace: &str, name: &str, unhealthy: Option<String>) {
+        let changed = self.lock().registry.tell_health(namespace, name, unhealthy).unwrap_or_else(not_written);
+        self.tell(changed);
+    }
+
     /// A workload's stream began.
     ///
     /// A lost one that had its address and port is gone: it is the new one that listens there.
