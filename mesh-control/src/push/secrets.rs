@@ -86,6 +86,9 @@ mod tests {
             labels: Labels::new(),
             locality: Locality::default(),
             gateway: true,
+            group: String::new(),
+            weight: 0,
+            unhealthy: None,
             since: 0,
             lost: None,
         };
