@@ -13,7 +13,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -34,20 +33,24 @@ use crate::{
     api::ProxyStatus,
     ca::{Ca, ServiceAccount},
     compile::{NodeInfo, World},
-    registry::{Registered, WorkloadPort},
+    registry::Registered,
     state::{State, now},
 };
 
 use self::{
+    metadata::registered,
     progress::Progress,
     secrets::Secrets,
     views::{Caller, Changed, Maker, Views},
 };
 
 mod lost;
+mod metadata;
 mod progress;
 mod secrets;
 mod views;
+
+pub(crate) use metadata::node_info;
 
 /// How long a change waits for others. Istio waits 100 ms, for meshes of thousands; here it would be the whole budget.
 pub const DEBOUNCE: Duration = Duration::from_millis(5);
@@ -407,56 +410,5 @@ impl Connection {
             connected: self.since,
             types: types.into(),
         }
-    }
-}
-
-/// What the metadata says of a workload. Source: Istio's node metadata.
-fn registered(node: &Node) -> Result<Registered, String> {
-    let mut id = node.id.split('~');
-    let (role, ip) = (id.next().unwrap_or_default(), id.next().unwrap_or_default());
-    let ip = node.meta("INSTANCE_IPS").and_then(|ips| ips.split(',').next()).unwrap_or(ip);
-    let address: IpAddr = ip.trim().parse().map_err(|_| {
-        format!("node {:?}: {ip:?} (metadata INSTANCE_IPS, else the id's second part) is not an IP address", node.id)
-    })?;
-    let ports: Vec<WorkloadPort> = match node.meta("POD_PORTS") {
-        Some(text) => serde_json::from_str(text)
-            .map_err(|error| format!("node {:?}: metadata POD_PORTS is not a list of ports: {error}", node.id))?,
-        None => Vec::new(),
-    };
-    let workload = node.workload();
-    let name = node.meta("NAME").unwrap_or(&workload.name);
-    if name.is_empty() {
-        return Err(format!("node {:?}: metadata NAME is missing", node.id));
-    }
-    Ok(Registered {
-        name: name.to_owned(),
-        namespace: node.namespace().to_owned(),
-        workload: workload.name.to_string(),
-        service_account: node.service_account().to_owned(),
-        address,
-        ports,
-        labels: node.labels(),
-        locality: node.locality.clone(),
-        gateway: role == "router",
-        group: node.meta("AUTO_REGISTER_GROUP").unwrap_or_default().to_owned(),
-        weight: 0,
-        unhealthy: None,
-        since: now(),
-        lost: None,
-    })
-}
-
-/// A workload as the one a configuration is for.
-pub(crate) fn node_info(workload: &Registered) -> NodeInfo {
-    NodeInfo {
-        name: workload.name.clone(),
-        namespace: workload.namespace.clone(),
-        workload: workload.workload.clone(),
-        service_account: workload.service_account.clone(),
-        labels: workload.labels.clone(),
-        locality: workload.locality.clone(),
-        address: Some(workload.address),
-        ports: workload.ports.clone(),
-        gateway: workload.gateway,
     }
 }
