@@ -32,8 +32,10 @@ fn main() {
     let only = text_argument("--only").unwrap_or_default();
     let policies = [
         ("round robin", json!("round_robin")),
+        ("round robin by weight", json!("round_robin")),
         ("random", json!("random")),
         ("least request (P2C)", json!({"least_request": {"choices": 2}})),
+        ("least request (P2C) by weight", json!({"least_request": {"choices": 2}})),
         ("peak EWMA (P2C)", json!("peak_ewma")),
         ("ring hash, 1,024 entries at least", json!({"ring_hash": {}})),
         ("maglev, 65,537 slots", json!({"maglev": {}})),
@@ -47,7 +49,7 @@ fn main() {
             println!("| {name} | - | - | - | - |");
             continue;
         };
-        let clusters = SIZES.map(|size| compiled(size, &policy));
+        let clusters = SIZES.map(|size| compiled(size, &policy, name.ends_with("by weight")));
         let mut cells: Vec<Vec<f64>> = vec![Vec::new(); SIZES.len() * THREADS.len()];
         for round in 0..=rounds {
             for step in 0..cells.len() {
@@ -67,9 +69,14 @@ fn main() {
     }
 }
 
-fn compiled(size: u32, policy: &LoadBalancer) -> Arc<Cluster> {
+fn compiled(size: u32, policy: &LoadBalancer, by_weight: bool) -> Arc<Cluster> {
     let addresses = (0..size).map(|n| SocketAddr::from(([10, (n >> 16) as u8, (n >> 8) as u8, n as u8], 80)));
     let mut config = cluster("echo", addresses);
+    if by_weight {
+        let endpoints =
+            Arc::make_mut(&mut config.endpoints).localities.iter_mut().flat_map(|group| &mut group.endpoints);
+        endpoints.zip((1..=4).cycle()).for_each(|(endpoint, weight)| endpoint.weight = weight);
+    }
     config.load_balancer = policy.clone();
     config.thresholds = Thresholds { max_requests: u32::MAX, ..config.thresholds };
     Arc::new(Cluster::compile(&Arc::new(config), None))
