@@ -30,6 +30,8 @@ mod objects;
 #[path = "traffic/retries.rs"]
 mod retries;
 
+#[path = "traffic/names.rs"]
+mod names;
 #[path = "traffic/pools.rs"]
 mod pools;
 

@@ -16,6 +16,7 @@ mod delete;
 mod dev;
 mod diff;
 mod explain;
+mod fields;
 mod get;
 mod input;
 mod output;
@@ -67,6 +68,8 @@ enum Verb {
     Explain(explain::Explain),
     /// Test a file of routes with the cases of another, as Envoy's router_check_tool does.
     CheckRoutes(check_routes::CheckRoutes),
+    /// Say what became of every field of what a process was told.
+    Fields(fields::Fields),
     /// Say how far each workload's configuration is.
     #[command(visible_alias = "ps")]
     ProxyStatus(proxy_status::ProxyStatus),
@@ -131,6 +134,7 @@ async fn perform(cli: Cli) -> Result<(), Failure> {
         Verb::Diff(diff) => diff.run(&server).await,
         Verb::Explain(explain) => explain.run(&server).await,
         Verb::CheckRoutes(check) => check.run(),
+        Verb::Fields(fields) => fields.run().await,
         Verb::ProxyStatus(status) => status.run(&server).await,
         Verb::ProxyConfig(config) => config.run(&server).await,
         Verb::Workload(workload) => workload.run(&server).await,

@@ -31,8 +31,8 @@ pub use balance::{
     SlowStart, ZoneAware,
 };
 pub use cluster::{
-    Cluster, Discovery, DnsName, DropOverload, Endpoint, EndpointAddress, Endpoints, Health, Labels, Local, Locality,
-    LocalityEndpoints, Protocol, RetryBudget, ServiceName, Thresholds, TlsMode, UpstreamTls, Workload,
+    Cluster, Discovery, Dns, DnsFamily, DnsName, DropOverload, Endpoint, EndpointAddress, Endpoints, Health, Labels,
+    Local, Locality, LocalityEndpoints, Protocol, RetryBudget, ServiceName, Thresholds, TlsMode, UpstreamTls, Workload,
 };
 pub(crate) use clusters::Chunk as ClusterChunk;
 pub use clusters::{Clusters, Iter as ClustersIter};

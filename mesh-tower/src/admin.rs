@@ -9,6 +9,9 @@
 //! the connection to the control plane |
 //! | `/config` | the configuration in force as this mesh has it, as JSON |
 //! | `/clusters` | every endpoint with its load and health, as JSON |
+//! | `/control_plane` | how the conversation with the control plane stands, as JSON |
+//! | `/fields` | every resource of the control plane with what became of its fields: applied, ignored, refused; as JSON |
+//! | gRPC, without TLS | CSDS: every resource of the control plane with its version and what was refused |
 //! | `/certs` | who we are and until when, as JSON |
 
 use std::{
@@ -32,6 +35,7 @@ use tokio::{net::TcpListener, sync::watch};
 
 use crate::{
     live::Live,
+    mesh::Page,
     source::Source,
     telemetry,
     tls::{Identity, LiveIdentity},
@@ -49,9 +53,13 @@ pub(crate) struct Shown {
     pub(crate) secure: bool,
     pub(crate) source: Source,
     /// The state of the connection to the control plane.
-    pub(crate) status: Arc<dyn Fn() -> Value + Send + Sync>,
+    pub(crate) status: Page,
     /// Shows a configuration in Envoy's form.
     pub(crate) dump: Dump,
+    /// Pages beyond those known here.
+    pub(crate) pages: Vec<(&'static str, Page)>,
+    /// Services beside the pages.
+    pub(crate) services: Router,
     pub(crate) ending: watch::Receiver<bool>,
 }
 
@@ -85,7 +93,12 @@ impl Admin {
 }
 
 fn router(shown: Shown) -> Router {
-    Router::new()
+    let services = shown.services.clone().reset_fallback();
+    let mut router = Router::new();
+    for (path, page) in shown.pages.clone() {
+        router = router.route(path, get(async move || Json(page())));
+    }
+    router
         .route("/metrics", get(metrics))
         .route("/stats/prometheus", get(metrics))
         .route("/healthz", get(async || "ok\n"))
@@ -94,13 +107,16 @@ fn router(shown: Shown) -> Router {
         .route("/config", get(config))
         .route("/clusters", get(clusters))
         .route("/certs", get(certs))
-        .layer(from_fn(local_names_only))
         .with_state(shown)
+        .merge(services)
+        .layer(from_fn(local_names_only))
 }
 
 /// A page in the user's browser may resolve its own name to loopback and read this port; its `Host` tells it apart.
 async fn local_names_only(request: Request, next: Next) -> Response {
-    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let named = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+    // HTTP/2 has it in the target.
+    let host = named.or_else(|| request.uri().authority().map(|host| host.as_str())).unwrap_or_default();
     let name = host
         .rsplit_once(':')
         .map_or(host, |(name, port)| if port.bytes().all(|byte| byte.is_ascii_digit()) { name } else { host });
@@ -130,7 +146,9 @@ async fn ready(State(shown): State<Shown>) -> (StatusCode, String) {
         return (StatusCode::SERVICE_UNAVAILABLE, "draining\n".to_owned());
     }
     if missing.is_empty() {
-        return (StatusCode::OK, "ready\n".to_owned());
+        let is_stale = (shown.status)().pointer("/saved/stale") == Some(&Value::Bool(true));
+        let text = if is_stale { "ready, with a saved configuration\n" } else { "ready\n" };
+        return (StatusCode::OK, text.to_owned());
     }
     (StatusCode::SERVICE_UNAVAILABLE, format!("waiting for {}\n", missing.join(" and ")))
 }

@@ -1,12 +1,15 @@
-//! Names to addresses by the system's resolver, off the request's path once a name is known.
+//! Names to addresses by the system's resolver or one of your own, off the request's path once a name is known.
 //!
 //! The system's resolver tells no time to live, so an answer is fresh for a few seconds; older ones are still used while
 //! a new one is fetched beside the request, and kept when the resolver fails. The number of names kept is bounded.
 
 use std::{
     collections::HashMap,
+    fmt,
+    future::Future,
     io,
     net::SocketAddr,
+    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -23,11 +26,41 @@ const STALE: Duration = Duration::from_secs(300);
 /// Names kept.
 const CAP: usize = 1024;
 
-/// The system's resolver with a small memory; clones share it.
-#[derive(Clone, Debug)]
+/// Addresses on their way.
+pub type Resolving<'a> = Pin<Box<dyn Future<Output = io::Result<Vec<SocketAddr>>> + Send + 'a>>;
+
+/// Finds the addresses of names; see [`Builder::resolver`](crate::Builder::resolver).
+pub trait Resolve: Send + Sync + 'static {
+    /// All addresses of a host, with this port.
+    ///
+    /// # Errors
+    ///
+    /// They could not be found out; those found before stay in use.
+    fn resolve<'a>(&'a self, host: &'a str, port: u16) -> Resolving<'a>;
+}
+
+/// The operating system's resolver.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SystemResolver;
+
+impl Resolve for SystemResolver {
+    fn resolve<'a>(&'a self, host: &'a str, port: u16) -> Resolving<'a> {
+        Box::pin(async move { Ok(lookup_host((host, port)).await?.collect()) })
+    }
+}
+
+/// A resolver with a small memory; clones share it.
+#[derive(Clone)]
 pub(crate) struct Resolver {
     shared: Arc<Shared>,
     source: Source,
+    resolve: Arc<dyn Resolve>,
+}
+
+impl fmt::Debug for Resolver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Resolver").field("shared", &self.shared).finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -45,7 +78,12 @@ struct Answer {
 impl Resolver {
     /// Knowing nothing yet.
     pub(crate) fn new(source: Source) -> Self {
-        Self { shared: Arc::default(), source }
+        Self::with(source, Arc::new(SystemResolver))
+    }
+
+    /// Over a resolver of one's own.
+    pub(crate) fn with(source: Source, resolve: Arc<dyn Resolve>) -> Self {
+        Self { shared: Arc::default(), source, resolve }
     }
 
     /// The addresses of a name, IPv6 and IPv4 in turn.
@@ -58,7 +96,7 @@ impl Resolver {
         if let Some(known) = self.recall(host, port, now) {
             return Ok(known);
         }
-        let addresses = look_up(host, port).await?;
+        let addresses = look_up(&*self.resolve, host, port).await?;
         self.shared.remember(host, port, &addresses, now);
         Ok(addresses)
     }
@@ -73,8 +111,9 @@ impl Resolver {
         let refreshing = answer.refresh.as_ref().is_some_and(|task| !task.is_finished());
         if age > FRESH && !refreshing {
             let (shared, source, host) = (Arc::downgrade(&self.shared), self.source.clone(), host.to_owned());
+            let resolve = Arc::clone(&self.resolve);
             let task = tokio::spawn(async move {
-                let fresh = look_up(&host, port).await;
+                let fresh = look_up(&*resolve, &host, port).await;
                 if let (Some(shared), Ok(addresses)) = (shared.upgrade(), fresh) {
                     shared.remember(&host, port, &addresses, source.now());
                 }
@@ -107,9 +146,9 @@ impl Drop for Shared {
     }
 }
 
-async fn look_up(host: &str, port: u16) -> io::Result<Arc<[SocketAddr]>> {
+async fn look_up(resolve: &dyn Resolve, host: &str, port: u16) -> io::Result<Arc<[SocketAddr]>> {
     let host = host.trim_start_matches('[').trim_end_matches(']');
-    let addresses = interleave(lookup_host((host, port)).await?.collect());
+    let addresses = interleave(resolve.resolve(host, port).await?);
     if addresses.is_empty() {
         return Err(io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address")));
     }

@@ -10,6 +10,7 @@
 pub mod client;
 pub mod connect;
 pub mod context;
+pub mod dns;
 pub mod layer;
 pub mod server;
 pub mod source;
@@ -19,12 +20,12 @@ pub mod tls;
 mod admin;
 mod attempt;
 mod body;
-mod dns;
 mod error;
 mod health;
 mod live;
 mod mesh;
 mod message;
+mod names;
 mod pool;
 mod spread;
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! a configuration that does not compile is refused and the one before stays.
 
 use std::{
+    net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -11,8 +12,8 @@ use std::{
 use arc_swap::ArcSwapOption;
 use mesh_core::{
     config::{
-        Action, Cluster, Config, Discovery, Forward, HeaderChanges, Name, Route, RouteMatch, RouteTable, VirtualHost,
-        WeightedCluster,
+        Action, Cluster, Config, Discovery, DnsName, Forward, HeaderChanges, Name, Route, RouteMatch, RouteTable,
+        VirtualHost, WeightedCluster,
     },
     error::CompileError,
     snapshot::Snapshot,
@@ -22,7 +23,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use crate::source;
+use crate::{names::Answers, source};
 
 /// What requests read and the control plane's updates replace.
 #[derive(Debug, Default)]
@@ -30,6 +31,7 @@ pub struct Live {
     snapshot: ArcSwapOption<Snapshot>,
     first: Notify,
     writer: Mutex<()>,
+    answers: Answers,
     only_port: Option<u16>,
 }
 
@@ -61,10 +63,33 @@ impl Live {
     pub fn update(&self, config: &Config) -> Result<(), CompileError> {
         let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let previous = self.snapshot.load_full();
-        let next = Snapshot::compile(config, previous.as_deref())?;
+        let expanded = self.answers.expand(config);
+        let next = Snapshot::compile(expanded.as_ref().unwrap_or(config), previous.as_deref())?;
         self.snapshot.store(Some(Arc::new(next)));
         self.first.notify_waiters();
         Ok(())
+    }
+
+    /// Puts the addresses of names in force, in the clusters that are made of them.
+    pub(crate) fn resolved(&self, name: &DnsName, addresses: Vec<SocketAddr>) {
+        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.answers.put(name, addresses) {
+            return;
+        }
+        let Some(previous) = self.snapshot.load_full() else { return };
+        let Some(expanded) = self.answers.expand(&previous.config()) else { return };
+        match Snapshot::compile(&expanded, Some(&previous)) {
+            Ok(next) => {
+                self.snapshot.store(Some(Arc::new(next)));
+                self.first.notify_waiters();
+            }
+            Err(error) => tracing::error!(target: "mesh", %error, "the addresses of a name cannot be used"),
+        }
+    }
+
+    /// The addresses of names that are known.
+    pub(crate) fn answers(&self) -> &Answers {
+        &self.answers
     }
 
     /// What is in force, if anything is.

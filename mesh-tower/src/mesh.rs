@@ -5,6 +5,8 @@
 //! the last clone is dropped.
 
 use std::{fmt, io, net::SocketAddr, sync::Arc};
+#[cfg(feature = "xds")]
+use std::{path::PathBuf, time::Duration};
 
 use http::HeaderName;
 use http_body::Body as HttpBody;
@@ -17,8 +19,10 @@ use mesh_xds::{
     bootstrap::{Bootstrap, BootstrapError},
     certs::CertSource,
     client::Client,
+    csds::csds_routes,
     dump::{Certificates, config_dump},
     peer,
+    saved::{Keeper, Saved},
     translate::{self, Shape},
 };
 #[cfg(feature = "xds")]
@@ -290,10 +294,16 @@ struct Joined {
     metadata: Option<PeerMetadata>,
     secure: bool,
     principal: Option<String>,
-    status: Arc<dyn Fn() -> Value + Send + Sync>,
+    status: Page,
     dump: Dump,
+    pages: Vec<(&'static str, Page)>,
+    /// More services of the admin port.
+    services: axum::Router,
     tasks: Vec<Owned>,
 }
+
+/// A page of the admin port, made anew for each who looks.
+pub(crate) type Page = Arc<dyn Fn() -> Value + Send + Sync>;
 
 impl Joined {
     /// Without a control plane.
@@ -311,6 +321,8 @@ impl Joined {
             dump: Arc::new(
                 |config: &Config, _: Option<&crate::tls::Identity>, _: &str| serde_json::json!({ "config": config }),
             ),
+            pages: Vec::new(),
+            services: axum::Router::new(),
             tasks: Vec::new(),
         }
     }
@@ -318,7 +330,13 @@ impl Joined {
 
 /// Starts speaking with a control plane; a certificate is asked for where there is a CA and `wants_identity`.
 #[cfg(feature = "xds")]
-fn join(bootstrap: Arc<Bootstrap>, workload: Option<Workload>, identity: LiveIdentity, wants_identity: bool) -> Joined {
+fn join(
+    bootstrap: Arc<Bootstrap>,
+    workload: Option<Workload>,
+    identity: LiveIdentity,
+    wants_identity: bool,
+    saved: Option<(PathBuf, Duration)>,
+) -> Joined {
     let live = Arc::new(Live::new());
     let workload = workload.unwrap_or_else(|| bootstrap.node.workload());
     let metadata = own_metadata(&bootstrap.node.id, &workload);
@@ -339,10 +357,23 @@ fn join(bootstrap: Arc<Bootstrap>, workload: Option<Workload>, identity: LiveIde
         tasks.push(Owned::spawn(follow_identity(CertSource::start(Arc::clone(&bootstrap)), identity)));
     }
     let dump = envoy_dump(Some(bootstrap.node.clone()));
-    let client = Client::shared(bootstrap);
-    tasks.push(Owned::spawn(follow_config(Arc::clone(&client), Arc::clone(&live))));
-    let status = move || serde_json::to_value(&*client.status()).unwrap_or_default();
-    Joined { live, workload, metadata, secure, principal, status: Arc::new(status), dump, tasks }
+    let saved = saved.map(|(path, max_age)| Saved::new(path, max_age, &bootstrap));
+    let client = Client::shared(Arc::clone(&bootstrap));
+    let services = csds_routes(&bootstrap.node, &client).into_axum_router();
+    let keeper = saved.map(|saved| Arc::new(Keeper::start(saved, client.config())));
+    let configs = keeper.as_ref().map_or_else(|| client.config(), |keeper| keeper.config());
+    tasks.push(Owned::spawn(follow_config(configs, Arc::clone(&live))));
+    let told = Arc::clone(&client);
+    let status: Page = Arc::new(move || {
+        let mut status = serde_json::to_value(&*told.status()).unwrap_or_default();
+        if let (Some(keeper), Value::Object(status)) = (&keeper, &mut status) {
+            status.insert("saved".to_owned(), serde_json::to_value(keeper.standing()).unwrap_or_default());
+        }
+        status
+    });
+    let fields: Page = Arc::new(move || serde_json::to_value(client.resources().describe()).unwrap_or_default());
+    let pages = vec![("/fields", fields), ("/control_plane", Arc::clone(&status))];
+    Joined { live, workload, metadata, secure, principal, status, dump, pages, services, tasks }
 }
 
 /// The configuration in force as Envoy's admin port would show it.
@@ -363,8 +394,7 @@ fn envoy_dump(node: Option<mesh_xds::node::Node>) -> Dump {
 
 /// Puts each configuration of the control plane in force.
 #[cfg(feature = "xds")]
-async fn follow_config(client: Arc<Client>, live: Arc<Live>) {
-    let mut configs = client.config();
+async fn follow_config(mut configs: watch::Receiver<Option<Arc<Config>>>, live: Arc<Live>) {
     loop {
         let config = configs.borrow_and_update().clone();
         if let Some(config) = config

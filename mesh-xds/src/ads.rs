@@ -34,6 +34,10 @@ pub use self::{
     link::{FLOOR, QUICK},
 };
 
+/// Responses with more resources are refused before any of them is looked at: no process needs as many, and a control plane
+/// that has gone wrong must not take the memory of those it controls (OP15).
+pub const MOST_RESOURCES: usize = 200_000;
+
 /// A resource type this crate speaks, in the order in which a server sends them (XD12: make before break).
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum TypeUrl {
@@ -62,6 +66,11 @@ impl TypeUrl {
             Self::Route => "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
             Self::Secret => "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
         }
+    }
+
+    /// The full name of the message.
+    pub fn message_name(self) -> &'static str {
+        self.as_str().rsplit('/').next().unwrap_or_default()
     }
 
     /// The abbreviation people use: `CDS`, `EDS`, `LDS`, `RDS`, `SDS`.

@@ -23,6 +23,7 @@ use tokio::{
     time::Instant,
 };
 
+use self::reader::Reader;
 pub use self::status::{Nack, Status, StreamStatus, TypeStatus};
 use self::stream::{State, Stream, Update};
 use crate::{
@@ -30,11 +31,13 @@ use crate::{
     bootstrap::{Bootstrap, Server},
     graph::{Graph, Part},
     profile::Profile,
+    resources::Resources,
     task::Task,
     translate::{self, Decoded, ResourceError},
     xdstp,
 };
 
+mod reader;
 mod status;
 mod stream;
 #[cfg(test)]
@@ -60,6 +63,7 @@ pub struct Client {
     status: watch::Receiver<Arc<Status>>,
     bootstrap: Arc<Bootstrap>,
     dialled: watch::Sender<BTreeMap<Name, usize>>,
+    resources: Resources,
     _task: Task,
 }
 
@@ -118,8 +122,9 @@ impl Client {
             Status { server: bootstrap.server.address.clone(), node: bootstrap.node.id.clone(), ..Status::default() };
         let (tell, status) = watch::channel(Arc::new(first));
         let dialled = watch::Sender::new(BTreeMap::new());
-        let driver = Driver::new(bootstrap.clone(), dialled.subscribe(), publish, tell);
-        Self { config, status, bootstrap, dialled, _task: Task::spawn(driver.run()) }
+        let resources = Resources::default();
+        let driver = Driver::new(bootstrap.clone(), dialled.subscribe(), publish, tell, resources.clone());
+        Self { config, status, bootstrap, dialled, resources, _task: Task::spawn(driver.run()) }
     }
 
     /// Asks for the listener of a target: `xds:///HOST:PORT`, `xds://AUTHORITY/HOST:PORT` or `HOST:PORT`. Where the profile
@@ -146,35 +151,20 @@ impl Client {
     pub fn status(&self) -> Arc<Status> {
         self.status.borrow().clone()
     }
+
+    /// How the conversation stands, as it changes.
+    pub fn statuses(&self) -> watch::Receiver<Arc<Status>> {
+        self.status.clone()
+    }
+
+    /// What is known of every resource: what is in force, what was refused, and what became of each field.
+    pub fn resources(&self) -> &Resources {
+        &self.resources
+    }
 }
 
 /// Fields without effect by resource.
 type Ignored = BTreeMap<TypeUrl, Arc<BTreeMap<String, Vec<String>>>>;
-
-/// Decodes the resources of one stream and remembers which fields of them have no effect.
-#[derive(Debug, Default)]
-struct Reader {
-    ignored: Ignored,
-}
-
-impl Reader {
-    fn read(&mut self, kind: TypeUrl, body: &Bytes) -> Result<Part, String> {
-        let decoded = decode(kind, body).map_err(|error| error.to_string())?;
-        if decoded.ignored.is_empty() {
-            self.forget(kind, &decoded.name);
-        } else {
-            let ignored = Arc::make_mut(self.ignored.entry(kind).or_default());
-            ignored.insert(decoded.name.to_string(), decoded.ignored);
-        }
-        Ok(decoded.value)
-    }
-
-    fn forget(&mut self, kind: TypeUrl, name: &str) {
-        if let Some(ignored) = self.ignored.get_mut(&kind).filter(|ignored| ignored.contains_key(name)) {
-            Arc::make_mut(ignored).remove(name);
-        }
-    }
-}
 
 /// A stream with those it goes to.
 struct Open {
@@ -187,6 +177,7 @@ struct Driver {
     bootstrap: Arc<Bootstrap>,
     began: Instant,
     graph: Graph,
+    resources: Resources,
     /// The first is the control plane's.
     streams: Vec<Open>,
     send_updates: mpsc::Sender<Update>,
@@ -210,11 +201,13 @@ impl Driver {
         dialled: watch::Receiver<BTreeMap<Name, usize>>,
         publish: watch::Sender<Option<Arc<Config>>>,
         tell: watch::Sender<Arc<Status>>,
+        resources: Resources,
     ) -> Self {
         let (send_updates, updates) = mpsc::channel(UPDATES);
         let mut driver = Self {
             graph: Graph::of(bootstrap.node.local()),
             began: Instant::now(),
+            resources,
             streams: Vec::new(),
             send_updates,
             updates,
@@ -261,7 +254,8 @@ impl Driver {
             return index;
         }
         let index = self.streams.len();
-        let stream = Stream::start(index, self.bootstrap.clone(), servers.clone(), self.send_updates.clone());
+        let (updates, reader) = (self.send_updates.clone(), Reader::of(self.resources.clone()));
+        let stream = Stream::start(index, self.bootstrap.clone(), servers.clone(), updates, reader);
         self.streams.push(Open { servers, stream, state: State::default() });
         index
     }
@@ -343,6 +337,7 @@ impl Driver {
         if self.wanted.get(&kind).map_or(names.is_empty(), |wanted| *wanted == names) {
             return;
         }
+        self.resources.wanted(kind, &names.iter().map(|name| xdstp::canonical(name).as_ref().into()).collect());
         let mut groups: Vec<BTreeSet<Name>> = vec![BTreeSet::new(); self.streams.len()];
         self.aliases.retain(|(of, _), _| *of != kind);
         for name in &names {

@@ -56,6 +56,11 @@ impl Any {
     reason = "generated; Envoy's own documentation describes it"
 )]
 pub mod envoy {
+    pub mod admin {
+        pub mod v3 {
+            include!("proto/generated/envoy.admin.v3.rs");
+        }
+    }
     pub mod config {
         pub mod cluster {
             pub mod v3 {
@@ -280,6 +285,11 @@ pub mod envoy {
         pub mod discovery {
             pub mod v3 {
                 include!("proto/generated/envoy.service.discovery.v3.rs");
+            }
+        }
+        pub mod status {
+            pub mod v3 {
+                include!("proto/generated/envoy.service.status.v3.rs");
             }
         }
     }

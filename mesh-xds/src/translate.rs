@@ -15,12 +15,17 @@ use mesh_core::config::{Cluster, Config, Discovery, Endpoints, HttpSettings, Inb
 use prost::Message;
 
 use self::read::{Ignored, Wrong};
-use crate::ads::{Resource, ResourceSet, TypeUrl};
+pub use self::report::FieldReport;
+use crate::{
+    ads::{self, Resource, ResourceSet, TypeUrl},
+    graph::Part,
+};
 
 mod balancer;
 mod breaker;
 mod cluster;
 mod connection;
+mod dns;
 mod endpoint;
 mod extra;
 mod filter;
@@ -35,6 +40,7 @@ mod path_template;
 mod policy;
 mod rate_limit;
 mod read;
+mod report;
 mod route;
 mod secret;
 mod tls;
@@ -139,6 +145,32 @@ pub fn endpoints(body: &Bytes) -> Result<Decoded<Arc<Endpoints>>, ResourceError>
     decode(TypeUrl::Endpoint, body, |body, name, ignored| endpoint::decode(body, name, ignored).map(Arc::new))
 }
 
+/// What becomes of each field that is set in a resource (C20).
+pub fn fields(kind: TypeUrl, body: &Bytes) -> FieldReport {
+    let ignored = match kind {
+        TypeUrl::Listener => match listener(body) {
+            Ok(decoded) => return FieldReport::listener(body, &decoded.value, &decoded.ignored),
+            Err(error) => Err(error),
+        },
+        TypeUrl::Route => route(body).map(|decoded| decoded.ignored),
+        TypeUrl::Cluster => cluster(body).map(|decoded| decoded.ignored),
+        TypeUrl::Endpoint => endpoints(body).map(|decoded| decoded.ignored),
+        TypeUrl::Secret => Ok(Vec::new()),
+    };
+    match ignored {
+        Ok(ignored) => FieldReport::read(kind, body, &ignored),
+        Err(error) => FieldReport::from(&error),
+    }
+}
+
+/// [`fields`] of what has been read already.
+pub(crate) fn fields_of(kind: TypeUrl, body: &Bytes, decoded: &Decoded<Part>) -> FieldReport {
+    match &decoded.value {
+        Part::Listener(listener) => FieldReport::listener(body, listener, &decoded.ignored),
+        _ => FieldReport::read(kind, body, &decoded.ignored),
+    }
+}
+
 fn decode<T>(
     kind: TypeUrl,
     body: &Bytes,
@@ -148,7 +180,13 @@ fn decode<T>(
     let mut ignored = Ignored::default();
     match read(body, &mut name, &mut ignored) {
         Ok(value) => Ok(Decoded { name: name.into(), value, ignored: ignored.into_list() }),
-        Err(Wrong { field, message }) => Err(ResourceError { kind, resource: name, field, message }),
+        Err(Wrong { field, message }) => {
+            // What is no message of that type may still have a name.
+            if name.is_empty() {
+                ads::name_of(body).unwrap_or_default().clone_into(&mut name);
+            }
+            Err(ResourceError { kind, resource: name, field, message })
+        }
     }
 }
 

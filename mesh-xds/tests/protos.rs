@@ -10,7 +10,7 @@ use std::{
 };
 
 use prost::Message;
-use prost_types::{DescriptorProto, FileDescriptorSet, field_descriptor_proto::Type};
+use prost_types::{DescriptorProto, EnumDescriptorProto, FileDescriptorSet, field_descriptor_proto::Type};
 
 /// What of `google.protobuf` is taken from elsewhere: all but `Any`, whose value is to be shared and not copied.
 const EXTERNAL: [(&str, &str); 15] = [
@@ -100,6 +100,11 @@ fn field_table(descriptors: &FileDescriptorSet) -> String {
             file.message_type.iter().for_each(|message| collect(file.package(), message, &mut messages));
         }
     }
+    let mut enums = BTreeMap::new();
+    for file in &descriptors.file {
+        values_of(file.package(), &file.enum_type, &mut enums);
+        file.message_type.iter().for_each(|message| nested_values(file.package(), message, &mut enums));
+    }
     let index: BTreeMap<&str, usize> = messages.keys().enumerate().map(|(i, name)| (name.as_str(), i)).collect();
 
     let mut out = String::from("// This file is @generated from proto/ by tests/protos.rs.\n&[\n");
@@ -108,6 +113,10 @@ fn field_table(descriptors: &FileDescriptorSet) -> String {
         let mut fields: Vec<(i32, String)> = Vec::new();
         for field in &message.field {
             let kind = match field.r#type() {
+                Type::Message if field.type_name() == ".google.protobuf.Any" => "Kind::Any".to_owned(),
+                Type::Enum => enums
+                    .get(field.type_name().trim_start_matches('.'))
+                    .map_or_else(|| "Kind::Opaque".to_owned(), |values| format!("Kind::Enum(&{values:?})")),
                 Type::Message => index
                     .get(field.type_name().trim_start_matches('.'))
                     .map_or_else(|| "Kind::Opaque".to_owned(), |i| format!("Kind::Message({i})")),
@@ -132,6 +141,19 @@ fn field_table(descriptors: &FileDescriptorSet) -> String {
     }
     out.push_str("]\n");
     out
+}
+
+/// The numbers of each enumeration.
+fn values_of(prefix: &str, of: &[EnumDescriptorProto], enums: &mut BTreeMap<String, Vec<i32>>) {
+    for one in of {
+        enums.insert(format!("{prefix}.{}", one.name()), one.value.iter().map(|value| value.number()).collect());
+    }
+}
+
+fn nested_values(prefix: &str, message: &DescriptorProto, enums: &mut BTreeMap<String, Vec<i32>>) {
+    let name = format!("{prefix}.{}", message.name());
+    values_of(&name, &message.enum_type, enums);
+    message.nested_type.iter().for_each(|nested| nested_values(&name, nested, enums));
 }
 
 fn collect(prefix: &str, message: &DescriptorProto, messages: &mut BTreeMap<String, DescriptorProto>) {

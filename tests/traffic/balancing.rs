@@ -310,7 +310,7 @@ async fn localities_share_by_weight() {
     }
 }
 
-/// LO8: the first of several clusters that has an endpoint.
+/// LO8, NR6: the first of several clusters that has an endpoint.
 #[tokio::test]
 async fn an_aggregate_is_its_first_available() {
     for kind in Kind::ALL {

@@ -342,7 +342,11 @@ pub(crate) struct Program {
 
 impl Program {
     pub(crate) async fn new(kind: Kind, config: Config) -> Self {
-        let mesh = Mesh::builder().config(config).build().await.unwrap();
+        Self::over(kind, Mesh::builder().config(config).build().await.unwrap())
+    }
+
+    /// On this mesh.
+    pub(crate) fn over(kind: Kind, mesh: Mesh) -> Self {
         Self { mesh, kind }
     }
 

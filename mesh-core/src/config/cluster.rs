@@ -19,6 +19,8 @@ pub struct Cluster {
     pub service: Option<ServiceName>,
     /// Where its endpoints come from.
     pub discovery: Discovery,
+    /// How the names of [`Discovery::StrictDns`] and [`Discovery::LogicalDns`] are resolved.
+    pub dns: Dns,
     /// The endpoints, as far as they are known. An empty set answers 503 with flag `UH`.
     pub endpoints: Arc<Endpoints>,
     /// Which endpoint a request gets.
@@ -74,6 +76,7 @@ impl Default for Cluster {
             name: Name::default(),
             service: None,
             discovery: Discovery::default(),
+            dns: Dns::default(),
             endpoints: Arc::default(),
             load_balancer: LoadBalancer::default(),
             slow_start: None,
@@ -127,6 +130,42 @@ pub enum Discovery {
     Aggregate(Vec<Name>),
     /// The host the caller named, resolved as it is. Envoy `ORIGINAL_DST`; Istio's `PassthroughCluster`.
     OriginalDestination,
+}
+
+/// How names are resolved again and again. Source: Envoy `Cluster.dns_refresh_rate` and its neighbours.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
+pub struct Dns {
+    /// After an answer. Envoy `dns_refresh_rate`, default 5 s.
+    pub refresh: Duration,
+    /// After the first failure, and after many, doubling in between; `None` is as after an answer. Envoy
+    /// `dns_failure_refresh_rate`.
+    pub after_failure: Option<(Duration, Duration)>,
+    /// Which addresses of an answer count.
+    pub family: DnsFamily,
+}
+
+impl Default for Dns {
+    fn default() -> Self {
+        Self { refresh: Duration::from_secs(5), after_failure: None, family: DnsFamily::default() }
+    }
+}
+
+/// Which addresses of a name count. Source: Envoy `DnsLookupFamily`.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DnsFamily {
+    /// Those of IPv6, or if there are none those of IPv4. Envoy `AUTO`.
+    Auto,
+    /// Those of IPv4.
+    V4Only,
+    /// Those of IPv6.
+    V6Only,
+    /// Those of IPv4, or if there are none those of IPv6.
+    V4Preferred,
+    /// All. The default of clusters made in code; Envoy's is `AUTO`.
+    #[default]
+    All,
 }
 
 /// A DNS name and port to resolve.

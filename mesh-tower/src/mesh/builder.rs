@@ -1,6 +1,6 @@
 //! How a [`Mesh`] is made: what the environment or code says of it, and the parts put together.
 
-use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
+use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use http::HeaderName;
 use mesh_core::config::{Config, Workload};
@@ -12,9 +12,11 @@ use super::{Joined, Mesh, MeshError, Origin, Shared, service_of};
 use crate::{
     admin::{Admin, Shown},
     client::HttpClient,
-    connect::Connector,
+    connect::{Connector, System},
     context::Context,
+    dns::{Resolve, Resolver, SystemResolver},
     live::Live,
+    names,
     pool::Pool,
     server::Gate,
     source::Source,
@@ -35,11 +37,29 @@ pub struct Builder {
     spans: bool,
     source: Option<Source>,
     connector: Option<Connection>,
+    #[cfg_attr(not(feature = "xds"), allow(dead_code, reason = "without a control plane nothing is saved"))]
+    saved: Option<(PathBuf, Duration)>,
+    resolver: Resolution,
     gate: Option<Gate>,
 }
 
 /// How connections are made.
 struct Connection(Arc<dyn Connector>);
+
+/// How names are resolved.
+struct Resolution(Arc<dyn Resolve>);
+
+impl Default for Resolution {
+    fn default() -> Self {
+        Self(Arc::new(SystemResolver))
+    }
+}
+
+impl fmt::Debug for Resolution {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Resolution")
+    }
+}
 
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -48,12 +68,17 @@ impl fmt::Debug for Connection {
 }
 
 impl Builder {
+    /// How old a saved configuration may be unless told otherwise: a day.
+    pub const SAVED_MAX_AGE: Duration = Duration::from_secs(24 * 60 * 60);
+
     /// As the variables say, read through `variable`:
     ///
     /// | variable | meaning |
     /// |---|---|
     /// | `MESH_MODE` | `off`: no mesh, every request goes to the host it names |
     /// | `GRPC_XDS_BOOTSTRAP`, `GRPC_XDS_BOOTSTRAP_CONFIG` | the control plane: a file, or its text |
+    /// | `MESH_SAVED_CONFIG` | a file for the last good configuration, to start from when no control plane answers; see [`saved_config`](Self::saved_config) |
+    /// | `MESH_SAVED_CONFIG_MAX_AGE` | how old it may be then, in seconds, default 86400 |
     /// | `MESH_PROPAGATE_HEADERS` | names, by commas, of headers that travel; default `end-user,x-request-id` |
     /// | `MESH_ADMIN_ADDR` | the admin port, default `127.0.0.1:0` (any free one, logged); `off` |
     /// | `MESH_ACCESS_LOG` | `text` or `json`: a line per request on standard output |
@@ -94,7 +119,20 @@ impl Builder {
                 Some(names.collect::<Result<_, _>>()?)
             }
         };
-        Ok(Self { origin, propagated, admin, log, spans: true, ..Self::default() })
+        let saved = match (variable("MESH_SAVED_CONFIG"), variable("MESH_SAVED_CONFIG_MAX_AGE")) {
+            (Some(path), None) => Some((path.into(), Self::SAVED_MAX_AGE)),
+            (Some(path), Some(seconds)) => match seconds.parse() {
+                Ok(seconds) => Some((path.into(), Duration::from_secs(seconds))),
+                Err(_) => {
+                    return Err(wrong(
+                        "MESH_SAVED_CONFIG_MAX_AGE",
+                        format!("is {seconds:?}; it may be a number of seconds"),
+                    ));
+                }
+            },
+            (None, _) => None,
+        };
+        Ok(Self { origin, propagated, admin, log, saved, spans: true, ..Self::default() })
     }
 
     /// With this configuration, which stays until changed through [`Mesh::live`].
@@ -160,12 +198,28 @@ impl Builder {
         self
     }
 
+    /// With names resolved by `resolver`, in place of the operating system's.
+    #[must_use]
+    pub fn resolver(mut self, resolver: impl Resolve) -> Self {
+        self.resolver = Resolution(Arc::new(resolver));
+        self
+    }
+
     /// Works on at most `most` requests at once, over all its servers; as many more wait up to `patience` for their turn, and
     /// what is beyond is refused: 503 with flag `UO`, to a gRPC caller `UNAVAILABLE` with a pushback. Not bounded unless
     /// asked for.
     #[must_use]
     pub fn shed_load(mut self, most: usize, patience: Duration) -> Self {
         self.gate = Some(Gate::new(most, patience));
+        self
+    }
+
+    /// Keeps the last good configuration of the control plane in this file, and starts from it when none answers within a
+    /// second, unless it is older than `max_age`. The status on the admin port says then that what is in force is stale.
+    /// The file is readable by its owner alone; keys and certificates are not in it.
+    #[must_use]
+    pub fn saved_config(mut self, path: impl Into<PathBuf>, max_age: Duration) -> Self {
+        self.saved = Some((path.into(), max_age));
         self
     }
 
@@ -195,9 +249,9 @@ impl Builder {
                 Joined::alone(live, self.workload)
             }
             #[cfg(feature = "xds")]
-            Origin::Xds(bootstrap) => join(bootstrap, self.workload, identity.clone(), !has_own),
+            Origin::Xds(bootstrap) => join(bootstrap, self.workload, identity.clone(), !has_own, self.saved),
         };
-        let Joined { live, workload, metadata, status, dump, mut tasks, .. } = joined;
+        let Joined { live, workload, metadata, status, dump, pages, services, mut tasks, .. } = joined;
         let secure = has_own || joined.secure;
         let principal = principal.or(joined.principal);
         let service = service_of(&workload);
@@ -207,10 +261,14 @@ impl Builder {
         let tls = ClientTls::new(identity.clone());
         let pool = match self.connector {
             Some(Connection(own)) => Pool::with_connector(tls, telemetry.clone(), source.clone(), own),
-            None => Pool::new(tls, telemetry.clone(), source.clone()),
+            None => {
+                let resolver = Resolver::with(source.clone(), Arc::clone(&self.resolver.0));
+                Pool::with_connector(tls, telemetry.clone(), source.clone(), System::new(resolver))
+            }
         };
         let http = HttpClient::new(Arc::clone(&live), telemetry.clone(), pool.clone()).with_source(source.clone());
         tasks.push(Owned::spawn(crate::health::checks(Arc::clone(&live), pool.clone(), source.clone())));
+        tasks.push(Owned::spawn(names::follow(Arc::clone(&live), source.clone(), self.resolver.0)));
         tasks.push(Owned::spawn(upkeep(Arc::downgrade(&live), pool, source.clone())));
         let admin = match self.admin {
             None => None,
@@ -222,6 +280,8 @@ impl Builder {
                     source,
                     status,
                     dump,
+                    pages,
+                    services,
                     ending: is_ending,
                 };
                 let admin = Admin::open(address, shown).await.map_err(|error| MeshError::Admin { address, error })?;

@@ -17,7 +17,7 @@ use mesh_core::{config::Name, time::Time};
 use rand::RngCore;
 
 use super::{
-    DataErrors, DeltaRequest, DeltaResponse, Event, Subscription, TypeReport, TypeUrl,
+    DataErrors, DeltaRequest, DeltaResponse, Event, MOST_RESOURCES, Subscription, TypeReport, TypeUrl,
     back_off::BackOff,
     held::{Held, Known},
     link::Link,
@@ -153,7 +153,14 @@ impl<T> Delta<T> {
         let Some(state) = self.types.get_mut(&kind) else { return };
         let mut errors = Vec::new();
         let mut seen = BTreeSet::new();
-        for (index, item) in response.resources.iter().enumerate() {
+        let too_many = response.resources.len() > MOST_RESOURCES;
+        if too_many {
+            errors.push(format!(
+                "{kind}: {} resources in one response, more than {MOST_RESOURCES}",
+                response.resources.len()
+            ));
+        }
+        for (index, item) in response.resources.iter().enumerate().filter(|_| !too_many) {
             let name = match item.readable_name(kind) {
                 Ok(name) => name,
                 Err(why) => {
@@ -198,7 +205,9 @@ impl<T> Delta<T> {
         if state.asked {
             state.answer(response.nonce.clone(), refusal);
         }
-        self.events.push_back(Event::Synced(kind));
+        if !too_many {
+            self.events.push_back(Event::Synced(kind));
+        }
     }
 
     /// Declares what was asked for in vain to be missing, and drops what has outlived its time.

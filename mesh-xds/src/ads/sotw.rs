@@ -18,7 +18,7 @@ use mesh_core::{config::Name, time::Time};
 use rand::RngCore;
 
 use super::{
-    DataErrors, Event, Request, Response, Subscription, TypeReport, TypeUrl,
+    DataErrors, Event, MOST_RESOURCES, Request, Response, Subscription, TypeReport, TypeUrl,
     back_off::BackOff,
     delta::Delta,
     held::{Held, Known},
@@ -154,8 +154,15 @@ impl<T> Sotw<T> {
         let Some(state) = self.types.get_mut(&kind) else { return };
         let mut errors = Vec::new();
         let mut seen = BTreeSet::new();
-        let mut all_named = true;
-        for (index, item) in response.resources.iter().enumerate() {
+        let too_many = response.resources.len() > MOST_RESOURCES;
+        if too_many {
+            errors.push(format!(
+                "{kind}: {} resources in one response, more than {MOST_RESOURCES}",
+                response.resources.len()
+            ));
+        }
+        let mut all_named = !too_many;
+        for (index, item) in response.resources.iter().enumerate().filter(|_| !too_many) {
             let name = match item.readable_name(kind) {
                 Ok(name) => name,
                 Err(why) => {
@@ -205,7 +212,9 @@ impl<T> Sotw<T> {
             state.refusal = Some((response.version.clone(), message.clone()));
             state.error = Some(message);
         }
-        self.events.push_back(Event::Synced(kind));
+        if !too_many {
+            self.events.push_back(Event::Synced(kind));
+        }
     }
 
     /// Declares what was asked for in vain to be missing, and drops what has outlived its time.

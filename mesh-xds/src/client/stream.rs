@@ -14,7 +14,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use mesh_core::time::Time;
+use mesh_core::{config::Name, time::Time};
 use rand::{SeedableRng, rngs::SmallRng};
 use tokio::{
     sync::{mpsc, watch},
@@ -24,7 +24,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status as RpcStatus, Streaming};
 
 use super::{
-    Ignored, MAX_RESPONSE, Reader,
+    Ignored, MAX_RESPONSE,
+    reader::Reader,
     variant::{self, Ads, Heard, Variant},
 };
 use crate::{
@@ -61,9 +62,10 @@ impl Stream {
         bootstrap: Arc<Bootstrap>,
         servers: Vec<Server>,
         updates: mpsc::Sender<Update>,
+        reader: Reader,
     ) -> Self {
         let (wants, wanted) = watch::channel(Wants::new());
-        let driver = Driver::new(index, bootstrap, servers, wanted, updates);
+        let driver = Driver::new(index, bootstrap, servers, wanted, updates, reader);
         Self { wants, _task: Task::spawn(driver.run()) }
     }
 
@@ -143,6 +145,7 @@ impl Driver {
         servers: Vec<Server>,
         wants: watch::Receiver<Wants>,
         updates: mpsc::Sender<Update>,
+        reader: Reader,
     ) -> Self {
         let first = &bootstrap.server;
         let first = servers.first().unwrap_or(first);
@@ -155,7 +158,7 @@ impl Driver {
             began: Instant::now(),
             rng: SmallRng::from_os_rng(),
             machine,
-            reader: Reader::default(),
+            reader,
             connected_since: None,
             error: None,
             unreached: false,
@@ -321,8 +324,8 @@ impl Driver {
         };
         let (kind, now) = (heard.kind(), self.now());
         let before = self.refusal(kind);
-        let reader = &mut self.reader;
-        let decode = |kind: TypeUrl, body: &Bytes| -> Result<Part, String> { reader.read(kind, body) };
+        let (reader, version) = (&mut self.reader, Name::from(heard.version()));
+        let decode = |kind: TypeUrl, body: &Bytes| -> Result<Part, String> { reader.read(kind, &version, body) };
         match (&mut self.machine, &heard) {
             (Machine::Sotw(machine), Heard::Sotw(response)) => machine.handle_response(response, now, decode),
             (Machine::Delta(machine), Heard::Delta(response)) => machine.handle_response(response, now, decode),

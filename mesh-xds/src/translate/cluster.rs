@@ -10,7 +10,7 @@ use mesh_core::config::{
 use prost_types::{ListValue, Value, value::Kind};
 
 use super::{
-    balancer, breaker, connection, endpoint, extra, health_check, outlier,
+    balancer, breaker, connection, dns, endpoint, extra, health_check, outlier,
     read::{Ignored, Within, Wrong, wrong},
     tls, value,
 };
@@ -49,6 +49,7 @@ pub(super) fn decode(body: &Bytes, name: &mut String, ignored: &mut Ignored) -> 
         name: message.name.as_str().into(),
         service: service(&message),
         discovery,
+        dns: dns::decode(&message, ignored)?,
         endpoints: Arc::new(endpoints),
         connect_timeout: value::positive(message.connect_timeout, "connect_timeout")?
             .unwrap_or_else(|| Cluster::default().connect_timeout),
@@ -250,6 +251,7 @@ pub(super) fn encode(cluster: &Cluster) -> Message {
         ..Message::default()
     };
     connection::encode(&cluster.connections, &mut message);
+    dns::encode(cluster, &mut message);
     message
 }
 

@@ -37,6 +37,9 @@ mod forward;
 /// The longest body of a direct response. Source: Istio's validation of `directResponse`.
 const LONGEST_BODY: usize = 1 << 20;
 
+/// Hosts, domains and routes of one resource: no process needs as many (OP15).
+const MOST_PARTS: usize = 500_000;
+
 pub(super) fn decode(body: &Bytes, name: &mut String, ignored: &mut Ignored) -> Result<RouteTable, Wrong> {
     let message: RouteConfiguration = ignored.read(body, "")?;
     name.clone_from(&message.name);
@@ -62,6 +65,11 @@ pub(super) fn table(
     place: &str,
     ignored: &mut Ignored,
 ) -> Result<RouteTable, Wrong> {
+    let parts = message.virtual_hosts.iter().map(|host| 1 + host.domains.len() + host.routes.len()).sum::<usize>();
+    if parts > MOST_PARTS {
+        let why = format!("have {parts} hosts, domains and routes together, more than {MOST_PARTS}");
+        return Err(wrong("virtual_hosts", why));
+    }
     let mut domains = BTreeSet::new();
     let mut virtual_hosts = Vec::with_capacity(message.virtual_hosts.len());
     let hosts_place = if place.is_empty() { "virtual_hosts".to_owned() } else { format!("{place}.virtual_hosts") };

@@ -56,6 +56,12 @@ pub struct Cluster {
     pub metadata: ::core::option::Option<super::super::core::v3::Metadata>,
     #[prost(message, optional, tag = "41")]
     pub load_balancing_policy: ::core::option::Option<LoadBalancingPolicy>,
+    #[prost(message, optional, tag = "16")]
+    pub dns_refresh_rate: ::core::option::Option<::prost_types::Duration>,
+    #[prost(enumeration = "cluster::DnsLookupFamily", tag = "17")]
+    pub dns_lookup_family: i32,
+    #[prost(message, optional, tag = "44")]
+    pub dns_failure_refresh_rate: ::core::option::Option<cluster::RefreshRate>,
     #[prost(oneof = "cluster::ClusterDiscoveryType", tags = "2, 38")]
     pub cluster_discovery_type: ::core::option::Option<cluster::ClusterDiscoveryType>,
     #[prost(oneof = "cluster::LbConfig", tags = "37, 23, 52, 56")]
@@ -63,6 +69,23 @@ pub struct Cluster {
 }
 /// Nested message and enum types in `Cluster`.
 pub mod cluster {
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct RefreshRate {
+        #[prost(message, optional, tag = "1")]
+        pub base_interval: ::core::option::Option<::prost_types::Duration>,
+        #[prost(message, optional, tag = "2")]
+        pub max_interval: ::core::option::Option<::prost_types::Duration>,
+    }
+    impl ::prost::Name for RefreshRate {
+        const NAME: &'static str = "RefreshRate";
+        const PACKAGE: &'static str = "envoy.config.cluster.v3";
+        fn full_name() -> ::prost::alloc::string::String {
+            "envoy.config.cluster.v3.Cluster.RefreshRate".into()
+        }
+        fn type_url() -> ::prost::alloc::string::String {
+            "type.googleapis.com/envoy.config.cluster.v3.Cluster.RefreshRate".into()
+        }
+    }
     #[derive(Clone, PartialEq, ::prost::Message)]
     pub struct TransportSocketMatch {
         #[prost(string, tag = "1")]
@@ -487,6 +510,51 @@ pub mod cluster {
                 "MAGLEV" => Some(Self::Maglev),
                 "CLUSTER_PROVIDED" => Some(Self::ClusterProvided),
                 "LOAD_BALANCING_POLICY_CONFIG" => Some(Self::LoadBalancingPolicyConfig),
+                _ => None,
+            }
+        }
+    }
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum DnsLookupFamily {
+        Auto = 0,
+        V4Only = 1,
+        V6Only = 2,
+        V4Preferred = 3,
+        All = 4,
+    }
+    impl DnsLookupFamily {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Auto => "AUTO",
+                Self::V4Only => "V4_ONLY",
+                Self::V6Only => "V6_ONLY",
+                Self::V4Preferred => "V4_PREFERRED",
+                Self::All => "ALL",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "AUTO" => Some(Self::Auto),
+                "V4_ONLY" => Some(Self::V4Only),
+                "V6_ONLY" => Some(Self::V6Only),
+                "V4_PREFERRED" => Some(Self::V4Preferred),
+                "ALL" => Some(Self::All),
                 _ => None,
             }
         }

@@ -1,0 +1,61 @@
+//! `meshctl fields`: what became of every field of every resource a process got: applied, ignored or refused.
+
+use serde_json::Value;
+
+use super::{Failure, client::Server, output};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Fields {
+    /// The admin port of the process, as its log says it.
+    #[arg(value_name = "HOST:PORT")]
+    admin: String,
+    /// Fields that are applied, too.
+    #[arg(short, long)]
+    all: bool,
+}
+
+impl Fields {
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        let resources: Vec<Value> = Server::new(&self.admin).get("/fields").await.map_err(|failure| Failure {
+            message: format!("no process of the mesh answers at its admin port {}: {}", self.admin, failure.message),
+            ..failure
+        })?;
+        let rows = rows(&resources, self.all);
+        if rows.is_empty() {
+            output::note("No field is ignored or refused.");
+            return Ok(());
+        }
+        output::data(&output::table(&["TYPE", "RESOURCE", "STATE", "FIELD", ""], &rows))
+    }
+}
+
+fn rows(resources: &[Value], all: bool) -> Vec<Vec<String>> {
+    let mut rows = Vec::new();
+    for resource in resources {
+        let text = |key: &str| resource[key].as_str().unwrap_or_default().to_owned();
+        for (list, word) in [("refused", "refused"), ("ignored", "ignored"), ("applied", "applied")] {
+            for path in resource[list].as_array().into_iter().flatten().filter(|_| all || list != "applied") {
+                let path = path.as_str().unwrap_or_default().to_owned();
+                rows.push(vec![text("kind"), text("name"), text("state"), path, word.to_owned()]);
+            }
+        }
+    }
+    rows
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// C20: what is refused and ignored is listed by resource; what is applied on demand.
+    #[test]
+    fn fields_are_listed_by_resource() {
+        let resources = [json!({
+            "kind": "CDS", "name": "a", "state": "ACKED", "applied": ["name"], "ignored": ["alt_stat_name"],
+        })];
+        assert_eq!(rows(&resources, false), [["CDS", "a", "ACKED", "alt_stat_name", "ignored"]]);
+        assert_eq!(rows(&resources, true).len(), 2);
+    }
+}
