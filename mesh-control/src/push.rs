@@ -39,7 +39,7 @@ use crate::{
 
 use self::{
     metadata::registered,
-    progress::Progress,
+    progress::{MAX_MESSAGE, Progress},
     secrets::Secrets,
     views::{Caller, Changed, Maker, Views},
 };

@@ -7,7 +7,7 @@ use mesh_xds::ads::{ResourceSet, TypeUrl};
 use crate::api::{SyncState, TypeStatus};
 
 /// Longer messages of a client are cut: they are kept for as long as it is connected.
-const MAX_MESSAGE: usize = 4096;
+pub(super) const MAX_MESSAGE: usize = 4096;
 
 /// So many names of resources are added to a refusal that names none.
 const MOST_NAMED: usize = 5;
