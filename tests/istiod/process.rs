@@ -4,9 +4,11 @@
 
 use std::ffi::OsString;
 use std::fs::File;
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Once;
 use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, KeyUsagePurpose};
@@ -28,7 +30,7 @@ pub(crate) const SERVER_NAME: &str = "istiod.istio-system.svc";
 pub(crate) fn program() -> Option<PathBuf> {
     let named = std::env::var_os("MESH_ISTIOD").filter(|name| !name.is_empty());
     if named.as_deref() == Some("none".as_ref()) {
-        eprintln!("SKIPPED: MESH_ISTIOD says that there is no istiod here");
+        skipped("MESH_ISTIOD says that there is no istiod here");
         return None;
     }
     let on_path = || {
@@ -39,10 +41,16 @@ pub(crate) fn program() -> Option<PathBuf> {
         let why = "no istiod: name its program, `pilot-discovery` of 1.29.6, by MESH_ISTIOD or put it on the path";
         let required = std::env::var_os("MESH_REQUIRE_PEERS").is_some_and(|value| !value.is_empty());
         assert!(!required, "{why}");
-        eprintln!("SKIPPED: {why}");
+        skipped(why);
         return None;
     };
     istio(ALL).map(|_| program)
+}
+
+/// Says so once, past the test runner, which keeps to itself what a test prints that passes.
+fn skipped(why: &str) {
+    static SAID: Once = Once::new();
+    SAID.call_once(|| drop(writeln!(std::io::stderr(), "SKIPPED: all of tests/istiod: {why}")));
 }
 
 /// How it is to be started.
