@@ -26,13 +26,16 @@ use mesh_xds::{
 use rcgen::{CertificateParams, KeyPair, SanType};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
+/// What reads the bytes.
+type Reader = Box<dyn Fn(&[u8])>;
+
 /// One thing that is fed.
 pub(crate) struct Target {
     pub(crate) name: &'static str,
     /// The type of messages made for it; `None` is not of protobuf.
     pub(crate) message: Option<&'static str>,
     pub(crate) good: Vec<Vec<u8>>,
-    pub(crate) run: Box<dyn Fn(&[u8])>,
+    pub(crate) run: Reader,
 }
 
 impl Target {
@@ -210,7 +213,7 @@ fn request(text: &str) {
         let _ = (timeout::parse_grpc_timeout(value), peer::decode(value));
     }
     let _ = LoadReport::of(&headers);
-    let _ = Context::received(&headers, &Context::PROPAGATED.to_vec());
+    let _ = Context::received(&headers, &Context::PROPAGATED);
     let mut asked = headers.clone();
     let config = config();
     let Some(Action::Forward(forward)) =
