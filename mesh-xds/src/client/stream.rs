@@ -109,6 +109,8 @@ struct Driver {
     error: Option<String>,
     /// The last attempt to reach a server failed; that has been told.
     unreached: bool,
+    /// All of them have been tried for what is wanted; the next round begins with the first, after a while.
+    exhausted: bool,
     /// Something has happened that the last update does not say.
     untold: bool,
     wants: watch::Receiver<Wants>,
@@ -162,6 +164,7 @@ impl Driver {
             connected_since: None,
             error: None,
             unreached: false,
+            exhausted: false,
             untold: false,
             wants,
             taken: Wants::new(),
@@ -177,7 +180,8 @@ impl Driver {
         loop {
             self.take_wants();
             self.settle().await;
-            if self.unreached && self.at == 0 && self.machine.lacks() && self.servers.len() > 1 {
+            if self.unreached && self.at == 0 && !self.exhausted && self.servers.len() > 1 && self.machine.lacks() {
+                // Something has become wanted while the first of them cannot be reached.
                 self.move_to(1);
             }
             let now = self.now();
@@ -226,13 +230,13 @@ impl Driver {
         self.unreached |= !reached;
         self.error = Some(end.why);
         self.untold = true;
-        if reached && self.at > 0 {
-            // Whatever ended it, the first of the list is the first to be asked.
-            self.move_to(0);
-        } else if !reached && self.machine.lacks() && self.at + 1 < self.servers.len() {
+        if !reached && self.at + 1 < self.servers.len() && self.machine.lacks() {
             self.move_to(self.at + 1);
-        } else if self.at > 0 {
-            // All have been tried: from the beginning, but not at once.
+            return;
+        }
+        // Whatever ended it, the first of the list is the first to be asked, but not at once.
+        self.exhausted |= !reached;
+        if self.at > 0 {
             self.at = 0;
             self.machine.handle_server_change();
         }
@@ -251,6 +255,7 @@ impl Driver {
         for (kind, wanted) in &wants {
             if !self.taken.get(kind).is_some_and(|taken| Arc::ptr_eq(taken, wanted)) {
                 self.machine.subscribe(*kind, Subscription::clone(wanted));
+                self.exhausted = false;
                 self.untold = true;
             }
         }

@@ -89,6 +89,23 @@ fn ads() -> ConfigSource {
     ConfigSource { config_source_specifier: Some(ads), ..ConfigSource::default() }
 }
 
+/// XD36 (envoy): a filter whose configuration would be fetched by itself refuses its listener by name, unless it is optional.
+#[test]
+fn filters_fetched_by_themselves_are_refused() {
+    // Filters are field 5 of the manager; field 5 of a filter is `config_discovery`, field 6 `is_optional`.
+    let with = |filter: &[u8]| {
+        let mut message = outbound("0.0.0.0", ads());
+        let filter::ConfigType::TypedConfig(any) = message.filter_chains[0].filters[0].config_type.as_mut().unwrap();
+        let length = u8::try_from(filter.len()).unwrap();
+        any.value = [&[0x2a, length][..], filter, &any.value[..]].concat().into();
+        decode(&message)
+    };
+    let error = with(b"\x0a\x05fetch\x2a\x00").unwrap_err();
+    assert!(error.contains("http_filters") && error.contains("\"fetch\""), "{error}");
+    let ignored = with(b"\x0a\x05fetch\x2a\x00\x30\x01").unwrap().ignored;
+    assert!(ignored.iter().any(|field| field.ends_with("http_filters.fetch")), "{ignored:?}");
+}
+
 /// NR4: routes come over the same stream; listeners of other shapes are told as ignored, with the reason.
 #[test]
 fn listeners_on_every_address_are_ours() {

@@ -76,6 +76,22 @@ async fn fallback_is_used_and_left() {
     assert!(configs.borrow().as_ref().unwrap().clusters.contains_key("a"));
 }
 
+/// XD27, XD8 (envoy): servers that all fail are tried in rounds with a pause between, not one after another for ever.
+#[tokio::test]
+async fn failing_servers_are_not_hammered() {
+    let (first, second) = (free().await, TcpListener::bind("127.0.0.1:0").await.unwrap());
+    let fallbacks = vec![bootstrap(second.local_addr().unwrap(), None).server.clone()];
+    let primary = bootstrap(first, None);
+    let client = Client::start(Arc::new(Bootstrap { fallbacks, ..Bootstrap::clone(&primary) }));
+    let began = Instant::now();
+    for _ in 0..5 {
+        drop(tokio::time::timeout(PATIENCE, second.accept()).await.unwrap().unwrap());
+    }
+    // Two pauses of 0.8 s at least, each a fifth shorter at most: an attempt may connect twice.
+    assert!(began.elapsed() > Duration::from_millis(1_200), "{:?}", began.elapsed());
+    assert!(client.status().error.is_some());
+}
+
 /// XD26 (envoy): a resource is asked for where its authority is, however its name is spelled; without one it fails alone.
 #[tokio::test]
 async fn authorities_have_their_own_servers() {
