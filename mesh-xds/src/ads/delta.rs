@@ -181,7 +181,7 @@ impl<T> Delta<T> {
                 errors.push(why);
             }
         }
-        for name in response.removed.iter().filter(|name| !seen.contains(*name)) {
+        for name in response.removed.iter().filter(|name| !too_many && !seen.contains(*name)) {
             state.held.remove(kind, name, None, &mut self.events);
             state.held.forget_unless_named(name, &state.wanted);
         }
