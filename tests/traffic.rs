@@ -41,8 +41,17 @@ mod rewriting;
 #[path = "traffic/routing.rs"]
 mod routing;
 
+#[path = "traffic/serving.rs"]
+mod serving;
+
+#[path = "traffic/sessions.rs"]
+mod sessions;
+
 #[path = "traffic/timeouts.rs"]
 mod timeouts;
 
 #[path = "traffic/upgrades.rs"]
 mod upgrades;
+
+#[path = "traffic/waiting.rs"]
+mod waiting;

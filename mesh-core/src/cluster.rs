@@ -304,7 +304,15 @@ impl Cluster {
         self.config.override_host.contains(&health).then_some(endpoint)
     }
 
-    /// Has it an endpoint that may be used and can be reached?
+    /// Has it, or one of those it stands for, an endpoint that may be used and can be reached?
+    pub fn is_ready(&self, now: Time) -> bool {
+        match self.members.get() {
+            Some(members) => members.iter().any(|member| member.is_available(now)),
+            None => self.is_available(now),
+        }
+    }
+
+    /// Has it an endpoint of its own that may be used and can be reached?
     fn is_available(&self, now: Time) -> bool {
         self.config.failed.is_none() && self.levels.is_available(now)
     }
@@ -358,6 +366,11 @@ impl Cluster {
     /// Requests under way, of any priority.
     pub fn requests_in_flight(&self) -> u32 {
         self.live.counters.requests.count().saturating_add(self.live.high.requests.count())
+    }
+
+    /// Requests that wait, for a connection or for an endpoint.
+    pub fn pending(&self) -> u32 {
+        self.live.counters.pending.count()
     }
 
     /// A slot under `retry_budget` or else `max_retries` of requests of that priority, held while a retry is under way;

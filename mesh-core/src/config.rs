@@ -24,6 +24,7 @@ mod outlier;
 mod policy;
 mod rate_limit;
 mod route;
+mod session;
 mod value;
 
 pub use balance::{
@@ -53,6 +54,7 @@ pub use route::{
     Redirect, Route, RouteMatch, RouteTable, SplitBy, Upgrade, VirtualHost, WeightedCluster,
 };
 pub(crate) use route::{HeaderSource, Part};
+pub use session::{Session, SessionState};
 pub use value::{Fraction, Regex, RegexError, StringMatch};
 
 /// A name given by the control plane: of a cluster, a route, a virtual host. Compared once when compiling.

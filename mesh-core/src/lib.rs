@@ -63,6 +63,7 @@ pub mod retry;
 pub mod rewrite;
 pub mod rng;
 pub mod route;
+pub mod session;
 pub mod snapshot;
 mod sync;
 pub mod telemetry;

@@ -8,9 +8,11 @@ use crate::{
     fault::FaultDecision,
     hash::{Fresh, HashPolicies},
     mirror::MirrorPolicy,
+    pick::Wanted,
     rate_limit::Limits,
     rewrite::{HeaderEdits, Rewrite},
     route::{Destination, Split},
+    session::{Session, Sessions},
 };
 
 /// What to do with one request. The choice of cluster is made once: every try stays within it (RA4).
@@ -28,6 +30,7 @@ pub struct Plan {
     pub hash: Option<u64>,
     /// Cookies that the response is to set.
     pub(crate) fresh: Fresh,
+    pub(crate) session: Session,
     /// Which destination of [`RoutePolicy::split`] was drawn.
     pub(crate) choice: Option<u32>,
     /// Which of [`RoutePolicy::mirrors`] get a copy: the lowest bit is the first.
@@ -44,6 +47,7 @@ impl Plan {
             is_grpc: false,
             hash: None,
             fresh: Fresh::default(),
+            session: Session::default(),
             choice: None,
             mirrored: 0,
         }
@@ -55,6 +59,11 @@ impl Plan {
             Target::Cluster(cluster) => Some(cluster),
             _ => None,
         }
+    }
+
+    /// The endpoint that the request's session is at; `None` is any.
+    pub fn wanted(&self) -> Option<Wanted> {
+        self.session.wanted
     }
 
     /// The destination that was drawn; `None` when there was no split to draw from.
@@ -125,6 +134,8 @@ pub struct RoutePolicy {
     pub retry: Option<RetryPolicy>,
     /// What requests that belong together have in common. Envoy `RouteAction.hash_policy`.
     pub hash: HashPolicies,
+    /// How requests of one session stay at one endpoint; `None` is not at all.
+    pub session: Option<Sessions>,
     /// Whose limits count. Envoy `RouteAction.priority`.
     pub priority: RoutingPriority,
     /// Whether to begin another try before the first has failed.

@@ -240,7 +240,8 @@ fn answer(policy: &RetryPolicy, asked: Asked<'_>, headers: &HeaderMap) -> Answer
     if !headers.keys().any(says) {
         return Answer::Nothing;
     }
-    if headers.contains_key("x-envoy-overloaded") {
+    // Envoy itself says it and, asked again, does not mind it.
+    if asked.rules == Rules::Mesh && headers.contains_key("x-envoy-overloaded") {
         return Answer::Stop;
     }
     if headers.contains_key("x-envoy-ratelimited") {

@@ -21,6 +21,7 @@ use crate::{
     rate_limit::{Limits, RateLimiter},
     request::RequestView,
     rewrite::{HeaderEdits, Rewrite},
+    session::Sessions,
 };
 
 pub(crate) mod describe;
@@ -264,7 +265,7 @@ impl Rule {
         let kind = match &route.action {
             Action::Forward(forward) => {
                 forward_policy(&mut policy, forward, host, table).map_err(at)?;
-                port_policy(&mut policy, forward, settings);
+                port_policy(&mut policy, forward, settings).map_err(at)?;
                 Kind::Forward
             }
             Action::Redirect(redirect) if !matches!(redirect.status, 301 | 302 | 303 | 307 | 308) => {
@@ -339,7 +340,7 @@ fn limits(action: &Action, limiter: Option<&Arc<RateLimiter>>) -> Option<Limits>
 }
 
 /// What a route leaves to its port; zero is a word of its own.
-fn port_policy(policy: &mut RoutePolicy, forward: &Forward, settings: &HttpSettings) {
+fn port_policy(policy: &mut RoutePolicy, forward: &Forward, settings: &HttpSettings) -> Result<(), CompileError> {
     let some = |limit: Option<Duration>| limit.filter(|limit| !limit.is_zero());
     policy.idle_timeout = some(forward.idle_timeout.or(settings.idle_timeout));
     policy.max_stream_duration = some(forward.max_stream_duration.or(settings.max_stream_duration));
@@ -347,6 +348,10 @@ fn port_policy(policy: &mut RoutePolicy, forward: &Forward, settings: &HttpSetti
     // The newer form rules out the older one. Source: Envoy `FilterUtility::finalTimeout`.
     let newer = forward.max_stream_duration.is_some() || forward.grpc_timeout_header_max.is_some();
     policy.max_grpc_timeout = forward.max_grpc_timeout.filter(|_| !newer);
+    if let Some(session) = forward.session.as_ref().or(settings.session.as_ref()) {
+        policy.session = Sessions::compile(session)?;
+    }
+    Ok(())
 }
 
 fn matched_prefix(path: &PathMatch) -> Option<usize> {

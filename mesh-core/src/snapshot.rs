@@ -17,6 +17,7 @@ use crate::{
     rate_limit::Limits,
     request::RequestView,
     route::{self, Destination, Kind, RouteTable, name_hash},
+    session::Session,
     zone::LocalZones,
 };
 
@@ -99,12 +100,17 @@ impl Snapshot {
             true => Found::default(),
             false => rule.policy.hash.find(view, rng.next_u64()),
         };
+        let session = rule
+            .policy
+            .session
+            .as_ref()
+            .map_or_else(Session::default, |session| session.find(view, &rule.policy.split));
         let mut choice = None;
         let target = match rule.kind {
             Kind::Redirect => Target::Redirect,
             Kind::Respond => Target::Respond,
             Kind::Inbound => Target::Inbound,
-            Kind::Forward => match rule.policy.split.choose(view.headers, found.hash, rng.next_u64()) {
+            Kind::Forward => match rule.policy.split.choose(view.headers, session.choice, found.hash, rng.next_u64()) {
                 None => Target::NoCluster(Name::default()),
                 Some((drawn, destination)) => {
                     choice = Some(drawn);
@@ -126,7 +132,17 @@ impl Snapshot {
             mirrored |= u32::from(mirror.hit(rng.next_u64())) << at;
         }
         let Found { hash, fresh } = found;
-        Plan { route: Arc::clone(&rule.policy), target, fault, is_grpc: view.is_grpc(), hash, fresh, choice, mirrored }
+        Plan {
+            route: Arc::clone(&rule.policy),
+            target,
+            fault,
+            is_grpc: view.is_grpc(),
+            hash,
+            fresh,
+            session,
+            choice,
+            mirrored,
+        }
     }
 
     fn target(&self, destination: &Destination, view: &RequestView<'_>) -> Target {

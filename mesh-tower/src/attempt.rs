@@ -30,6 +30,7 @@ use tokio::time::Instant;
 use crate::{
     body::Progress,
     error::{Error, ErrorKind},
+    live::Live,
     message::Message,
     source,
     telemetry::Peer,
@@ -104,9 +105,9 @@ impl Drop for Call {
         let Some(last) = Arc::get_mut(&mut record) else { return };
         // What a request held on to, clusters and endpoints above all, is not kept with its memory.
         (last.plan, last.refused, last.location, last.progress) = (None, None, None, Progress::default());
-        (last.request, last.copies) = (None, Vec::new());
+        (last.request, last.copies, last.waits_on) = (None, Vec::new(), None);
         let journal = last.journal.get_mut().unwrap_or_else(PoisonError::into_inner);
-        (journal.endpoint, journal.peer) = (None, None);
+        (journal.endpoint, journal.cluster, journal.peer) = (None, None, None);
         let _ = RECORDS.try_with(|records| {
             let mut records = records.borrow_mut();
             if records.len() < SPARE {
@@ -154,6 +155,8 @@ struct Record {
     request: Option<Box<Parts>>,
     /// Who gets copies.
     copies: Vec<(Arc<MirrorPolicy>, Arc<Cluster>)>,
+    /// What it waits on for an endpoint, if it is to wait.
+    waits_on: Option<Arc<Live>>,
     /// When it left the application.
     begun: Instant,
     progress: Progress,
@@ -167,6 +170,8 @@ pub(crate) struct Journal {
     pub(crate) rng: RequestRng,
     pub(crate) tried: Tried,
     pub(crate) endpoint: Option<Arc<Endpoint>>,
+    /// The plan's cluster as it became while the request waited for it.
+    pub(crate) cluster: Option<Arc<Cluster>>,
     pub(crate) peer: Option<Arc<Peer>>,
     pub(crate) attempts: u32,
 }
@@ -178,13 +183,14 @@ impl Call {
 
     fn recorded(plan: Plan, refused: Option<(ErrorKind, String)>, rng: RequestRng, progress: Progress) -> Self {
         let tried = Tried::new(plan.route.retry.as_ref());
-        let journal = Journal { rng, tried, endpoint: None, peer: None, attempts: 0 };
+        let journal = Journal { rng, tried, endpoint: None, cluster: None, peer: None, attempts: 0 };
         let record = Record {
             plan: Some(plan),
             refused,
             location: None,
             request: None,
             copies: Vec::new(),
+            waits_on: None,
             begun: source::instant(),
             progress,
             flags: AtomicU32::new(0),
@@ -236,6 +242,19 @@ impl Call {
             record.copies = copies;
         }
         self
+    }
+
+    /// With what it waits on, instead of failing for want of an endpoint.
+    pub(crate) fn waiting_on(mut self, live: &Arc<Live>) -> Self {
+        if let Some(record) = self.0.as_mut().and_then(Arc::get_mut) {
+            record.waits_on = Some(Arc::clone(live));
+        }
+        self
+    }
+
+    /// What it waits on for an endpoint, if it is to wait.
+    pub(crate) fn waits_on(&self) -> Option<&Arc<Live>> {
+        self.record().waits_on.as_ref()
     }
 
     /// Who gets copies of the request, and in which cluster.

@@ -162,7 +162,7 @@ pub use leaf::{Leaf, LeafLayer};
 pub use mirror::{MirrorLayer, Mirrored};
 pub use rate_limit::{RateLimitLayer, RateLimited};
 pub(crate) use retry::Player;
-pub use retry::{Peeked, Retry, RetryLayer};
+pub use retry::{Peeked, Retry, RetryLayer, WaitForReady};
 pub use route::{Route, RouteLayer};
 pub use telemetry::{TelemetryLayer, Telling, Told};
 pub use timeout::{Timed, Timeout, TimeoutLayer};

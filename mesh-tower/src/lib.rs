@@ -39,6 +39,7 @@ pub use self::{
     client::{GrpcClient, HttpClient},
     context::{Context, InContext, spawn},
     error::{BoxError, Error, ErrorKind, ResponseFlags},
+    layer::WaitForReady,
     live::Live,
     mesh::{Builder, Mesh, MeshError},
     message::Message,

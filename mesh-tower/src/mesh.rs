@@ -42,7 +42,7 @@ use crate::{
     error::{BoxError, Error},
     live::Live,
     pool::Pool,
-    server::{Gate, Handler, Role, Server, Tunnels, signalled},
+    server::{Gate, Handler, Role, Server, Tunnels, WithHealth, signalled},
     telemetry::{PeerMetadata, Telemetry},
     tls::LiveIdentity,
     upkeep::Owned,
@@ -151,6 +151,13 @@ impl Mesh {
             self.run(listener, handler, Role::Workload(port)).await;
         }
         Ok(())
+    }
+
+    /// A handler with gRPC's health service (`grpc.health.v1.Health`) in front: it says `SERVING` of the server as a whole
+    /// and of these services, and `NOT_SERVING` from the moment serving is to end. Over HTTP the admin port's `/ready` says
+    /// the same.
+    pub fn with_health<S>(&self, handler: S, services: impl IntoIterator<Item = impl Into<String>>) -> WithHealth<S> {
+        WithHealth::new(handler, services.into_iter().map(Into::into), self.shared.ending.subscribe())
     }
 
     /// Lets the world outside in, in plaintext: requests to `address` go where the routes of the gateway's listener with

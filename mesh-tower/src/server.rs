@@ -15,7 +15,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header, request::Parts};
 use http_body::Body as HttpBody;
 use hyper::{body::Incoming, service::service_fn, upgrade::OnUpgrade};
@@ -25,9 +24,9 @@ use hyper_util::{
 };
 use mesh_core::{
     admit::{Admit, InboundView},
-    config::{MtlsMode, ServiceName},
+    config::{Inbound, MtlsMode, ServiceName},
     identity::SpiffeId,
-    outcome::{Flags, grpc_of_http, grpc_status},
+    outcome::Flags,
     rate_limit::{Counted, Limited, Limits},
     request::RequestView,
 };
@@ -50,12 +49,16 @@ use crate::{
 };
 
 mod body;
+mod health;
+mod reply;
 mod shed;
 mod story;
 mod tunnel;
 
 use body::Answer;
 pub use body::RequestBody;
+pub use health::{HealthBody, WithHealth};
+use reply::{has_failed, in_time, in_vain, own_answer};
 pub(crate) use shed::Gate;
 use story::Story;
 pub(crate) use tunnel::Tunnels;
@@ -148,6 +151,10 @@ impl Server {
                 accepted = accept(&mut listener, &handshakes) => accepted,
             };
             match accepted {
+                // More than there may be are closed at once (RL8).
+                Ok((_, address, _)) if server.inbound().is_some_and(|it| it.is_full(connections.len())) => {
+                    tracing::debug!(target: "mesh::server", peer = %address, "closed: too many connections");
+                }
                 Ok((stream, address, permit)) => {
                     let (server, handler, draining) = (Arc::clone(&server), handler.clone(), draining.clone());
                     connections.spawn(async move {
@@ -180,6 +187,14 @@ impl Server {
         // Dropping the set ends what is left.
     }
 
+    /// What is configured for its port.
+    fn inbound(&self) -> Option<Arc<Inbound>> {
+        match self.role {
+            Role::Workload(port) => self.live.load()?.inbound(port).cloned(),
+            Role::Gateway => None,
+        }
+    }
+
     async fn shake<I: Io>(
         &self,
         stream: I,
@@ -188,7 +203,7 @@ impl Server {
         let mut acceptor = MtlsAcceptor::new(self.identity.clone());
         let mode = match self.role {
             Role::Gateway => MtlsMode::Disable,
-            Role::Workload(port) => match self.live.load().and_then(|snapshot| snapshot.inbound(port).cloned()) {
+            Role::Workload(_) => match self.inbound() {
                 Some(inbound) => {
                     if !inbound.alpn.is_empty() {
                         acceptor = acceptor.with_alpn(inbound.alpn.iter().map(String::as_str));
@@ -221,12 +236,13 @@ impl Server {
         B: HttpBody<Error: Into<BoxError>, Data: Send> + Send + 'static,
     {
         let caller = Arc::new(caller);
+        let head = self.inbound().and_then(|inbound| inbound.request_headers_timeout).unwrap_or(HEAD);
         let service = service_fn(move |request| {
             let (server, caller, handler) = (Arc::clone(&self), Arc::clone(&caller), handler.clone());
             async move { Ok::<_, Infallible>(server.answer(&caller, handler, request).await) }
         });
         let mut builder = auto::Builder::new(TokioExecutor::new());
-        builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD);
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(head);
         builder.http2().timer(TokioTimer::new()).adaptive_window(true).max_concurrent_streams(1000);
         let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(io), service));
         let ended = tokio::select! {
@@ -268,8 +284,9 @@ impl Server {
         if overloaded {
             refusal = Some((StatusCode::SERVICE_UNAVAILABLE, Flags::UO, "the server is overloaded".to_owned()));
         }
-        let body = RequestBody::new(body, Arc::clone(&story.request_bytes));
+        let (body, read) = RequestBody::new(body, Arc::clone(&story.request_bytes));
         let request = Request::from_parts(parts, body);
+        let limit = self.inbound().and_then(|inbound| inbound.request_timeout);
         let mut response = match refusal {
             Some((status, flags, reason)) => {
                 story.refused(flags, if overloaded { "overload" } else { "refused_by_policy" });
@@ -282,9 +299,13 @@ impl Server {
                 }
                 answer
             }
-            None => match context.share(call(handler, request)).await {
-                Ok(response) => response.map(|body| Answer::Handler { body, story: None }),
-                Err(error) => {
+            None => match in_time(context.share(call(handler, request)), limit, read).await {
+                None => {
+                    story.refused(Flags::NONE, "request_overall_timeout");
+                    own_answer(StatusCode::REQUEST_TIMEOUT, story.is_grpc(), "the request took too long".to_owned())
+                }
+                Some(Ok(response)) => response.map(|body| Answer::Handler { body, story: None }),
+                Some(Err(error)) => {
                     tracing::warn!(target: "mesh::server", %error, "the application failed");
                     story.refused(Flags::NONE, "application_failed");
                     own_answer(StatusCode::INTERNAL_SERVER_ERROR, story.is_grpc(), String::new())
@@ -384,19 +405,6 @@ impl Server {
     }
 }
 
-/// As far as its head says.
-fn has_failed<B>(response: &Response<B>) -> bool {
-    response.status().is_server_error() || grpc_status(response.headers()).is_some_and(|status| status != 0)
-}
-
-/// Tells the caller that this failure was tried again already: trying it once more would multiply the load below (RT22).
-fn in_vain(headers: &mut HeaderMap, is_grpc: bool) {
-    match is_grpc {
-        true => headers.insert(PUSHBACK, HeaderValue::from_static("-1")),
-        false => headers.insert(OVERLOADED, HeaderValue::from_static("true")),
-    };
-}
-
 /// Ends when the value is true, or will not change any more.
 async fn until_true(value: &mut watch::Receiver<bool>) {
     let _ = value.wait_for(|value| *value).await;
@@ -435,26 +443,6 @@ fn edge(headers: &mut HeaderMap, caller: SocketAddr) {
         headers.insert(FORWARDED_FOR, value);
     }
     headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
-}
-
-/// An answer of our own, in the caller's protocol.
-fn own_answer<B>(status: StatusCode, is_grpc: bool, reason: String) -> Response<Answer<B>> {
-    let mut response = Response::new(Answer::Own { text: Bytes::new() });
-    if is_grpc {
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        headers.insert("grpc-status", HeaderValue::from(grpc_of_http(status.as_u16())));
-        if let Ok(message) = HeaderValue::try_from(reason) {
-            headers.insert("grpc-message", message);
-        }
-        return response;
-    }
-    *response.status_mut() = status;
-    if !reason.is_empty() {
-        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
-    }
-    *response.body_mut() = Answer::Own { text: reason.into() };
-    response
 }
 
 /// Ends at SIGTERM or ctrl-c.

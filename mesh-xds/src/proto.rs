@@ -134,6 +134,11 @@ pub mod envoy {
                         include!("proto/generated/envoy.extensions.filters.http.router.v3.rs");
                     }
                 }
+                pub mod stateful_session {
+                    pub mod v3 {
+                        include!("proto/generated/envoy.extensions.filters.http.stateful_session.v3.rs");
+                    }
+                }
             }
             pub mod listener {
                 pub mod tls_inspector {
@@ -151,6 +156,25 @@ pub mod envoy {
                 pub mod http_connection_manager {
                     pub mod v3 {
                         include!("proto/generated/envoy.extensions.filters.network.http_connection_manager.v3.rs");
+                    }
+                }
+            }
+        }
+        pub mod http {
+            pub mod stateful_session {
+                pub mod cookie {
+                    pub mod v3 {
+                        include!("proto/generated/envoy.extensions.http.stateful_session.cookie.v3.rs");
+                    }
+                }
+                pub mod envelope {
+                    pub mod v3 {
+                        include!("proto/generated/envoy.extensions.http.stateful_session.envelope.v3.rs");
+                    }
+                }
+                pub mod header {
+                    pub mod v3 {
+                        include!("proto/generated/envoy.extensions.http.stateful_session.header.v3.rs");
                     }
                 }
             }
@@ -267,6 +291,11 @@ pub mod envoy {
         }
     }
     pub mod r#type {
+        pub mod http {
+            pub mod v3 {
+                include!("proto/generated/envoy.r#type.http.v3.rs");
+            }
+        }
         pub mod matcher {
             pub mod v3 {
                 include!("proto/generated/envoy.r#type.matcher.v3.rs");

@@ -43,6 +43,7 @@ mod read;
 mod report;
 mod route;
 mod secret;
+mod session;
 mod tls;
 mod value;
 

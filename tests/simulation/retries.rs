@@ -153,7 +153,7 @@ fn an_overload_ends_when_its_cause_does() {
     }
 }
 
-/// R6, RT10: hedges are within the budget of retries, and whoever loses is cancelled: nothing of it is left.
+/// R6, RT20: hedges are within the budget of retries, and whoever loses is cancelled: nothing of it is left.
 #[test]
 fn hedges_keep_to_the_budget_and_leave_nothing() {
     for kind in Kind::ALL {

@@ -158,7 +158,19 @@ impl Upstream {
         name: &'static str,
         script: impl Fn(usize, &Arrival) -> Reply + Send + Sync + 'static,
     ) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::scripted_at(name, TcpListener::bind("127.0.0.1:0").await.unwrap(), script)
+    }
+
+    /// Answers everything that arrives at a listener.
+    pub(crate) fn at(name: &'static str, listener: TcpListener) -> Self {
+        Self::scripted_at(name, listener, |_, _| Reply::ok())
+    }
+
+    fn scripted_at(
+        name: &'static str,
+        listener: TcpListener,
+        script: impl Fn(usize, &Arrival) -> Reply + Send + Sync + 'static,
+    ) -> Self {
         let (address, seen) = (listener.local_addr().unwrap(), Arc::new(Seen::default()));
         let mut tasks = JoinSet::new();
         tasks.spawn(serve(name, listener, Arc::clone(&seen), Arc::new(script)));

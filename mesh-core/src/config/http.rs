@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Fault, LocalRateLimit};
+use super::{Fault, LocalRateLimit, Session};
 
 /// Defaults of a port's routes.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
@@ -20,4 +20,6 @@ pub struct HttpSettings {
     pub fault: Option<Fault>,
     /// The rate limit of routes without their own. Envoy `LocalRateLimit` among the `http_filters`.
     pub rate_limit: Option<Arc<LocalRateLimit>>,
+    /// How sessions stay together on routes that do not say. Envoy `StatefulSession` among the `http_filters`.
+    pub session: Option<Arc<Session>>,
 }

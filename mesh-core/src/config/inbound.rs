@@ -1,6 +1,6 @@
 //! What a server of this process demands of its callers. Source: Envoy `Listener` `virtualInbound`, filter chains by port.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +26,17 @@ pub struct Inbound {
     pub refused: Option<String>,
     /// How many requests are let in. Envoy `LocalRateLimit` among the `http_filters`.
     pub rate_limit: Option<Arc<LocalRateLimit>>,
+    /// How long a caller may take for the head of an HTTP/1.1 request; `None` is 30 s here. Of HTTP/2 a head comes whole.
+    ///
+    /// Envoy `HttpConnectionManager.request_headers_timeout`, there without limit by default.
+    pub request_headers_timeout: Option<Duration>,
+    /// How long a caller may take to send a request, its body included, as long as it is not answered: 408 then. `None` is
+    /// no limit. Envoy `HttpConnectionManager.request_timeout`.
+    pub request_timeout: Option<Duration>,
+    /// How many connections there may be at once; more are closed as soon as they are accepted. `None` is no limit.
+    ///
+    /// Envoy network filter `ConnectionLimit.max_connections`.
+    pub max_connections: Option<u64>,
 }
 
 impl Default for Inbound {
@@ -39,7 +50,17 @@ impl Default for Inbound {
             routes: Arc::default(),
             refused: None,
             rate_limit: None,
+            request_headers_timeout: None,
+            request_timeout: None,
+            max_connections: None,
         }
+    }
+}
+
+impl Inbound {
+    /// Is there no place for another connection beside so many?
+    pub fn is_full(&self, open: usize) -> bool {
+        self.max_connections.is_some_and(|most| u64::try_from(open).is_ok_and(|open| open >= most))
     }
 }
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Fault, Fraction, HashPolicy, HedgePolicy, LocalRateLimit, Name, RateLimit, Regex, RetryPolicy, RoutingPriority,
-    StringMatch,
+    Session, StringMatch,
 };
 
 mod action;

@@ -77,7 +77,19 @@ impl Split {
     }
 
     /// The destination of a request: by its header or its hash, where that decides and is there, else by 64 random `bits`.
-    pub(crate) fn choose(&self, headers: &HeaderMap, hash: Option<u64>, bits: u64) -> Option<(u32, &Destination)> {
+    /// One that was drawn before for the same session stays.
+    pub(crate) fn choose(
+        &self,
+        headers: &HeaderMap,
+        before: Option<u32>,
+        hash: Option<u64>,
+        bits: u64,
+    ) -> Option<(u32, &Destination)> {
+        if let Some(at) = before
+            && let Some(destination) = self.destinations.get(at as usize)
+        {
+            return Some((at, destination));
+        }
         let number = match &self.by {
             By::Random => None,
             By::Header(name) => sticky_number(headers, name),
@@ -209,11 +221,15 @@ mod tests {
             for value in values {
                 headers.append("x-user", HeaderValue::from_static(value));
             }
-            assert_eq!(&*by_header.choose(&headers, Some(0), chance).unwrap().1.cluster, expected, "{values:?}");
+            assert_eq!(&*by_header.choose(&headers, None, Some(0), chance).unwrap().1.cluster, expected, "{values:?}");
         }
         let by_hash = Split::compile(&clusters, &SplitBy::Hash).unwrap();
         for (hash, expected) in [(Some(20), "a"), (Some(21), "b"), (None, "b")] {
-            assert_eq!(&*by_hash.choose(&HeaderMap::new(), hash, chance).unwrap().1.cluster, expected, "{hash:?}");
+            assert_eq!(
+                &*by_hash.choose(&HeaderMap::new(), None, hash, chance).unwrap().1.cluster,
+                expected,
+                "{hash:?}"
+            );
         }
     }
 

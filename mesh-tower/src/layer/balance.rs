@@ -82,16 +82,21 @@ pub struct Balance<S> {
 
 impl<S> Balance<S> {
     fn pick(&self, call: &Call, number: u32, begun: Instant, request: &Message) -> Result<Pick, Error> {
-        let Some(cluster) = call.plan().cluster() else { return Err(Error::of(ErrorKind::NoCluster)) };
         let now = self.source.clock().at(begun);
         let mut journal = call.journal();
         journal.attempts = number;
         let journal = &mut *journal;
+        let Some(cluster) = journal.cluster.as_ref().or_else(|| call.plan().cluster()) else {
+            return Err(Error::of(ErrorKind::NoCluster));
+        };
         let picked = match cluster.config().discovery {
             Discovery::OriginalDestination => cluster.pick_address(named_address(request)?, now),
             _ => {
                 let plan = call.plan();
-                let ask = Ask { hash: plan.hash, priority: plan.route.priority, ..Ask::from(&journal.tried) };
+                // Where retries are to go elsewhere, only the first try asks for the session's endpoint (SA5).
+                let elsewhere = number > 1 && plan.route.retry.as_ref().is_some_and(|it| it.avoid_previous_hosts > 0);
+                let wanted = plan.wanted().filter(|_| !elsewhere);
+                let ask = Ask { hash: plan.hash, wanted, priority: plan.route.priority, ..Ask::from(&journal.tried) };
                 cluster.pick(&ask, now, &mut journal.rng)
             }
         };

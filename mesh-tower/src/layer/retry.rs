@@ -41,12 +41,14 @@ use crate::{
 mod head;
 mod hedge;
 mod peek;
+mod ready;
 mod replay;
 mod throttle;
 
 use head::Head;
 use hedge::Pace;
 pub use peek::Peeked;
+pub use ready::WaitForReady;
 pub(crate) use replay::Player;
 use replay::Tape;
 use throttle::Throttles;
@@ -148,7 +150,8 @@ where
         let pace = Pace::of(own_hedge.or(plan.route.hedge.as_ref()), policy);
         // A gRPC call may be sent again unasked (RT10).
         let transparent = plan.is_grpc && self.layer.rules == Rules::Mesh;
-        if policy.is_none() && pace.is_none() && !transparent {
+        let waits = call.waits_on().is_some();
+        if policy.is_none() && pace.is_none() && !transparent && !waits {
             mark(request.headers_mut(), 1, 0, plan.is_grpc, deadline, now);
             let only = Attempt { request, call: call.clone(), deadline, try_deadline: deadline, number: 1, begun: now };
             return Ok(self.inner.call(only).await?.map(Peeked::new));
@@ -284,10 +287,18 @@ where
     async fn again_and_again(&self, course: &mut Course<'_>) -> Result<http::Response<Peeked<B>>, Error> {
         // One of the cluster's `max_retries`, held while a retry is under way.
         let mut slot = None;
+        let mut waited = 0;
         loop {
             let try_deadline = course.try_deadline();
             let patience = course.patience(try_deadline);
             let result = self.send(course.attempt(try_deadline), patience).await;
+            if result.as_ref().is_err_and(ready::is_unready)
+                && course.tape.can_replay()
+                && ready::until_ready(course.call, &self.layer.source, waited).await
+            {
+                waited += 1;
+                continue;
+            }
             let (wait, counts) = match self.judge(course, &result) {
                 Verdict::After(wait) => (wait, true),
                 Verdict::AtOnce => (Duration::ZERO, false),

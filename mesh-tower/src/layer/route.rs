@@ -23,13 +23,14 @@ use mesh_core::{
     request::{RequestView, is_grpc},
     rewrite,
     rng::RequestRng,
+    session,
     snapshot::Snapshot,
 };
 use tokio::time::Instant;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::{Call, Routed, Stage, leaf};
+use super::{Call, Routed, Stage, WaitForReady, leaf};
 use crate::{
     body::{Body, Progress},
     context,
@@ -159,11 +160,13 @@ impl<S> Shared<S> {
             Routes::Split(snapshot) => return self.decide(snapshot, Some(SPLIT_PORT), departure),
             Routes::Live { live, port } => (live, port.or_else(|| live.only_port())),
         };
+        let waits = departure.message.parts().extensions.get::<WaitForReady>().is_some();
+        let waiting = |call: Call| if waits { call.waiting_on(live) } else { call };
         if let Some(snapshot) = live.current().as_ref() {
-            return self.decide(snapshot, port, departure);
+            return self.decide(snapshot, port, departure).map(waiting);
         }
         match Box::pin(live.ready(departure.deadline)).await {
-            Some(snapshot) => self.decide(&snapshot, port, departure),
+            Some(snapshot) => self.decide(&snapshot, port, departure).map(waiting),
             None => {
                 let why = "the control plane has not answered in time".to_owned();
                 Ok(departure.refuse((ErrorKind::NotReady, why), self.layer.source.next_request()))
@@ -191,6 +194,7 @@ impl<S> Shared<S> {
             }
             _ => None,
         };
+        session::unwrap(&plan, departure.message.parts_mut());
         // What is answered here is answered as it came.
         if plan.cluster().is_some() && plan.fault.abort.is_none() {
             rewrite::apply(&plan, departure.message.parts_mut());
@@ -305,6 +309,10 @@ impl Departure {
         match inner.call(Routed { request, call: call.clone(), deadline: self.deadline, now: call.begun() }).await {
             Ok(mut response) => {
                 rewrite::set_cookies(call.plan(), response.headers_mut());
+                if call.plan().route.session.is_some() {
+                    let endpoint = call.journal().endpoint.clone();
+                    endpoint.iter().for_each(|it| session::tell(call.plan(), it, response.headers_mut()));
+                }
                 call.change_response(response.status(), response.headers_mut());
                 let flags = call.flags();
                 if !flags.is_empty() {

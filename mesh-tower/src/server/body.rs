@@ -4,7 +4,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
 };
@@ -22,11 +22,21 @@ use super::story::Story;
 pub struct RequestBody {
     body: Incoming,
     bytes: Arc<AtomicU64>,
+    /// It is all there, or nobody wants the rest.
+    read: Arc<AtomicBool>,
 }
 
 impl RequestBody {
-    pub(super) fn new(body: Incoming, bytes: Arc<AtomicU64>) -> Self {
-        Self { body, bytes }
+    /// With the word that it was read.
+    pub(super) fn new(body: Incoming, bytes: Arc<AtomicU64>) -> (Self, Arc<AtomicBool>) {
+        let read = Arc::new(AtomicBool::new(body.is_end_stream()));
+        (Self { body, bytes, read: Arc::clone(&read) }, read)
+    }
+}
+
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        self.read.store(true, Ordering::Relaxed);
     }
 }
 
@@ -40,6 +50,9 @@ impl HttpBody for RequestBody {
             && let Some(data) = frame.data_ref()
         {
             self.bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
+        }
+        if matches!(&polled, Poll::Ready(None | Some(Err(_)))) || self.body.is_end_stream() {
+            self.read.store(true, Ordering::Relaxed);
         }
         polled
     }

@@ -7,7 +7,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use mesh_core::config::{Fault, LocalRateLimit};
+use mesh_core::config::{Fault, LocalRateLimit, Session};
 
 use crate::proto::{
     Any,
@@ -16,6 +16,7 @@ use crate::proto::{
         extensions::filters::{
             http::{
                 fault::v3::HttpFault, local_ratelimit::v3::LocalRateLimit as LocalRateLimitMessage, router::v3::Router,
+                stateful_session::v3::StatefulSession,
             },
             network::http_connection_manager::v3::{HttpFilter, http_filter::ConfigType},
         },
@@ -26,6 +27,7 @@ use super::{
     policy, rate_limit,
     read::{Ignored, Within, Wrong, element, wrong},
     route::Side,
+    session,
 };
 
 const ROUTER: &str = "envoy.filters.http.router";
@@ -89,6 +91,8 @@ pub(super) struct Chain {
     pub(super) fault: Option<Fault>,
     /// The rate limit of routes without their own.
     pub(super) rate_limit: Option<Arc<LocalRateLimit>>,
+    /// How sessions stay together on routes that do not say.
+    pub(super) session: Option<Arc<Session>>,
 }
 
 /// Reads the filters of a chain, and checks that it ends in the router.
@@ -129,6 +133,11 @@ pub(super) fn chain(filters: &[HttpFilter], side: Side, place: &str, ignored: &m
         } else if any.is::<LocalRateLimitMessage>() {
             let message: LocalRateLimitMessage = ignored.open(any, &place).within(at)?;
             read.rate_limit = Some(rate_limit::decode(message, &place, ignored).within(at)?);
+        } else if any.is::<StatefulSession>() && side == Side::Inbound {
+            ignored.add(&place, &filter.name);
+        } else if any.is::<StatefulSession>() {
+            let message: StatefulSession = ignored.open(any, &place).within(at)?;
+            read.session = Some(session::decode(message, &place, ignored).within(at)?);
         } else if QUIET.contains(&filter.name.as_str()) {
         } else if filter.is_optional {
             ignored.add(&place, &filter.name);
@@ -148,6 +157,7 @@ pub(super) fn encode(
     refused: bool,
     fault: Option<&Fault>,
     limit: Option<&LocalRateLimit>,
+    session: Option<&Session>,
 ) -> Vec<HttpFilter> {
     let typed = |name: &str, any| HttpFilter {
         name: name.to_owned(),
@@ -167,6 +177,9 @@ pub(super) fn encode(
     }
     if let Some(limit) = limit {
         filters.push(typed(rate_limit::LOCAL_RATE_LIMIT, rate_limit::encode(limit)));
+    }
+    if let Some(session) = session {
+        filters.push(typed(session::STATEFUL_SESSION, session::encode(session)));
     }
     filters.push(typed(ROUTER, Any::pack(&Router {})));
     filters

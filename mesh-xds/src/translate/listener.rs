@@ -29,8 +29,9 @@ use crate::proto::{
         },
         extensions::filters::{
             listener::tls_inspector::v3::TlsInspector,
-            network::http_connection_manager::v3::{
-                HttpConnectionManager, Rds, http_connection_manager::RouteSpecifier,
+            network::{
+                connection_limit::v3::ConnectionLimit,
+                http_connection_manager::v3::{HttpConnectionManager, Rds, http_connection_manager::RouteSpecifier},
             },
         },
     },
@@ -47,6 +48,10 @@ const TLS_INSPECTOR: &str = "envoy.filters.listener.tls_inspector";
 
 /// How long a stream may stand still where nothing is said. Source: Envoy `stream_idle_timeout` (TO7).
 const DEFAULT_IDLE: Duration = Duration::from_secs(300);
+
+/// Filters in front of HTTP that only observe, in Istio's chains.
+const QUIET: [&str; 2] = ["istio.metadata_exchange", "envoy.filters.network.metadata_exchange"];
+const CONNECTION_LIMIT: &str = "envoy.filters.network.connection_limit";
 
 const CHAINS: &str = "filter_chains";
 const FILTERS: &str = "filter_chains.filters";
@@ -130,6 +135,7 @@ fn settings(
         max_stream_duration: stream.filter(|limit| *limit > Duration::ZERO),
         fault: filters.fault,
         rate_limit: filters.rate_limit,
+        session: filters.session,
     })
 }
 
@@ -170,6 +176,9 @@ struct Port {
     routes: Option<Arc<RouteTable>>,
     refused: Option<String>,
     rate_limit: Option<Arc<LocalRateLimit>>,
+    request_headers_timeout: Option<Duration>,
+    request_timeout: Option<Duration>,
+    max_connections: Option<u64>,
 }
 
 fn inbound(chains: Vec<FilterChain>, ignored: &mut Ignored) -> Result<Vec<(u16, Arc<Inbound>)>, Wrong> {
@@ -194,6 +203,9 @@ fn inbound(chains: Vec<FilterChain>, ignored: &mut Ignored) -> Result<Vec<(u16, 
             routes,
             refused: port.refused,
             rate_limit: port.rate_limit,
+            request_headers_timeout: port.request_headers_timeout,
+            request_timeout: port.request_timeout,
+            max_connections: port.max_connections,
         })
     };
     Ok(ports.into_iter().map(|(port, chains)| (port, inbound(chains))).collect())
@@ -215,6 +227,8 @@ fn inbound_chain(chain: &FilterChain, ports: &mut BTreeMap<u16, Port>, ignored: 
     let socket = chain.transport_socket.as_ref();
     let tls = socket.map_or(Ok(None), |socket| tls::downstream(socket, ignored)).under("transport_socket")?;
     let filters = filter::chain(&manager.http_filters, Side::Inbound, FILTERS, ignored)?;
+    let limits = server_limits(&manager, ignored)?;
+    let most = connection_limit(chain, ignored)?;
     let refused = guard(chain).or(filters.refused);
     let RouteSource::Inline(routes) = routes(manager, Side::Inbound, ignored)? else {
         return Err(wrong("filters.rds", "is not supported in an inbound chain; send the routes inline"));
@@ -230,7 +244,60 @@ fn inbound_chain(chain: &FilterChain, ports: &mut BTreeMap<u16, Port>, ignored: 
     entry.routes.get_or_insert(routes);
     entry.refused = entry.refused.take().or(refused);
     entry.rate_limit = entry.rate_limit.take().or(filters.rate_limit);
+    entry.request_headers_timeout = entry.request_headers_timeout.or(limits.0);
+    entry.request_timeout = entry.request_timeout.or(limits.1);
+    entry.max_connections = entry.max_connections.or(most);
     Ok(())
+}
+
+/// How long callers may take for heads and for whole requests; what else is said of their connections is told (TO9).
+fn server_limits(
+    manager: &HttpConnectionManager,
+    ignored: &mut Ignored,
+) -> Result<(Option<Duration>, Option<Duration>), Wrong> {
+    let common = manager.common_http_protocol_options.unwrap_or_default();
+    for (is_set, field) in [
+        (manager.stream_idle_timeout.is_some_and(|it| it != Default::default()), "stream_idle_timeout"),
+        (common.idle_timeout.is_some(), "common_http_protocol_options.idle_timeout"),
+        (common.max_stream_duration.is_some(), "common_http_protocol_options.max_stream_duration"),
+        (common.max_connection_duration.is_some(), "common_http_protocol_options.max_connection_duration"),
+        (common.max_requests_per_connection.is_some(), "common_http_protocol_options.max_requests_per_connection"),
+        (common.max_headers_count.is_some(), "common_http_protocol_options.max_headers_count"),
+    ] {
+        if is_set {
+            ignored.add(FILTERS, field);
+        }
+    }
+    let limit = |limit: Option<prost_types::Duration>, field| {
+        let limit = limit.map(|it| value::duration(it, field)).transpose();
+        limit.map(|limit| limit.filter(|limit| *limit > Duration::ZERO))
+    };
+    Ok((
+        limit(manager.request_headers_timeout, "request_headers_timeout")?,
+        limit(manager.request_timeout, "request_timeout")?,
+    ))
+}
+
+/// How many connections there may be, by a filter in front of HTTP (RL8); other such filters are told.
+fn connection_limit(chain: &FilterChain, ignored: &mut Ignored) -> Result<Option<u64>, Wrong> {
+    let mut most = None;
+    for filter in chain.filters.iter().rev().skip(1) {
+        match &filter.config_type {
+            Some(ConfigType::TypedConfig(any)) if any.is::<ConnectionLimit>() => {
+                let message: ConnectionLimit = ignored.open(any, FILTERS)?;
+                if message.delay.is_some() {
+                    ignored.add(FILTERS, "connection_limit.delay");
+                }
+                match message.max_connections {
+                    Some(0) | None => return Err(wrong("filters.max_connections", "must be greater than zero")),
+                    limit => most = limit,
+                }
+            }
+            _ if QUIET.contains(&filter.name.as_str()) => {}
+            _ => ignored.add(FILTERS, &filter.name),
+        }
+    }
+    Ok(most)
 }
 
 /// A network filter in front of HTTP that decides who may connect.
@@ -255,7 +322,13 @@ pub(super) fn encode_outbound(
     let manager = HttpConnectionManager {
         stat_prefix: format!("outbound_{name}"),
         route_specifier: Some(RouteSpecifier::Rds(rds)),
-        http_filters: filter::encode(Side::Outbound, false, settings.fault.as_ref(), settings.rate_limit.as_deref()),
+        http_filters: filter::encode(
+            Side::Outbound,
+            false,
+            settings.fault.as_ref(),
+            settings.rate_limit.as_deref(),
+            settings.session.as_deref(),
+        ),
         // Said aloud, as absence is five minutes.
         stream_idle_timeout: Some(value::encode_duration(settings.idle_timeout.unwrap_or_default())),
         common_http_protocol_options: settings.max_stream_duration.map(|limit| HttpProtocolOptions {
@@ -280,7 +353,7 @@ pub(super) fn encode_api(name: &str, routes: &str, settings: &HttpSettings) -> M
     let manager = HttpConnectionManager {
         route_specifier: Some(RouteSpecifier::Rds(rds)),
         // Of filters gRPC refuses those that it does not have.
-        http_filters: filter::encode(Side::Outbound, false, settings.fault.as_ref(), None),
+        http_filters: filter::encode(Side::Outbound, false, settings.fault.as_ref(), None, settings.session.as_deref()),
         common_http_protocol_options: settings.max_stream_duration.map(|limit| HttpProtocolOptions {
             max_stream_duration: Some(value::encode_duration(limit)),
             ..HttpProtocolOptions::default()
@@ -298,7 +371,7 @@ pub(super) fn encode_api(name: &str, routes: &str, settings: &HttpSettings) -> M
 pub(super) fn encode_server(name: &str, address: SocketAddr, inbound: &Inbound) -> Message {
     let manager = HttpConnectionManager {
         route_specifier: Some(RouteSpecifier::RouteConfig(route::encode(&inbound.routes.name, &inbound.routes))),
-        http_filters: filter::encode(Side::Inbound, false, None, None),
+        http_filters: filter::encode(Side::Inbound, false, None, None, None),
         ..HttpConnectionManager::default()
     };
     Message {
@@ -330,9 +403,25 @@ fn encode_chains(port: u16, inbound: &Inbound) -> impl Iterator<Item = FilterCha
     let manager = HttpConnectionManager {
         stat_prefix: format!("inbound_{EVERY_ADDRESS}_{port}"),
         route_specifier: Some(RouteSpecifier::RouteConfig(route::encode(&routes, &inbound.routes))),
-        http_filters: filter::encode(Side::Inbound, inbound.refused.is_some(), None, inbound.rate_limit.as_deref()),
+        request_headers_timeout: inbound.request_headers_timeout.map(value::encode_duration),
+        request_timeout: inbound.request_timeout.map(value::encode_duration),
+        http_filters: filter::encode(
+            Side::Inbound,
+            inbound.refused.is_some(),
+            None,
+            inbound.rate_limit.as_deref(),
+            None,
+        ),
         ..HttpConnectionManager::default()
     };
+    let limit = inbound.max_connections.map(|most| Filter {
+        name: CONNECTION_LIMIT.to_owned(),
+        config_type: Some(ConfigType::TypedConfig(Any::pack(&ConnectionLimit {
+            stat_prefix: "connection_limit".to_owned(),
+            max_connections: Some(most),
+            ..ConnectionLimit::default()
+        }))),
+    });
     let name = if inbound.name.is_empty() { format!("{EVERY_ADDRESS}_{port}") } else { inbound.name.to_string() };
     let chain = |protocol: &str, transport_socket| FilterChain {
         name: name.clone(),
@@ -341,7 +430,7 @@ fn encode_chains(port: u16, inbound: &Inbound) -> impl Iterator<Item = FilterCha
             transport_protocol: protocol.to_owned(),
             ..FilterChainMatch::default()
         }),
-        filters: vec![encode_manager(&manager)],
+        filters: limit.iter().cloned().chain([encode_manager(&manager)]).collect(),
         transport_socket,
         ..FilterChain::default()
     };

@@ -11,7 +11,7 @@ use super::{
     filter, matcher, rate_limit,
     read::{Ignored, Within, Wrong, wrong},
     route::Side,
-    value,
+    session, value,
 };
 use crate::proto::{
     Any,
@@ -217,6 +217,8 @@ pub(super) fn fault_of(
             found = Some(fault(message).within(at)?.unwrap_or_default());
         } else if any.is::<LocalRateLimitMessage>() && side == Side::Outbound {
             // Read by `limit_of`.
+        } else if session::is_setting(any) && side == Side::Outbound {
+            // Read by `session::of_route`.
         } else if side == Side::Inbound && filter::guards(key, any) {
             return Err(wrong("", "is an authorization or authentication setting that is not supported")).within(at);
         } else {

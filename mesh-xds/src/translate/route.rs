@@ -13,7 +13,7 @@ use mesh_core::config::{
 use super::{
     header, matcher, path_template, policy, rate_limit,
     read::{Ignored, Within, Wrong, element, wrong},
-    value,
+    session, value,
 };
 use crate::proto::{
     Any,
@@ -117,6 +117,7 @@ fn virtual_host(
     let fault = policy::fault_of(&message.typed_per_filter_config, side, place, ignored)?.or_else(|| fault.cloned());
     let mirrors = forward::mirrors(message.request_mirror_policies, place, ignored)?;
     let limit = policy::limit_of(&message.typed_per_filter_config, place, ignored)?;
+    let session = session::of_route(&message.typed_per_filter_config, place, ignored)?;
     let limits = rate_limit::entries(message.rate_limits, place, ignored)?;
     let hedge = message.hedge_policy.as_ref().and_then(policy::hedge);
     let replay_limit = policy::replay_limit(message.per_request_buffer_limit_bytes, message.request_body_buffer_limit);
@@ -135,6 +136,7 @@ fn virtual_host(
             forward.hedge = forward.hedge.take().or_else(|| hedge.clone());
             forward.replay_limit = forward.replay_limit.or(replay_limit);
             forward.rate_limit = forward.rate_limit.take().or_else(|| limit.clone());
+            forward.session = forward.session.take().or_else(|| session.clone());
             if forward.rate_limits.is_empty() || includes_hosts {
                 forward.rate_limits.extend(limits.iter().cloned());
             }
@@ -185,6 +187,7 @@ fn decode_route(message: RouteMessage, side: Side, place: &str, ignored: &mut Ig
             let place = format!("{place}.route");
             let mut forward = forward::decode(action, template.as_ref(), &place, ignored).under("route")?;
             forward.rate_limit = policy::limit_of(&message.typed_per_filter_config, &place, ignored)?;
+            forward.session = session::of_route(&message.typed_per_filter_config, &place, ignored)?;
             forward.replay_limit =
                 policy::replay_limit(message.per_request_buffer_limit_bytes, message.request_body_buffer_limit);
             Action::Forward(forward)
@@ -343,10 +346,13 @@ fn encode_route(route: &Route) -> RouteMessage {
 
 fn filter_settings(route: &Route) -> BTreeMap<String, Any> {
     let mut settings = fault_settings(route.fault.as_ref());
-    if let Action::Forward(forward) = &route.action
-        && let Some(limit) = &forward.rate_limit
-    {
-        settings.insert(rate_limit::LOCAL_RATE_LIMIT.to_owned(), rate_limit::encode(limit));
+    if let Action::Forward(forward) = &route.action {
+        if let Some(limit) = &forward.rate_limit {
+            settings.insert(rate_limit::LOCAL_RATE_LIMIT.to_owned(), rate_limit::encode(limit));
+        }
+        if let Some(session) = &forward.session {
+            settings.insert(session::STATEFUL_SESSION.to_owned(), session::encode_route(session));
+        }
     }
     settings
 }

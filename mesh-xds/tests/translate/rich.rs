@@ -22,6 +22,7 @@ pub(crate) fn config() -> Config {
             ..by_header()
         }),
         rate_limit: Some(Arc::new(rate_limit())),
+        session: Some(Arc::new(Session { state: Some(SessionState::Cookie(cookie())), strict: true })),
     };
     config.http.insert(9080, Arc::new(settings));
     for cluster in clusters::clusters() {
@@ -190,6 +191,7 @@ fn table(name: &str) -> RouteTable {
             replay_limit: Some(1 << 33),
             rate_limit: Some(Arc::new(LocalRateLimit { limits: Vec::new(), ..rate_limit() })),
             rate_limits: rate_limit().limits,
+            session: Some(Arc::new(Session { state: Some(SessionState::Header("x-at".into())), strict: false })),
             retry: Some(retry()),
             host_rewrite: Some(HostRewrite::Literal("elsewhere".into())),
             path_rewrite: None,
@@ -288,6 +290,19 @@ fn inbound(port: u16, mtls: MtlsMode) -> Inbound {
         }),
         refused: None,
         rate_limit: Some(Arc::new(LocalRateLimit { status: 503, per_connection: true, ..rate_limit() })),
+        request_headers_timeout: Some(Duration::from_secs(7)),
+        request_timeout: Some(Duration::from_secs(70)),
+        max_connections: Some(700),
+    }
+}
+
+/// The cookie of a session.
+fn cookie() -> HashCookie {
+    HashCookie {
+        name: "at".into(),
+        ttl: Some(Duration::from_secs(60)),
+        path: "/shop".to_owned(),
+        attributes: vec![("SameSite".to_owned(), "Strict".to_owned())],
     }
 }
 

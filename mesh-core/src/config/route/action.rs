@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Fault, Fraction, HashPolicy, HeaderChange, HeaderChanges, HedgePolicy, LocalRateLimit, Name, RateLimit, Regex,
-    RetryPolicy, RoutingPriority,
+    RetryPolicy, RoutingPriority, Session,
 };
 
 /// What happens to a request that matched. Source: Envoy `Route.action`.
@@ -65,6 +65,9 @@ pub struct Forward {
     /// How many requests are let through, in place of the port's limit; of the route, else of its host. Envoy
     /// `typed_per_filter_config["envoy.filters.http.local_ratelimit"]`.
     pub rate_limit: Option<Arc<LocalRateLimit>>,
+    /// How sessions stay together, in place of what the port says; of the route, else of its host. Envoy
+    /// `typed_per_filter_config["envoy.filters.http.stateful_session"]`.
+    pub session: Option<Arc<Session>>,
     /// What requests are counted by. Envoy `rate_limits` of the route, else (or besides) of its host.
     pub rate_limits: Vec<RateLimit>,
     /// New `:authority`. Envoy `RouteAction.host_rewrite_specifier`.

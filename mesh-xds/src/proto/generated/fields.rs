@@ -21,7 +21,7 @@
         (8, "retry_budget", Kind::Message(3)),
     ] },
     Message { name: "envoy.config.cluster.v3.CircuitBreakers.Thresholds.RetryBudget", fields: &[
-        (1, "budget_percent", Kind::Message(198)),
+        (1, "budget_percent", Kind::Message(206)),
         (2, "min_retry_concurrency", Kind::Opaque),
         (3, "budget_interval", Kind::LeftOut),
     ] },
@@ -85,7 +85,7 @@
         (62, "queuing_policies", Kind::LeftOut),
     ] },
     Message { name: "envoy.config.cluster.v3.Cluster.CommonLbConfig", fields: &[
-        (1, "healthy_panic_threshold", Kind::Message(198)),
+        (1, "healthy_panic_threshold", Kind::Message(206)),
         (2, "zone_aware_lb_config", Kind::Message(8)),
         (3, "locality_weighted_lb_config", Kind::Message(7)),
         (4, "update_merge_window", Kind::LeftOut),
@@ -101,7 +101,7 @@
     Message { name: "envoy.config.cluster.v3.Cluster.CommonLbConfig.LocalityWeightedLbConfig", fields: &[
     ] },
     Message { name: "envoy.config.cluster.v3.Cluster.CommonLbConfig.ZoneAwareLbConfig", fields: &[
-        (1, "routing_enabled", Kind::Message(198)),
+        (1, "routing_enabled", Kind::Message(206)),
         (2, "min_cluster_size", Kind::Opaque),
         (3, "fail_traffic_on_panic", Kind::Opaque),
         (4, "force_locality_direct_routing", Kind::Opaque),
@@ -146,7 +146,7 @@
     Message { name: "envoy.config.cluster.v3.Cluster.SlowStartConfig", fields: &[
         (1, "slow_start_window", Kind::Opaque),
         (2, "aggression", Kind::Message(52)),
-        (3, "min_weight_percent", Kind::Message(198)),
+        (3, "min_weight_percent", Kind::Message(206)),
     ] },
     Message { name: "envoy.config.cluster.v3.Cluster.TransportSocketMatch", fields: &[
         (1, "name", Kind::Opaque),
@@ -301,10 +301,10 @@
         (4, "receive", Kind::LeftOut),
         (6, "request_headers_to_add", Kind::Message(35)),
         (8, "request_headers_to_remove", Kind::Opaque),
-        (9, "expected_statuses", Kind::Message(197)),
+        (9, "expected_statuses", Kind::Message(205)),
         (10, "codec_client_type", Kind::Enum(&[0, 1, 2])),
         (11, "service_name_matcher", Kind::LeftOut),
-        (12, "retriable_statuses", Kind::Message(197)),
+        (12, "retriable_statuses", Kind::Message(205)),
         (13, "method", Kind::Enum(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9])),
         (14, "response_buffer_size", Kind::LeftOut),
     ] },
@@ -412,7 +412,7 @@
         (2, "runtime_key", Kind::Opaque),
     ] },
     Message { name: "envoy.config.core.v3.RuntimeFractionalPercent", fields: &[
-        (1, "default_value", Kind::Message(194)),
+        (1, "default_value", Kind::Message(202)),
         (2, "runtime_key", Kind::Opaque),
     ] },
     Message { name: "envoy.config.core.v3.SelfConfigSource", fields: &[
@@ -468,7 +468,7 @@
     ] },
     Message { name: "envoy.config.endpoint.v3.ClusterLoadAssignment.Policy.DropOverload", fields: &[
         (1, "category", Kind::Opaque),
-        (2, "drop_percentage", Kind::Message(194)),
+        (2, "drop_percentage", Kind::Message(202)),
     ] },
     Message { name: "envoy.config.endpoint.v3.Endpoint", fields: &[
         (1, "address", Kind::Message(26)),
@@ -571,7 +571,7 @@
     ] },
     Message { name: "envoy.config.route.v3.CookieMatcher", fields: &[
         (1, "name", Kind::Opaque),
-        (2, "string_match", Kind::Message(191)),
+        (2, "string_match", Kind::Message(199)),
         (3, "invert_match", Kind::Opaque),
     ] },
     Message { name: "envoy.config.route.v3.Decorator", fields: &[
@@ -591,14 +591,14 @@
     Message { name: "envoy.config.route.v3.HeaderMatcher", fields: &[
         (1, "name", Kind::Opaque),
         (4, "exact_match", Kind::Opaque),
-        (6, "range_match", Kind::Message(197)),
+        (6, "range_match", Kind::Message(205)),
         (7, "present_match", Kind::Opaque),
         (8, "invert_match", Kind::Opaque),
         (9, "prefix_match", Kind::Opaque),
         (10, "suffix_match", Kind::Opaque),
-        (11, "safe_regex_match", Kind::Message(189)),
+        (11, "safe_regex_match", Kind::Message(197)),
         (12, "contains_match", Kind::Opaque),
-        (13, "string_match", Kind::Message(191)),
+        (13, "string_match", Kind::Message(199)),
         (14, "treat_missing_header_as_empty", Kind::Opaque),
     ] },
     Message { name: "envoy.config.route.v3.HedgePolicy", fields: &[
@@ -610,7 +610,7 @@
     ] },
     Message { name: "envoy.config.route.v3.QueryParameterMatcher", fields: &[
         (1, "name", Kind::Opaque),
-        (5, "string_match", Kind::Message(191)),
+        (5, "string_match", Kind::Message(199)),
         (6, "present_match", Kind::Opaque),
     ] },
     Message { name: "envoy.config.route.v3.RateLimit", fields: &[
@@ -657,7 +657,7 @@
     ] },
     Message { name: "envoy.config.route.v3.RateLimit.Action.MetaData", fields: &[
         (1, "descriptor_key", Kind::Opaque),
-        (2, "metadata_key", Kind::Message(192)),
+        (2, "metadata_key", Kind::Message(200)),
         (3, "default_value", Kind::Opaque),
         (4, "source", Kind::Enum(&[0, 1, 2, 3])),
         (5, "skip_if_absent", Kind::Opaque),
@@ -692,7 +692,7 @@
         (6, "strip_query", Kind::Opaque),
         (7, "scheme_redirect", Kind::Opaque),
         (8, "port_redirect", Kind::Opaque),
-        (9, "regex_rewrite", Kind::Message(188)),
+        (9, "regex_rewrite", Kind::Message(196)),
         (10, "path_rewrite", Kind::LeftOut),
     ] },
     Message { name: "envoy.config.route.v3.RetryPolicy", fields: &[
@@ -777,10 +777,10 @@
         (29, "host_rewrite_header", Kind::Opaque),
         (30, "request_mirror_policies", Kind::Message(110)),
         (31, "max_internal_redirects", Kind::LeftOut),
-        (32, "regex_rewrite", Kind::Message(188)),
+        (32, "regex_rewrite", Kind::Message(196)),
         (33, "retry_policy_typed_config", Kind::LeftOut),
         (34, "internal_redirect_policy", Kind::LeftOut),
-        (35, "host_rewrite_path_regex", Kind::Message(188)),
+        (35, "host_rewrite_path_regex", Kind::Message(196)),
         (36, "max_stream_duration", Kind::Message(109)),
         (37, "cluster_specifier_plugin", Kind::LeftOut),
         (38, "append_x_forwarded_host", Kind::Opaque),
@@ -817,7 +817,7 @@
     ] },
     Message { name: "envoy.config.route.v3.RouteAction.HashPolicy.Header", fields: &[
         (1, "header_name", Kind::Opaque),
-        (2, "regex_rewrite", Kind::Message(188)),
+        (2, "regex_rewrite", Kind::Message(196)),
     ] },
     Message { name: "envoy.config.route.v3.RouteAction.HashPolicy.QueryParameter", fields: &[
         (1, "name", Kind::Opaque),
@@ -875,7 +875,7 @@
         (7, "query_parameters", Kind::Message(80)),
         (8, "grpc", Kind::Message(115)),
         (9, "runtime_fraction", Kind::Message(53)),
-        (10, "safe_regex", Kind::Message(189)),
+        (10, "safe_regex", Kind::Message(197)),
         (11, "tls_context", Kind::LeftOut),
         (12, "connect_matcher", Kind::LeftOut),
         (13, "dynamic_metadata", Kind::LeftOut),
@@ -944,7 +944,7 @@
     ] },
     Message { name: "envoy.extensions.common.ratelimit.v3.LocalRateLimitDescriptor", fields: &[
         (1, "entries", Kind::Message(124)),
-        (2, "token_bucket", Kind::Message(199)),
+        (2, "token_bucket", Kind::Message(207)),
         (3, "shadow_mode", Kind::Opaque),
     ] },
     Message { name: "envoy.extensions.common.ratelimit.v3.RateLimitDescriptor", fields: &[
@@ -955,14 +955,14 @@
     ] },
     Message { name: "envoy.extensions.filters.common.fault.v3.FaultDelay", fields: &[
         (3, "fixed_delay", Kind::Opaque),
-        (4, "percentage", Kind::Message(194)),
+        (4, "percentage", Kind::Message(202)),
         (5, "header_delay", Kind::Message(126)),
     ] },
     Message { name: "envoy.extensions.filters.common.fault.v3.FaultDelay.HeaderDelay", fields: &[
     ] },
     Message { name: "envoy.extensions.filters.http.fault.v3.FaultAbort", fields: &[
         (2, "http_status", Kind::Opaque),
-        (3, "percentage", Kind::Message(194)),
+        (3, "percentage", Kind::Message(202)),
         (4, "header_abort", Kind::Message(128)),
         (5, "grpc_status", Kind::Opaque),
         (6, "response_body", Kind::LeftOut),
@@ -989,8 +989,8 @@
     ] },
     Message { name: "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit", fields: &[
         (1, "stat_prefix", Kind::Opaque),
-        (2, "status", Kind::Message(195)),
-        (3, "token_bucket", Kind::Message(199)),
+        (2, "status", Kind::Message(203)),
+        (3, "token_bucket", Kind::Message(207)),
         (4, "filter_enabled", Kind::Message(53)),
         (5, "filter_enforced", Kind::Message(53)),
         (6, "response_headers_to_add", Kind::Message(35)),
@@ -1019,6 +1019,16 @@
         (9, "upstream_log_options", Kind::LeftOut),
         (10, "reject_connect_request_early_data", Kind::LeftOut),
     ] },
+    Message { name: "envoy.extensions.filters.http.stateful_session.v3.StatefulSession", fields: &[
+        (1, "session_state", Kind::Message(59)),
+        (2, "strict", Kind::Opaque),
+        (3, "stat_prefix", Kind::Opaque),
+        (4, "status_on_strict_destination_not_found", Kind::LeftOut),
+    ] },
+    Message { name: "envoy.extensions.filters.http.stateful_session.v3.StatefulSessionPerRoute", fields: &[
+        (1, "disabled", Kind::Opaque),
+        (2, "stateful_session", Kind::Message(132)),
+    ] },
     Message { name: "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector", fields: &[
         (1, "enable_ja3_fingerprinting", Kind::LeftOut),
         (2, "initial_read_buffer_size", Kind::LeftOut),
@@ -1035,9 +1045,9 @@
     Message { name: "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager", fields: &[
         (1, "codec_type", Kind::Enum(&[0, 1, 2, 3])),
         (2, "stat_prefix", Kind::Opaque),
-        (3, "rds", Kind::Message(136)),
+        (3, "rds", Kind::Message(138)),
         (4, "route_config", Kind::Message(112)),
-        (5, "http_filters", Kind::Message(135)),
+        (5, "http_filters", Kind::Message(137)),
         (6, "add_user_agent", Kind::LeftOut),
         (7, "tracing", Kind::LeftOut),
         (8, "http_protocol_options", Kind::LeftOut),
@@ -1105,6 +1115,18 @@
         (1, "config_source", Kind::Message(31)),
         (2, "route_config_name", Kind::Opaque),
     ] },
+    Message { name: "envoy.extensions.http.stateful_session.cookie.v3.CookieBasedSessionState", fields: &[
+        (1, "cookie", Kind::Message(193)),
+    ] },
+    Message { name: "envoy.extensions.http.stateful_session.envelope.v3.EnvelopeSessionState", fields: &[
+        (1, "header", Kind::Message(141)),
+    ] },
+    Message { name: "envoy.extensions.http.stateful_session.envelope.v3.EnvelopeSessionState.Header", fields: &[
+        (1, "name", Kind::Opaque),
+    ] },
+    Message { name: "envoy.extensions.http.stateful_session.header.v3.HeaderBasedSessionState", fields: &[
+        (1, "name", Kind::Opaque),
+    ] },
     Message { name: "envoy.extensions.load_balancing_policies.client_side_weighted_round_robin.v3.ClientSideWeightedRoundRobin", fields: &[
         (1, "enable_oob_load_report", Kind::Opaque),
         (2, "oob_reporting_period", Kind::LeftOut),
@@ -1121,17 +1143,17 @@
         (3, "hash_policy", Kind::Message(102)),
     ] },
     Message { name: "envoy.extensions.load_balancing_policies.common.v3.LocalityLbConfig", fields: &[
-        (1, "zone_aware_lb_config", Kind::Message(141)),
-        (2, "locality_weighted_lb_config", Kind::Message(140)),
+        (1, "zone_aware_lb_config", Kind::Message(147)),
+        (2, "locality_weighted_lb_config", Kind::Message(146)),
     ] },
     Message { name: "envoy.extensions.load_balancing_policies.common.v3.LocalityLbConfig.LocalityWeightedLbConfig", fields: &[
     ] },
     Message { name: "envoy.extensions.load_balancing_policies.common.v3.LocalityLbConfig.ZoneAwareLbConfig", fields: &[
-        (1, "routing_enabled", Kind::Message(198)),
+        (1, "routing_enabled", Kind::Message(206)),
         (2, "min_cluster_size", Kind::Opaque),
         (3, "fail_traffic_on_panic", Kind::Opaque),
         (4, "force_locality_direct_routing", Kind::Opaque),
-        (5, "force_local_zone", Kind::Message(142)),
+        (5, "force_local_zone", Kind::Message(148)),
         (6, "locality_basis", Kind::LeftOut),
     ] },
     Message { name: "envoy.extensions.load_balancing_policies.common.v3.LocalityLbConfig.ZoneAwareLbConfig.ForceLocalZone", fields: &[
@@ -1140,26 +1162,26 @@
     Message { name: "envoy.extensions.load_balancing_policies.common.v3.SlowStartConfig", fields: &[
         (1, "slow_start_window", Kind::Opaque),
         (2, "aggression", Kind::Message(52)),
-        (3, "min_weight_percent", Kind::Message(198)),
+        (3, "min_weight_percent", Kind::Message(206)),
     ] },
     Message { name: "envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest", fields: &[
         (1, "choice_count", Kind::Opaque),
         (2, "active_request_bias", Kind::Message(52)),
-        (3, "slow_start_config", Kind::Message(143)),
-        (4, "locality_lb_config", Kind::Message(139)),
+        (3, "slow_start_config", Kind::Message(149)),
+        (4, "locality_lb_config", Kind::Message(145)),
         (5, "enable_full_scan", Kind::LeftOut),
         (6, "selection_method", Kind::LeftOut),
     ] },
     Message { name: "envoy.extensions.load_balancing_policies.maglev.v3.Maglev", fields: &[
         (1, "table_size", Kind::Opaque),
-        (2, "consistent_hashing_lb_config", Kind::Message(138)),
-        (3, "locality_weighted_lb_config", Kind::Message(140)),
+        (2, "consistent_hashing_lb_config", Kind::Message(144)),
+        (3, "locality_weighted_lb_config", Kind::Message(146)),
     ] },
     Message { name: "envoy.extensions.load_balancing_policies.pick_first.v3.PickFirst", fields: &[
         (1, "shuffle_address_list", Kind::Opaque),
     ] },
     Message { name: "envoy.extensions.load_balancing_policies.random.v3.Random", fields: &[
-        (1, "locality_lb_config", Kind::Message(139)),
+        (1, "locality_lb_config", Kind::Message(145)),
     ] },
     Message { name: "envoy.extensions.load_balancing_policies.random_subsetting.v3.RandomSubsetting", fields: &[
         (1, "subset_size", Kind::Opaque),
@@ -1171,23 +1193,23 @@
         (3, "maximum_ring_size", Kind::Opaque),
         (4, "use_hostname_for_hashing", Kind::Opaque),
         (5, "hash_balance_factor", Kind::Opaque),
-        (6, "consistent_hashing_lb_config", Kind::Message(138)),
-        (7, "locality_weighted_lb_config", Kind::Message(140)),
+        (6, "consistent_hashing_lb_config", Kind::Message(144)),
+        (7, "locality_weighted_lb_config", Kind::Message(146)),
     ] },
     Message { name: "envoy.extensions.load_balancing_policies.round_robin.v3.RoundRobin", fields: &[
-        (1, "slow_start_config", Kind::Message(143)),
-        (2, "locality_lb_config", Kind::Message(139)),
+        (1, "slow_start_config", Kind::Message(149)),
+        (2, "locality_lb_config", Kind::Message(145)),
     ] },
     Message { name: "envoy.extensions.load_balancing_policies.wrr_locality.v3.WrrLocality", fields: &[
         (1, "endpoint_picking_policy", Kind::Message(21)),
     ] },
     Message { name: "envoy.extensions.outlier_detection_monitors.common.v3.ErrorBuckets", fields: &[
-        (1, "http_errors", Kind::Message(153)),
-        (2, "local_origin_errors", Kind::Message(154)),
+        (1, "http_errors", Kind::Message(159)),
+        (2, "local_origin_errors", Kind::Message(160)),
         (3, "database_errors", Kind::LeftOut),
     ] },
     Message { name: "envoy.extensions.outlier_detection_monitors.common.v3.HttpErrors", fields: &[
-        (1, "range", Kind::Message(196)),
+        (1, "range", Kind::Message(204)),
     ] },
     Message { name: "envoy.extensions.outlier_detection_monitors.common.v3.LocalOriginErrors", fields: &[
     ] },
@@ -1195,7 +1217,7 @@
         (1, "name", Kind::Opaque),
         (2, "threshold", Kind::Opaque),
         (3, "enforcing", Kind::Opaque),
-        (4, "error_buckets", Kind::Message(152)),
+        (4, "error_buckets", Kind::Message(158)),
     ] },
     Message { name: "envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig", fields: &[
         (1, "path_template", Kind::Opaque),
@@ -1214,27 +1236,27 @@
         (6, "require_signed_certificate_timestamp", Kind::LeftOut),
         (7, "crl", Kind::LeftOut),
         (8, "allow_expired_certificate", Kind::LeftOut),
-        (9, "match_subject_alt_names", Kind::Message(191)),
+        (9, "match_subject_alt_names", Kind::Message(199)),
         (10, "trust_chain_verification", Kind::LeftOut),
         (11, "watched_directory", Kind::LeftOut),
         (12, "custom_validator_config", Kind::LeftOut),
         (13, "ca_certificate_provider_instance", Kind::LeftOut),
         (14, "only_verify_leaf_cert_crl", Kind::LeftOut),
-        (15, "match_typed_subject_alt_names", Kind::Message(167)),
+        (15, "match_typed_subject_alt_names", Kind::Message(173)),
         (16, "max_verify_depth", Kind::LeftOut),
-        (17, "system_root_certs", Kind::Message(161)),
+        (17, "system_root_certs", Kind::Message(167)),
         (18, "suppress_client_ca_list", Kind::LeftOut),
     ] },
     Message { name: "envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext.SystemRootCerts", fields: &[
     ] },
     Message { name: "envoy.extensions.transport_sockets.tls.v3.CommonTlsContext", fields: &[
-        (1, "tls_params", Kind::Message(169)),
+        (1, "tls_params", Kind::Message(175)),
         (2, "tls_certificates", Kind::LeftOut),
-        (3, "validation_context", Kind::Message(160)),
+        (3, "validation_context", Kind::Message(166)),
         (4, "alpn_protocols", Kind::Opaque),
-        (6, "tls_certificate_sds_secret_configs", Kind::Message(165)),
-        (7, "validation_context_sds_secret_config", Kind::Message(165)),
-        (8, "combined_validation_context", Kind::Message(163)),
+        (6, "tls_certificate_sds_secret_configs", Kind::Message(171)),
+        (7, "validation_context_sds_secret_config", Kind::Message(171)),
+        (8, "combined_validation_context", Kind::Message(169)),
         (9, "tls_certificate_certificate_provider", Kind::LeftOut),
         (10, "validation_context_certificate_provider", Kind::LeftOut),
         (11, "tls_certificate_certificate_provider_instance", Kind::LeftOut),
@@ -1245,13 +1267,13 @@
         (16, "custom_tls_certificate_selector", Kind::LeftOut),
     ] },
     Message { name: "envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CombinedCertificateValidationContext", fields: &[
-        (1, "default_validation_context", Kind::Message(160)),
-        (2, "validation_context_sds_secret_config", Kind::Message(165)),
+        (1, "default_validation_context", Kind::Message(166)),
+        (2, "validation_context_sds_secret_config", Kind::Message(171)),
         (3, "validation_context_certificate_provider", Kind::LeftOut),
         (4, "validation_context_certificate_provider_instance", Kind::LeftOut),
     ] },
     Message { name: "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext", fields: &[
-        (1, "common_tls_context", Kind::Message(162)),
+        (1, "common_tls_context", Kind::Message(168)),
         (2, "require_client_certificate", Kind::Opaque),
         (3, "require_sni", Kind::LeftOut),
         (4, "session_ticket_keys", Kind::LeftOut),
@@ -1269,14 +1291,14 @@
     ] },
     Message { name: "envoy.extensions.transport_sockets.tls.v3.Secret", fields: &[
         (1, "name", Kind::Opaque),
-        (2, "tls_certificate", Kind::Message(168)),
+        (2, "tls_certificate", Kind::Message(174)),
         (3, "session_ticket_keys", Kind::LeftOut),
-        (4, "validation_context", Kind::Message(160)),
+        (4, "validation_context", Kind::Message(166)),
         (5, "generic_secret", Kind::LeftOut),
     ] },
     Message { name: "envoy.extensions.transport_sockets.tls.v3.SubjectAltNameMatcher", fields: &[
         (1, "san_type", Kind::Enum(&[0, 1, 2, 3, 4, 5])),
-        (2, "matcher", Kind::Message(191)),
+        (2, "matcher", Kind::Message(199)),
         (3, "oid", Kind::LeftOut),
     ] },
     Message { name: "envoy.extensions.transport_sockets.tls.v3.TlsCertificate", fields: &[
@@ -1298,7 +1320,7 @@
         (6, "compliance_policies", Kind::LeftOut),
     ] },
     Message { name: "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext", fields: &[
-        (1, "common_tls_context", Kind::Message(162)),
+        (1, "common_tls_context", Kind::Message(168)),
         (2, "sni", Kind::Opaque),
         (3, "allow_renegotiation", Kind::Opaque),
         (4, "max_session_keys", Kind::Opaque),
@@ -1309,9 +1331,9 @@
     Message { name: "envoy.extensions.upstreams.http.v3.HttpProtocolOptions", fields: &[
         (1, "common_http_protocol_options", Kind::Message(44)),
         (2, "upstream_http_protocol_options", Kind::Message(60)),
-        (3, "explicit_http_config", Kind::Message(173)),
-        (4, "use_downstream_protocol_config", Kind::Message(174)),
-        (5, "auto_config", Kind::Message(172)),
+        (3, "explicit_http_config", Kind::Message(179)),
+        (4, "use_downstream_protocol_config", Kind::Message(180)),
+        (5, "auto_config", Kind::Message(178)),
         (6, "http_filters", Kind::LeftOut),
         (7, "header_validation_config", Kind::LeftOut),
         (8, "outlier_detection", Kind::LeftOut),
@@ -1340,9 +1362,9 @@
         (2, "type_url", Kind::Opaque),
         (3, "resource_names_subscribe", Kind::Opaque),
         (4, "resource_names_unsubscribe", Kind::Opaque),
-        (5, "initial_resource_versions", Kind::Message(176)),
+        (5, "initial_resource_versions", Kind::Message(182)),
         (6, "response_nonce", Kind::Opaque),
-        (7, "error_detail", Kind::Message(200)),
+        (7, "error_detail", Kind::Message(208)),
         (8, "resource_locators_subscribe", Kind::LeftOut),
         (9, "resource_locators_unsubscribe", Kind::LeftOut),
     ] },
@@ -1352,13 +1374,13 @@
     ] },
     Message { name: "envoy.service.discovery.v3.DeltaDiscoveryResponse", fields: &[
         (1, "system_version_info", Kind::Opaque),
-        (2, "resources", Kind::Message(180)),
+        (2, "resources", Kind::Message(186)),
         (4, "type_url", Kind::Opaque),
         (5, "nonce", Kind::Opaque),
         (6, "removed_resources", Kind::Opaque),
         (7, "control_plane", Kind::Message(32)),
-        (8, "removed_resource_names", Kind::Message(182)),
-        (9, "resource_errors", Kind::Message(181)),
+        (8, "removed_resource_names", Kind::Message(188)),
+        (9, "resource_errors", Kind::Message(187)),
     ] },
     Message { name: "envoy.service.discovery.v3.DiscoveryRequest", fields: &[
         (1, "version_info", Kind::Opaque),
@@ -1366,7 +1388,7 @@
         (3, "resource_names", Kind::Opaque),
         (4, "type_url", Kind::Opaque),
         (5, "response_nonce", Kind::Opaque),
-        (6, "error_detail", Kind::Message(200)),
+        (6, "error_detail", Kind::Message(208)),
         (7, "resource_locators", Kind::LeftOut),
     ] },
     Message { name: "envoy.service.discovery.v3.DiscoveryResponse", fields: &[
@@ -1376,7 +1398,7 @@
         (4, "type_url", Kind::Opaque),
         (5, "nonce", Kind::Opaque),
         (6, "control_plane", Kind::Message(32)),
-        (7, "resource_errors", Kind::Message(181)),
+        (7, "resource_errors", Kind::Message(187)),
     ] },
     Message { name: "envoy.service.discovery.v3.Resource", fields: &[
         (1, "version", Kind::Opaque),
@@ -1389,8 +1411,8 @@
         (9, "metadata", Kind::LeftOut),
     ] },
     Message { name: "envoy.service.discovery.v3.ResourceError", fields: &[
-        (1, "resource_name", Kind::Message(182)),
-        (2, "error_detail", Kind::Message(200)),
+        (1, "resource_name", Kind::Message(188)),
+        (2, "error_detail", Kind::Message(208)),
     ] },
     Message { name: "envoy.service.discovery.v3.ResourceName", fields: &[
         (1, "name", Kind::Opaque),
@@ -1399,7 +1421,7 @@
     Message { name: "envoy.service.status.v3.ClientConfig", fields: &[
         (1, "node", Kind::Message(50)),
         (2, "xds_config", Kind::LeftOut),
-        (3, "generic_xds_configs", Kind::Message(184)),
+        (3, "generic_xds_configs", Kind::Message(190)),
         (4, "client_scope", Kind::Opaque),
     ] },
     Message { name: "envoy.service.status.v3.ClientConfig.GenericXdsConfig", fields: &[
@@ -1414,23 +1436,33 @@
         (9, "is_static_resource", Kind::LeftOut),
     ] },
     Message { name: "envoy.service.status.v3.ClientStatusRequest", fields: &[
-        (1, "node_matchers", Kind::Message(187)),
+        (1, "node_matchers", Kind::Message(195)),
         (2, "node", Kind::Message(50)),
         (3, "exclude_resource_contents", Kind::Opaque),
     ] },
     Message { name: "envoy.service.status.v3.ClientStatusResponse", fields: &[
-        (1, "config", Kind::Message(183)),
+        (1, "config", Kind::Message(189)),
+    ] },
+    Message { name: "envoy.type.http.v3.Cookie", fields: &[
+        (1, "name", Kind::Opaque),
+        (2, "ttl", Kind::Opaque),
+        (3, "path", Kind::Opaque),
+        (4, "attributes", Kind::Message(194)),
+    ] },
+    Message { name: "envoy.type.http.v3.CookieAttribute", fields: &[
+        (1, "name", Kind::Opaque),
+        (2, "value", Kind::Opaque),
     ] },
     Message { name: "envoy.type.matcher.v3.NodeMatcher", fields: &[
         (1, "node_id", Kind::LeftOut),
         (2, "node_metadatas", Kind::LeftOut),
     ] },
     Message { name: "envoy.type.matcher.v3.RegexMatchAndSubstitute", fields: &[
-        (1, "pattern", Kind::Message(189)),
+        (1, "pattern", Kind::Message(197)),
         (2, "substitution", Kind::Opaque),
     ] },
     Message { name: "envoy.type.matcher.v3.RegexMatcher", fields: &[
-        (1, "google_re2", Kind::Message(190)),
+        (1, "google_re2", Kind::Message(198)),
         (2, "regex", Kind::Opaque),
     ] },
     Message { name: "envoy.type.matcher.v3.RegexMatcher.GoogleRE2", fields: &[
@@ -1440,14 +1472,14 @@
         (1, "exact", Kind::Opaque),
         (2, "prefix", Kind::Opaque),
         (3, "suffix", Kind::Opaque),
-        (5, "safe_regex", Kind::Message(189)),
+        (5, "safe_regex", Kind::Message(197)),
         (6, "ignore_case", Kind::Opaque),
         (7, "contains", Kind::Opaque),
         (8, "custom", Kind::LeftOut),
     ] },
     Message { name: "envoy.type.metadata.v3.MetadataKey", fields: &[
         (1, "key", Kind::Opaque),
-        (2, "path", Kind::Message(193)),
+        (2, "path", Kind::Message(201)),
     ] },
     Message { name: "envoy.type.metadata.v3.MetadataKey.PathSegment", fields: &[
         (1, "key", Kind::Opaque),
