@@ -173,17 +173,17 @@ async fn a_watched_folder_is_kept() {
     let by_hand = mesh.write("by-hand.yaml", &CLEAN.replace("reviews", "by-hand"));
     mesh.ok(&["apply", "-f", &by_hand]);
     fs::write(folder.join("deep/ratings.yaml"), CLEAN.replace("reviews", "ratings")).unwrap();
-    until(|| names() == "service/by-hand\nservice/ratings\nservice/reviews\n").await;
+    wait_until(|| names() == "service/by-hand\nservice/ratings\nservice/reviews\n").await;
     fs::write(folder.join("broken.yaml"), "kind: [").unwrap();
     fs::remove_file(folder.join("reviews.yaml")).unwrap();
     // Longer than it takes to see both.
     tokio::time::sleep(Duration::from_millis(900)).await;
     assert_eq!(names(), "service/by-hand\nservice/ratings\nservice/reviews\n", "a fault changes nothing");
     fs::remove_file(folder.join("broken.yaml")).unwrap();
-    until(|| names() == "service/by-hand\nservice/ratings\n").await;
+    wait_until(|| names() == "service/by-hand\nservice/ratings\n").await;
 }
 
-async fn until(what: impl Fn() -> bool) {
+async fn wait_until(what: impl Fn() -> bool) {
     for _ in 0..200 {
         if what() {
             return;
