@@ -369,7 +369,12 @@ fn join(
     let services = csds_routes(&bootstrap.node, &client).into_axum_router();
     let keeper = saved.map(|saved| Arc::new(Keeper::start(saved, client.config())));
     let configs = keeper.as_ref().map_or_else(|| client.config(), |keeper| keeper.config());
-    tasks.push(Owned::spawn(follow_config(configs, Arc::clone(&live))));
+    // Whoever else holds these, such as the admin port, may be left out.
+    let (followed, held) = (Arc::clone(&live), (Arc::clone(&client), keeper.clone()));
+    tasks.push(Owned::spawn(async move {
+        follow_config(configs, followed).await;
+        drop(held);
+    }));
     let told = Arc::clone(&client);
     let status: Page = Arc::new(move || {
         let mut status = serde_json::to_value(&*told.status()).unwrap_or_default();
