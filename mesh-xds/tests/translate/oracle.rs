@@ -23,7 +23,10 @@ use envoy_types::pb::{
             },
         },
         extensions::{
-            filters::{http::fault::v3::HttpFault, network::http_connection_manager::v3::HttpConnectionManager},
+            filters::{
+                http::fault::v3::HttpFault,
+                network::{connection_limit::v3::ConnectionLimit, http_connection_manager::v3::HttpConnectionManager},
+            },
             transport_sockets::tls::v3::{
                 CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, SdsSecretConfig,
                 UpstreamTlsContext,
@@ -82,7 +85,11 @@ fn what_we_write_envoys_own_types_read_without_loss() {
             for filter in &chain.filters {
                 use envoy_types::pb::envoy::config::listener::v3::filter::ConfigType::TypedConfig;
                 let Some(TypedConfig(any)) = &filter.config_type else { panic!() };
-                use ours::extensions::filters::network::http_connection_manager::v3 as hcm;
+                use ours::extensions::filters::network::{connection_limit, http_connection_manager::v3 as hcm};
+                if filter.name == "envoy.filters.network.connection_limit" {
+                    agrees::<connection_limit::v3::ConnectionLimit, ConnectionLimit>(&inner(any));
+                    continue;
+                }
                 agrees::<hcm::HttpConnectionManager, HttpConnectionManager>(&inner(any));
                 seen[0] += 1;
             }
@@ -104,6 +111,13 @@ fn what_we_write_envoys_own_types_read_without_loss() {
                 if name == "envoy.filters.http.local_ratelimit" {
                     use envoy_types::pb::envoy::extensions::filters::http::local_ratelimit::v3::LocalRateLimit;
                     agrees::<filters::local_ratelimit::v3::LocalRateLimit, LocalRateLimit>(&inner(any));
+                    continue;
+                }
+                if name == "envoy.filters.http.stateful_session" {
+                    use envoy_types::pb::envoy::extensions::filters::http::stateful_session::v3::StatefulSessionPerRoute;
+                    agrees::<filters::stateful_session::v3::StatefulSessionPerRoute, StatefulSessionPerRoute>(&inner(
+                        any,
+                    ));
                     continue;
                 }
                 assert_eq!(name, "envoy.filters.http.fault");
