@@ -1,7 +1,7 @@
 //! The push: one view per connected workload, made again when anything changes, and what became of it.
 //!
 //! A workload that connects is registered where its node metadata says it runs, once its token proved that it is who the
-//! metadata says. Its view is its [`compile`]d configuration, encoded; the stream sends what differs from what it sent last. A
+//! metadata says. Its view is its [compiled](crate::compile) configuration, encoded; the stream sends what differs from what it sent last. A
 //! change waits [`DEBOUNCE`] for others to join it, so that a rollout of many files or workloads is one push.
 //!
 //! A workload whose stream ended is still an endpoint for the registry's grace, since only the control connection may have
