@@ -114,8 +114,10 @@ fn field_table(descriptors: &FileDescriptorSet) -> String {
         for field in &message.field {
             let kind = match field.r#type() {
                 Type::Message if field.type_name() == ".google.protobuf.Any" => "Kind::Any".to_owned(),
+                // Of an enumeration with but one value declared, any number counts, such as the status codes of HTTP.
                 Type::Enum => enums
                     .get(field.type_name().trim_start_matches('.'))
+                    .filter(|values| values.len() > 1)
                     .map_or_else(|| "Kind::Opaque".to_owned(), |values| format!("Kind::Enum(&{values:?})")),
                 Type::Message => index
                     .get(field.type_name().trim_start_matches('.'))

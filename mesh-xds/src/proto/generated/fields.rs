@@ -1489,7 +1489,7 @@
         (2, "denominator", Kind::Enum(&[0, 1, 2])),
     ] },
     Message { name: "envoy.type.v3.HttpStatus", fields: &[
-        (1, "code", Kind::Enum(&[0])),
+        (1, "code", Kind::Opaque),
     ] },
     Message { name: "envoy.type.v3.Int32Range", fields: &[
         (1, "start", Kind::Opaque),
