@@ -224,7 +224,11 @@ impl Envoy {
     /// A page of the admin port.
     pub(crate) async fn admin(&self, path: &str) -> String {
         let uri = format!("http://{}{path}", self.admin);
-        let answer = self.http.get(uri.parse().unwrap()).await.expect("Envoy's admin port answers");
+        // A connection kept from an earlier page may be closed by now: a second try opens its own.
+        let answer = match self.http.get(uri.parse().unwrap()).await {
+            Err(_) => self.http.get(uri.parse().unwrap()).await.expect("Envoy's admin port answers"),
+            Ok(answer) => answer,
+        };
         String::from_utf8_lossy(&answer.into_body().collect().await.unwrap().to_bytes()).into_owned()
     }
 
