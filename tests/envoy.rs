@@ -6,7 +6,8 @@
 //!
 //! `process.rs` starts Envoy and changes its configuration, `both.rs` puts one configuration in force on both sides,
 //! `ask.rs` sends a request through either, `upstream.rs` is what both send to. Routes are compared in `routes.rs`, with
-//! configurations made in `generate.rs`, judged in `compare.rs` and counted in `cover.rs`.
+//! configurations made in `generate.rs`, judged in `compare.rs` and `record.rs` and counted in `cover.rs`; retries in
+//! `retries.rs`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "envoy/ask.rs"]
@@ -23,8 +24,14 @@ mod ejection;
 mod generate;
 #[path = "envoy/hashing.rs"]
 mod hashing;
+#[path = "envoy/late.rs"]
+mod late;
 #[path = "envoy/process.rs"]
 mod process;
+#[path = "envoy/record.rs"]
+mod record;
+#[path = "envoy/retries.rs"]
+mod retries;
 #[path = "envoy/routes.rs"]
 mod routes;
 #[path = "envoy/upstream.rs"]

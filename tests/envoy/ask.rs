@@ -113,18 +113,23 @@ pub(crate) enum Caller {
 impl Caller {
     /// Sends a request and reads the answer; an error says why there is none.
     pub(crate) async fn ask(&self, ask: &Ask) -> Result<Answer, String> {
-        match self {
-            Self::Envoy(downstream) => {
-                // Envoy closes a connection on which it answered before the request was all there: not before it is asked
-                // again is that its answer.
-                let mut answer = downstream.send(ask).await;
-                for _ in 0..2 {
-                    if answer.is_err() {
-                        answer = downstream.send(ask).await;
-                    }
+        let mut answer = self.ask_once(ask).await;
+        if let Self::Envoy(_) = self {
+            // Envoy closes a connection on which it answered before the request was all there: not before it is asked
+            // again is that its answer.
+            for _ in 0..2 {
+                if answer.is_err() {
+                    answer = self.ask_once(ask).await;
                 }
-                answer
             }
+        }
+        answer
+    }
+
+    /// The same, sent to Envoy once whatever comes back.
+    pub(crate) async fn ask_once(&self, ask: &Ask) -> Result<Answer, String> {
+        match self {
+            Self::Envoy(downstream) => downstream.send(ask).await,
             Self::Ours(client) => {
                 let answer = client.request(ask.request(true)?).await.map_err(|error| error.to_string())?;
                 whole(answer).await

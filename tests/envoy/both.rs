@@ -1,17 +1,22 @@
 //! One configuration in force on both sides: the bytes Envoy reads are the bytes that `mesh_xds::translate` decodes.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, LazyLock},
+};
 
 use bytes::Bytes;
 use mesh_core::config::{self, Action, Config, RetryPolicy};
-use mesh_tower::Mesh;
+use mesh_tower::{Mesh, layer::RetryLayer};
 use mesh_xds::{
     proto::{
-        Any,
+        Any, DESCRIPTORS,
         envoy::{
             config::{
                 cluster::v3::{
-                    Cluster,
+                    CircuitBreakers, Cluster,
+                    circuit_breakers::Thresholds,
                     cluster::{ClusterDiscoveryType, DiscoveryType},
                 },
                 core::v3::{Address, Http2ProtocolOptions, SocketAddress, address, socket_address::PortSpecifier},
@@ -34,6 +39,8 @@ use mesh_xds::{
     translate,
 };
 use prost::Message;
+use prost_reflect::{DescriptorPool, DynamicMessage};
+use serde_json::{Value, json};
 
 use crate::{
     ask::{Caller, Downstream},
@@ -66,7 +73,8 @@ impl Both {
         let mesh = Mesh::builder().config(Config::default()).build().await.unwrap();
         let slots = 0..envoy.slots();
         let envoys = slots.clone().map(|slot| Caller::Envoy(Arc::new(Downstream::to(envoy.address(slot))))).collect();
-        let ours = slots.map(|slot| Caller::Ours(mesh.http().on_port(port(slot)))).collect();
+        let ours = |slot| Caller::Ours(mesh.http().on_port(port(slot)).with_retries(RetryLayer::like_envoy()));
+        let ours = slots.map(ours).collect();
         Some(Self { envoy, mesh, config: Config::default(), envoys, ours })
     }
 
@@ -141,6 +149,28 @@ impl Both {
     }
 }
 
+/// The seed of a generated comparison: always the same, unless `MESH_SEED` gives another or the word `random`.
+pub(crate) fn seed(usual: u64) -> u64 {
+    match std::env::var("MESH_SEED").as_deref() {
+        Ok("random") => rand::random(),
+        Ok(seed) => seed.parse().expect("a number or `random`"),
+        Err(_) => usual,
+    }
+}
+
+/// The bytes of a `RouteConfiguration` in JSON, for a slot.
+pub(crate) fn encode_routes(routes: &Value, slot: usize) -> Vec<u8> {
+    static POOL: LazyLock<DescriptorPool> =
+        LazyLock::new(|| DescriptorPool::decode(DESCRIPTORS).expect("the descriptors"));
+    let mut routes = routes.clone();
+    routes["name"] = json!(slot_name(slot));
+    let kind = POOL.get_message_by_name("envoy.config.route.v3.RouteConfiguration").expect("known");
+    match DynamicMessage::deserialize(kind, &routes) {
+        Ok(message) => message.encode_to_vec(),
+        Err(error) => panic!("{error} in {routes:#}"),
+    }
+}
+
 /// The port at which ours has the routes of a slot.
 fn port(slot: usize) -> u16 {
     u16::try_from(slot + 1).unwrap()
@@ -181,6 +211,19 @@ pub(crate) fn cluster(name: &str, endpoints: impl IntoIterator<Item = SocketAddr
         }),
         ..Cluster::default()
     }
+}
+
+/// However many requests and retries there are at once.
+pub(crate) fn at_will(cluster: Cluster) -> Cluster {
+    let most = Some(10_000);
+    let thresholds = Thresholds {
+        max_connections: most,
+        max_pending_requests: most,
+        max_requests: most,
+        max_retries: most,
+        ..Thresholds::default()
+    };
+    Cluster { circuit_breakers: Some(CircuitBreakers { thresholds: vec![thresholds] }), ..cluster }
 }
 
 /// The same over HTTP/2.

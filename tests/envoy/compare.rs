@@ -15,7 +15,7 @@ use crate::{
 
 /// Headers by which a hop tells of itself or frames a message: never taken from routes. Ours numbers its tries and says how
 /// much time is left to each, where Envoy must be told to.
-const OF_THE_HOP: [&str; 18] = [
+const OF_THE_HOP: [&str; 20] = [
     "connection",
     "content-length",
     "date",
@@ -34,7 +34,12 @@ const OF_THE_HOP: [&str; 18] = [
     "x-forwarded-proto",
     "x-request-id",
     "keep-alive",
+    "x-envoy-internal",
+    PAIR,
 ];
+
+/// The header that says which pair a request is of, and through whom it goes: so that all that arrives can be told apart.
+pub(crate) const PAIR: &str = "x-pair";
 
 /// One thing that was not the same.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -127,6 +132,17 @@ pub(crate) fn differences(envoy: &Result<Answer, String>, ours: &Result<Answer, 
     })
     .map(|(what, envoy, ours)| Difference { what: what.clone(), envoy, ours })
     .collect()
+}
+
+/// What an upstream got, beside what the answer tells of it.
+pub(crate) fn told(arrived: &Arrived) -> String {
+    let mut facts = BTreeMap::new();
+    // What Envoy's own client adds to what it sends for itself.
+    let own = ["x-envoy-internal", "x-forwarded-for"];
+    let headers = arrived.headers.iter().filter(|(name, _)| !own.contains(&name.as_str()));
+    gather("", headers.map(|(name, value)| (name.as_str(), value.clone())), &mut facts);
+    let Arrived { upstream, version, method, path, authority, body, .. } = arrived;
+    format!("{upstream} {version} {method} {authority} {path} {body:?} {facts:?}")
 }
 
 /// An answer, and what it tells of the request's arrival, taken apart.

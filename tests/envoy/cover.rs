@@ -13,10 +13,16 @@ pub(crate) struct Coverage {
 }
 
 impl Coverage {
-    /// Counts one pair: the host it was for and which of its rules took it, if a rule did.
-    pub(crate) fn count(&mut self, configuration: &Value, host: Option<&Value>, rule: Option<usize>) {
+    /// Counts one pair: the host it was for and which of its rules took it, if a rule did; and what else it had to do with.
+    pub(crate) fn count(
+        &mut self,
+        configuration: &Value,
+        host: Option<&Value>,
+        rule: Option<usize>,
+        more: impl IntoIterator<Item = &'static str>,
+    ) {
         self.pairs += 1;
-        let mut kinds = BTreeSet::new();
+        let mut kinds: BTreeSet<String> = more.into_iter().map(str::to_owned).collect();
         for flag in [
             "ignore_port_in_host_matching",
             "most_specific_header_mutations_wins",
@@ -35,6 +41,9 @@ impl Coverage {
             kinds.insert(domain_kind(domain.as_str().unwrap_or_default()).to_owned());
         }
         changes("host", host, &mut kinds);
+        if host.get("retry_policy").is_some() {
+            kinds.insert("host retry_policy".to_owned());
+        }
         let rules = host["routes"].as_array().map_or(&[][..], Vec::as_slice);
         // Those before the one that took it were looked at.
         for route in rules.iter().take(rule.map_or(rules.len(), |rule| rule + 1)) {

@@ -1,7 +1,7 @@
 //! Who is ejected by what, and for how long, and how many requests a circuit breaker lets through: ours and Envoy's.
 //!
-//! The upstream answers as each request says (`x-answer`), so both sides use the same one and nothing depends on the order of
-//! requests. A cluster of one endpoint with panic off shows by its answers whether the endpoint is ejected.
+//! The upstream answers as each request says (`x-answer`), so nothing depends on the order of requests. A cluster of one
+//! endpoint with panic off shows by its answers whether the endpoint is ejected.
 
 use std::{
     collections::BTreeMap,
@@ -34,6 +34,7 @@ use tokio::{
 use crate::{
     ask::{Ask, Caller},
     both::{Both, cluster, http2, route, routes, to},
+    late::Lateness,
     process::Options,
     upstream::{Arrived, Upstream, UpstreamBody, answer, frames},
 };
@@ -206,7 +207,6 @@ async fn the_same_rates_eject() {
             }
         }
     }
-    // Two ticks later every interval has been looked at.
     sleep(Duration::from_millis(4_200)).await;
     for caller in [both.through_ours(0)] {
         for n in 0..cases.len() {
@@ -243,17 +243,18 @@ async fn ejections_last_as_long() {
             for out in [true, false] {
                 while (caller.ask(&Ask::get("host", "/")).await.unwrap().status == StatusCode::OK) == out {
                     sleep(Duration::from_millis(20)).await;
-                    assert!(start.elapsed() < Duration::from_secs(20), "out: {out}");
+                    assert!(start.elapsed() < Duration::from_secs(60), "out: {out}");
                 }
             }
             lasted.push(start.elapsed());
         }
         lasted
     };
+    let lateness = Lateness::watch();
     let (envoys, ours) = tokio::join!(measure(both.through_envoy(0)), measure(both.through_ours(0)));
     for (side, lasted) in [("envoy", envoys), ("ours", ours)] {
-        // Up to a tick more, what Envoy waits for, and what the machine takes.
-        let slack = interval + Duration::from_millis(1_500);
+        // Up to a tick more, what Envoy waits for, and how late the machine was.
+        let slack = interval + Duration::from_millis(1_500) + lateness.so_far();
         let fits = lasted.iter().zip([base, base * 2]).all(|(time, least)| (least..least + slack).contains(time));
         assert!(fits, "{side}: {lasted:?}");
     }
@@ -315,7 +316,6 @@ async fn as_many_retries_are_made() {
         Thresholds { retry_budget: Some(budget(30.0, 0)), ..Thresholds::default() },
     ];
     for (n, case) in cases.iter().enumerate() {
-        // Ours has a budget of retries beside the cluster's, which begins with ten.
         let Some(mut both) = Both::start(&Options::default()).await else { return };
         let mut seen = Vec::new();
         for side in 0..2 {

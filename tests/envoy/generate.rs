@@ -37,6 +37,14 @@ pub(crate) enum Flavour {
 }
 
 impl Flavour {
+    /// The cluster that gets copies, and nothing else.
+    pub(crate) fn mirror(self) -> &'static str {
+        match self {
+            Self::Http1 => "h1-mirror",
+            Self::Http2 => "h2-mirror",
+        }
+    }
+
     /// The names of its clusters.
     pub(crate) fn clusters(self) -> [&'static str; 3] {
         match self {
@@ -126,7 +134,9 @@ fn configuration(clusters: Flavour) -> impl Strategy<Value = Value> {
 
 /// What a virtual host has besides domains and routes.
 fn extras() -> impl Strategy<Value = Value> {
-    (header::changes(20), maybe(4, action::fault_level())).prop_map(|(mut extras, fault)| {
+    let retry = maybe(6, action::retry());
+    (header::changes(20), maybe(4, action::fault_level()), retry).prop_map(|(mut extras, fault, retry)| {
+        set(&mut extras, "retry_policy", retry);
         let filters = fault.map(|fault| json!({"envoy.filters.http.fault": fault}));
         set(&mut extras, "typed_per_filter_config", filters);
         extras

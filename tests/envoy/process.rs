@@ -340,6 +340,8 @@ fn listener(dir: &Path, slot: usize, options: &Options) -> Value {
         "skip_xff_append": true,
         "server_header_transformation": "PASS_THROUGH",
         "stream_idle_timeout": "0s",
+        // Callers of the same mesh, whose own words about timeouts and retries count.
+        "internal_address_config": {"cidr_ranges": [{"address_prefix": "10.0.0.0", "prefix_len": 8}]},
     });
     merge(&mut manager, &options.manager);
     json!({

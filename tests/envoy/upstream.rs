@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    fmt,
     future::Future,
     net::SocketAddr,
     pin::Pin,
@@ -52,7 +53,41 @@ impl Arrived {
 /// What an upstream answers with; may fail, which resets the stream or connection.
 pub(crate) type UpstreamBody = UnsyncBoxBody<Bytes, std::io::Error>;
 
-type Answering = Pin<Box<dyn Future<Output = Option<Response<UpstreamBody>>> + Send>>;
+type Answering = Pin<Box<dyn Future<Output = Result<Response<UpstreamBody>, Failing>> + Send>>;
+
+/// How an upstream fails to answer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Failing {
+    /// It closes the connection; over HTTP/2 it resets the stream with `INTERNAL_ERROR`.
+    Closed,
+    /// Over HTTP/2 it resets the stream for this reason.
+    Reset(h2::Reason),
+}
+
+/// What hyper is told: it resets the stream for the reason among the sources.
+#[derive(Debug)]
+struct Failed(Option<h2::Error>);
+
+impl Failed {
+    fn of(failing: Failing) -> Self {
+        match failing {
+            Failing::Closed => Self(None),
+            Failing::Reset(reason) => Self(Some(h2::Error::from(reason))),
+        }
+    }
+}
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("no answer")
+    }
+}
+
+impl std::error::Error for Failed {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.as_ref().map(|error| error as _)
+    }
+}
 
 /// A server; it ends when dropped, with its connections.
 #[derive(Debug)]
@@ -71,6 +106,19 @@ impl Upstream {
         F: Fn(Arrived) -> R + Send + Sync + 'static,
         R: Future<Output = Option<Response<UpstreamBody>>> + Send + 'static,
     {
+        Self::failing(name, move |arrived| {
+            let answer = answer(arrived);
+            async move { answer.await.ok_or(Failing::Closed) }
+        })
+        .await
+    }
+
+    /// One that answers by `answer`, or fails as it says.
+    pub(crate) async fn failing<F, R>(name: &str, answer: F) -> Self
+    where
+        F: Fn(Arrived) -> R + Send + Sync + 'static,
+        R: Future<Output = Result<Response<UpstreamBody>, Failing>> + Send + 'static,
+    {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let requests = Arc::new(AtomicUsize::new(0));
@@ -85,7 +133,7 @@ impl Upstream {
                     let service = service_fn(move |request| {
                         requests.fetch_add(1, Ordering::Relaxed);
                         let (name, answer) = (name.clone(), Arc::clone(&answer));
-                        async move { answer(arrived(name, request).await).await.ok_or("no answer") }
+                        async move { answer(arrived(name, request).await).await.map_err(Failed::of) }
                     });
                     let connection = tokio::spawn(async move {
                         let builder = auto::Builder::new(TokioExecutor::new());
@@ -178,7 +226,7 @@ pub(crate) fn echo(arrived: &Arrived) -> Response<UpstreamBody> {
 }
 
 /// A gRPC message.
-fn message(message: &[u8]) -> Bytes {
+pub(crate) fn message(message: &[u8]) -> Bytes {
     let mut framed = vec![0];
     framed.extend(u32::try_from(message.len()).unwrap().to_be_bytes());
     framed.extend(message);

@@ -9,7 +9,7 @@ use crate::{
 
 /// Does the policy want this tried again?
 pub(super) fn wanted(policy: &RetryPolicy, asked: Asked<'_>, ended: &Ended<'_>) -> bool {
-    policy.on.http.iter().any(|condition| http_wanted(policy, *condition, ended))
+    policy.on.http.iter().any(|condition| http_wanted(policy, *condition, asked, ended))
         || (!policy.on.grpc.is_empty() && status(asked, ended).is_some_and(|status| has_code(&policy.on.grpc, status)))
 }
 
@@ -18,7 +18,7 @@ pub(super) fn has_code(conditions: &[GrpcRetry], status: u32) -> bool {
     conditions.iter().any(|condition| condition.code() == status)
 }
 
-fn http_wanted(policy: &RetryPolicy, condition: HttpRetry, ended: &Ended<'_>) -> bool {
+fn http_wanted(policy: &RetryPolicy, condition: HttpRetry, asked: Asked<'_>, ended: &Ended<'_>) -> bool {
     let outcome = ended.outcome;
     let status = outcome.status.filter(|_| outcome.failure.is_none());
     let reset = outcome.failure.is_some_and(is_reset);
@@ -27,7 +27,11 @@ fn http_wanted(policy: &RetryPolicy, condition: HttpRetry, ended: &Ended<'_>) ->
         HttpRetry::ServerError => reset || status.is_some_and(|status| (500..600).contains(&status)),
         HttpRetry::GatewayError => reset || matches!(status, Some(502..=504)),
         HttpRetry::Reset => reset,
-        HttpRetry::ResetBeforeRequest => reset && outcome.unsent,
+        // To Envoy a stream that was refused had been sent; that it is proven unprocessed is enough for us.
+        HttpRetry::ResetBeforeRequest => {
+            let refused = asked.rules == Rules::Envoy && outcome.failure == Some(Failure::RefusedStream);
+            reset && outcome.unsent && !refused
+        }
         HttpRetry::ConnectFailure => matches!(outcome.failure, Some(Failure::Connect | Failure::Tls)),
         HttpRetry::RefusedStream => outcome.failure == Some(Failure::RefusedStream),
         HttpRetry::Retriable4xx => status == Some(409),

@@ -1,9 +1,9 @@
 //! What routes do with requests.
 
-use proptest::{prelude::*, sample::select, strategy::BoxedStrategy};
+use proptest::{collection::vec, prelude::*, sample::select, strategy::BoxedStrategy};
 use serde_json::{Value, json};
 
-use super::{Flavour, header, maybe, merge, object, set};
+use super::{Flavour, header, matches::fraction, maybe, merge, object, set};
 
 /// Rewrites of paths by regular expression.
 const REWRITES: [(&str, &str); 6] = [
@@ -34,9 +34,18 @@ fn forward(clusters: Flavour) -> BoxedStrategy<Value> {
         1 => Just(json!({"cluster_header": "x-cluster"})),
         4 => weighted(clusters).prop_map(|split| json!({"weighted_clusters": split})),
     ];
-    (to, path_rewrite(), host_rewrite(), maybe(12, Just(json!(true))))
-        .prop_map(|(mut action, path, host, append_host)| {
+    let more = (maybe(10, mirrors(clusters)), maybe(12, retry()), maybe(12, timeout()));
+    (to, path_rewrite(), host_rewrite(), maybe(12, Just(json!(true))), more)
+        .prop_map(|(mut action, path, host, append_host, (mirrors, retry, timeout))| {
             set(&mut action, "append_x_forwarded_host", append_host);
+            set(&mut action, "request_mirror_policies", mirrors);
+            set(&mut action, "retry_policy", retry);
+            set(&mut action, "timeout", timeout);
+            if let Some(policies) =
+                action["weighted_clusters"].as_object_mut().and_then(|split| split.remove("policies"))
+            {
+                action["hash_policy"] = policies;
+            }
             merge(&mut action, path.unwrap_or_default());
             merge(&mut action, host.unwrap_or_default());
             action
@@ -44,17 +53,71 @@ fn forward(clusters: Flavour) -> BoxedStrategy<Value> {
         .boxed()
 }
 
-/// One destination has all the weight, or the request's header says which, so that chance does not decide.
+/// Longer than any answer takes, unless the upstream is asked to stall.
+fn timeout() -> BoxedStrategy<Value> {
+    select(&["0.5s", "20s", "0s"][..]).prop_map(|timeout| json!(timeout)).boxed()
+}
+
+/// Copies, always or never, so that chance does not decide.
+fn mirrors(clusters: Flavour) -> BoxedStrategy<Value> {
+    let one = (
+        select(vec![clusters.mirror(), clusters.mirror(), "gone"]),
+        maybe(40, fraction()),
+        maybe(30, Just(json!(true))),
+    )
+        .prop_map(|(cluster, fraction, keep_host)| {
+            object([
+                ("cluster", Some(json!(cluster))),
+                ("runtime_fraction", fraction),
+                ("disable_shadow_host_suffix_append", keep_host),
+            ])
+        });
+    vec(one, 1..3).prop_map(|mirrors| json!(mirrors)).boxed()
+}
+
+/// Trying again, without waits that a test would wait for.
+pub(super) fn retry() -> BoxedStrategy<Value> {
+    let words = [
+        "5xx",
+        "gateway-error",
+        "retriable-4xx",
+        "retriable-status-codes",
+        "unavailable",
+        "5xx,unavailable,internal",
+        "reset,connect-failure",
+        "retriable-headers",
+        "retriable-4xx,gateway-error",
+    ];
+    (
+        select(words.to_vec()),
+        maybe(70, 0..4_u32),
+        maybe(40, select(&[409, 418, 500][..])),
+        maybe(30, select(&["x-kept", "x-other"][..])),
+    )
+        .prop_map(|(words, retries, code, header)| {
+            object([
+                ("retry_on", Some(json!(words))),
+                ("num_retries", retries.map(|retries| json!(retries))),
+                ("retriable_status_codes", code.map(|code| json!([code]))),
+                ("retriable_headers", header.map(|header| json!([{"name": header}]))),
+                ("retry_back_off", Some(json!({"base_interval": "0.001s", "max_interval": "0.004s"}))),
+            ])
+        })
+        .boxed()
+}
+
+/// One destination has all the weight, or the request's header or its hash says which, so that chance does not decide.
 fn weighted(clusters: Flavour) -> BoxedStrategy<Value> {
     let host = || maybe(15, Just(json!("of-the-cluster.example.com")));
     (
-        (0..3_usize, select(&[1, 100, 5][..]), prop::bool::weighted(0.25)),
+        (0..3_usize, select(&[1, 100, 5][..]), 0..5_u32, vec(select(&[0, 1, 2, 3, 7, 100, 1000][..]), 3), 0..3_usize),
         (header::changes(30), header::changes(30)),
         (host(), host(), maybe(8, fault_level())),
     )
-        .prop_map(move |((chosen, weight, by_header), (ours, theirs), (our_host, their_host, fault))| {
+        .prop_map(move |((chosen, weight, by, weights, hash), (ours, theirs), (our_host, their_host, fault))| {
+            let (by_header, by_hash) = (by == 0, by == 1);
             let entry = |(i, name): (usize, &str)| {
-                let (is_chosen, other) = (i == chosen, if by_header { 7 } else { 0 });
+                let (is_chosen, other) = (i == chosen, if by_header || by_hash { weights[i] } else { 0 });
                 let mut entry = json!({"name": name, "weight": if is_chosen { weight } else { other }});
                 merge(&mut entry, if is_chosen { ours.clone() } else { theirs.clone() });
                 set(&mut entry, "host_rewrite_literal", if is_chosen { our_host.clone() } else { their_host.clone() });
@@ -64,7 +127,16 @@ fn weighted(clusters: Flavour) -> BoxedStrategy<Value> {
             };
             let entries: Vec<Value> = clusters.clusters().into_iter().enumerate().map(entry).collect();
             let mut split = json!({"clusters": entries});
-            set(&mut split, "header_name", by_header.then(|| json!("x-split")));
+            set(&mut split, "header_name", by_header.then_some(json!("x-split")));
+            set(&mut split, "use_hash_policy", by_hash.then_some(json!(true)));
+            let split_by = json!({"header": {"header_name": "x-split"}});
+            let policies = [
+                json!([split_by]),
+                json!([{"header": {"header_name": "x-multi"}}, split_by]),
+                json!([{"query_parameter": {"name": "k"}, "terminal": true}, split_by]),
+            ];
+            // Moved to where it belongs by the route.
+            set(&mut split, "policies", by_hash.then(|| policies[hash].clone()));
             split
         })
         .boxed()

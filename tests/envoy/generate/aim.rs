@@ -110,13 +110,47 @@ impl Aim {
     fn direct(&self, configuration: &Value, ask: &mut Ask) {
         // Without it chance would decide.
         ask.headers.push(("x-split".to_owned(), (self.variant * 37).to_string()));
-        let Some((_, route)) = self.rule(configuration) else { return };
+        let Some((host, route)) = self.rule(configuration) else { return };
+        self.try_policies(host, &route["route"], ask);
         if route["route"].get("cluster_header").is_some() && !self.variant.is_multiple_of(4) {
             let cluster = ["h1-a", "h2-a", "nowhere"][usize::from(self.grpc).max(self.variant % 3)];
             ask.headers.push(("x-cluster".to_owned(), cluster.to_owned()));
         }
         if route["route"]["host_rewrite_header"] == "x-host" && !self.variant.is_multiple_of(3) {
             ask.headers.push(("x-host".to_owned(), "from-header.example.com".to_owned()));
+        }
+    }
+
+    /// What upstreams are to do with the tries, and what the request asks for itself.
+    fn try_policies(&self, host: &Value, action: &Value, ask: &mut Ask) {
+        if action.is_null() {
+            return;
+        }
+        let mut say = |name: &str, value: &str| ask.headers.push((name.to_owned(), value.to_owned()));
+        let retries = action.get("retry_policy").or_else(|| host.get("retry_policy")).is_some();
+        if retries || self.variant.is_multiple_of(19) {
+            let scripts = match self.grpc {
+                true => ["g14,200", "g13,g14,200", "503,200", "g5,200", "g14"],
+                false => ["503,200", "500,502,200", "409,200", "418,503,409,200", "503"],
+            };
+            say("x-answers", scripts[self.variant % 5]);
+        }
+        if matches!(self.variant, 17 | 37 | 59) || self.variant.is_multiple_of(13) || self.variant.is_multiple_of(19) {
+            // Envoy listens to callers of the same mesh only: by their address.
+            say("x-forwarded-for", "10.0.0.1");
+        }
+        let short = action["timeout"] == "0.5s" && self.variant.is_multiple_of(3);
+        match self.variant {
+            17 | 37 | 59 => say("x-envoy-upstream-rq-timeout-ms", "450"),
+            n if n.is_multiple_of(13) => say("x-envoy-upstream-rq-timeout-ms", "9000"),
+            _ => {}
+        }
+        if short || matches!(self.variant, 17 | 37 | 59) {
+            say("x-stall", "1");
+        }
+        if self.variant.is_multiple_of(19) {
+            say("x-envoy-retry-on", ["5xx", "gateway-error", "retriable-4xx"][self.variant % 3]);
+            say("x-envoy-max-retries", ["1", "2", "3"][self.variant / 3 % 3]);
         }
     }
 
