@@ -85,6 +85,15 @@ pub(crate) const EXPLAINED: &[Explained] = &[
         is: |_, _, difference| difference.what == "answered grpc-message" && difference.envoy == "nothing",
     },
     Explained {
+        name: "time that is up is DEADLINE_EXCEEDED to gRPC",
+        reason: "a gRPC client is told 4 when its time is up; Envoy makes UNAVAILABLE of every 504 of its own",
+        is: |ask, _, difference| {
+            let Difference { what, envoy, ours } = difference;
+            let stalls = ask.headers.iter().any(|(name, _)| name == "x-stall");
+            stalls && what == "answered grpc-status" && envoy == "\"14\"" && ours == "\"4\""
+        },
+    },
+    Explained {
         name: "a status without content has none",
         reason: "over HTTP/2 Envoy sends the body that a route gives to a 204, which RFC 9110 does not allow; we never do",
         is: |_, rule, difference| {

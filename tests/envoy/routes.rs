@@ -37,7 +37,7 @@ const REQUESTS: usize = 14;
 /// Pairs of a run, unless `MESH_PAIRS` says otherwise.
 const PAIRS: usize = 21_000;
 /// Steps in making a failure smaller.
-const SHRINKING: usize = 60;
+const SHRINKING: usize = 30;
 /// Failures after which a run ends.
 const ENOUGH: usize = 30;
 /// At most so many differences are meant, of at most one pair in a hundred.
@@ -297,7 +297,7 @@ impl Bench {
             (slot, trial, answers)
         });
         record.lock().unwrap().clear();
-        let answers: Vec<_> = stream::iter(answers).buffer_unordered(16).collect().await;
+        let answers: Vec<_> = stream::iter(answers).buffer_unordered(32).collect().await;
         let mut expected = Vec::new();
         for (slot, trial, _) in &answers {
             for (n, ask) in trial.asks.iter().enumerate() {
@@ -350,6 +350,9 @@ impl Bench {
             kinds.entry(failure.kind()).or_default().push(failure);
         }
         for (kind, failures) in kinds {
+            // At once: making it small takes its time.
+            let first = failures.first().map(|failure| format!("{:?} of {:?}", failure.differences, failure.ask));
+            println!("{kind}, {} times: {}", failures.len(), first.unwrap_or_default());
             let _ = write!(text, "\n\n== {kind}, {} times\n", failures.len());
             let Some(failure) = failures.into_iter().min_by_key(|failure| failure.routes.to_string().len()) else {
                 continue;
