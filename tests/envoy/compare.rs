@@ -15,10 +15,11 @@ use crate::{
 
 /// Headers by which a hop tells of itself or frames a message: never taken from routes. Ours numbers its tries and says how
 /// much time is left to each, where Envoy must be told to.
-const OF_THE_HOP: [&str; 20] = [
+const OF_THE_HOP: [&str; 21] = [
     "connection",
     "content-length",
     "date",
+    "grpc-previous-rpc-attempts",
     "grpc-timeout",
     "server",
     "traceparent",

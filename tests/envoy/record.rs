@@ -17,8 +17,8 @@ use crate::{
 pub(crate) type Record = Arc<Mutex<BTreeMap<String, Vec<Arrived>>>>;
 /// How long copies may take to arrive.
 const COPIES: Duration = Duration::from_secs(2);
-/// Longer than any limit of a request.
-const STALL: Duration = Duration::from_secs(15);
+/// Longer than the limits that are meant to be reached, and shorter than the others.
+const STALL: Duration = Duration::from_secs(2);
 
 /// An upstream that does what requests ask of it (`x-stall`, and by try `x-answers`), and says what arrived.
 pub(crate) async fn recording(name: &'static str, record: &Record) -> Upstream {
