@@ -12,7 +12,7 @@ use mesh_core::config::{
     VirtualHost, WeightedCluster, Workload,
 };
 use mesh_tower::{
-    Error, HttpClient, Live,
+    Error, HttpClient, Live, Mesh,
     layer::{Picked, Stage},
     telemetry::Telemetry,
 };
@@ -52,6 +52,19 @@ fn a_request_allocates_once() {
         let added = spent.saturating_sub(bare.count_total);
         assert!((1_000..=1_120).contains(&added), "{spent} in all, {} of them for headers", bare.count_total);
     }
+}
+
+/// What a call keeps while it is under way is one block, which its way down copies piece by piece: it must not grow unseen.
+#[test]
+fn a_call_under_way_is_small() {
+    let uri: Uri = "http://reviews/a".parse().unwrap();
+    let forward =
+        Forward { timeout: Some(Duration::from_secs(15)), retry: Some(Default::default()), ..Forward::default() };
+    let in_memory = std::mem::size_of_val(&*client(forward).request(request(&uri)));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let mesh = runtime.block_on(async { Mesh::builder().config(Config::default()).build().await.unwrap() });
+    let over_the_wire = std::mem::size_of_val(&*mesh.http().request(request(&uri)));
+    assert!(in_memory <= 3_072 && over_the_wire <= 5_000, "{in_memory} and {over_the_wire} bytes");
 }
 
 fn request(uri: &Uri) -> Request<Full<Bytes>> {
