@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use mesh_core::snapshot::Snapshot;
 use mesh_xds::{
     ads::{ResourceSet, TypeUrl},
     bootstrap::Bootstrap,
@@ -41,6 +42,7 @@ async fn a_large_mesh_takes_few_requests() {
     let before =
         tokio::time::timeout(PATIENCE, whole).await.expect("the first configuration").unwrap().clone().unwrap();
     assert_eq!(before.outbound[&80].virtual_hosts.len(), SERVICES);
+    Snapshot::compile(&before, None).unwrap();
     assert!(
         before.clusters.values().all(|cluster| cluster.endpoints.localities[0].endpoints.len() == large::ENDPOINTS)
     );
