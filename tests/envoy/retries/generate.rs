@@ -58,7 +58,9 @@ pub(super) fn trial(seed: u64, number: u64, requests: usize) -> Trial {
     let rng = &mut rng;
     let over_http2 = rng.random_bool(0.5);
     let grpc = over_http2 && rng.random_bool(0.5);
-    let avoids = rng.random_bool(0.2);
+    let level = rng.random_range(0..10);
+    // Without a policy nothing is avoided.
+    let avoids = level != 2 && rng.random_bool(0.2);
     let all = avoids || rng.random_bool(0.2);
     let name = format!("{}-{}", if over_http2 { "h2" } else { "h1" }, if all { "all" } else { "one" });
     let stalls = rng.random_bool(0.15);
@@ -73,7 +75,7 @@ pub(super) fn trial(seed: u64, number: u64, requests: usize) -> Trial {
     }
     let mut host = json!({});
     // The host's is for routes without one, and not added to theirs.
-    match rng.random_range(0..10) {
+    match level {
         0 => host["retry_policy"] = policy,
         1 => {
             host["retry_policy"] =
