@@ -30,7 +30,7 @@ mod generate;
 use generate::{Trial, routes, soon, trial, words};
 
 /// Policies at once, one a slot: few, since each has Envoy watch a file and a machine has only so many watches.
-const SLOTS: usize = 20;
+const SLOTS: usize = 10;
 /// How often they are exchanged.
 const ROUNDS: usize = 12;
 /// Requests for each policy.

@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// Configurations in force at once.
-const SLOTS: usize = 100;
+const SLOTS: usize = 60;
 /// Requests for each configuration.
 const REQUESTS: usize = 14;
 /// Pairs of a run, unless `MESH_PAIRS` says otherwise.
