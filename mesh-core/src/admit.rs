@@ -4,6 +4,7 @@
 //! the port's policy demands of a request: an identity, a chain this library can enforce, a route.
 
 use crate::{
+    claims::Claims,
     config::{Inbound, MtlsMode},
     error::NoRoute,
     identity::{SpiffeId, names_match},
@@ -20,6 +21,8 @@ pub struct InboundView<'a> {
     pub port: u16,
     /// Who the caller proved to be; `None` in plaintext.
     pub peer: Option<&'a SpiffeId>,
+    /// What its verified tokens say; `None` while none was verified.
+    pub claims: Option<&'a Claims>,
     /// The request.
     pub request: RequestView<'a>,
 }

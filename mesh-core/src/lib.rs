@@ -40,6 +40,7 @@
 
 pub mod admit;
 pub mod balance;
+pub mod claims;
 pub mod cluster;
 pub mod config;
 pub mod endpoint;

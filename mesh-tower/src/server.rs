@@ -390,7 +390,7 @@ impl Server {
         let admit = match configured {
             Some(snapshot) => {
                 let request = RequestView::of(parts, Some(port));
-                snapshot.admit(&InboundView { port, peer: caller.peer.as_ref(), request })
+                snapshot.admit(&InboundView { port, peer: caller.peer.as_ref(), claims: None, request })
             }
             // The handshake held the default; a plaintext port without configuration is one outside any mesh.
             None => Admit::Allow,

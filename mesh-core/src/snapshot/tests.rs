@@ -319,7 +319,7 @@ fn admission() {
         (6, Some(&peer), Ok(())),
     ] {
         let parts = request("http://reviews:9080/a", None);
-        let view = InboundView { port, peer, request: RequestView::of(&parts, None) };
+        let view = InboundView { port, peer, claims: None, request: RequestView::of(&parts, None) };
         let admitted = match snapshot.admit(&view) {
             Admit::Allow => Ok(()),
             Admit::Refuse { status, flags, .. } => Err((status, flags)),
@@ -327,7 +327,7 @@ fn admission() {
         assert_eq!(admitted, expected, "{port}");
     }
     let parts = request("http://reviews:9080/b", None);
-    let view = InboundView { port: 2, peer: None, request: RequestView::of(&parts, None) };
+    let view = InboundView { port: 2, peer: None, claims: None, request: RequestView::of(&parts, None) };
     assert!(matches!(snapshot.admit(&view), Admit::Refuse { status: 404, flags: Flags::NR, .. }));
 }
 
