@@ -70,4 +70,5 @@ mod sync;
 pub mod telemetry;
 pub mod time;
 pub mod timeout;
+pub mod trust;
 mod zone;
