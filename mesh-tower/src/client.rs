@@ -123,6 +123,11 @@ impl<L> HttpClient<L> {
     }
 
     /// Its clock and seed.
+    /// What it sends through.
+    pub(crate) fn leaf(&self) -> Arc<L> {
+        Arc::clone(&self.leaf)
+    }
+
     pub(crate) fn source(&self) -> Source {
         self.parts.source.clone()
     }

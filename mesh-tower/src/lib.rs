@@ -27,6 +27,7 @@ mod mesh;
 mod message;
 mod names;
 mod pool;
+mod side;
 mod spread;
 #[cfg(test)]
 mod testing;

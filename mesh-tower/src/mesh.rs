@@ -43,6 +43,7 @@ use crate::{
     live::Live,
     pool::Pool,
     server::{Gate, Handler, Role, Server, Tunnels, WithHealth, signalled},
+    side::SideCalls,
     telemetry::{PeerMetadata, Telemetry},
     tls::LiveIdentity,
     upkeep::Owned,
@@ -245,6 +246,7 @@ impl Mesh {
             gate: shared.gate.clone(),
             tunnels: Tunnels::default(),
             clock: shared.http.source(),
+            side: SideCalls::new(Arc::clone(&shared.live), shared.http.leaf(), shared.http.source()),
         };
         let mut serving = std::pin::pin!(server.run(listener, handler, shared.ending.subscribe()));
         tokio::select! {

@@ -43,6 +43,7 @@ use crate::{
     error::BoxError,
     live::Live,
     pool::{ask_upgrade, remove_hop_by_hop},
+    side::SideCalls,
     source::{self, Source},
     telemetry::{PEER_METADATA, PeerCache, Telemetry},
     tls::{Accepted, LiveIdentity, MtlsAcceptor},
@@ -111,6 +112,9 @@ pub(crate) struct Server {
     pub(crate) tunnels: Tunnels,
     /// The clock and the chance that rate limits go by.
     pub(crate) clock: Source,
+    /// Asks other services before a request is let in.
+    #[allow(dead_code, reason = "the filters that ask come next")]
+    pub(crate) side: SideCalls,
 }
 
 /// Whom a server serves.
