@@ -428,13 +428,13 @@ async fn follow_identity(source: CertSource, live: LiveIdentity) {
     let mut identities = source.identity();
     loop {
         let identity = identities.borrow_and_update().clone();
-        if let Some(identity) = identity {
-            match Identity::from_der(identity.chain.clone(), identity.key.clone_key(), identity.roots.clone()) {
-                Ok(own) => live.replace(own.with_validity(identity.not_before, identity.not_after)),
-                Err(error) => {
-                    tracing::error!(target: "mesh", %error, "the certificate cannot be used; the one before stays in force");
-                }
+        match identity.map(|it| (Identity::from_der(it.chain.clone(), it.key.clone_key(), it.roots.clone()), it)) {
+            Some((Ok(own), it)) => live.replace(own.with_validity(it.not_before, it.not_after)),
+            Some((Err(error), _)) => {
+                tracing::error!(target: "mesh", %error, "the certificate cannot be used; the one before stays in force");
             }
+            // Expired and not renewed: from now on neither shown nor served with.
+            None => live.withdraw(),
         }
         if identities.changed().await.is_err() {
             return;

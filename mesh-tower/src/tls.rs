@@ -16,7 +16,9 @@ mod connector;
 mod identity;
 mod listener;
 mod named;
+mod refusal;
 mod server;
+mod trust;
 mod verify;
 
 pub(crate) use client::peer_of;
@@ -24,7 +26,10 @@ pub use client::{ClientTls, UpstreamTarget};
 pub use connector::{MtlsConnector, MtlsConnectorLayer, MtlsStream};
 pub use identity::{Identity, LiveIdentity};
 pub use listener::MtlsListener;
+pub use refusal::Reason;
+use refusal::Refusal;
 pub use server::{Accepted, MtlsAcceptor};
+pub use trust::Trust;
 
 /// The cryptography used: the process's default where the application installed one, ring otherwise.
 pub(crate) fn provider() -> Arc<CryptoProvider> {
@@ -44,6 +49,8 @@ pub enum TlsError {
     Identity(String),
     /// The handshake failed: what the peer showed, or what it said of what we showed.
     Handshake(std::io::Error),
+    /// The peer was believed once, and is not any more.
+    Refused(Reason, String),
     /// The system has no roots to trust, asked for by a TLS context without workload identity.
     NoSystemRoots,
     /// Setting up the library failed.
@@ -56,6 +63,7 @@ impl fmt::Display for TlsError {
             Self::NoIdentity => f.write_str("mutual TLS is required, but this process has no certificate yet"),
             Self::Identity(reason) => write!(f, "the certificate cannot be used: {reason}"),
             Self::Handshake(error) => write!(f, "TLS handshake failed: {error}"),
+            Self::Refused(_, reason) => write!(f, "the peer is refused: {reason}"),
             Self::NoSystemRoots => {
                 f.write_str("no trusted roots found on this system; set SSL_CERT_FILE to a file of PEM certificates")
             }

@@ -70,15 +70,16 @@ impl ClientTls {
     fn config(&self, target: &UpstreamTarget<'_>) -> Result<ClientConfig, TlsError> {
         let provider = provider();
         let algorithms = provider.signature_verification_algorithms;
-        let builder =
-            ClientConfig::builder_with_provider(provider).with_protocol_versions(VERSIONS).map_err(TlsError::Config)?;
+        let builder = ClientConfig::builder_with_details(provider, Arc::new(self.identity.clock()))
+            .with_protocol_versions(VERSIONS)
+            .map_err(TlsError::Config)?;
         let mut config = if target.tls.workload_identity {
-            let identity = self.identity.load().ok_or(TlsError::NoIdentity)?;
+            let now = self.identity.in_force();
+            let identity = now.identity.as_ref().ok_or(TlsError::NoIdentity)?;
             let verifier = Verifier {
                 algorithms,
-                anchors: identity.anchors(),
-                trust_domain: identity.id().trust_domain().to_owned(),
-                subject_alt_names: target.tls.subject_alt_names.clone(),
+                trust: Arc::clone(&now.trust),
+                expected: target.tls.subject_alt_names.clone().into(),
             };
             let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier));
             builder.with_client_cert_resolver(identity.key())

@@ -1,26 +1,30 @@
-//! Who we are: certificate chain, key and trusted roots of one generation, swapped as one value.
+//! Who we are and whom we trust: certificate chain, key, and the trust that peers are judged by, swapped as one value.
 
 use std::{
     fmt,
-    sync::Arc,
-    time::{Duration, SystemTime},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use arc_swap::ArcSwapOption;
+use arc_swap::ArcSwap;
 use mesh_core::identity::SpiffeId;
-use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, TrustAnchor, pem::PemObject};
+use rustls::{
+    sign::{CertifiedKey, SingleCertAndKey},
+    time_provider::TimeProvider,
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, TrustAnchor, UnixTime, pem::PemObject};
 use tokio::sync::watch;
 
-use super::{TlsError, provider, verify};
+use super::{TlsError, Trust, provider, trust, verify};
+use crate::source;
 
 /// A workload certificate with its key and the roots its peers are judged by. Neither shown nor logged: the key.
 pub struct Identity {
     id: SpiffeId,
     chain: Vec<CertificateDer<'static>>,
     key: Arc<SingleCertAndKey>,
-    roots: Arc<[TrustAnchor<'static>]>,
-    root_certificates: Vec<CertificateDer<'static>>,
+    anchors: Arc<[TrustAnchor<'static>]>,
+    roots: Arc<[CertificateDer<'static>]>,
     validity: Option<(SystemTime, SystemTime)>,
 }
 
@@ -53,22 +57,10 @@ impl Identity {
     ) -> Result<Self, TlsError> {
         let leaf = chain.first().ok_or_else(|| TlsError::Identity("the chain is empty".to_owned()))?;
         let id = verify::spiffe_id_of(leaf).map_err(|error| TlsError::Identity(error.to_string()))?;
-        let anchors = roots.iter().map(|root| webpki::anchor_from_trusted_cert(root).map(|anchor| anchor.to_owned()));
-        let anchors: Arc<[TrustAnchor<'static>]> =
-            anchors.collect::<Result<_, _>>().map_err(|error| TlsError::Identity(format!("a root: {error}")))?;
-        if anchors.is_empty() {
-            return Err(TlsError::Identity("there are no roots to trust".to_owned()));
-        }
+        let anchors = trust::anchors(&roots)?;
         let key = CertifiedKey::from_der(chain.clone(), key, &provider())
             .map_err(|error| TlsError::Identity(error.to_string()))?;
-        Ok(Self {
-            id,
-            chain,
-            key: Arc::new(SingleCertAndKey::from(key)),
-            roots: anchors,
-            root_certificates: roots,
-            validity: None,
-        })
+        Ok(Self { id, chain, key: Arc::new(SingleCertAndKey::from(key)), anchors, roots: roots.into(), validity: None })
     }
 
     /// Says when the leaf begins and ends, for those who show it; verification reads the certificate itself.
@@ -90,7 +82,7 @@ impl Identity {
 
     /// The trusted roots.
     pub fn roots(&self) -> &[CertificateDer<'static>] {
-        &self.root_certificates
+        &self.roots
     }
 
     /// When it begins and ends, if that was said.
@@ -107,8 +99,9 @@ impl Identity {
         Arc::clone(&self.key)
     }
 
-    pub(super) fn anchors(&self) -> Arc<[TrustAnchor<'static>]> {
-        Arc::clone(&self.roots)
+    /// The roots as they are asked and as they were given.
+    fn bundle(&self) -> (Arc<[TrustAnchor<'static>]>, Arc<[CertificateDer<'static>]>) {
+        (Arc::clone(&self.anchors), Arc::clone(&self.roots))
     }
 }
 
@@ -121,7 +114,7 @@ impl fmt::Debug for Identity {
     }
 }
 
-/// The identity in force: each handshake uses the newest, and clones share it.
+/// The identity and the trust in force: each handshake uses the newest of both, and clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct LiveIdentity {
     shared: Arc<Shared>,
@@ -129,13 +122,54 @@ pub struct LiveIdentity {
 
 #[derive(Debug)]
 struct Shared {
-    current: ArcSwapOption<Identity>,
-    generation: watch::Sender<u64>,
+    current: ArcSwap<InForce>,
+    /// Numbers what is in force, for those who wait for the next.
+    changes: watch::Sender<u64>,
+    writer: Mutex<()>,
+    clock: WallClock,
+}
+
+/// What is in force at one moment.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct InForce {
+    pub(super) identity: Option<Arc<Identity>>,
+    /// Which identity it is, counted from 1.
+    pub(super) generation: u64,
+    pub(super) trust: Arc<Trust>,
+    /// Which trust it is, counted from 1.
+    pub(super) trust_generation: u64,
+}
+
+/// The time by which certificates begin and end.
+#[derive(Clone)]
+pub(crate) struct WallClock(Arc<dyn Fn() -> SystemTime + Send + Sync>);
+
+impl WallClock {
+    pub(super) fn now(&self) -> SystemTime {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for WallClock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("WallClock")
+    }
+}
+
+impl TimeProvider for WallClock {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(UnixTime::since_unix_epoch(self.now().duration_since(UNIX_EPOCH).ok()?))
+    }
 }
 
 impl Default for Shared {
     fn default() -> Self {
-        Self { current: ArcSwapOption::empty(), generation: watch::Sender::new(0) }
+        Self {
+            current: ArcSwap::default(),
+            changes: watch::Sender::new(0),
+            writer: Mutex::default(),
+            clock: WallClock(Arc::new(source::wall)),
+        }
     }
 }
 
@@ -147,31 +181,107 @@ impl LiveIdentity {
         live
     }
 
-    /// Takes another's place; connections that stand stay as they are.
+    /// Without an identity yet, with a clock of your own to judge certificates by: for tests.
+    pub fn with_clock(clock: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
+        Self { shared: Arc::new(Shared { clock: WallClock(Arc::new(clock)), ..Shared::default() }) }
+    }
+
+    /// Takes another's place, and its roots those of our trust domain; the rest of the trust stays.
+    ///
+    /// Connections that were made with the one before are closed soon, without harm to what is under way on them.
     pub fn replace(&self, identity: Identity) {
-        self.shared.current.store(Some(Arc::new(identity)));
-        self.shared.generation.send_modify(|generation| *generation += 1);
+        self.change(|now| {
+            let mut trust = Trust::clone(&now.trust);
+            trust.belong(identity.id().trust_domain(), identity.bundle());
+            now.identity = Some(Arc::new(identity));
+            now.generation += 1;
+            now.trust_is(trust);
+        });
     }
 
-    /// The identity, if there is one yet.
+    /// There is none any more, because it expired and could not be renewed; the trust stays.
+    pub fn withdraw(&self) {
+        self.change(|now| {
+            if now.identity.take().is_some() {
+                now.generation += 1;
+            }
+        });
+    }
+
+    /// Changes whom we trust: roots of other domains, aliases, revocation lists, who is denied.
+    ///
+    /// New handshakes go by it at once; connections that stand with peers that are not believed any more are closed within
+    /// seconds, others are left alone.
+    pub fn revise<R>(&self, change: impl FnOnce(&mut Trust) -> R) -> R {
+        self.change(|now| {
+            let mut trust = Trust::clone(&now.trust);
+            let result = change(&mut trust);
+            now.trust_is(trust);
+            result
+        })
+    }
+
+    /// Whom we trust.
+    pub fn trust(&self) -> Arc<Trust> {
+        Arc::clone(&self.shared.current.load().trust)
+    }
+
+    /// The identity, if there is one.
     pub fn load(&self) -> Option<Arc<Identity>> {
-        self.shared.current.load_full()
+        self.shared.current.load().identity.clone()
     }
 
-    /// How many there have been. Connections of an older generation are retired when they fall idle.
+    /// How many identities there have been. Connections of an earlier one are not used for new requests.
     pub fn generation(&self) -> u64 {
-        *self.shared.generation.borrow()
+        self.shared.current.load().generation
+    }
+
+    /// How many different trusts there have been.
+    pub fn trust_generation(&self) -> u64 {
+        self.shared.current.load().trust_generation
     }
 
     /// Waits until there is one.
     pub async fn ready(&self) -> Arc<Identity> {
-        let mut changes = self.shared.generation.subscribe();
+        let mut changes = self.changes();
         loop {
             if let Some(identity) = self.load() {
                 return identity;
             }
             // The sender lives in `self`, so this cannot fail while we wait.
             let _ = changes.changed().await;
+        }
+    }
+
+    pub(super) fn in_force(&self) -> Arc<InForce> {
+        self.shared.current.load_full()
+    }
+
+    /// Tells that something else is in force.
+    pub(super) fn changes(&self) -> watch::Receiver<u64> {
+        self.shared.changes.subscribe()
+    }
+
+    pub(super) fn clock(&self) -> WallClock {
+        self.shared.clock.clone()
+    }
+
+    fn change<R>(&self, change: impl FnOnce(&mut InForce) -> R) -> R {
+        let writer = self.shared.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = InForce::clone(&self.shared.current.load());
+        let result = change(&mut next);
+        self.shared.current.store(Arc::new(next));
+        drop(writer);
+        self.shared.changes.send_modify(|changes| *changes += 1);
+        result
+    }
+}
+
+impl InForce {
+    fn trust_is(&mut self, trust: Trust) {
+        if *self.trust != trust {
+            self.trust = Arc::new(trust);
+            self.trust_generation += 1;
         }
     }
 }

@@ -7,14 +7,14 @@ use std::{fmt, sync::Arc};
 
 use mesh_core::{config::StringMatch, identity::names_match};
 use rustls::{
-    CertificateError, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
+    DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature},
 };
 use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
 
-use super::verify::pki_error;
+use super::Refusal;
 
 /// What is checked.
 pub(super) struct NamedServer {
@@ -48,16 +48,16 @@ impl ServerCertVerifier for NamedServer {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let certificate = EndEntityCert::try_from(leaf).map_err(pki_error)?;
+        let certificate = EndEntityCert::try_from(leaf).map_err(Refusal::Chain)?;
         let usage = KeyUsage::server_auth();
         certificate
             .verify_for_usage(self.algorithms.all, &self.anchors, intermediates, now, usage, None, None)
-            .map_err(pki_error)?;
+            .map_err(Refusal::Chain)?;
         let mut of_leaf = certificate.valid_dns_names().chain(certificate.valid_uri_names());
         if of_leaf.any(|name| names_match(&self.names, [name])) {
             Ok(ServerCertVerified::assertion())
         } else {
-            Err(Error::InvalidCertificate(CertificateError::NotValidForName))
+            Err(Refusal::Unnamed { expected: format!("{:?}", self.names) }.into())
         }
     }
 

@@ -64,15 +64,15 @@ impl MtlsAcceptor {
     }
 
     fn config(&self) -> Result<ServerConfig, TlsError> {
-        let identity = self.identity.load().ok_or(TlsError::NoIdentity)?;
+        let now = self.identity.in_force();
+        let identity = now.identity.as_ref().ok_or(TlsError::NoIdentity)?;
         let provider = provider();
         let verifier = Verifier {
             algorithms: provider.signature_verification_algorithms,
-            anchors: identity.anchors(),
-            trust_domain: identity.id().trust_domain().to_owned(),
-            subject_alt_names: Vec::new(),
+            trust: Arc::clone(&now.trust),
+            expected: Arc::default(),
         };
-        let mut config = ServerConfig::builder_with_provider(provider)
+        let mut config = ServerConfig::builder_with_details(provider, Arc::new(self.identity.clock()))
             .with_protocol_versions(VERSIONS)
             .map_err(TlsError::Config)?
             .with_client_cert_verifier(Arc::new(verifier))
