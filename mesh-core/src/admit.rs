@@ -1,9 +1,14 @@
 //! The decision for one inbound request: may this caller ask this of us?
 //!
 //! Mutual TLS itself is the acceptor's: a caller that must not speak at all never gets here. What is asked here is what
-//! the port's policy demands of a request: an identity, a chain this library can enforce, a route.
+//! the port's policy demands of a request: an identity, a chain this library can enforce, whatever guards the port in their
+//! order, a route. Rules are decided here; who else must be asked is said ([`Admit::Ask`]), and the decision goes on from
+//! there once the answer is known.
+
+use std::net::IpAddr;
 
 use crate::{
+    authz::{Guard, Heard},
     claims::Claims,
     config::{Inbound, MtlsMode},
     error::NoRoute,
@@ -23,8 +28,22 @@ pub struct InboundView<'a> {
     pub peer: Option<&'a SpiffeId>,
     /// What its verified tokens say; `None` while none was verified.
     pub claims: Option<&'a Claims>,
+    /// The address it came in by; `None` if nobody knows, and then no condition on it is met or not met.
+    pub local: Option<IpAddr>,
+    /// Where it comes from, told by trusted proxies in front ([`Inbound::remote`]); `None` as for `local`. The other end
+    /// of the connection is [`RequestView::source`].
+    pub remote: Option<IpAddr>,
+    /// The server's name in the TLS handshake; empty in plaintext.
+    pub server_name: &'a str,
     /// The request.
     pub request: RequestView<'a>,
+}
+
+impl<'a> InboundView<'a> {
+    /// A request in plaintext of which nothing else is known than where it comes from, by itself.
+    pub fn of(port: u16, request: RequestView<'a>) -> Self {
+        Self { port, peer: None, claims: None, local: None, remote: request.source, server_name: "", request }
+    }
 }
 
 /// What happens to an inbound request.
@@ -40,20 +59,48 @@ pub enum Admit {
         flags: Flags,
         /// Why; for the body and the log.
         reason: String,
+        /// Which rule decided, for the log; empty if none did. Envoy `%RESPONSE_CODE_DETAILS%`.
+        details: String,
+    },
+    /// The guard at this place of [`Inbound::guards`] must be asked; if it lets the request pass, the decision goes on
+    /// behind it.
+    Ask {
+        /// Its place.
+        at: usize,
     },
 }
 
+/// What the body of a request says that rules refuse. Source: Envoy.
+const ACCESS_DENIED: &str = "RBAC: access denied";
+
 impl Snapshot {
-    /// Decides one inbound request. A port without configuration demands what [`Inbound::default`] does: mutual TLS.
-    pub fn admit(&self, view: &InboundView<'_>) -> Admit {
+    /// Decides one inbound request, from the guard at place `from` on. A port without configuration demands what
+    /// [`Inbound::default`] does: mutual TLS. What rules have to tell is added to `heard`, which guards behind them look at.
+    pub fn admit(&self, view: &InboundView<'_>, from: usize, heard: &mut Heard) -> Admit {
         let Some(inbound) = self.inbound(view.port) else { return admit_peer(&Inbound::default(), view) };
-        if let Some(why) = &inbound.refused {
-            return refuse(503, Flags::NONE, why.clone());
+        if from == 0 {
+            if let Some(why) = &inbound.refused {
+                return refuse(503, Flags::NONE, why.clone());
+            }
+            match admit_peer(inbound, view) {
+                Admit::Allow => {}
+                refused => return refused,
+            }
         }
-        match admit_peer(inbound, view) {
-            Admit::Allow => self.admit_route(view),
-            refused => refused,
+        for (at, guard) in self.guards(view.port).iter().enumerate().skip(from) {
+            match guard {
+                Guard::Rbac(engine) => {
+                    let verdict = engine.decide(view, heard);
+                    if !verdict.allowed {
+                        let (reason, details) = (ACCESS_DENIED.to_owned(), verdict.details());
+                        return Admit::Refuse { status: 403, flags: Flags::NONE, reason, details };
+                    }
+                }
+                Guard::Ask { when: Some(wanted) } if !heard.found(wanted) => {}
+                Guard::Ask { .. } => return Admit::Ask { at },
+            }
         }
+        self.admit_route(view)
     }
 
     fn admit_route(&self, view: &InboundView<'_>) -> Admit {
@@ -87,5 +134,5 @@ fn admit_peer(inbound: &Inbound, view: &InboundView<'_>) -> Admit {
 }
 
 fn refuse(status: u16, flags: Flags, reason: String) -> Admit {
-    Admit::Refuse { status, flags, reason }
+    Admit::Refuse { status, flags, reason, details: String::new() }
 }

@@ -12,6 +12,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
+mod authz;
 mod balance;
 mod cluster;
 mod clusters;
@@ -27,6 +28,10 @@ mod route;
 mod session;
 mod value;
 
+pub use authz::{
+    AuditCondition, AuthzService, Condition, ExtAuthz, Guard, MetadataMatch, Rbac, RbacAction, RbacPolicy, RbacRules,
+    ShadowMatch, ValueMatch,
+};
 pub use balance::{
     ClientWeighted, ConsistentHash, Custom, HashFunction, LeastRequest, LoadBalancer, Maglev, PickFirst, RingHash,
     SlowStart, ZoneAware,
@@ -41,7 +46,7 @@ pub use connections::{Connections, Http2, Keepalive, SocketOption, TcpKeepalive}
 pub use hash::{HashCookie, HashPolicy, HashSource, RoutingPriority};
 pub use health_check::{GrpcCheck, HealthCheck, HttpCheck, Probe, TcpCheck};
 pub use http::HttpSettings;
-pub use inbound::{Inbound, MtlsMode};
+pub use inbound::{EscapedSlashes, Inbound, MtlsMode, PathNormalization};
 pub use outlier::{FailurePercentage, LatencyOutlier, Monitor, OutlierDetection, SuccessRate};
 pub use policy::{
     Abort, AbortStatus, BackOff, Fault, FaultDelay, GrpcRetry, HedgePolicy, HttpRetry, RateLimitedBackOff, ResetFormat,

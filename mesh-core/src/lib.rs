@@ -36,9 +36,10 @@
 //! ```
 //!
 //! [`rewrite`] changes the request on its way, [`mirror`] says who gets a copy, [`retry`] says whether to try again, [`timeout`] how long it may take,
-//! [`admit`] whether an inbound request is let in, and [`explain`] why all that is so.
+//! [`admit`] whether an inbound request is let in, [`authz`] by which rules, and [`explain`] why all that is so.
 
 pub mod admit;
+pub mod authz;
 pub mod balance;
 pub mod claims;
 pub mod cluster;
@@ -56,6 +57,7 @@ mod locality;
 pub mod mirror;
 pub mod outcome;
 pub mod outlier;
+pub mod path;
 pub mod pick;
 pub mod plan;
 pub mod rate_limit;

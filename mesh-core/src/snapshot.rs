@@ -8,6 +8,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use rand::RngCore;
 
 use crate::{
+    authz::{Guard, Guards},
     cluster::Cluster,
     config::{self, Config, Local, Name},
     error::{CompileError, NoRoute},
@@ -35,6 +36,8 @@ pub struct Snapshot {
     local: Local,
     pub(crate) outbound: BTreeMap<u16, Arc<RouteTable>>,
     pub(crate) inbound: BTreeMap<u16, Arc<RouteTable>>,
+    /// What requests must pass, by port; only of ports where they must pass something.
+    guards: BTreeMap<u16, Arc<Guards>>,
     clusters: Clusters,
     /// How the processes like this one are spread.
     zones: Option<Arc<LocalZones>>,
@@ -48,6 +51,7 @@ impl Snapshot {
             local: Local::default(),
             outbound: BTreeMap::new(),
             inbound: BTreeMap::new(),
+            guards: BTreeMap::new(),
             clusters: Clusters::default(),
             zones: None,
         }
@@ -70,6 +74,16 @@ impl Snapshot {
             });
             inbound.insert(*port, compile_table(&server.routes, settings.as_ref(), previous.inbound.get(port))?);
         }
+        let mut guards = BTreeMap::new();
+        for (port, server) in config.inbound.iter().filter(|(_, server)| !server.guards.is_empty()) {
+            let before = previous.servers.get(port).filter(|before| before.guards == server.guards);
+            let same = before.and_then(|_| previous.guards.get(port)).cloned();
+            let compiled = match same {
+                Some(same) => same,
+                None => Arc::new(Guards::compile(&server.guards, &format!("port {port}"))?),
+            };
+            guards.insert(*port, compiled);
+        }
         let zones = local_zones(config);
         let zones = match &previous.zones {
             Some(old) if zones.as_ref() == Some(old) => Some(Arc::clone(old)),
@@ -85,7 +99,7 @@ impl Snapshot {
         let surroundings = Surroundings { seed: name_hash(&config.local.id), zones: zones.clone() };
         let clusters = Clusters::compile(config, &previous.clusters, same, surroundings);
         let (servers, local) = (config.inbound.clone(), config.local.clone());
-        Ok(Self { servers, local, outbound, inbound, clusters, zones })
+        Ok(Self { servers, local, outbound, inbound, guards, clusters, zones })
     }
 
     /// Decides one outbound request. Allocates nothing; draws from `rng` for shares, weights and faults.
@@ -181,6 +195,11 @@ impl Snapshot {
     /// What the server on this port demands of its callers.
     pub fn inbound(&self, port: u16) -> Option<&Arc<config::Inbound>> {
         self.servers.get(&port)
+    }
+
+    /// What requests to this port must pass, in order.
+    pub(crate) fn guards(&self, port: u16) -> &[Guard] {
+        self.guards.get(&port).map_or(&[], |guards| &guards.0)
     }
 
     /// How many requests the server on this port lets in.

@@ -1,10 +1,11 @@
 //! What a server of this process demands of its callers. Source: Envoy `Listener` `virtualInbound`, filter chains by port.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
+use http::HeaderMap;
 use serde::{Deserialize, Serialize};
 
-use super::{LocalRateLimit, Name, RouteTable, StringMatch};
+use super::{Guard, LocalRateLimit, Name, RouteTable, StringMatch};
 
 /// The policy of one listening port.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -24,6 +25,15 @@ pub struct Inbound {
     pub routes: Arc<RouteTable>,
     /// Why requests are refused, when a filter of the chain demands something this library cannot enforce.
     pub refused: Option<String>,
+    /// What a request must pass, in order, before the rate limit and the application. Envoy `http_filters`.
+    pub guards: Vec<Guard>,
+    /// The form paths are brought into before anything is decided by them. Istio `pathNormalization`.
+    pub path: PathNormalization,
+    /// How many proxies in front are trusted to have told the caller's address: that many entries from the end of
+    /// `x-forwarded-for` are passed over, and the next is the caller. `None` believes the connection alone.
+    ///
+    /// Envoy `HttpConnectionManager.xff_num_trusted_hops`, where it is not 0.
+    pub trusted_hops: Option<u32>,
     /// How many requests are let in. Envoy `LocalRateLimit` among the `http_filters`.
     pub rate_limit: Option<Arc<LocalRateLimit>>,
     /// How long a caller may take for the head of an HTTP/1.1 request; `None` is 30 s here. Of HTTP/2 a head comes whole.
@@ -49,6 +59,9 @@ impl Default for Inbound {
             alpn: vec!["h2".to_owned(), "http/1.1".to_owned()],
             routes: Arc::default(),
             refused: None,
+            guards: Vec::new(),
+            path: PathNormalization::BASE,
+            trusted_hops: None,
             rate_limit: None,
             request_headers_timeout: None,
             request_timeout: None,
@@ -58,10 +71,61 @@ impl Default for Inbound {
 }
 
 impl Inbound {
+    /// Where a request comes from, as far as the proxies in front are trusted: `direct` is the other end of the
+    /// connection. `None` if what a trusted proxy wrote is no address.
+    pub fn remote(&self, direct: IpAddr, headers: &HeaderMap) -> Option<IpAddr> {
+        let Some(hops) = self.trusted_hops.and_then(|hops| usize::try_from(hops).ok()) else { return Some(direct) };
+        let lines = headers.get_all("x-forwarded-for").iter().rev();
+        let mut entries = lines.flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b','));
+        let Some(entry) = entries.nth(hops) else { return Some(direct) };
+        std::str::from_utf8(entry).ok()?.trim().parse::<IpAddr>().ok().map(|address| address.to_canonical())
+    }
+
     /// Is there no place for another connection beside so many?
     pub fn is_full(&self, open: usize) -> bool {
         self.max_connections.is_some_and(|most| u64::try_from(open).is_ok_and(|open| open >= most))
     }
+}
+
+/// The form of paths. Source: Istio `MeshConfig.pathNormalization`.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(default)]
+pub struct PathNormalization {
+    /// Dot segments are resolved, backslashes are slashes, needless escapes go. Envoy `normalize_path`.
+    pub dot_segments: bool,
+    /// Repeated slashes are one. Envoy `merge_slashes`.
+    pub merge_slashes: bool,
+    /// What `%2f` and `%5c` come to. Envoy `path_with_escaped_slashes_action`.
+    pub escaped_slashes: EscapedSlashes,
+}
+
+impl PathNormalization {
+    /// As it came. Istio `NONE`, and what Envoy does where nothing is said.
+    pub const NONE: Self = Self { dot_segments: false, merge_slashes: false, escaped_slashes: EscapedSlashes::Keep };
+    /// Istio `BASE`, its default.
+    pub const BASE: Self = Self { dot_segments: true, ..Self::NONE };
+}
+
+impl Default for PathNormalization {
+    /// [`BASE`](Self::BASE): rules are worth nothing where a path has many forms.
+    fn default() -> Self {
+        Self::BASE
+    }
+}
+
+/// Source: Envoy `HttpConnectionManager.PathWithEscapedSlashesAction`.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EscapedSlashes {
+    /// Nothing is done.
+    #[default]
+    Keep,
+    /// The request is refused (400).
+    Reject,
+    /// The caller is told to ask for the path without (307).
+    Redirect,
+    /// They are slashes.
+    Forward,
 }
 
 /// Source: Istio `PeerAuthentication.mtls.mode`.

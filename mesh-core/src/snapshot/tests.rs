@@ -9,6 +9,7 @@ use http::request::Parts;
 use super::*;
 use crate::{
     admit::{Admit, InboundView},
+    authz::Heard,
     config::{
         Abort, AbortStatus, Action, DirectResponse, Endpoint, EndpointAddress, Endpoints, Fault, FaultDelay, Forward,
         Fraction, HeaderChange, HeaderChanges, HeaderMatch, HeaderMatcher, Inbound, LocalityEndpoints, Mirror,
@@ -319,16 +320,18 @@ fn admission() {
         (6, Some(&peer), Ok(())),
     ] {
         let parts = request("http://reviews:9080/a", None);
-        let view = InboundView { port, peer, claims: None, request: RequestView::of(&parts, None) };
-        let admitted = match snapshot.admit(&view) {
+        let view = InboundView { peer, ..InboundView::of(port, RequestView::of(&parts, None)) };
+        let admitted = match snapshot.admit(&view, 0, &mut Heard::default()) {
             Admit::Allow => Ok(()),
+            Admit::Ask { .. } => Err((0, Flags::NONE)),
             Admit::Refuse { status, flags, .. } => Err((status, flags)),
         };
         assert_eq!(admitted, expected, "{port}");
     }
     let parts = request("http://reviews:9080/b", None);
-    let view = InboundView { port: 2, peer: None, claims: None, request: RequestView::of(&parts, None) };
-    assert!(matches!(snapshot.admit(&view), Admit::Refuse { status: 404, flags: Flags::NR, .. }));
+    let view = InboundView::of(2, RequestView::of(&parts, None));
+    let admitted = snapshot.admit(&view, 0, &mut Heard::default());
+    assert!(matches!(admitted, Admit::Refuse { status: 404, flags: Flags::NR, .. }));
 }
 
 /// Virtual host `reviews` on port 9080 with these rules, and clusters v1, v2, v3 with one endpoint each.
