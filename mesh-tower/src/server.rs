@@ -9,7 +9,7 @@ use std::{
     convert::Infallible,
     future::poll_fn,
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     pin::pin,
     sync::{Arc, OnceLock},
     time::Duration,
@@ -23,7 +23,6 @@ use hyper_util::{
     server::conn::auto,
 };
 use mesh_core::{
-    admit::{Admit, InboundView},
     config::{Inbound, MtlsMode, ServiceName},
     identity::SpiffeId,
     outcome::Flags,
@@ -44,12 +43,13 @@ use crate::{
     live::Live,
     pool::{ask_upgrade, remove_hop_by_hop},
     side::SideCalls,
-    source::{self, Source},
+    source::Source,
     telemetry::{PEER_METADATA, PeerCache, Telemetry},
     tls::{Accepted, LiveIdentity, MtlsAcceptor},
 };
 
 mod body;
+mod guard;
 mod health;
 mod reply;
 mod shed;
@@ -58,6 +58,7 @@ mod tunnel;
 
 use body::Answer;
 pub use body::RequestBody;
+use guard::{Refusal, own_address};
 pub use health::{HealthBody, WithHealth};
 use reply::{has_failed, in_time, in_vain, own_answer};
 pub(crate) use shed::Gate;
@@ -130,6 +131,10 @@ pub(crate) enum Role {
 struct Caller {
     peer: Option<SpiffeId>,
     address: SocketAddr,
+    /// Where it was accepted, as far as that is one address.
+    local: Option<IpAddr>,
+    /// The name it asked for in the handshake.
+    server_name: String,
     mode: MtlsMode,
     cache: PeerCache,
     /// Its own buckets, where connections are counted apart.
@@ -144,6 +149,7 @@ impl Server {
         B: HttpBody<Error: Into<BoxError>, Data: Send> + Send + 'static,
     {
         let server = Arc::new(self);
+        let local = own_address(listener.local_addr());
         let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
         let (drain, draining) = watch::channel(false);
         let mut connections = JoinSet::new();
@@ -162,7 +168,7 @@ impl Server {
                 Ok((stream, address, permit)) => {
                     let (server, handler, draining) = (Arc::clone(&server), handler.clone(), draining.clone());
                     connections.spawn(async move {
-                        let shaken = timeout(HANDSHAKE, server.shake(stream, address)).await;
+                        let shaken = timeout(HANDSHAKE, server.shake(stream, address, local)).await;
                         drop(permit);
                         match shaken {
                             Ok(Ok((io, caller))) => server.converse(io, caller, handler, draining).await,
@@ -203,6 +209,7 @@ impl Server {
         &self,
         stream: I,
         address: SocketAddr,
+        local: Option<IpAddr>,
     ) -> Result<(Accepted<I>, Caller), crate::tls::TlsError> {
         let mut acceptor = MtlsAcceptor::new(self.identity.clone());
         let mode = match self.role {
@@ -222,6 +229,8 @@ impl Server {
         let caller = Caller {
             peer: accepted.peer().cloned(),
             address,
+            local,
+            server_name: accepted.server_name().unwrap_or("").to_ascii_lowercase(),
             mode,
             cache: PeerCache::default(),
             limits: OnceLock::new(),
@@ -271,6 +280,7 @@ impl Server {
         B: HttpBody<Error: Into<BoxError>>,
     {
         let (mut parts, body) = request.into_parts();
+        let malformed = self.straighten(&mut parts);
         let changing = parts.extensions.get::<OnUpgrade>().cloned().filter(|_| self.role == Role::Gateway);
         let introduced = parts.headers.contains_key(PEER_METADATA);
         let mut story = self.receive(caller, &mut parts);
@@ -278,23 +288,30 @@ impl Server {
         context.trace = Some(story.trace().clone());
         context.source = Some(caller.address.ip());
         let context = Arc::new(context);
-        let mut refusal = self.refusal(caller, &parts, &context);
+        let mut refusal = match malformed {
+            Ok(()) => self.refusal(caller, &mut parts, &context).await,
+            Err(malformed) => Some(malformed),
+        };
         let limited = if refusal.is_none() { self.limited(caller, &parts) } else { None };
         if let Some(limited) = limited {
             let status = StatusCode::from_u16(limited.status).unwrap_or(StatusCode::TOO_MANY_REQUESTS);
-            refusal = Some((status, Flags::RL, "local_rate_limited".to_owned()));
+            refusal = Some(Refusal::new(status, Flags::RL, "local_rate_limited"));
         }
         let overloaded = refusal.is_none() && !self.let_in(&mut story).await;
         if overloaded {
-            refusal = Some((StatusCode::SERVICE_UNAVAILABLE, Flags::UO, "the server is overloaded".to_owned()));
+            let mut full = Refusal::new(StatusCode::SERVICE_UNAVAILABLE, Flags::UO, "the server is overloaded");
+            full.details = "overload".into();
+            refusal = Some(full);
         }
         let (body, read) = RequestBody::new(body, Arc::clone(&story.request_bytes));
         let request = Request::from_parts(parts, body);
         let limit = self.inbound().and_then(|inbound| inbound.request_timeout);
         let mut response = match refusal {
-            Some((status, flags, reason)) => {
-                story.refused(flags, if overloaded { "overload" } else { "refused_by_policy" });
+            Some(refusal) => {
+                let Refusal { status, flags, reason, details, headers } = *refusal;
+                story.refused(flags, details);
                 let mut answer = own_answer(status, story.is_grpc(), reason);
+                answer.headers_mut().extend(headers);
                 if let Some(grpc) = limited.and_then(|limited| limited.grpc).filter(|_| story.is_grpc()) {
                     answer.headers_mut().insert("grpc-status", HeaderValue::from(grpc));
                 }
@@ -380,32 +397,6 @@ impl Server {
         view.source = Some(caller.address.ip().to_canonical());
         let counted = Counted { view, cluster: "", peer: caller.peer.as_ref().map(SpiffeId::as_str) };
         limits.count(&counted, self.clock.now(), &mut self.clock.next_request())
-    }
-
-    /// Why the application does not get it, if it does not.
-    fn refusal(&self, caller: &Caller, parts: &Parts, context: &Context) -> Option<(StatusCode, Flags, String)> {
-        let Role::Workload(port) = self.role else { return None };
-        if context.deadline.is_some_and(|deadline| deadline <= source::instant()) {
-            let reason = "the deadline had passed on arrival".to_owned();
-            return Some((StatusCode::GATEWAY_TIMEOUT, Flags::UT, reason));
-        }
-        let snapshot = self.live.load();
-        let configured = snapshot.as_ref().filter(|snapshot| snapshot.inbound(port).is_some());
-        let admit = match configured {
-            Some(snapshot) => {
-                let request = RequestView::of(parts, Some(port));
-                snapshot.admit(&InboundView { port, peer: caller.peer.as_ref(), claims: None, request })
-            }
-            // The handshake held the default; a plaintext port without configuration is one outside any mesh.
-            None => Admit::Allow,
-        };
-        debug_assert!(caller.mode != MtlsMode::Strict || caller.peer.is_some(), "STRICT has proved who calls");
-        match admit {
-            Admit::Allow => None,
-            Admit::Refuse { status, flags, reason } => {
-                Some((StatusCode::from_u16(status).unwrap_or(StatusCode::FORBIDDEN), flags, reason))
-            }
-        }
     }
 }
 

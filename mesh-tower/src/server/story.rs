@@ -1,6 +1,7 @@
 //! What a server tells of one request, as reporter `destination`, and the span of its own.
 
 use std::{
+    borrow::Cow,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -41,7 +42,9 @@ pub(super) struct Story {
     status: u16,
     pub(super) grpc_status: Option<u32>,
     flags: Flags,
-    details: &'static str,
+    details: Cow<'static, str>,
+    /// The application did not answer: this server did.
+    refused: bool,
     told: bool,
     /// A gateway's requests are told by its client side.
     silent: bool,
@@ -80,7 +83,8 @@ impl Story {
             status: 0,
             grpc_status: None,
             flags: Flags::NONE,
-            details: "downstream_remote_disconnect",
+            details: "downstream_remote_disconnect".into(),
+            refused: false,
             told: false,
             place: None,
         }
@@ -100,19 +104,22 @@ impl Story {
         self.status = status;
         self.grpc_status = grpc_status(headers);
         self.response_bytes = head_bytes(headers);
-        self.details = "via_upstream";
+        if !self.refused {
+            self.details = "via_upstream".into();
+        }
     }
 
     /// It was refused before the handler.
-    pub(super) fn refused(&mut self, flags: Flags, details: &'static str) {
+    pub(super) fn refused(&mut self, flags: Flags, details: impl Into<Cow<'static, str>>) {
         self.flags |= flags;
-        self.details = details;
+        self.details = details.into();
+        self.refused = true;
     }
 
     /// The handler's response broke off.
     pub(super) fn broken(&mut self) {
         self.flags |= Flags::UC;
-        self.details = "response_body_failed";
+        self.details = "response_body_failed".into();
     }
 
     pub(super) fn finish(&mut self) {
@@ -132,7 +139,7 @@ impl Story {
                 status: self.status,
                 grpc_status: self.grpc_status,
                 flags: self.flags,
-                details: self.details,
+                details: &self.details,
                 request_bytes: self.request_head + self.request_bytes.load(Ordering::Relaxed),
                 response_bytes: self.response_bytes,
                 duration: self.begun.elapsed(),

@@ -119,6 +119,14 @@ impl<IO> Accepted<IO> {
         }
     }
 
+    /// The name the caller asked for in the handshake.
+    pub fn server_name(&self) -> Option<&str> {
+        match &self.io {
+            MaybeTls::Plain(_) => None,
+            MaybeTls::Tls(stream) => stream.get_ref().1.server_name(),
+        }
+    }
+
     /// The connection below.
     pub fn get_ref(&self) -> &IO {
         match &self.io {

@@ -7,7 +7,9 @@
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use mesh_core::config::{EndpointAddress, HttpSettings, Inbound, LocalRateLimit, MtlsMode, Name, RouteTable};
+use mesh_core::config::{
+    EndpointAddress, HttpSettings, Inbound, LocalRateLimit, MtlsMode, Name, PathNormalization, RouteTable,
+};
 
 use super::{
     Listener, RouteSource, endpoint, filter,
@@ -202,6 +204,9 @@ fn inbound(chains: Vec<FilterChain>, ignored: &mut Ignored) -> Result<Vec<(u16, 
             alpn,
             routes,
             refused: port.refused,
+            guards: Vec::new(),
+            path: PathNormalization::BASE,
+            trusted_hops: None,
             rate_limit: port.rate_limit,
             request_headers_timeout: port.request_headers_timeout,
             request_timeout: port.request_timeout,

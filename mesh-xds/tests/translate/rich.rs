@@ -293,6 +293,7 @@ fn inbound(port: u16, mtls: MtlsMode) -> Inbound {
         request_headers_timeout: Some(Duration::from_secs(7)),
         request_timeout: Some(Duration::from_secs(70)),
         max_connections: Some(700),
+        ..Inbound::default()
     }
 }
 
