@@ -15,12 +15,13 @@ use rand::RngCore;
 use crate::{
     balance::{self, Policy, Turn},
     config::{self, EndpointAddress, Health, LoadBalancer, RoutingPriority, Thresholds},
-    endpoint::{Attachments, Cell, Endpoint, Pick},
+    endpoint::{Attachments, Cell, Chosen, Endpoint, Hot, Pick, Seats},
     error::PickError,
     hash::{self, HashPolicies},
     limit::{Counters, Kind, Slot},
     locality::{LevelLocality, Levels, Making},
     pick::{Ask, Wanted},
+    roll::Roll,
     sync::{AtomicBool, AtomicU64, Ordering::Relaxed},
     time::Time,
     zone::LocalZones,
@@ -36,7 +37,7 @@ use known::Known;
 #[derive(Debug)]
 pub struct Cluster {
     config: Arc<config::Cluster>,
-    endpoints: Vec<Arc<Endpoint>>,
+    roll: Arc<Roll>,
     levels: Levels,
     live: Arc<Live>,
     /// Endpoints that left while requests were under way, to be found again should they return.
@@ -64,6 +65,7 @@ pub(crate) struct Around<'a> {
 #[derive(Debug, Default)]
 struct Live {
     counters: Arc<Counters>,
+    seats: Arc<Seats>,
     /// Of requests with priority `HIGH`.
     high: Arc<Counters>,
     ejections: Ejections,
@@ -79,7 +81,7 @@ impl Named {
     /// Beyond this many, those without a request under way are forgotten.
     const MOST: usize = 1024;
 
-    fn endpoint(&self, address: EndpointAddress) -> Arc<Endpoint> {
+    fn endpoint(&self, address: EndpointAddress, seats: &Arc<Seats>) -> Arc<Endpoint> {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(endpoint) = known.get(&address) {
             return Arc::clone(endpoint);
@@ -88,7 +90,7 @@ impl Named {
             known.retain(|_, endpoint| endpoint.in_flight() > 0);
         }
         let config = config::Endpoint::at(address.clone());
-        let endpoint = Arc::new(Endpoint::new(config, (0, 0), Arc::default(), Arc::default()));
+        let endpoint = Arc::new(Endpoint::new(config, (0, 0), Arc::new(Cell::new(seats)), Arc::default()));
         if known.len() < Self::MOST {
             known.insert(address, Arc::clone(&endpoint));
         }
@@ -125,18 +127,22 @@ impl Cluster {
 
     pub(crate) fn compile_within(config: &Arc<config::Cluster>, previous: Option<&Self>, around: Around<'_>) -> Self {
         let live = previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.live));
-        Self::build(config, Known::of(config, previous), live, previous.map(|previous| &previous.levels), around)
+        let known = previous.map_or_else(
+            || Known::returned(Vec::new(), Arc::clone(&live.seats)),
+            |previous| Known::of(config, previous),
+        );
+        Self::build(config, known, live, previous.map(|previous| &previous.levels), around)
     }
 
     /// Compiles a cluster that had left the configuration, taking over what its last requests keep alive.
     pub(crate) fn returned(config: &Arc<config::Cluster>, remains: Remains, around: Around<'_>) -> Self {
         let live = remains.live.upgrade().unwrap_or_default();
-        Self::build(config, Known::returned(remains.endpoints), live, None, around)
+        Self::build(config, Known::returned(remains.endpoints, Arc::clone(&live.seats)), live, None, around)
     }
 
     /// What is to be found again should the cluster leave and return while requests are under way.
     pub(crate) fn remains(&self) -> Remains {
-        let endpoints = self.endpoints.iter().map(|endpoint| Departed::of(endpoint));
+        let endpoints = self.endpoints().iter().map(|endpoint| Departed::of(endpoint));
         Remains {
             live: Arc::downgrade(&self.live),
             endpoints: endpoints.chain(self.departed.iter().cloned()).collect(),
@@ -157,43 +163,49 @@ impl Cluster {
         }
         let rank: BTreeMap<u32, u32> = by_priority.keys().zip(0..).map(|(priority, rank)| (*priority, rank)).collect();
         let subset = subset::Subset::new(config, around.seed);
+        if subset.is_all() {
+            known.expect(config.endpoints.localities.iter().map(|locality| locality.endpoints.len()).sum());
+        }
         for locality in &config.endpoints.localities {
             let level = rank.get(&locality.priority).copied().unwrap_or(0);
             let places = by_priority.entry(locality.priority).or_default();
             let at = (level, places.len() as u32);
             let used = locality.endpoints.iter().filter(|endpoint| subset.has(locality.priority, endpoint));
-            let compiled: Vec<_> = used.map(|endpoint| known.take(endpoint, at)).collect();
-            endpoints.extend(compiled.iter().cloned());
+            let first = endpoints.len();
+            endpoints.extend(used.map(|endpoint| known.take(endpoint, at)));
+            let members = (first as u32..endpoints.len() as u32).collect();
             // Control planes send weights always; they are meant only where the cluster says so (LO4).
             let weight = locality.weight.filter(|_| config.locality_weighted);
-            places.push(LevelLocality { locality: &locality.locality, weight, endpoints: compiled });
+            places.push(LevelLocality { locality: &locality.locality, weight, members });
         }
         if config.outlier_detection.is_none() {
             // gRFC A50: without detection nobody stays ejected.
             endpoints.iter().for_each(|endpoint| {
-                endpoint.cell.outlier.readmit(Time::ZERO);
+                endpoint.cell.outlier().readmit(Time::ZERO);
             });
         }
         live.ejections.recount(&endpoints);
         // Made now, so that no request makes them.
         for endpoint in endpoints.iter().filter(|_| config.outlier_detection.is_some()) {
-            endpoint.cell.outlier.counts();
+            endpoint.cell.outlier().counts();
         }
         for endpoint in endpoints.iter().filter(|_| matches!(config.load_balancer, LoadBalancer::ClientWeighted(_))) {
             endpoint.reported();
         }
         for endpoint in &endpoints {
-            endpoint.cell.most.store(config.thresholds.max_requests_per_endpoint, Relaxed);
+            endpoint.hot().most.store(config.thresholds.max_requests_per_endpoint, Relaxed);
             if config.health_check.is_none() {
-                endpoint.cell.fails_checks.store(false, Relaxed);
+                endpoint.hot().fails_checks.store(false, Relaxed);
             }
         }
         let custom = match &config.load_balancer {
             LoadBalancer::Custom(custom) => Some(balance::make(custom)),
             _ => None,
         };
+        let roll = Arc::new(Roll::new(endpoints, &live.seats));
         let making = Making {
             config,
+            roll: &roll,
             custom: custom.as_ref().and_then(|custom| custom.as_ref().ok()),
             zones: around.zones,
             before,
@@ -203,7 +215,7 @@ impl Cluster {
             // What cannot be compiled was refused when it was read.
             hashing: HashPolicies::compile(&config.hash).unwrap_or_default(),
             config: Arc::clone(config),
-            endpoints,
+            roll,
             live,
             departed: known.departed(),
             custom,
@@ -243,15 +255,15 @@ impl Cluster {
             self.live.ejections.used.store(true, Relaxed);
         }
         if self.config.slow_start.is_some() && !self.begun.swap(true, Relaxed) {
-            self.endpoints.iter().for_each(|endpoint| endpoint.begin_once(now));
+            self.endpoints().iter().for_each(|endpoint| endpoint.begin_once(now));
         }
         let limit = self.thresholds(ask.priority).max_requests;
         if !self.counters(ask.priority).requests.acquire(limit) {
             return Err(PickError::Overflow);
         }
         if ask.wanted.is_none()
-            && let Some(endpoint) = self.claim_probe(|endpoint| endpoint.is_worth_a_probe(ask.tried))
-            && let Some(pick) = Pick::new(self, endpoint, ask.priority, now)
+            && let Some(at) = self.claim_probe(|endpoint| endpoint.is_worth_a_probe(ask.tried))
+            && let Some(pick) = Pick::new(self, Chosen::Member(at), ask.priority, now)
         {
             return Ok(pick.probing());
         }
@@ -264,18 +276,18 @@ impl Cluster {
         };
         // More than once only where another request took the endpoint's last place between looking and taking.
         for _ in 0..PLACES {
-            let Some(endpoint) = self.choose(&turn, rng) else { break };
-            if let Some(pick) = Pick::new(self, endpoint, ask.priority, now) {
+            let Some(at) = self.choose(&turn, rng) else { break };
+            if let Some(pick) = Pick::new(self, Chosen::Member(at), ask.priority, now) {
                 return Ok(pick);
             }
         }
         self.counters(ask.priority).requests.release();
-        let full = self.endpoints.iter().any(|endpoint| endpoint.is_full());
+        let full = self.endpoints().iter().any(|endpoint| endpoint.is_full());
         Err(if full { PickError::Overflow } else { PickError::NoEndpoint })
     }
 
     /// The endpoint that is asked for, or one of the balancer's choice.
-    fn choose(&self, turn: &Turn<'_>, rng: &mut impl RngCore) -> Option<&Arc<Endpoint>> {
+    fn choose(&self, turn: &Turn<'_>, rng: &mut impl RngCore) -> Option<u32> {
         match turn.ask.wanted {
             None => self.levels.pick(turn, rng),
             Some(wanted) => match self.wanted(wanted) {
@@ -286,22 +298,20 @@ impl Cluster {
     }
 
     /// The endpoint that is asked for, if it may still be used (gRFC A55).
-    fn wanted(&self, wanted: Wanted) -> Option<&Arc<Endpoint>> {
+    fn wanted(&self, wanted: Wanted) -> Option<u32> {
         let known = self.by_address.get_or_init(|| {
-            let mut known = HashTable::with_capacity(self.endpoints.len());
-            for (at, endpoint) in self.endpoints.iter().enumerate() {
-                known.insert_unique(endpoint.id, at as u32, |at| {
-                    self.endpoints.get(*at as usize).map_or(0, |endpoint| endpoint.id)
-                });
+            let mut known = HashTable::with_capacity(self.endpoints().len());
+            for (endpoint, at) in self.endpoints().iter().zip(0..) {
+                known.insert_unique(endpoint.id, at, |at| self.roll.get(*at).map_or(0, |endpoint| endpoint.id));
             }
             known
         });
         let address = EndpointAddress::Socket(wanted.address);
-        let is_it = |at: &u32| self.endpoints.get(*at as usize).is_some_and(|e| *e.address() == address);
+        let is_it = |at: &u32| self.roll.get(*at).is_some_and(|e| *e.address() == address);
         let at = *known.find(hash::of_address(wanted.address), is_it)?;
-        let endpoint = self.endpoints.get(at as usize)?;
+        let endpoint = self.roll.get(at)?;
         let health = if endpoint.is_out() { Health::Unhealthy } else { endpoint.config().health };
-        self.config.override_host.contains(&health).then_some(endpoint)
+        self.config.override_host.contains(&health).then_some(at)
     }
 
     /// Has it, or one of those it stands for, an endpoint that may be used and can be reached?
@@ -341,7 +351,8 @@ impl Cluster {
         if !self.live.counters.requests.acquire(self.config.thresholds.max_requests) {
             return Err(PickError::Overflow);
         }
-        let pick = Pick::new(self, &self.live.named.endpoint(address), RoutingPriority::Default, now);
+        let named = self.live.named.endpoint(address, &self.live.seats);
+        let pick = Pick::new(self, Chosen::Named(named), RoutingPriority::Default, now);
         pick.ok_or_else(|| {
             self.live.counters.requests.release();
             PickError::Overflow
@@ -360,7 +371,23 @@ impl Cluster {
 
     /// All its endpoints, healthy or not.
     pub fn endpoints(&self) -> &[Arc<Endpoint>] {
-        &self.endpoints
+        self.roll.endpoints()
+    }
+
+    /// What a pick compares of an endpoint.
+    pub(crate) fn hot_of<'a>(&'a self, chosen: &'a Chosen) -> Option<&'a Hot> {
+        match chosen {
+            Chosen::Member(at) => self.roll.hot(*at),
+            Chosen::Named(endpoint) => Some(endpoint.hot()),
+        }
+    }
+
+    /// The endpoint itself.
+    pub(crate) fn endpoint_of<'a>(&'a self, chosen: &'a Chosen) -> Option<&'a Arc<Endpoint>> {
+        match chosen {
+            Chosen::Member(at) => self.roll.get(*at),
+            Chosen::Named(endpoint) => Some(endpoint),
+        }
     }
 
     /// Requests under way, of any priority.

@@ -11,21 +11,22 @@ use std::{
 };
 
 use crate::{
-    balance::{Ewma, Reported},
+    balance::Reported,
     cluster::Cluster,
     config::{self, EndpointAddress, Health, LoadBalancer, RoutingPriority},
     load::LoadReport,
     outcome::{Failure, Outcome},
     outlier,
-    sync::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
+    sync::{AtomicU32, AtomicU64, Ordering::Relaxed},
     time::Time,
 };
 
+mod seats;
+
+pub(crate) use seats::{Hot, Seat, Seats};
+
 /// One endpoint of a cluster, as one snapshot sees it.
-///
-/// What a pick reads comes first and fits one cache line: among very many endpoints a pick costs what it fetches.
 #[derive(Debug)]
-#[repr(C)]
 pub struct Endpoint {
     pub(crate) cell: Arc<Cell>,
     /// Of its address; tells endpoints apart across tries and snapshots.
@@ -68,22 +69,27 @@ impl Endpoint {
 
     /// Requests under way.
     pub fn in_flight(&self) -> u32 {
-        self.cell.in_flight.load(Relaxed)
+        self.hot().in_flight.load(Relaxed)
+    }
+
+    /// What a pick compares of it.
+    pub(crate) fn hot(&self) -> &Hot {
+        self.cell.seat.hot()
     }
 
     /// Left out for failing; ends at a sweep.
     pub fn is_ejected(&self) -> bool {
-        self.cell.outlier.is_ejected()
+        self.cell.outlier().is_ejected()
     }
 
     /// Its active health check fails, or has not passed yet.
     pub fn is_failing_checks(&self) -> bool {
-        self.cell.fails_checks.load(Relaxed)
+        self.hot().fails_checks.load(Relaxed)
     }
 
     /// As many requests are under way as it may have at once.
     pub(crate) fn is_full(&self) -> bool {
-        self.cell.in_flight.load(Relaxed) >= self.cell.most.load(Relaxed)
+        self.hot().is_full()
     }
 
     /// Of a half-open endpoint: may this request try it?
@@ -94,12 +100,12 @@ impl Endpoint {
 
     /// It gets no requests for now, whatever the configuration says of its health.
     pub(crate) fn is_out(&self) -> bool {
-        self.is_ejected() || self.is_failing_checks() || self.is_full()
+        self.hot().is_out()
     }
 
     /// No connection could be made lately: others are preferred until its back-off ends.
     pub fn is_unreachable(&self, now: Time) -> bool {
-        self.cell.unreachable_until.load(Relaxed) > now.as_nanos()
+        self.hot().is_unreachable(now)
     }
 
     /// How long it has been in use; matters to slow start alone, and is zero before the first pick of its cluster.
@@ -128,7 +134,7 @@ impl Endpoint {
 
     /// The smoothed time to answer, decayed to `now`; `None` before the first answer.
     pub fn latency(&self, now: Time) -> Option<Duration> {
-        self.cell.ewma.read(now)
+        self.hot().ewma.read(now)
     }
 
     /// May it get requests: healthy as configured and as checked, and not ejected?
@@ -145,18 +151,13 @@ impl Endpoint {
     }
 }
 
-/// What survives reconfiguration. What a pick compares comes first.
+/// What survives reconfiguration.
 #[derive(Debug)]
-#[repr(C)]
 pub(crate) struct Cell {
-    pub(crate) in_flight: AtomicU32,
-    /// How many may be under way at once.
-    pub(crate) most: AtomicU32,
-    pub(crate) outlier: outlier::Cell,
-    /// Nanoseconds of [`Time`]; 0 is reachable.
-    unreachable_until: AtomicU64,
-    pub(crate) ewma: Ewma,
-    pub(crate) fails_checks: AtomicBool,
+    /// What a pick compares.
+    pub(crate) seat: Seat,
+    /// What is counted for ejection; endpoints without detection do without.
+    counts: OnceLock<Box<outlier::Counts>>,
     connect_failures: AtomicU32,
     /// When it came into use, in nanoseconds of [`Time`] plus one; 0 is not known.
     pub(crate) since: AtomicU64,
@@ -164,23 +165,22 @@ pub(crate) struct Cell {
     reported: OnceLock<Box<Reported>>,
 }
 
-impl Default for Cell {
-    fn default() -> Self {
+impl Cell {
+    pub(crate) fn new(seats: &Arc<Seats>) -> Self {
         Self {
-            reported: OnceLock::new(),
-            since: AtomicU64::new(0),
-            in_flight: AtomicU32::new(0),
-            most: AtomicU32::new(u32::MAX),
-            fails_checks: AtomicBool::new(false),
-            ewma: Ewma::default(),
-            outlier: outlier::Cell::default(),
-            unreachable_until: AtomicU64::new(0),
+            seat: seats.take(),
+            counts: OnceLock::new(),
             connect_failures: AtomicU32::new(0),
+            since: AtomicU64::new(0),
+            reported: OnceLock::new(),
         }
     }
-}
 
-impl Cell {
+    /// What ejection knows of it.
+    pub(crate) fn outlier(&self) -> outlier::Cell<'_> {
+        outlier::Cell::new(&self.seat.hot().ejected, &self.counts)
+    }
+
     /// A connection failed: others are preferred for a while, doubling from half a second to five.
     ///
     /// gRPC leaves a subchannel out while it is in `TRANSIENT_FAILURE`; here a request is the probe when the time is up.
@@ -188,10 +188,10 @@ impl Cell {
         if matches!(outcome.failure, Some(Failure::Connect | Failure::Tls)) {
             let failures = self.connect_failures.fetch_add(1, Relaxed).min(4);
             let wait = (CONNECT_BACK_OFF * (1 << failures)).min(MAX_CONNECT_BACK_OFF);
-            self.unreachable_until.store((now + wait).as_nanos(), Relaxed);
-        } else if outcome.failure.is_none() && self.unreachable_until.load(Relaxed) != 0 {
+            self.seat.hot().unreachable_until.store((now + wait).as_nanos(), Relaxed);
+        } else if outcome.failure.is_none() {
             self.connect_failures.store(0, Relaxed);
-            self.unreachable_until.store(0, Relaxed);
+            self.seat.hot().unreachable_until.store(0, Relaxed);
         }
     }
 }
@@ -242,7 +242,7 @@ impl fmt::Debug for Attachments {
 #[must_use = "dropping it frees the endpoint without recording what happened"]
 pub struct Pick {
     cluster: Arc<Cluster>,
-    endpoint: Arc<Endpoint>,
+    chosen: Chosen,
     priority: RoutingPriority,
     started: Time,
     responded: Option<Time>,
@@ -250,21 +250,30 @@ pub struct Pick {
     probe: bool,
 }
 
+/// Which endpoint it is.
+#[derive(Clone, Debug)]
+pub(crate) enum Chosen {
+    /// One of the cluster's, by number: nothing of it is touched but its seat.
+    Member(u32),
+    /// One that the caller named.
+    Named(Arc<Endpoint>),
+}
+
 impl Pick {
     /// The caller has acquired the cluster's request slot; the endpoint's is taken here. The error is that it has none.
     pub(crate) fn new(
         cluster: &Arc<Cluster>,
-        endpoint: &Arc<Endpoint>,
+        chosen: Chosen,
         priority: RoutingPriority,
         started: Time,
     ) -> Option<Self> {
+        let hot = cluster.hot_of(&chosen)?;
         // Add first and take back, as the cluster's own counters do.
-        if endpoint.cell.in_flight.fetch_add(1, Relaxed) >= endpoint.cell.most.load(Relaxed) {
-            endpoint.cell.in_flight.fetch_sub(1, Relaxed);
+        if hot.in_flight.fetch_add(1, Relaxed) >= hot.most.load(Relaxed) {
+            hot.in_flight.fetch_sub(1, Relaxed);
             return None;
         }
-        let (cluster, endpoint) = (Arc::clone(cluster), Arc::clone(endpoint));
-        Some(Self { cluster, endpoint, priority, started, responded: None, probe: false })
+        Some(Self { cluster: Arc::clone(cluster), chosen, priority, started, responded: None, probe: false })
     }
 
     /// As the one request of a half-open endpoint, which the caller has claimed.
@@ -275,7 +284,10 @@ impl Pick {
 
     /// Where the try goes.
     pub fn endpoint(&self) -> &Arc<Endpoint> {
-        &self.endpoint
+        match self.cluster.endpoint_of(&self.chosen) {
+            Some(endpoint) => endpoint,
+            None => unreachable!("a pick is of an endpoint of its cluster"),
+        }
     }
 
     /// The cluster it was picked from.
@@ -301,27 +313,28 @@ impl Pick {
     /// The endpoint has reported its load.
     pub fn report(&self, report: &LoadReport, now: Time) {
         if let LoadBalancer::ClientWeighted(config) = &self.cluster.config().load_balancer {
-            self.endpoint.reported().note(report, config, now);
+            self.endpoint().reported().note(report, config, now);
         }
     }
 
     /// Records what became of the try, for balancing and ejection, and frees the slots.
     pub fn finish(mut self, outcome: &Outcome, now: Time) {
-        let endpoint = &self.endpoint;
         let blamed = outcome.failure.is_some_and(Failure::blames_endpoint);
         if outcome.failure.is_some() && !blamed {
             return;
         }
-        if self.cluster.config().avoid_unreachable {
-            endpoint.cell.note_reachable(outcome, now);
+        let Some(hot) = self.cluster.hot_of(&self.chosen) else { return };
+        let config = self.cluster.config();
+        // What succeeds at an endpoint that can be reached changes nothing.
+        if config.avoid_unreachable && (blamed || hot.unreachable_until.load(Relaxed) != 0) {
+            self.endpoint().cell.note_reachable(outcome, now);
         }
         let took = self.responded.unwrap_or(now).saturating_since(self.started);
-        endpoint.cell.ewma.observe(took, outcome.is_success(), now);
-        if self.probe {
-            self.probe = false;
-            self.cluster.record_probe(&self.endpoint, outcome, took, now);
-        } else {
-            self.cluster.record(endpoint, outcome, took, now);
+        hot.ewma.observe(took, outcome.is_success(), now);
+        if std::mem::take(&mut self.probe) {
+            self.cluster.record_probe(self.endpoint(), outcome, took, now);
+        } else if config.outlier_detection.is_some() {
+            self.cluster.record(self.endpoint(), outcome, took, now);
         }
     }
 }
@@ -329,9 +342,11 @@ impl Pick {
 impl Drop for Pick {
     fn drop(&mut self) {
         if self.probe {
-            self.cluster.release_probe(&self.endpoint);
+            self.cluster.release_probe(self.endpoint());
         }
-        self.endpoint.cell.in_flight.fetch_sub(1, Relaxed);
+        if let Some(hot) = self.cluster.hot_of(&self.chosen) {
+            hot.in_flight.fetch_sub(1, Relaxed);
+        }
         self.cluster.counters(self.priority).requests.release();
     }
 }

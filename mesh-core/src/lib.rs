@@ -65,6 +65,7 @@ pub mod request;
 pub mod retry;
 pub mod rewrite;
 pub mod rng;
+mod roll;
 pub mod route;
 pub mod session;
 pub mod snapshot;

@@ -18,6 +18,7 @@ use crate::{
     config::{Cluster, Health, Locality, ZoneAware},
     endpoint::Endpoint,
     rng::below,
+    roll::Roll,
     sync::{AtomicU64, Ordering::Relaxed},
     time::Time,
     zone::{LocalZones, ZoneShares},
@@ -72,13 +73,15 @@ struct Place {
 pub(crate) struct LevelLocality<'a> {
     pub(crate) locality: &'a Locality,
     pub(crate) weight: Option<u32>,
-    pub(crate) endpoints: Vec<Arc<Endpoint>>,
+    /// Its endpoints, by their numbers in the cluster.
+    pub(crate) members: Vec<u32>,
 }
 
 /// What levels are made for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Making<'a> {
     pub(crate) config: &'a Cluster,
+    pub(crate) roll: &'a Arc<Roll>,
     pub(crate) custom: Option<&'a Arc<dyn Policy>>,
     pub(crate) zones: Option<&'a LocalZones>,
     pub(crate) before: Option<&'a Levels>,
@@ -101,7 +104,7 @@ impl Levels {
         };
         let zone_aware = config.zone_aware.filter(|_| !config.load_balancer.is_hashing());
         let zones = zone_aware.zip(*zones).and_then(|(aware, zones)| {
-            let size: usize = levels.iter().flatten().map(|place| place.endpoints.len()).sum();
+            let size: usize = levels.iter().flatten().map(|place| place.members.len()).sum();
             let first = levels.first()?;
             let shares = zones.shares(first.iter().map(|place| place.locality))?;
             (size as u64 >= aware.min_cluster_size).then_some((aware, shares))
@@ -112,8 +115,8 @@ impl Levels {
         Self { levels, overprovisioning, panic_threshold: u64::from(config.panic_threshold), by_weight, zones }
     }
 
-    /// Picks an endpoint; `None` when no priority has one.
-    pub(crate) fn pick(&self, turn: &Turn<'_>, rng: &mut impl RngCore) -> Option<&Arc<Endpoint>> {
+    /// Picks an endpoint, by its number in the cluster; `None` when no priority has one.
+    pub(crate) fn pick(&self, turn: &Turn<'_>, rng: &mut impl RngCore) -> Option<u32> {
         let choice = self.choose(turn, rng)?;
         let level = self.levels.get(choice.level)?;
         if choice.panics {
@@ -123,20 +126,20 @@ impl Levels {
             return balance::pick_any(turn, level.all(), rng);
         }
         let group = self.group(level, choice, turn, rng);
-        if let Some(endpoint) = balance::pick_reachable(turn, group, rng) {
-            return Some(endpoint);
+        if let Some(at) = balance::pick_reachable(turn, group, rng) {
+            return Some(at);
         }
         // Other localities of the priority before other priorities, and those before what can hardly be reached.
         if !std::ptr::eq(group, &level.healthy.group)
-            && let Some(endpoint) = balance::pick_reachable(turn, &level.healthy.group, rng)
+            && let Some(at) = balance::pick_reachable(turn, &level.healthy.group, rng)
         {
-            return Some(endpoint);
+            return Some(at);
         }
         if self.levels.len() > 1 && !level.is_reachable(turn) {
             let others = self.levels.iter().enumerate().filter(|(at, _)| *at != choice.level).map(|(_, level)| level);
             for tier in others.flat_map(|level| [&level.healthy, &level.degraded]) {
-                if let Some(endpoint) = balance::pick_reachable(turn, &tier.group, rng) {
-                    return Some(endpoint);
+                if let Some(at) = balance::pick_reachable(turn, &tier.group, rng) {
+                    return Some(at);
                 }
             }
         }
@@ -149,7 +152,7 @@ impl Levels {
     /// Is there any endpoint that may be used and can be reached?
     pub(crate) fn is_available(&self, now: Time) -> bool {
         let tiers = self.levels.iter().flat_map(|level| [&level.healthy, &level.degraded]);
-        tiers.flat_map(|tier| tier.group.endpoints()).any(|e| !e.is_out() && !e.is_unreachable(now))
+        tiers.into_iter().any(|tier| tier.is_reachable(now))
     }
 
     /// One more endpoint is left out.
@@ -310,37 +313,42 @@ fn walk(sizes: impl Iterator<Item = (usize, u64)> + Clone, drawn: u64) -> Option
 
 impl Level {
     fn new(localities: Vec<LevelLocality<'_>>, at: usize, making: &Making<'_>, zones: bool) -> Self {
-        let Making { config, custom, before, .. } = making;
+        let Making { config, roll, custom, before, .. } = making;
+        let get = |at: &u32| roll.get(*at);
         let by_weight = config.endpoints.weighted_priority_health;
-        let count = |endpoints: &[Arc<Endpoint>]| match by_weight {
-            true => endpoints.iter().map(|endpoint| u64::from(endpoint.weight())).sum(),
-            false => endpoints.len() as u64,
+        let count = |members: &[u32]| match by_weight {
+            true => members.iter().filter_map(get).map(|endpoint| u64::from(endpoint.weight())).sum(),
+            false => members.len() as u64,
         };
         let policy = &config.load_balancer;
         let weighted = localities.iter().any(|place| place.weight.is_some_and(|weight| weight > 0));
         let before = before.and_then(|before| before.levels.get(at));
-        let group = |endpoints: Vec<Arc<Endpoint>>, before: Option<&Arc<Lookup>>| {
+        let with = |members: &[u32], health: Health| -> Vec<u32> {
+            let is_so = |at: &u32| get(at).is_some_and(|endpoint| endpoint.config().health == health);
+            members.iter().copied().filter(is_so).collect()
+        };
+        let group = |members: Vec<u32>, before: Option<&Arc<Lookup>>| {
             let shares = match policy.is_hashing() {
-                true => shares(&localities, weighted, &endpoints),
+                true => shares(&localities, weighted, &members.iter().filter_map(get).collect::<Vec<_>>()),
                 false => Vec::new(),
             };
-            Group::new(endpoints).serving(policy, &shares, before).with_custom(*custom)
+            Group::new(roll, members).serving(policy, &shares, before).with_custom(*custom)
         };
         let all: Vec<_> = match policy.is_hashing() && weighted {
             // The order counts for a ring: Envoy's is by locality, and one of no weight gets nothing.
             true => {
                 let mut sorted: Vec<_> = localities.iter().filter(|place| place.weight.unwrap_or(0) > 0).collect();
                 sorted.sort_by_key(|place| place.locality);
-                sorted.into_iter().flat_map(|place| place.endpoints.iter().cloned()).collect()
+                sorted.into_iter().flat_map(|place| place.members.iter().copied()).collect()
             }
-            false => localities.iter().flat_map(|place| place.endpoints.iter().cloned()).collect(),
+            false => localities.iter().flat_map(|place| place.members.iter().copied()).collect(),
         };
         let healthy = with(&all, Health::Healthy);
         let everything = (healthy.len() < all.len())
             .then(|| group(all.clone(), before.and_then(|before| before.all.as_ref()).and_then(Group::lookup)));
-        let tier = |endpoints: Vec<Arc<Endpoint>>, before: Option<&Tier>| Tier {
-            total: count(&endpoints),
-            group: group(endpoints, before.and_then(|before| before.group.lookup())),
+        let tier = |members: Vec<u32>, before: Option<&Tier>| Tier {
+            total: count(&members),
+            group: group(members, before.and_then(|before| before.group.lookup())),
             out: AtomicU64::new(0),
         };
         let degraded = tier(with(&all, Health::Degraded), before.map(|before| &before.degraded));
@@ -349,13 +357,13 @@ impl Level {
             false => Vec::new(),
             true => {
                 let place = |place: &LevelLocality<'_>| {
-                    let endpoints = with(&place.endpoints, Health::Healthy);
+                    let members = with(&place.members, Health::Healthy);
                     Place {
                         weight: u64::from(place.weight.unwrap_or(0)),
-                        total: place.endpoints.len() as u64,
+                        total: place.members.len() as u64,
                         healthy: Tier {
-                            total: endpoints.len() as u64,
-                            group: group(endpoints, None),
+                            total: members.len() as u64,
+                            group: group(members, None),
                             out: AtomicU64::new(0),
                         },
                     }
@@ -376,8 +384,7 @@ impl Level {
 
     /// Is there any endpoint that can be reached? Only asked where none was found at once.
     fn is_reachable(&self, turn: &Turn<'_>) -> bool {
-        let reachable = |e: &Arc<Endpoint>| !e.is_out() && !e.is_unreachable(turn.now);
-        [&self.healthy, &self.degraded].iter().any(|tier| tier.group.endpoints().iter().any(reachable))
+        [&self.healthy, &self.degraded].iter().any(|tier| tier.is_reachable(turn.now))
     }
 }
 
@@ -387,9 +394,14 @@ impl Tier {
         self.total.saturating_sub(self.out.load(Relaxed))
     }
 
+    /// Is there any that may be used and can be reached?
+    fn is_reachable(&self, now: Time) -> bool {
+        let mut seats = (0..self.group.len()).filter_map(|at| self.group.hot(at));
+        seats.any(|hot| !hot.is_out() && !hot.is_unreachable(now))
+    }
+
     fn recount(&self, by_weight: bool) {
-        let out =
-            self.group.endpoints().iter().filter(|endpoint| endpoint.is_ejected() || endpoint.is_failing_checks());
+        let out = self.group.endpoints().filter(|endpoint| endpoint.is_ejected() || endpoint.is_failing_checks());
         let out = out.map(|endpoint| if by_weight { u64::from(endpoint.weight()) } else { 1 }).sum();
         self.out.store(out, Relaxed);
     }
@@ -403,18 +415,11 @@ impl Place {
     }
 }
 
-fn with(endpoints: &[Arc<Endpoint>], health: Health) -> Vec<Arc<Endpoint>> {
-    endpoints.iter().filter(|endpoint| endpoint.config().health == health).cloned().collect()
-}
-
 /// The share of each endpoint in all, by weight, within its locality where those have weights. Worked out in Envoy's order of
 /// operations, since a ring's entries depend on the last bit.
-fn shares(localities: &[LevelLocality<'_>], weighted: bool, endpoints: &[Arc<Endpoint>]) -> Vec<f64> {
-    let sum = |endpoints: &mut dyn Iterator<Item = &Arc<Endpoint>>| -> u64 {
-        endpoints.map(|endpoint| u64::from(endpoint.weight())).sum()
-    };
+fn shares(localities: &[LevelLocality<'_>], weighted: bool, endpoints: &[&Arc<Endpoint>]) -> Vec<f64> {
     if !weighted {
-        let all = sum(&mut endpoints.iter());
+        let all: u64 = endpoints.iter().map(|endpoint| u64::from(endpoint.weight())).sum();
         return endpoints.iter().map(|endpoint| f64::from(endpoint.weight()) / all as f64).collect();
     }
     let weights: u64 = localities.iter().map(|place| u64::from(place.weight.unwrap_or(0))).sum();
@@ -424,7 +429,7 @@ fn shares(localities: &[LevelLocality<'_>], weighted: bool, endpoints: &[Arc<End
             *sum += u64::from(endpoint.weight());
         }
     }
-    let share = |endpoint: &Arc<Endpoint>| {
+    let share = |endpoint: &&Arc<Endpoint>| {
         let at = endpoint.place as usize;
         let weight = localities.get(at).and_then(|place| place.weight).unwrap_or(0);
         let part = f64::from(weight) / weights as f64;

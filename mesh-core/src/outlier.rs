@@ -20,12 +20,12 @@ mod event;
 pub use event::{Event, Reason, What};
 
 /// What ejection knows of one endpoint.
-#[derive(Debug, Default)]
-pub(crate) struct Cell {
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cell<'a> {
     /// All that a pick asks.
-    state: AtomicU32,
-    /// Apart, so that endpoints without detection do without, and those a pick compares lie close together.
-    counts: OnceLock<Box<Counts>>,
+    state: &'a AtomicU32,
+    /// Made where there is detection.
+    counts: &'a OnceLock<Box<Counts>>,
 }
 
 /// What is counted of one endpoint.
@@ -71,9 +71,13 @@ pub(crate) enum Swept {
     Probation,
 }
 
-impl Cell {
+impl<'a> Cell<'a> {
+    pub(crate) fn new(state: &'a AtomicU32, counts: &'a OnceLock<Box<Counts>>) -> Self {
+        Self { state, counts }
+    }
+
     /// What is counted; made at the first call, which is when its cluster is compiled with detection.
-    pub(crate) fn counts(&self) -> &Counts {
+    pub(crate) fn counts(&self) -> &'a Counts {
         self.counts.get_or_init(Box::default)
     }
 

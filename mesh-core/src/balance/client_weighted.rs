@@ -22,7 +22,7 @@ pub(super) fn pick(
     config: &ClientWeighted,
     now: Time,
     rng: &mut impl RngCore,
-    may: &impl Fn(&Endpoint) -> bool,
+    may: &impl Fn(usize) -> bool,
 ) -> Option<usize> {
     if let Some(strides) = &group.strides {
         strides.refresh(group, config, now);
@@ -111,7 +111,7 @@ impl Strides {
             return;
         }
         let weight = |endpoint: &Endpoint| endpoint.reported().weight(config, now);
-        let weights = || group.endpoints().iter().map(|endpoint| weight(endpoint));
+        let weights = || group.endpoints().map(weight);
         let (count, sum, most) = weights().flatten().fold((0_u32, 0.0_f64, 0.0_f64), |(count, sum, most), weight| {
             (count + 1, sum + f64::from(weight), most.max(f64::from(weight)))
         });

@@ -14,6 +14,7 @@ use super::{Group, Turn, maglev, ring_hash};
 use crate::{
     config::{ConsistentHash, LoadBalancer},
     endpoint::Endpoint,
+    sync::Ordering::Relaxed,
 };
 
 /// A ring or table, with what it was made of.
@@ -36,12 +37,12 @@ impl Lookup {
     /// policy does not choose by hash.
     pub(crate) fn new(
         policy: &LoadBalancer,
-        endpoints: &[Arc<Endpoint>],
+        endpoints: &[&Endpoint],
         shares: &[f64],
         before: Option<&Arc<Self>>,
     ) -> Option<Arc<Self>> {
         let common = common(policy)?;
-        let members = || endpoints.iter().zip(shares.iter().copied());
+        let members = || endpoints.iter().copied().zip(shares.iter().copied());
         let id = |endpoint: &Endpoint| match key(endpoint, common) {
             Some(key) => xxh64(key.as_bytes(), 0),
             // The same, computed when the endpoint was made.
@@ -86,10 +87,10 @@ impl Lookup {
     }
 
     /// May this endpoint take one more, by its share of what is under way? Source: Envoy `hash_balance_factor`.
-    fn has_room(&self, at: usize, endpoint: &Endpoint, turn: &Turn<'_>, factor: u32) -> bool {
+    fn has_room(&self, at: usize, in_flight: u32, turn: &Turn<'_>, factor: u32) -> bool {
         let share = self.members.get(at).map_or(0.0, |(_, share)| *share);
         let slots = (u64::from(turn.under_way) * u64::from(factor)).div_ceil(100);
-        f64::from(endpoint.in_flight()) < (slots as f64 * share).ceil().max(1.0)
+        f64::from(in_flight) < (slots as f64 * share).ceil().max(1.0)
     }
 }
 
@@ -97,16 +98,14 @@ pub(super) fn pick(
     group: &Group,
     turn: &Turn<'_>,
     rng: &mut impl RngCore,
-    may: &impl Fn(&Endpoint) -> bool,
+    may: &impl Fn(usize) -> bool,
 ) -> Option<usize> {
     let lookup = group.lookup()?;
     let factor = common(turn.policy)?.balance_factor;
     let hash = turn.ask.hash.unwrap_or_else(|| rng.next_u64());
-    let endpoints = group.endpoints();
-    let fits = |at: usize| {
-        let endpoint = endpoints.get(at)?;
-        (may(endpoint) && (factor == 0 || lookup.has_room(at, endpoint, turn, factor))).then_some(at)
-    };
+    let in_flight = |at: usize| group.hot(at).map_or(0, |hot| hot.in_flight.load(Relaxed));
+    let has_room = |at: usize| factor == 0 || lookup.has_room(at, in_flight(at), turn, factor);
+    let fits = |at: usize| (may(at) && has_room(at)).then_some(at);
     let start = lookup.find(hash);
     for step in 0..lookup.len().min(STEPS) {
         if let Some(at) = lookup.owner(start + step).and_then(fits) {
@@ -115,8 +114,8 @@ pub(super) fn pick(
     }
     // A long run of endpoints that will not do: the list instead, from a place of the hash's own.
     let from = lookup.owner(start)?;
-    let rest = || (from..endpoints.len()).chain(0..from);
-    rest().find_map(fits).or_else(|| rest().find(|at| endpoints.get(*at).is_some_and(|endpoint| may(endpoint))))
+    let rest = || (from..group.len()).chain(0..from);
+    rest().find_map(fits).or_else(|| rest().find(|at| may(*at)))
 }
 
 /// Entries looked at one after the other.

@@ -8,13 +8,13 @@
 use rand::RngCore;
 
 use super::{Group, draw_until};
-use crate::{config::LeastRequest, endpoint::Endpoint};
+use crate::{config::LeastRequest, sync::Ordering::Relaxed};
 
 pub(super) fn pick(
     group: &Group,
     config: &LeastRequest,
     rng: &mut impl RngCore,
-    may: &impl Fn(&Endpoint) -> bool,
+    may: &impl Fn(usize) -> bool,
 ) -> Option<usize> {
     let uneven = group.is_uneven();
     if uneven && config.bias == 0.0 {
@@ -24,19 +24,24 @@ pub(super) fn pick(
     let mut best = draw_until(group, rng, |rng| group.draw(rng), may)?;
     for _ in 1..config.choices.clamp(2, MOST_CHOICES) {
         let other = draw_until(group, rng, |rng| group.draw(rng), may)?;
-        if is_less_loaded(&group.endpoints()[other], &group.endpoints()[best], bias) {
+        if is_less_loaded(load(group, other), load(group, best), bias) {
             best = other;
         }
     }
     Some(best)
 }
 
-fn is_less_loaded(a: &Endpoint, b: &Endpoint, bias: f64) -> bool {
+/// Requests under way at an endpoint, and its weight.
+fn load(group: &Group, at: usize) -> (u32, u32) {
+    (group.hot(at).map_or(u32::MAX, |hot| hot.in_flight.load(Relaxed)), group.weight(at))
+}
+
+fn is_less_loaded(a: (u32, u32), b: (u32, u32), bias: f64) -> bool {
     if bias != 1.0 {
-        let load = |e: &Endpoint| f64::from(e.in_flight()).powf(bias) / f64::from(e.weight());
+        let load = |(under_way, weight): (u32, u32)| f64::from(under_way).powf(bias) / f64::from(weight);
         return load(a) < load(b);
     }
-    u64::from(a.in_flight()) * u64::from(b.weight()) < u64::from(b.in_flight()) * u64::from(a.weight())
+    u64::from(a.0) * u64::from(b.1) < u64::from(b.0) * u64::from(a.1)
 }
 
 /// gRFC A48 clamps the number of choices here.

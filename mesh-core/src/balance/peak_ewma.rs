@@ -10,33 +10,28 @@ use rand::RngCore;
 
 use super::{Group, draw_until};
 use crate::{
-    endpoint::Endpoint,
+    endpoint::Hot,
     sync::{AtomicU64, Ordering::Relaxed},
     time::Time,
 };
 
-pub(super) fn pick(
-    group: &Group,
-    now: Time,
-    rng: &mut impl RngCore,
-    may: &impl Fn(&Endpoint) -> bool,
-) -> Option<usize> {
+pub(super) fn pick(group: &Group, now: Time, rng: &mut impl RngCore, may: &impl Fn(usize) -> bool) -> Option<usize> {
     let first = draw_until(group, rng, |rng| group.draw(rng), may)?;
     let second = draw_until(group, rng, |rng| group.draw(rng), may)?;
-    let cost = |at: usize| cost(&group.endpoints()[at], now);
+    let cost = |at: usize| group.hot(at).map_or(f64::MAX, |hot| cost(hot, group.weight(at), now));
     Some(if cost(second) < cost(first) { second } else { first })
 }
 
 /// Expected microseconds of waiting per unit of weight.
-fn cost(endpoint: &Endpoint, now: Time) -> f64 {
-    let under_way = f64::from(endpoint.in_flight());
-    let latency = match endpoint.latency(now) {
+fn cost(hot: &Hot, weight: u32, now: Time) -> f64 {
+    let under_way = f64::from(hot.in_flight.load(Relaxed));
+    let latency = match hot.ewma.read(now) {
         Some(latency) => latency.as_secs_f64() * 1e6,
         // Nothing known: worth a first request, and not a second before that one is answered.
         None if under_way == 0.0 => 0.0,
         None => UNKNOWN.as_secs_f64() * 1e6,
     };
-    latency * (under_way + 1.0) / f64::from(endpoint.weight())
+    latency * (under_way + 1.0) / f64::from(weight)
 }
 
 /// A smoothed latency in one atomic word: microseconds above, milliseconds of time below; zero is none yet.
@@ -60,6 +55,11 @@ impl Ewma {
             Some(pack(value, now))
         };
         let _ = self.0.fetch_update(Relaxed, Relaxed, next);
+    }
+
+    /// As new.
+    pub(crate) fn reset(&self) {
+        self.0.store(0, Relaxed);
     }
 
     pub(crate) fn read(&self, now: Time) -> Option<Duration> {

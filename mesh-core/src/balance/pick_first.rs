@@ -6,23 +6,23 @@
 use rand::RngCore;
 
 use super::Group;
-use crate::{config::PickFirst, endpoint::Endpoint, sync::Ordering::Relaxed};
+use crate::{config::PickFirst, sync::Ordering::Relaxed};
 
 pub(super) fn pick(
     group: &Group,
     config: PickFirst,
     rng: &mut impl RngCore,
-    may: &impl Fn(&Endpoint) -> bool,
+    may: &impl Fn(usize) -> bool,
 ) -> Option<usize> {
-    let endpoints = group.endpoints();
+    let len = group.len();
     // Zero is not chosen yet, else the place plus one.
     let chosen = match group.turn.load(Relaxed) {
-        0 if config.shuffle && !endpoints.is_empty() => group.draw(rng),
+        0 if config.shuffle && len > 0 => group.draw(rng),
         0 => 0,
         chosen => (chosen - 1) as usize,
     };
-    let mut line = (chosen..endpoints.len()).chain(0..chosen.min(endpoints.len()));
-    let at = line.find(|at| endpoints.get(*at).is_some_and(|endpoint| may(endpoint)))?;
+    let mut line = (chosen..len).chain(0..chosen.min(len));
+    let at = line.find(|at| may(*at))?;
     group.turn.store(at as u64 + 1, Relaxed);
     Some(at)
 }

@@ -3,8 +3,7 @@
 use rand::RngCore;
 
 use super::{Group, draw_until};
-use crate::endpoint::Endpoint;
 
-pub(super) fn pick(group: &Group, rng: &mut impl RngCore, may: &impl Fn(&Endpoint) -> bool) -> Option<usize> {
+pub(super) fn pick(group: &Group, rng: &mut impl RngCore, may: &impl Fn(usize) -> bool) -> Option<usize> {
     draw_until(group, rng, |rng| group.draw_evenly(rng), may)
 }

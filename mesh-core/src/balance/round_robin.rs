@@ -7,10 +7,10 @@
 use rand::RngCore;
 
 use super::{Group, draw_until};
-use crate::{endpoint::Endpoint, sync::Ordering::Relaxed};
+use crate::sync::Ordering::Relaxed;
 
-pub(super) fn pick(group: &Group, rng: &mut impl RngCore, may: &impl Fn(&Endpoint) -> bool) -> Option<usize> {
-    let n = group.endpoints().len() as u64;
+pub(super) fn pick(group: &Group, rng: &mut impl RngCore, may: &impl Fn(usize) -> bool) -> Option<usize> {
+    let n = group.len() as u64;
     if n == 0 {
         return None;
     }
@@ -27,8 +27,8 @@ pub(super) fn pick(group: &Group, rng: &mut impl RngCore, may: &impl Fn(&Endpoin
     draw_until(group, rng, |rng| group.draw(rng), may)
 }
 
-fn take(group: &Group, at: usize, rng: &mut impl RngCore, may: &impl Fn(&Endpoint) -> bool) -> Option<usize> {
-    if may(group.endpoints().get(at)?) {
+fn take(group: &Group, at: usize, rng: &mut impl RngCore, may: &impl Fn(usize) -> bool) -> Option<usize> {
+    if may(at) {
         return Some(at);
     }
     draw_until(group, rng, |rng| group.draw(rng), may)

@@ -19,7 +19,7 @@ pub(super) fn warmed<R: RngCore>(
     let Some(config) = turn.slow_start else { return choose(rng) };
     for _ in 0..DRAWS {
         let at = choose(rng)?;
-        let factor = group.endpoints().get(at).map_or(1.0, |endpoint| factor(config, endpoint, turn.now));
+        let factor = group.endpoint(at).map_or(1.0, |endpoint| factor(config, endpoint, turn.now));
         if factor >= 1.0 || (rng.next_u32() as f64) < factor * f64::from(u32::MAX) {
             return Some(at);
         }

@@ -58,7 +58,7 @@ impl Ejections {
     pub(super) fn recount(&self, endpoints: &[Arc<Endpoint>]) {
         let ejected = endpoints.iter().filter(|endpoint| endpoint.is_ejected()).count();
         self.count.store(u32::try_from(ejected).unwrap_or(u32::MAX), Relaxed);
-        let waits = endpoints.iter().any(|endpoint| endpoint.cell.outlier.is_on_probation());
+        let waits = endpoints.iter().any(|endpoint| endpoint.cell.outlier().is_on_probation());
         self.probation.store(waits, Relaxed);
     }
 }
@@ -75,8 +75,8 @@ impl Cluster {
             return;
         }
         let mut waits = false;
-        for endpoint in &self.endpoints {
-            let cell = &endpoint.cell.outlier;
+        for endpoint in self.endpoints() {
+            let cell = endpoint.cell.outlier();
             match cell.sweep(config, ticks) {
                 Swept::Returned => self.tell(endpoint, What::Returned, now, None),
                 Swept::Probation => waits = true,
@@ -87,7 +87,7 @@ impl Cluster {
             counts.local.roll();
             counts.answers.roll();
         }
-        self.live.ejections.recount(&self.endpoints);
+        self.live.ejections.recount(self.endpoints());
         if waits {
             self.live.ejections.probation.store(true, Relaxed);
         }
@@ -115,7 +115,7 @@ impl Cluster {
     /// Counts an outcome of one endpoint, whose headers took so long, and ejects it when it is due.
     pub(crate) fn record(&self, endpoint: &Endpoint, outcome: &Outcome, took: Duration, now: Time) {
         let Some(config) = &self.config.outlier_detection else { return };
-        endpoint.cell.outlier.count(config, outcome, took, |reason, enforcing| {
+        endpoint.cell.outlier().count(config, outcome, took, |reason, enforcing| {
             self.eject(config, endpoint, reason, enforcing, now, None);
         });
     }
@@ -126,7 +126,7 @@ impl Cluster {
             self.readmit(endpoint, now);
             return;
         };
-        let cell = &endpoint.cell.outlier;
+        let cell = endpoint.cell.outlier();
         let failed = cell.is_failure(config, outcome, took);
         if !failed {
             self.readmit(endpoint, now);
@@ -137,22 +137,24 @@ impl Cluster {
 
     /// The probe of a half-open endpoint ended without telling anything.
     pub(crate) fn release_probe(&self, endpoint: &Endpoint) {
-        if endpoint.cell.outlier.release_probe() {
+        if endpoint.cell.outlier().release_probe() {
             self.live.ejections.probation.store(true, Relaxed);
         }
     }
 
     /// A half-open endpoint that may be tried with this request.
-    pub(crate) fn claim_probe(&self, may: impl Fn(&Endpoint) -> bool) -> Option<&Arc<Endpoint>> {
+    pub(crate) fn claim_probe(&self, may: impl Fn(&Endpoint) -> bool) -> Option<u32> {
         let probation = &self.live.ejections.probation;
         if !probation.load(Relaxed) {
             return None;
         }
         probation.store(false, Relaxed);
-        let mut waiting = self.endpoints.iter().filter(|endpoint| endpoint.cell.outlier.is_on_probation());
-        let claimed = waiting.find(|endpoint| may(endpoint) && endpoint.cell.outlier.claim_probe());
+        let mut waiting =
+            self.endpoints().iter().zip(0..).filter(|(endpoint, _)| endpoint.cell.outlier().is_on_probation());
+        let claims = |endpoint: &Endpoint| may(endpoint) && endpoint.cell.outlier().claim_probe();
+        let claimed = waiting.find_map(|(endpoint, at)| claims(endpoint).then_some(at));
         // Others wait still, or this request may not try the one that does.
-        if self.endpoints.iter().any(|endpoint| endpoint.cell.outlier.is_on_probation()) {
+        if self.endpoints().iter().any(|endpoint| endpoint.cell.outlier().is_on_probation()) {
             probation.store(true, Relaxed);
         }
         claimed
@@ -160,8 +162,8 @@ impl Cluster {
 
     /// Puts an ejected endpoint back into use before its time: its health check passed, or its probe.
     pub(crate) fn readmit(&self, endpoint: &Endpoint, now: Time) {
-        if endpoint.cell.outlier.readmit(now) {
-            self.live.ejections.recount(&self.endpoints);
+        if endpoint.cell.outlier().readmit(now) {
+            self.live.ejections.recount(self.endpoints());
             self.levels.recount();
             self.tell(endpoint, What::Returned, now, None);
         }
@@ -175,7 +177,7 @@ impl Cluster {
     /// An endpoint fails its active health checks from now on, or does not. Requests go to others, as long as there are
     /// enough.
     pub fn set_failing_checks(&self, endpoint: &Endpoint, failing: bool) {
-        if endpoint.cell.fails_checks.swap(failing, Relaxed) != failing {
+        if endpoint.hot().fails_checks.swap(failing, Relaxed) != failing {
             self.levels.recount();
         }
     }
@@ -201,7 +203,7 @@ impl Cluster {
         if endpoint.is_ejected() {
             return;
         }
-        let total = self.endpoints.len();
+        let total = self.endpoints().len();
         if !may_eject(config, self.live.ejections.count.load(Relaxed), total) {
             return self.tell(endpoint, What::TooMany(reason), now, measured);
         }
@@ -212,7 +214,7 @@ impl Cluster {
         if self.live.ejections.count.fetch_update(Relaxed, Relaxed, more).is_err() {
             return self.tell(endpoint, What::TooMany(reason), now, measured);
         }
-        if endpoint.cell.outlier.eject(config, endpoint.id, now) {
+        if endpoint.cell.outlier().eject(config, endpoint.id, now) {
             if !endpoint.is_failing_checks() {
                 self.levels.note_out(endpoint);
             }
@@ -226,12 +228,12 @@ impl Cluster {
     /// failures an endpoint goes, as Envoy has it.
     fn judge_rates(&self, config: &OutlierDetection, origin: Origin, now: Time) {
         let (success, failure) = (&config.success_rate, &config.failure_percentage);
-        let total = u32::try_from(self.endpoints.len()).unwrap_or(u32::MAX);
+        let total = u32::try_from(self.endpoints().len()).unwrap_or(u32::MAX);
         if total < success.minimum_hosts && total < failure.minimum_hosts {
             return;
         }
         let counted = |volume: u32| {
-            let used = self.endpoints.iter().filter(|endpoint| !endpoint.is_ejected());
+            let used = self.endpoints().iter().filter(|endpoint| !endpoint.is_ejected());
             used.map(|endpoint| origin.window(endpoint)).filter(move |window| window.volume() >= volume.max(1))
         };
         let (mut hosts, mut sum) = (0_u32, 0.0);
@@ -246,7 +248,7 @@ impl Cluster {
             let deviation = (squares / f64::from(hosts)).sqrt();
             let threshold = mean - f64::from(success.stdev_factor) / 1000.0 * deviation;
             let (reason, enforcing) = origin.success_rate(config);
-            for endpoint in self.endpoints.iter().filter(|endpoint| !endpoint.is_ejected()) {
+            for endpoint in self.endpoints().iter().filter(|endpoint| !endpoint.is_ejected()) {
                 let window = origin.window(endpoint);
                 if window.volume() >= success.request_volume.max(1) && window.success() < threshold {
                     self.eject(config, endpoint, reason, enforcing, now, Some((window.success(), threshold)));
@@ -256,7 +258,7 @@ impl Cluster {
         if failing_hosts > 0 && failing_hosts as u64 >= u64::from(failure.minimum_hosts) {
             let threshold = f64::from(failure.threshold);
             let (reason, enforcing) = origin.failure_percentage(config);
-            for endpoint in self.endpoints.iter().filter(|endpoint| !endpoint.is_ejected()) {
+            for endpoint in self.endpoints().iter().filter(|endpoint| !endpoint.is_ejected()) {
                 let window = origin.window(endpoint);
                 let failed = 100.0 - window.success();
                 if window.volume() >= failure.request_volume.max(1) && failed >= threshold {
@@ -269,8 +271,8 @@ impl Cluster {
     /// Ejects whose mean time to answer is a multiple of the others'.
     fn judge_latency(&self, config: &OutlierDetection, latency: &LatencyOutlier, now: Time) {
         let (mut hosts, mut sum) = (0_u32, 0.0);
-        for endpoint in self.endpoints.iter().filter(|endpoint| !endpoint.is_ejected()) {
-            let answers = &endpoint.cell.outlier.counts().answers;
+        for endpoint in self.endpoints().iter().filter(|endpoint| !endpoint.is_ejected()) {
+            let answers = &endpoint.cell.outlier().counts().answers;
             if answers.volume() >= latency.request_volume.max(1) {
                 hosts += 1;
                 sum += answers.mean();
@@ -279,8 +281,8 @@ impl Cluster {
         if hosts < latency.minimum_hosts.max(2) {
             return;
         }
-        for endpoint in self.endpoints.iter().filter(|endpoint| !endpoint.is_ejected()) {
-            let answers = &endpoint.cell.outlier.counts().answers;
+        for endpoint in self.endpoints().iter().filter(|endpoint| !endpoint.is_ejected()) {
+            let answers = &endpoint.cell.outlier().counts().answers;
             if answers.volume() < latency.request_volume.max(1) {
                 continue;
             }
@@ -301,7 +303,7 @@ impl Cluster {
             address: endpoint.address().clone(),
             what,
             at,
-            ejections: endpoint.cell.outlier.ejections(),
+            ejections: endpoint.cell.outlier().ejections(),
             measured,
         });
     }
@@ -319,8 +321,8 @@ enum Origin {
 impl Origin {
     fn window(self, endpoint: &Endpoint) -> &Window {
         match self {
-            Self::External => &endpoint.cell.outlier.counts().external,
-            Self::Local => &endpoint.cell.outlier.counts().local,
+            Self::External => &endpoint.cell.outlier().counts().external,
+            Self::Local => &endpoint.cell.outlier().counts().local,
         }
     }
 

@@ -10,7 +10,7 @@ use hashbrown::HashMap;
 use super::{Cluster, Departed};
 use crate::{
     config::{self, EndpointAddress},
-    endpoint::Endpoint,
+    endpoint::{Cell, Endpoint, Seats},
     sync::Ordering::Relaxed,
 };
 
@@ -25,16 +25,17 @@ pub(super) struct Known<'a> {
     same_transport: bool,
     /// Those that had left before.
     departed: BTreeMap<EndpointAddress, Departed>,
+    /// Where new ones get their seats.
+    seats: Arc<Seats>,
 }
 
 impl<'a> Known<'a> {
-    pub(super) fn of(config: &config::Cluster, previous: Option<&'a Cluster>) -> Self {
-        let Some(previous) = previous else { return Self::returned(Vec::new()) };
+    pub(super) fn of(config: &config::Cluster, previous: &'a Cluster) -> Self {
         let old = &previous.config;
         let under_way = previous.departed.iter().filter(|departed| departed.cell.strong_count() > 0);
         Self {
-            previous: &previous.endpoints,
-            stays: vec![false; previous.endpoints.len()],
+            previous: previous.endpoints(),
+            stays: vec![false; previous.endpoints().len()],
             next: 0,
             by_address: None,
             same_transport: old.protocol == config.protocol
@@ -42,13 +43,19 @@ impl<'a> Known<'a> {
                 && old.connections == config.connections
                 && old.connect_timeout == config.connect_timeout,
             departed: under_way.cloned().map(|departed| (departed.address.clone(), departed)).collect(),
+            seats: Arc::clone(&previous.live.seats),
         }
     }
 
     /// Of a cluster that was away.
-    pub(super) fn returned(departed: Vec<Departed>) -> Self {
+    pub(super) fn returned(departed: Vec<Departed>, seats: Arc<Seats>) -> Self {
         let departed = departed.into_iter().map(|departed| (departed.address.clone(), departed)).collect();
-        Self { previous: &[], stays: Vec::new(), next: 0, by_address: None, same_transport: false, departed }
+        Self { previous: &[], stays: Vec::new(), next: 0, by_address: None, same_transport: false, departed, seats }
+    }
+
+    /// So many endpoints will be asked for.
+    pub(super) fn expect(&self, endpoints: usize) {
+        self.seats.reserve(endpoints.saturating_sub(self.previous.len()));
     }
 
     /// The endpoint for this configuration, with its old cell where there is one.
@@ -62,7 +69,8 @@ impl<'a> Known<'a> {
             return Arc::new(Endpoint::new(config.clone(), at, Arc::clone(&old.cell), attachments));
         }
         let departed = self.departed.remove(&config.address);
-        let cell = departed.as_ref().and_then(|departed| departed.cell.upgrade()).unwrap_or_default();
+        let cell = departed.as_ref().and_then(|departed| departed.cell.upgrade());
+        let cell = cell.unwrap_or_else(|| Arc::new(Cell::new(&self.seats)));
         // It was away: it starts slowly again.
         cell.since.store(0, Relaxed);
         let attachments = departed.filter(|_| self.same_transport).and_then(|departed| departed.attachments.upgrade());

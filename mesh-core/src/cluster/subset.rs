@@ -33,6 +33,11 @@ impl Subset {
         Self { seed, most: Some(most.collect()) }
     }
 
+    /// All are used.
+    pub(super) fn is_all(&self) -> bool {
+        self.most.is_none()
+    }
+
     pub(super) fn has(&self, priority: u32, endpoint: &Endpoint) -> bool {
         let Some(most) = &self.most else { return true };
         most.get(&priority).is_none_or(|most| hash(endpoint, self.seed) <= *most)

@@ -391,7 +391,7 @@ fn fail(cluster: &Arc<Cluster>, port: u16, times: u32, outcome: Outcome, now: Ti
     for _ in 0..times {
         let endpoint = Arc::clone(&cluster.endpoints()[usize::from(port) - 1]);
         assert!(cluster.counters(RoutingPriority::Default).requests.acquire(u32::MAX));
-        Pick::new(cluster, &endpoint, RoutingPriority::Default, now).unwrap().finish(&outcome, now);
+        Pick::new(cluster, Chosen::Named(endpoint), RoutingPriority::Default, now).unwrap().finish(&outcome, now);
     }
 }
 

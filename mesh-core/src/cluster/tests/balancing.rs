@@ -316,7 +316,7 @@ fn bias_of_least_request() {
         let heavy = Arc::clone(&cluster.endpoints()[1]);
         let hold = || {
             assert!(cluster.counters(RoutingPriority::Default).requests.acquire(u32::MAX));
-            Pick::new(&cluster, &heavy, RoutingPriority::Default, Time::ZERO).unwrap()
+            Pick::new(&cluster, Chosen::Named(Arc::clone(&heavy)), RoutingPriority::Default, Time::ZERO).unwrap()
         };
         let held: Vec<_> = (0..6).map(|_| hold()).collect();
         let share = (0..4_000).filter(|n| at(&cluster, &Ask::default(), Time::ZERO, *n) == 2).count();

@@ -466,7 +466,7 @@ fn serve(cluster: &Arc<Cluster>, rates: &[u32], volume: u32, now: Time) {
 fn answer(cluster: &Arc<Cluster>, port: u16, outcome: Outcome, now: Time, took: Duration) {
     assert!(cluster.counters(RoutingPriority::Default).requests.acquire(u32::MAX));
     let endpoint = &cluster.endpoints()[usize::from(port) - 1];
-    let pick = Pick::new(cluster, endpoint, RoutingPriority::Default, now).unwrap();
+    let pick = Pick::new(cluster, Chosen::Named(Arc::clone(endpoint)), RoutingPriority::Default, now).unwrap();
     pick.finish(&outcome, now + took);
 }
 
