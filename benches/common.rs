@@ -86,6 +86,7 @@ pub fn endpoint(address: SocketAddr) -> Endpoint {
         workload: Some(workload.into()),
         hostname: "".into(),
         hash_key: None,
+        more: None,
     }
 }
 

@@ -7,6 +7,9 @@
 #[path = "traffic/balancing.rs"]
 mod balancing;
 
+#[path = "traffic/endpoints.rs"]
+mod endpoints;
+
 #[path = "traffic/harness.rs"]
 mod harness;
 

@@ -29,9 +29,11 @@ use crate::{
 
 mod ejection;
 mod known;
+mod labelled;
 
 use ejection::Ejections;
 use known::Known;
+use labelled::Labelled;
 
 /// A cluster, compiled for picking.
 #[derive(Debug)]
@@ -39,6 +41,8 @@ pub struct Cluster {
     config: Arc<config::Cluster>,
     roll: Arc<Roll>,
     levels: Levels,
+    /// Subsets that requests may ask for.
+    labelled: Option<Labelled>,
     live: Arc<Live>,
     /// Endpoints that left while requests were under way, to be found again should they return.
     departed: Vec<Departed>,
@@ -131,7 +135,7 @@ impl Cluster {
             || Known::returned(Vec::new(), Arc::clone(&live.seats)),
             |previous| Known::of(config, previous),
         );
-        Self::build(config, known, live, previous.map(|previous| &previous.levels), around)
+        Self::build(config, known, live, previous, around)
     }
 
     /// Compiles a cluster that had left the configuration, taking over what its last requests keep alive.
@@ -153,7 +157,7 @@ impl Cluster {
         config: &Arc<config::Cluster>,
         mut known: Known<'_>,
         live: Arc<Live>,
-        before: Option<&Levels>,
+        before: Option<&Self>,
         around: Around<'_>,
     ) -> Self {
         let mut endpoints = Vec::new();
@@ -175,7 +179,8 @@ impl Cluster {
             endpoints.extend(used.map(|endpoint| known.take(endpoint, at)));
             let members = (first as u32..endpoints.len() as u32).collect();
             // Control planes send weights always; they are meant only where the cluster says so (LO4).
-            let weight = locality.weight.filter(|_| config.locality_weighted);
+            let counts = config.subsets.as_ref().is_none_or(|subsets| subsets.locality_weighted);
+            let weight = locality.weight.filter(|_| config.locality_weighted && counts);
             places.push(LevelLocality { locality: &locality.locality, weight, members });
         }
         if config.outlier_detection.is_none() {
@@ -208,10 +213,16 @@ impl Cluster {
             roll: &roll,
             custom: custom.as_ref().and_then(|custom| custom.as_ref().ok()),
             zones: around.zones,
-            before,
+            before: before.map(|before| &before.levels),
         };
+        let by_priority: Vec<_> = by_priority.into_values().collect();
+        let labelled = config.subsets.as_ref().map(|subsets| {
+            let making = Making { zones: None, before: None, ..making };
+            Labelled::new(subsets, &by_priority, &making, before.and_then(|before| before.labelled.as_ref()))
+        });
         Self {
-            levels: Levels::new(by_priority.into_values().collect(), &making),
+            levels: Levels::new(by_priority, &making),
+            labelled,
             // What cannot be compiled was refused when it was read.
             hashing: HashPolicies::compile(&config.hash).unwrap_or_default(),
             config: Arc::clone(config),
@@ -262,7 +273,8 @@ impl Cluster {
             return Err(PickError::Overflow);
         }
         if ask.wanted.is_none()
-            && let Some(at) = self.claim_probe(|endpoint| endpoint.is_worth_a_probe(ask.tried))
+            && let Some(at) =
+                self.claim_probe(|endpoint| endpoint.is_worth_a_probe(ask.tried) && self.is_asked_for(endpoint, ask))
             && let Some(pick) = Pick::new(self, Chosen::Member(at), ask.priority, now)
         {
             return Ok(pick.probing());
@@ -289,12 +301,24 @@ impl Cluster {
     /// The endpoint that is asked for, or one of the balancer's choice.
     fn choose(&self, turn: &Turn<'_>, rng: &mut impl RngCore) -> Option<u32> {
         match turn.ask.wanted {
-            None => self.levels.pick(turn, rng),
+            None => self.balance(turn, rng),
             Some(wanted) => match self.wanted(wanted) {
-                None if !wanted.strict => self.levels.pick(turn, rng),
+                None if !wanted.strict => self.balance(turn, rng),
                 found => found,
             },
         }
+    }
+
+    fn balance(&self, turn: &Turn<'_>, rng: &mut impl RngCore) -> Option<u32> {
+        match &self.labelled {
+            None => self.levels.pick(turn, rng),
+            Some(labelled) => labelled.pick(&self.levels, turn, rng),
+        }
+    }
+
+    /// Has it the labels that are asked for, where that counts?
+    fn is_asked_for(&self, endpoint: &Endpoint, ask: &Ask<'_>) -> bool {
+        self.labelled.as_ref().is_none_or(|labelled| labelled.may_pick(endpoint, ask.criteria))
     }
 
     /// The endpoint that is asked for, if it may still be used (gRFC A55).

@@ -26,6 +26,7 @@ mod policy;
 mod rate_limit;
 mod route;
 mod session;
+mod subset;
 mod value;
 
 pub use authz::{
@@ -37,8 +38,9 @@ pub use balance::{
     SlowStart, ZoneAware,
 };
 pub use cluster::{
-    Cluster, Discovery, Dns, DnsFamily, DnsName, DropOverload, Endpoint, EndpointAddress, Endpoints, Health, Labels,
-    Local, Locality, LocalityEndpoints, Protocol, RetryBudget, ServiceName, Thresholds, TlsMode, UpstreamTls, Workload,
+    Cluster, Discovery, Dns, DnsFamily, DnsName, DropOverload, Endpoint, EndpointAddress, EndpointMore, Endpoints,
+    Health, Labels, Local, Locality, LocalityEndpoints, Protocol, RetryBudget, ServiceName, Thresholds, TlsMode,
+    UpstreamTls, Workload,
 };
 pub(crate) use clusters::Chunk as ClusterChunk;
 pub use clusters::{Clusters, Iter as ClustersIter};
@@ -60,6 +62,7 @@ pub use route::{
 };
 pub(crate) use route::{HeaderSource, Part};
 pub use session::{Session, SessionState};
+pub use subset::{Criteria, Metadata, MetadataValue, SelectorFallback, SubsetFallback, SubsetSelector, Subsets};
 pub use value::{Fraction, Regex, RegexError, StringMatch};
 
 /// A name given by the control plane: of a cluster, a route, a virtual host. Compared once when compiling.

@@ -7,7 +7,7 @@
 use std::net::SocketAddr;
 
 use crate::{
-    config::{Name, RoutingPriority},
+    config::{Criteria, RoutingPriority},
     endpoint::Tried,
 };
 
@@ -22,8 +22,8 @@ pub struct Ask<'a> {
     pub wanted: Option<Wanted>,
     /// Whose limits count. Envoy `RouteAction.priority`.
     pub priority: RoutingPriority,
-    /// Only endpoints with these values in their metadata, by key. Envoy `RouteAction.metadata_match` (`envoy.lb`).
-    pub metadata: &'a [(Name, Name)],
+    /// Only endpoints with these labels, in clusters that have subsets. Envoy `RouteAction.metadata_match`.
+    pub criteria: &'a Criteria,
 }
 
 /// One endpoint that is wanted.
@@ -38,7 +38,13 @@ pub struct Wanted {
 impl Default for Ask<'_> {
     /// Any endpoint.
     fn default() -> Self {
-        Self { tried: &Tried::NONE, hash: None, wanted: None, priority: RoutingPriority::Default, metadata: &[] }
+        Self {
+            tried: &Tried::NONE,
+            hash: None,
+            wanted: None,
+            priority: RoutingPriority::Default,
+            criteria: Criteria::ANY,
+        }
     }
 }
 

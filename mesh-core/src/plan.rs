@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     cluster::Cluster,
-    config::{DirectResponse, HedgePolicy, Name, Redirect, RetryPolicy, RoutingPriority, Upgrade},
+    config::{Criteria, DirectResponse, HedgePolicy, Name, Redirect, RetryPolicy, RoutingPriority, Upgrade},
     fault::FaultDecision,
     hash::{Fresh, HashPolicies},
     mirror::MirrorPolicy,
@@ -69,6 +69,11 @@ impl Plan {
     /// The destination that was drawn; `None` when there was no split to draw from.
     pub fn destination(&self) -> Option<&Destination> {
         self.route.split.destinations().get(self.choice? as usize)
+    }
+
+    /// Which of the cluster's endpoints the request is for.
+    pub fn criteria(&self) -> &Criteria {
+        self.destination().map_or(Criteria::ANY, |destination| &destination.criteria)
     }
 
     /// Are headers of request or response changed?

@@ -147,6 +147,7 @@ fn config(load_balancer: LoadBalancer) -> Config {
         workload: None,
         hostname: "".into(),
         hash_key: None,
+        more: None,
     };
     let localities = vec![LocalityEndpoints { endpoints: (1..10).map(endpoint).collect(), ..Default::default() }];
     let cluster = Cluster {

@@ -39,6 +39,8 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Io for T {}
 pub struct Target<'a> {
     /// Where it listens.
     pub address: &'a EndpointAddress,
+    /// Other addresses of the same endpoint, to be tried beside the first when that does not answer at once (gRFC A61).
+    pub others: &'a [SocketAddr],
     /// The cluster it belongs to, with its options of connections.
     pub cluster: &'a config::Cluster,
 }
@@ -46,7 +48,12 @@ pub struct Target<'a> {
 impl<'a> Target<'a> {
     /// To `address`, an endpoint of `cluster`: for a connector that passes on to another.
     pub fn new(address: &'a EndpointAddress, cluster: &'a config::Cluster) -> Self {
-        Self { address, cluster }
+        Self { address, others: &[], cluster }
+    }
+
+    /// To an endpoint of `cluster`, at whichever of its addresses answers first.
+    pub(crate) fn of(endpoint: &'a config::Endpoint, cluster: &'a config::Cluster) -> Self {
+        Self { address: &endpoint.address, others: endpoint.other_addresses(), cluster }
     }
 }
 
@@ -162,20 +169,32 @@ impl System {
 
 impl Connector for System {
     fn connect<'a>(&'a self, target: Target<'a>) -> Connecting<'a> {
-        Box::pin(connect(target.address, &self.resolver, &target.cluster.connections))
+        Box::pin(connect(target, &self.resolver))
     }
 }
 
 /// Connects to where an endpoint listens; the error is of the last address tried.
-async fn connect(address: &EndpointAddress, resolver: &Resolver, options: &Connections) -> io::Result<Stream> {
-    match address {
-        EndpointAddress::Socket(address) => connect_tcp(*address, options).await.map(Stream::from),
+async fn connect(target: Target<'_>, resolver: &Resolver) -> io::Result<Stream> {
+    let options = &target.cluster.connections;
+    match target.address {
+        EndpointAddress::Socket(address) if target.others.is_empty() => {
+            connect_tcp(*address, options).await.map(Stream::from)
+        }
+        EndpointAddress::Socket(address) => {
+            let all: Vec<_> = std::iter::once(*address).chain(target.others.iter().copied()).collect();
+            race(&all, options).await.map(Stream::from)
+        }
         EndpointAddress::Host(host, port) => {
             let addresses = resolver.resolve(host, *port).await?;
             race(&addresses, options).await.map(Stream::from)
         }
         #[cfg(unix)]
         EndpointAddress::Unix(path) => {
+            // Envoy writes the names of sockets without a file with `@`, the system with a zero.
+            let path = match path.strip_prefix('@') {
+                Some(name) if cfg!(target_os = "linux") => format!("\0{name}"),
+                _ => path.clone(),
+            };
             tokio::net::UnixStream::connect(path).await.map(|stream| Stream(Kind::Unix(stream)))
         }
         #[cfg(not(unix))]
@@ -254,7 +273,7 @@ async fn race(addresses: &[SocketAddr], options: &Connections) -> io::Result<Tcp
     if let [only] = addresses {
         return connect_tcp(*only, options).await;
     }
-    let mut left = addresses.iter().copied();
+    let mut left = interleaved(addresses);
     let mut tries = FuturesUnordered::new();
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     loop {
@@ -270,6 +289,17 @@ async fn race(addresses: &[SocketAddr], options: &Connections) -> io::Result<Tcp
             () = sleep(HEAD_START), if started => {}
         }
     }
+}
+
+/// IPv4 and IPv6 in turns, beginning with the family of the first. Source: RFC 8305, 4.
+fn interleaved(addresses: &[SocketAddr]) -> impl Iterator<Item = SocketAddr> {
+    let first_is_v4 = addresses.first().is_some_and(SocketAddr::is_ipv4);
+    let of = move |v4: bool| addresses.iter().copied().filter(move |address| address.is_ipv4() == v4);
+    let (mut ours, mut theirs, mut turn) = (of(first_is_v4), of(!first_is_v4), false);
+    std::iter::from_fn(move || {
+        turn = !turn;
+        if turn { ours.next().or_else(|| theirs.next()) } else { theirs.next().or_else(|| ours.next()) }
+    })
 }
 
 impl AsyncRead for Stream {
@@ -378,6 +408,7 @@ mod tests {
         assert_eq!(listener.accept().await.unwrap().1.ip().to_string(), "127.0.0.3");
     }
 
+    /// NR16: an endpoint may be a Unix domain socket.
     #[cfg(unix)]
     #[tokio::test]
     async fn unix_sockets_are_endpoints_too() {
@@ -386,7 +417,17 @@ mod tests {
         let _listener = tokio::net::UnixListener::bind(&path).unwrap();
         let system = System::new(Resolver::new(crate::source::Source::seeded(1)));
         let (address, cluster) = (EndpointAddress::Unix(path.to_str().unwrap().to_owned()), config::Cluster::default());
-        let target = Target { address: &address, cluster: &cluster };
+        let target = Target::new(&address, &cluster);
         assert!(matches!(system.connect(target).await.unwrap().0, Kind::Unix(_)));
+    }
+
+    /// NR9: addresses of both families take turns, beginning with the first one's.
+    #[test]
+    fn families_take_turns() {
+        let all = ["[::1]:1", "[::1]:2", "[::1]:3", "127.0.0.1:4"].map(|text| text.parse().unwrap());
+        let ports: Vec<_> = interleaved(&all).map(|address| address.port()).collect();
+        assert_eq!(ports, [1, 4, 2, 3]);
+        assert_eq!(interleaved(&all[3..]).count(), 1);
+        assert_eq!(interleaved(&[]).count(), 0);
     }
 }

@@ -102,7 +102,7 @@ impl Pool {
 
     /// A connection of its own to an endpoint, below TLS and HTTP.
     pub(crate) async fn dial(&self, cluster: &Cluster, endpoint: &Endpoint) -> io::Result<Stream> {
-        self.shared.connector.connect(Target { address: endpoint.address(), cluster: cluster.config() }).await
+        self.shared.connector.connect(Target::of(endpoint.config(), cluster.config())).await
     }
 
     async fn send(&self, picked: Picked) -> Result<Response<PooledBody>, Error> {

@@ -44,6 +44,7 @@ mod report;
 mod route;
 mod secret;
 mod session;
+mod subset;
 mod tls;
 mod value;
 

@@ -166,6 +166,24 @@ impl Upstream {
         Self::scripted_at(name, listener, |_, _| Reply::ok())
     }
 
+    /// Answers everything that arrives at a Unix domain socket; its `address` is nobody's.
+    #[cfg(unix)]
+    pub(crate) fn at_unix(name: &'static str, listener: std::os::unix::net::UnixListener) -> Self {
+        listener.set_nonblocking(true).unwrap();
+        let listener = tokio::net::UnixListener::from_std(listener).unwrap();
+        let seen = Arc::new(Seen::default());
+        let (serving, script): (_, Arc<Script>) = (Arc::clone(&seen), Arc::new(|_, _| Reply::ok()));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                connections.spawn(serve_connection(name, stream, Arc::clone(&serving), Arc::clone(&script)));
+            }
+        });
+        Self { name, address: SocketAddr::from(([0, 0, 0, 0], 0)), seen, _tasks: tasks }
+    }
+
     fn scripted_at(
         name: &'static str,
         listener: TcpListener,
@@ -202,13 +220,17 @@ async fn serve(name: &'static str, listener: TcpListener, seen: Arc<Seen>, scrip
     let mut connections = JoinSet::new();
     loop {
         let (stream, _) = listener.accept().await.unwrap();
-        seen.opened.fetch_add(1, Ordering::Relaxed);
-        let (seen, script) = (Arc::clone(&seen), Arc::clone(&script));
-        connections.spawn(async move {
-            let service = service_fn(move |request| answer(name, request, Arc::clone(&seen), Arc::clone(&script)));
-            let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
-        });
+        connections.spawn(serve_connection(name, stream, Arc::clone(&seen), Arc::clone(&script)));
     }
+}
+
+async fn serve_connection<I>(name: &'static str, stream: I, seen: Arc<Seen>, script: Arc<Script>)
+where
+    I: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    seen.opened.fetch_add(1, Ordering::Relaxed);
+    let service = service_fn(move |request| answer(name, request, Arc::clone(&seen), Arc::clone(&script)));
+    let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
 }
 
 type ReplyBody = UnsyncBoxBody<Bytes, std::io::Error>;

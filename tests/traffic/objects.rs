@@ -1,11 +1,17 @@
 //! What people write, from YAML to what arrives: routes of the Gateway API, virtual services that delegate, and what a sidecar lets see.
 
+use std::net::SocketAddr;
+
 use mesh_control::{
     compile::{MeshSettings, NodeInfo, World, compile},
     registry::Registry,
     store::{SourceFile, Store},
 };
-use mesh_tower::config::Config;
+use mesh_tower::{
+    Mesh,
+    config::Config,
+    dns::{Resolve, Resolving},
+};
 
 use crate::harness::{Kind, Program, Upstream};
 
@@ -74,5 +80,57 @@ async fn delegates_and_sidecars_hold_for_requests() {
         // What the rules lead to is known with them; of the third nobody speaks.
         let hidden = program.send(http::Request::get("http://c/x"), "").await;
         assert!(hidden.is(kind, 502), "{kind:?}: {hidden:?}");
+    }
+}
+
+/// Every name is at this address.
+struct Everywhere(SocketAddr);
+
+impl Resolve for Everywhere {
+    fn resolve<'a>(&'a self, _: &'a str, _: u16) -> Resolving<'a> {
+        let address = self.0;
+        Box::pin(async move { Ok(vec![address]) })
+    }
+}
+
+/// NR11: services are reached as their resolution says, hosts that nobody wrote down as they are, or not at all.
+#[tokio::test]
+async fn hosts_are_found_as_written_down() {
+    for kind in Kind::ALL {
+        let (known, named) = (Upstream::start("known").await, Upstream::start("named").await);
+        let protocol = if kind == Kind::Http1 { "HTTP" } else { "GRPC" };
+        let entry = |host: &str, rest: &str| {
+            format!(
+                "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: {host}}}\nspec:\n  hosts: [{host}.test]\n  ports: [{{number: 80, name: p, protocol: {protocol}}}]\n{rest}"
+            )
+        };
+        let (ip, port) = (known.address.ip(), known.address.port());
+        let written_down =
+            entry("static", &format!("  resolution: STATIC\n  endpoints: [{{address: {ip}, ports: {{p: {port}}}}}]\n"))
+                + &entry("dns", "  resolution: DNS\n")
+                + &entry("one", "  resolution: DNS_ROUND_ROBIN\n")
+                + &entry("none", "  resolution: NONE\n");
+        let closed = "---\napiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {name: default}\nspec:\n  outboundTrafficPolicy: {mode: REGISTRY_ONLY}\n";
+        for (text, stranger) in [(written_down.clone(), Some("named")), (written_down + closed, None)] {
+            let mesh = Mesh::builder().config(written(text)).resolver(Everywhere(named.address)).build().await.unwrap();
+            let program = Program::over(kind, mesh);
+            let hosts =
+                [("static", Some("known")), ("dns", Some("named")), ("one", Some("named")), ("none", Some("named"))];
+            for (host, expected) in hosts.into_iter().chain([("stranger", stranger)]) {
+                // A name is resolved when its cluster is first asked for.
+                let mut answer = program.send(http::Request::get(format!("http://{host}.test/x")), "").await;
+                for _ in 0..200 {
+                    if answer.flags != "UH" {
+                        break;
+                    }
+                    tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+                    answer = program.send(http::Request::get(format!("http://{host}.test/x")), "").await;
+                }
+                match expected {
+                    Some(name) => assert_eq!(answer.header("x-upstream"), name, "{kind:?} {host}: {answer:?}"),
+                    None => assert!(answer.is(kind, 502), "{kind:?} {host}: {answer:?}"),
+                }
+            }
+        }
     }
 }

@@ -69,7 +69,7 @@ async fn clients_limit_what_they_send() {
     }
 }
 
-/// RL2: each user has a bucket, and one may have another.
+/// RL2, RL9: each user has a bucket, and one may have another: what the tutorial did with Mixer's quotas and their overrides.
 #[tokio::test]
 async fn clients_limit_by_descriptor() {
     for kind in Kind::ALL {

@@ -166,6 +166,7 @@ impl Instance {
             workload: self.workload.clone(),
             hostname: "".into(),
             hash_key: None,
+            more: None,
         })
     }
 }

@@ -42,8 +42,10 @@ pub(super) fn reason(group: &str, kind: &str) -> Option<&'static str> {
             "write a Gateway and a VirtualService bound to it"
         }
         ("config.istio.io", "QuotaSpec" | "QuotaSpecBinding" | "quota" | "memquota" | "redisquota") => {
-            "Mixer's quotas went away with Istio 1.8; limit with connectionPool of a DestinationRule, or rate limits of the \
-             server's own"
+            "Mixer's quotas went away with Istio 1.8; how many at once is connectionPool of a DestinationRule, how many in a \
+             time is a local rate limit of the server's own (with a bucket for each descriptor, as memquota's overrides had), \
+             and one count for all processes, as redisquota kept, is a rate limit service's \
+             (envoy.service.ratelimit.v3.RateLimitService)"
         }
         ("config.istio.io", "HTTPAPISpec" | "HTTPAPISpecBinding") => {
             "API attributes were Mixer's; match paths in a VirtualService instead"

@@ -264,7 +264,7 @@ fn an_undefined_subset_is_refused_in_the_look_of_rustc() {
     assert_eq!((it.code.as_ref(), it.level, it.file.as_str()), ("IST0101", Level::Warning, "reviews.yaml"));
 }
 
-/// GW11: what extends or patches Envoy, and what replaced itself long ago, is refused by name with what to do instead.
+/// GW11, RL9: what extends or patches Envoy, and what replaced itself long ago, is refused by name with what to do instead.
 #[test]
 fn kinds_that_are_not_taken_say_what_to_do_instead() {
     for (api_version, kind, said) in [
@@ -284,6 +284,9 @@ fn kinds_that_are_not_taken_say_what_to_do_instead() {
         ("config.istio.io/v1alpha2", "instance", "built in"),
         ("config.istio.io/v1alpha2", "QuotaSpec", "connectionPool"),
         ("config.istio.io/v1alpha2", "QuotaSpecBinding", "connectionPool"),
+        ("config.istio.io/v1alpha2", "memquota", "a local rate limit"),
+        ("config.istio.io/v1alpha2", "redisquota", "RateLimitService"),
+        ("config.istio.io/v1alpha2", "quota", "a bucket for each descriptor"),
         ("config.istio.io/v1alpha2", "HTTPAPISpec", "VirtualService"),
         ("config.istio.io/v1alpha2", "denier", "AuthorizationPolicy"),
         ("config.istio.io/v1alpha2", "metric", "built in"),

@@ -100,7 +100,7 @@ impl Cluster {
         if let Some(latency) = &config.latency {
             self.judge_latency(config, latency, at);
         }
-        self.levels.recount();
+        self.recount();
     }
 
     /// Takes what happened to endpoints since it was last asked for; cheap when that is nothing.
@@ -164,9 +164,15 @@ impl Cluster {
     pub(crate) fn readmit(&self, endpoint: &Endpoint, now: Time) {
         if endpoint.cell.outlier().readmit(now) {
             self.live.ejections.recount(self.endpoints());
-            self.levels.recount();
+            self.recount();
             self.tell(endpoint, What::Returned, now, None);
         }
+    }
+
+    /// Counts afresh what is left out.
+    fn recount(&self) {
+        self.levels.recount();
+        self.labelled.iter().for_each(|labelled| labelled.recount());
     }
 
     /// Some request has gone to it, so that its health is of interest.
@@ -178,7 +184,7 @@ impl Cluster {
     /// enough.
     pub fn set_failing_checks(&self, endpoint: &Endpoint, failing: bool) {
         if endpoint.hot().fails_checks.swap(failing, Relaxed) != failing {
-            self.levels.recount();
+            self.recount();
         }
     }
 
@@ -217,6 +223,7 @@ impl Cluster {
         if endpoint.cell.outlier().eject(config, endpoint.id, now) {
             if !endpoint.is_failing_checks() {
                 self.levels.note_out(endpoint);
+                self.labelled.iter().for_each(|labelled| labelled.note_out(endpoint));
             }
             self.tell(endpoint, What::Ejected(reason), now, measured);
         } else {

@@ -13,6 +13,7 @@ use crate::{
 
 mod balancing;
 mod ejection;
+mod labels;
 mod limits;
 mod places;
 
@@ -341,7 +342,16 @@ fn failed_and_empty_clusters_say_so() {
 fn endpoint(port: u16, weight: u32, sick: bool) -> config::Endpoint {
     let health = if sick { Health::Unhealthy } else { Health::Healthy };
     let address = EndpointAddress::Socket(([127, 0, 0, 1], port).into());
-    config::Endpoint { address, weight, health, mtls: false, workload: None, hostname: "".into(), hash_key: None }
+    config::Endpoint {
+        address,
+        weight,
+        health,
+        mtls: false,
+        workload: None,
+        hostname: "".into(),
+        hash_key: None,
+        more: None,
+    }
 }
 
 /// Endpoints at ports 1, 2, ...

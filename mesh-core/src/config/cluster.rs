@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Connections, Fraction, HashPolicy, HealthCheck, LoadBalancer, Name, OutlierDetection, SlowStart, StringMatch,
-    ZoneAware,
+    Connections, Fraction, HashPolicy, HealthCheck, LoadBalancer, Metadata, MetadataValue, Name, OutlierDetection,
+    SlowStart, StringMatch, Subsets, ZoneAware,
 };
 
 /// A named set of endpoints and how to reach them. Source: Envoy `Cluster`.
@@ -31,6 +31,8 @@ pub struct Cluster {
     /// Only so many endpoints of each priority are used, which ones is drawn once a process; `None` is all. Envoy
     /// `RandomSubsetting.subset_size`, gRFC A68.
     pub subset_size: Option<u32>,
+    /// Subsets of the endpoints that requests may ask for by label; `None` is none. Envoy `lb_subset_config`.
+    pub subsets: Option<Arc<Subsets>>,
     /// What is hashed whatever the route says; empty leaves it to the route. Envoy `ConsistentHashingLbConfig.hash_policy`.
     pub hash: Vec<HashPolicy>,
     /// Including the TLS handshake. Envoy `Cluster.connect_timeout`, default 5 s.
@@ -81,6 +83,7 @@ impl Default for Cluster {
             load_balancer: LoadBalancer::default(),
             slow_start: None,
             subset_size: None,
+            subsets: None,
             hash: Vec::new(),
             connect_timeout: Duration::from_secs(5),
             protocol: Protocol::default(),
@@ -251,6 +254,20 @@ pub struct Endpoint {
     /// What it is known by to hashing policies, if not by its address. Envoy metadata `envoy.lb.hash_key`, gRFC A76.
     #[serde(default)]
     pub hash_key: Option<Name>,
+    /// What few endpoints have.
+    #[serde(default)]
+    pub more: Option<Arc<EndpointMore>>,
+}
+
+/// What few endpoints have, apart, so that the many do not pay for it.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
+pub struct EndpointMore {
+    /// Other addresses of the same endpoint, tried beside the first when that does not answer at once. Envoy
+    /// `Endpoint.additional_addresses`, gRFC A61.
+    pub addresses: Vec<SocketAddr>,
+    /// What it says of itself. Envoy metadata `envoy.lb`.
+    pub metadata: Metadata,
 }
 
 impl Endpoint {
@@ -264,7 +281,18 @@ impl Endpoint {
             workload: None,
             hostname: Name::default(),
             hash_key: None,
+            more: None,
         }
+    }
+
+    /// Its other addresses.
+    pub fn other_addresses(&self) -> &[SocketAddr] {
+        self.more.as_ref().map_or(&[], |more| &more.addresses)
+    }
+
+    /// What it says of itself.
+    pub fn metadata(&self) -> &[(Name, MetadataValue)] {
+        self.more.as_ref().map_or(&[], |more| &more.metadata)
     }
 }
 

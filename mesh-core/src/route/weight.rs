@@ -7,7 +7,7 @@ use xxhash_rust::xxh64::Xxh64;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::{
-    config::{self, Name, SplitBy},
+    config::{self, Criteria, Name, SplitBy},
     error::CompileError,
     fault::Faults,
     rewrite::HeaderEdits,
@@ -36,6 +36,8 @@ pub struct Destination {
     pub(crate) edits: HeaderEdits,
     pub(crate) host_rewrite: Option<HeaderValue>,
     pub(crate) fault: Option<Arc<Faults>>,
+    /// Which of the cluster's endpoints the request is for.
+    pub(crate) criteria: Criteria,
 }
 
 /// What decides, beside chance.
@@ -141,6 +143,7 @@ impl Destination {
             host_rewrite: host_rewrite
                 .map_err(|_| CompileError::new("split", "host_rewrite", "not a valid header value"))?,
             fault: config.fault.as_ref().map(|fault| Arc::new(Faults::of(fault))),
+            criteria: config.criteria.clone(),
         })
     }
 }

@@ -96,7 +96,8 @@ impl<S> Balance<S> {
                 // Where retries are to go elsewhere, only the first try asks for the session's endpoint (SA5).
                 let elsewhere = number > 1 && plan.route.retry.as_ref().is_some_and(|it| it.avoid_previous_hosts > 0);
                 let wanted = plan.wanted().filter(|_| !elsewhere);
-                let ask = Ask { hash: plan.hash, wanted, priority: plan.route.priority, ..Ask::from(&journal.tried) };
+                let (priority, criteria) = (plan.route.priority, plan.criteria());
+                let ask = Ask { hash: plan.hash, wanted, priority, criteria, ..Ask::from(&journal.tried) };
                 cluster.pick(&ask, now, &mut journal.rng)
             }
         };

@@ -52,7 +52,7 @@ async fn shake_hands(way: &Way, held: Held) -> Result<Opened, Error> {
     let (generation, opened) = (way.generation(), way.now());
     let config = &way.cluster.config().connections;
     let address = way.endpoint.address();
-    let target = Target { address, cluster: way.cluster.config() };
+    let target = Target::of(way.endpoint.config(), way.cluster.config());
     let connected = way.shared.connector.connect(target).await;
     let stream = connected
         .map_err(|error| Error::new(ErrorKind::Connect, Unreachable { address: address.to_string(), error }))?;

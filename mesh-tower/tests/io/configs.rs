@@ -50,6 +50,7 @@ pub(crate) fn cluster(name: &str, addresses: &[SocketAddr]) -> Cluster {
         workload: None,
         hostname: "".into(),
         hash_key: None,
+        more: None,
     };
     let locality = LocalityEndpoints { endpoints: addresses.iter().map(endpoint).collect(), ..Default::default() };
     Cluster {

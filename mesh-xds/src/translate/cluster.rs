@@ -12,7 +12,7 @@ use prost_types::{ListValue, Value, value::Kind};
 use super::{
     balancer, breaker, connection, dns, endpoint, extra, health_check, outlier,
     read::{Ignored, Within, Wrong, wrong},
-    tls, value,
+    subset, tls, value,
 };
 use crate::proto::{
     Any,
@@ -69,6 +69,7 @@ pub(super) fn decode(body: &Bytes, name: &mut String, ignored: &mut Ignored) -> 
         zone_aware: load_balancer.zone_aware.filter(|_| !load_balancer.by_locality),
         slow_start: load_balancer.slow_start,
         subset_size: load_balancer.subset_size,
+        subsets: subset::decode(&message, ignored).under("lb_subset_config")?.map(Arc::new),
         hash: load_balancer.hash,
         override_host,
         load_balancer: load_balancer.choice,
@@ -103,7 +104,7 @@ fn discovery(
     };
     match kind {
         DiscoveryType::Static => {
-            let endpoints = endpoint::assignment(assignment.unwrap_or_default());
+            let endpoints = endpoint::assignment(assignment.unwrap_or_default(), ignored);
             Ok((Discovery::Static, endpoints.under("load_assignment")?))
         }
         DiscoveryType::Eds => {
@@ -115,11 +116,11 @@ fn discovery(
             Ok((Discovery::Eds(name.as_str().into()), Endpoints::default()))
         }
         DiscoveryType::StrictDns => {
-            let names = dns_names(assignment.unwrap_or_default()).under("load_assignment")?;
+            let names = dns_names(assignment.unwrap_or_default(), ignored).under("load_assignment")?;
             Ok((Discovery::StrictDns(names), Endpoints::default()))
         }
         DiscoveryType::LogicalDns => {
-            let names = dns_names(assignment.unwrap_or_default()).under("load_assignment")?;
+            let names = dns_names(assignment.unwrap_or_default(), ignored).under("load_assignment")?;
             match <[DnsName; 1]>::try_from(names) {
                 Ok([name]) => Ok((Discovery::LogicalDns(name), Endpoints::default())),
                 Err(names) => {
@@ -132,9 +133,9 @@ fn discovery(
     }
 }
 
-fn dns_names(assignment: ClusterLoadAssignment) -> Result<Vec<DnsName>, Wrong> {
+fn dns_names(assignment: ClusterLoadAssignment, ignored: &mut Ignored) -> Result<Vec<DnsName>, Wrong> {
     // Weights and metadata of names are not kept.
-    let endpoints = endpoint::assignment(assignment)?;
+    let endpoints = endpoint::assignment(assignment, ignored)?;
     let endpoints = endpoints.localities.into_iter().flat_map(|locality| locality.endpoints);
     endpoints
         .map(|endpoint| match endpoint.address {
@@ -234,6 +235,7 @@ pub(super) fn encode(cluster: &Cluster) -> Message {
         connect_timeout: Some(value::encode_duration(cluster.connect_timeout)),
         lb_policy: balancer.policy.into(),
         lb_config: balancer.config,
+        lb_subset_config: cluster.subsets.as_ref().map(|subsets| subset::encode(subsets)),
         load_balancing_policy: balancer.list,
         circuit_breakers: Some(breaker::encode(&cluster.thresholds, &cluster.high_thresholds)),
         typed_extension_protocol_options: connection::encode_http(cluster),

@@ -2,17 +2,19 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
 use bytes::Bytes;
 use mesh_core::config::{
-    DropOverload, Endpoint, EndpointAddress, Endpoints, Health, Locality, LocalityEndpoints, Name, Workload,
+    DropOverload, Endpoint, EndpointAddress, EndpointMore, Endpoints, Health, Locality, LocalityEndpoints, Name,
+    Workload,
 };
 
 use super::{
     read::{Ignored, Within, Wrong, wrong},
+    subset,
     value::{encode_fraction, fraction, istio_metadata, metadata, structure, text, text_value},
 };
 use crate::proto::envoy::config::{
@@ -24,6 +26,7 @@ use crate::proto::envoy::config::{
     endpoint::v3::{
         ClusterLoadAssignment, LbEndpoint, LocalityLbEndpoints,
         cluster_load_assignment::{Policy, policy},
+        endpoint::AdditionalAddress,
         lb_endpoint::HostIdentifier,
     },
 };
@@ -32,7 +35,8 @@ use crate::proto::envoy::config::{
 pub(super) const TLS_MODE: (&str, &str) = ("tlsMode", "istio");
 /// Metadata key of what an endpoint is known by to hashing policies. Source: gRFC A76.
 const HASH_KEY: &str = "hash_key";
-const LB: &str = "envoy.lb";
+pub(super) const LB: &str = "envoy.lb";
+const PLACE: &str = "endpoints.lb_endpoints";
 const SOCKET_MATCH: &str = "envoy.transport_socket_match";
 
 /// The highest priority there may be. Source: Envoy `LocalityLbEndpoints.priority`.
@@ -44,17 +48,17 @@ pub(super) fn decode(body: &Bytes, name: &mut String, ignored: &mut Ignored) -> 
     if name.is_empty() {
         return Err(wrong("cluster_name", "is missing"));
     }
-    assignment(message)
+    assignment(message, ignored)
 }
 
 /// The endpoints of an assignment, in a resource of its own or within a cluster.
-pub(super) fn assignment(message: ClusterLoadAssignment) -> Result<Endpoints, Wrong> {
+pub(super) fn assignment(message: ClusterLoadAssignment, ignored: &mut Ignored) -> Result<Endpoints, Wrong> {
     let mut localities = Vec::with_capacity(message.endpoints.len());
     let mut told = Told::default();
     let mut seen = BTreeSet::new();
     let mut weights: BTreeMap<u32, u64> = BTreeMap::new();
     for (i, group) in message.endpoints.into_iter().enumerate() {
-        let group = locality(group, &mut told).within(|| format!("endpoints[{i}]"))?;
+        let group = locality(group, &mut told, ignored).within(|| format!("endpoints[{i}]"))?;
         let sum = weights.entry(group.priority).or_default();
         *sum += u64::from(group.weight.unwrap_or(0));
         if *sum > u64::from(u32::MAX) {
@@ -106,7 +110,7 @@ impl Told {
     }
 }
 
-fn locality(group: LocalityLbEndpoints, told: &mut Told) -> Result<LocalityEndpoints, Wrong> {
+fn locality(group: LocalityLbEndpoints, told: &mut Told, ignored: &mut Ignored) -> Result<LocalityEndpoints, Wrong> {
     if group.priority > LAST_PRIORITY {
         return Err(wrong("priority", format!("is {}, above {LAST_PRIORITY}", group.priority)));
     }
@@ -114,13 +118,17 @@ fn locality(group: LocalityLbEndpoints, told: &mut Told) -> Result<LocalityEndpo
     let mut sum = 0_u64;
     for (i, message) in group.lb_endpoints.into_iter().enumerate() {
         let at = || format!("lb_endpoints[{i}]");
-        let endpoint = endpoint(message, told).within(at)?;
+        let endpoint = endpoint(message, told, ignored).within(at)?;
         sum += u64::from(endpoint.weight);
         if sum > u64::from(u32::MAX) {
             return Err(wrong("load_balancing_weight", format!("exceeds {} in sum", u32::MAX))).within(at);
         }
-        if !told.addresses.insert(endpoint.address.clone()) {
-            return Err(wrong("endpoint.address", format!("{} occurs twice", endpoint.address))).within(at);
+        let others = endpoint.other_addresses().iter().map(|address| EndpointAddress::Socket(*address));
+        for address in std::iter::once(endpoint.address.clone()).chain(others) {
+            let text = address.to_string();
+            if !told.addresses.insert(address) {
+                return Err(wrong("endpoint.address", format!("{text} occurs twice"))).within(at);
+            }
         }
         endpoints.push(endpoint);
     }
@@ -137,7 +145,7 @@ fn locality(group: LocalityLbEndpoints, told: &mut Told) -> Result<LocalityEndpo
     })
 }
 
-fn endpoint(message: LbEndpoint, told: &mut Told) -> Result<Endpoint, Wrong> {
+fn endpoint(message: LbEndpoint, told: &mut Told, ignored: &mut Ignored) -> Result<Endpoint, Wrong> {
     let weight = match message.load_balancing_weight {
         Some(0) => return Err(wrong("load_balancing_weight", "is 0; leave the endpoint out instead")),
         weight => weight.unwrap_or(1),
@@ -151,15 +159,34 @@ fn endpoint(message: LbEndpoint, told: &mut Told) -> Result<Endpoint, Wrong> {
     let mtls = metadata(message.metadata.as_ref(), SOCKET_MATCH)
         .is_some_and(|fields| text(fields, TLS_MODE.0) == Some(TLS_MODE.1));
     let workload = metadata(message.metadata.as_ref(), "istio").and_then(|fields| text(fields, "workload"));
+    let own = address(host.address).under("endpoint.address")?;
+    let more = EndpointMore {
+        addresses: other_addresses(host.additional_addresses, &own).under("endpoint")?,
+        metadata: subset::metadata(message.metadata.as_ref(), &[HASH_KEY], PLACE, ignored),
+    };
     Ok(Endpoint {
-        address: address(host.address).under("endpoint.address")?,
+        address: own,
         weight,
         health,
         mtls,
         workload: workload.and_then(|description| told.workload(description)),
         hostname: host.hostname.into(),
         hash_key,
+        more: (more != EndpointMore::default()).then(|| Arc::new(more)),
     })
+}
+
+/// Other addresses of one endpoint, of the same kind as its first: they are raced (gRFC A61).
+fn other_addresses(messages: Vec<AdditionalAddress>, own: &EndpointAddress) -> Result<Vec<SocketAddr>, Wrong> {
+    let mut addresses = Vec::with_capacity(messages.len());
+    for (i, message) in messages.into_iter().enumerate() {
+        let at = || format!("additional_addresses[{i}].address");
+        match (address(message.address).within(at)?, own) {
+            (EndpointAddress::Socket(other), EndpointAddress::Socket(_)) => addresses.push(other),
+            _ => return Err(wrong("", "only IP addresses may have other addresses beside them")).within(at),
+        }
+    }
+    Ok(addresses)
 }
 
 /// What a status says.
@@ -286,6 +313,7 @@ fn encode_endpoint(endpoint: &Endpoint) -> LbEndpoint {
     let host = crate::proto::envoy::config::endpoint::v3::Endpoint {
         address: Some(encode_address(&endpoint.address)),
         hostname: endpoint.hostname.to_string(),
+        additional_addresses: endpoint.other_addresses().iter().map(encode_other).collect(),
     };
     LbEndpoint {
         host_identifier: Some(HostIdentifier::Endpoint(host)),
@@ -293,6 +321,10 @@ fn encode_endpoint(endpoint: &Endpoint) -> LbEndpoint {
         metadata: encode_metadata(endpoint),
         load_balancing_weight: Some(endpoint.weight),
     }
+}
+
+fn encode_other(address: &SocketAddr) -> AdditionalAddress {
+    AdditionalAddress { address: Some(encode_address(&EndpointAddress::Socket(*address))) }
 }
 
 fn encode_metadata(endpoint: &Endpoint) -> Option<Metadata> {
@@ -309,6 +341,10 @@ fn encode_metadata(endpoint: &Endpoint) -> Option<Metadata> {
     if let Some(key) = &endpoint.hash_key {
         let fields = structure([(HASH_KEY, text_value(&**key))]);
         metadata.get_or_insert_default().filter_metadata.insert(LB.to_owned(), fields);
+    }
+    if !endpoint.metadata().is_empty() {
+        let lb = metadata.get_or_insert_default().filter_metadata.entry(LB.to_owned()).or_default();
+        lb.fields.extend(subset::encode_metadata(endpoint.metadata()).fields);
     }
     metadata
 }

@@ -476,10 +476,13 @@ fn http3_is_reported() {
     }
 }
 
-/// CP8: a PROXY protocol towards the upstream is refused by name: the upstream would read requests as something else.
+/// CP8, NR15: a PROXY protocol towards the upstream is refused by name, for the upstream would read requests as something
+/// else; and so is a way through a proxy by CONNECT, for requests would go past it.
 #[test]
 fn a_proxy_protocol_is_refused() {
-    let name = "envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport";
-    let message = Message { transport_socket: Some(socket(any(name, &[]))), ..named() };
-    refused(&message, "transport_socket.typed_config", "ProxyProtocolUpstreamTransport");
+    for name in ["proxy_protocol.v3.ProxyProtocolUpstreamTransport", "http_11_proxy.v3.Http11ProxyUpstreamTransport"] {
+        let full = format!("envoy.extensions.transport_sockets.{name}");
+        let message = Message { transport_socket: Some(socket(any(&full, &[]))), ..named() };
+        refused(&message, "transport_socket.typed_config", name.split('.').next_back().unwrap());
+    }
 }

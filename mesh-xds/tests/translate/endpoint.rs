@@ -3,8 +3,11 @@
 use mesh_core::config::{EndpointAddress, Endpoints, Health};
 use mesh_xds::{
     proto::envoy::config::{
-        core::v3::{Address, HealthStatus, SocketAddress, address, socket_address::PortSpecifier},
-        endpoint::v3::{ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints, lb_endpoint::HostIdentifier},
+        core::v3::{Address, HealthStatus, Pipe, SocketAddress, address, socket_address::PortSpecifier},
+        endpoint::v3::{
+            ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints, cluster_load_assignment::Policy,
+            endpoint::AdditionalAddress, lb_endpoint::HostIdentifier,
+        },
     },
     translate,
 };
@@ -87,6 +90,56 @@ fn priorities_may_come_in_any_order() {
         locality("a", 0, vec![endpoint("10.0.0.1", 80)]),
     ]);
     assert_eq!(good.unwrap().localities.len(), 2);
+}
+
+/// NR9, NR16: an IP address may have others beside it, none twice; a socket without a name on the network may not.
+#[test]
+fn other_addresses_are_read() {
+    let of = |address: address::Address| Some(Address { address: Some(address) });
+    let with = |own: LbEndpoint, others: &[LbEndpoint]| {
+        let inner = |endpoint: LbEndpoint| match endpoint.host_identifier {
+            Some(HostIdentifier::Endpoint(host)) => host,
+            None => Endpoint::default(),
+        };
+        let additional_addresses =
+            others.iter().map(|other| AdditionalAddress { address: inner(other.clone()).address }).collect();
+        let host = Endpoint { additional_addresses, ..inner(own) };
+        LbEndpoint { host_identifier: Some(HostIdentifier::Endpoint(host)), ..LbEndpoint::default() }
+    };
+    let (a, b) = (endpoint("10.0.0.1", 80), endpoint("fd00::1", 80));
+    let good = decode(vec![locality("a", 0, vec![with(a.clone(), std::slice::from_ref(&b))])]).unwrap();
+    let read = &good.localities[0].endpoints[0];
+    assert_eq!(read.other_addresses(), ["[fd00::1]:80".parse().unwrap()]);
+    let twice = decode(vec![locality("a", 0, vec![with(a.clone(), &[a.clone()])])]).unwrap_err();
+    assert!(
+        twice.contains("lb_endpoints[0].endpoint.address") && twice.contains("10.0.0.1:80 occurs twice"),
+        "{twice}"
+    );
+    let name = decode(vec![locality("a", 0, vec![with(a, &[endpoint("a.test", 80)])])]).unwrap_err();
+    assert!(name.contains("additional_addresses[0].address: only IP addresses"), "{name}");
+    let pipe = Pipe { path: "@x".into(), mode: 0 };
+    let host = Endpoint { address: of(address::Address::Pipe(pipe)), ..Endpoint::default() };
+    let pipe = LbEndpoint { host_identifier: Some(HostIdentifier::Endpoint(host)), ..LbEndpoint::default() };
+    let read = decode(vec![locality("a", 0, vec![pipe.clone()])]).unwrap();
+    assert_eq!(read.localities[0].endpoints[0].address, EndpointAddress::Unix("@x".into()));
+    assert!(decode(vec![locality("a", 0, vec![with(pipe, &[b])])]).unwrap_err().contains("only IP addresses"));
+    // Envoy's own kind of address within one process, and whatever else there may be.
+    let host = Endpoint { address: Some(Address { address: None }), ..Endpoint::default() };
+    let strange = LbEndpoint { host_identifier: Some(HostIdentifier::Endpoint(host)), ..LbEndpoint::default() };
+    let error = decode(vec![locality("a", 0, vec![strange])]).unwrap_err();
+    assert!(error.contains("of a kind that is not supported"), "{error}");
+}
+
+/// NR13: an assignment stays in force however old; that it should not is told as ignored.
+#[test]
+fn staleness_is_told() {
+    let policy = Policy { overprovisioning_factor: Some(150), ..Policy::default() };
+    let message = ClusterLoadAssignment { cluster_name: "c".into(), policy: Some(policy), ..Default::default() };
+    // endpoint_stale_after: 1 s.
+    let mut bytes = body(&message).to_vec();
+    bytes.extend([0x22, 0x04, 0x22, 0x02, 0x08, 0x01]);
+    let decoded = translate::endpoints(&bytes.into()).unwrap();
+    assert_eq!(decoded.ignored, ["policy.endpoint_stale_after"]);
 }
 
 /// NR8: what each health status comes to.

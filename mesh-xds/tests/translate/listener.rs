@@ -308,10 +308,15 @@ fn filters_that_guard_close_the_port() {
     assert!(ports(vec![guarded])[0].1.refused.as_ref().unwrap().contains("envoy.filters.network.rbac"));
 }
 
-/// CB8: limits that adapt are not acted on, and that is said by name: reported, or the port refuses its callers.
+/// CB8, RL7: limits that adapt, and limits of bytes per second, are not acted on, and that is said by name: reported, or the
+/// listener is refused.
 #[test]
 fn adaptive_limits_are_named() {
-    for name in ["envoy.filters.http.adaptive_concurrency", "envoy.filters.http.admission_control"] {
+    for name in [
+        "envoy.filters.http.adaptive_concurrency",
+        "envoy.filters.http.admission_control",
+        "envoy.filters.http.bandwidth_limit",
+    ] {
         for is_optional in [true, false] {
             let limit = HttpFilter { is_optional, ..filter(name, any("envoy.extensions.filters.http.Limit", &[])) };
             let decoded = decode(&virtual_inbound(vec![port_chain(80, None, vec![limit, router()])]));

@@ -13,6 +13,7 @@ mod oracle;
 mod rich;
 mod round_trip;
 mod route;
+mod subset;
 
 use bytes::Bytes;
 use mesh_xds::proto::Any;

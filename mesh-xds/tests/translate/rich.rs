@@ -103,7 +103,15 @@ fn route(matches: RouteMatch, action: Action) -> Route {
 }
 
 fn to(cluster: &str) -> Vec<WeightedCluster> {
-    vec![WeightedCluster { cluster: cluster.into(), weight: 1, ..WeightedCluster::default() }]
+    vec![WeightedCluster { cluster: cluster.into(), weight: 1, criteria: criteria(), ..WeightedCluster::default() }]
+}
+
+fn criteria() -> Criteria {
+    let metadata =
+        vec![("canary".into(), MetadataValue::Bool(true)), ("shard".into(), MetadataValue::Number("1.5".into()))];
+    let mut other = metadata.clone();
+    other.push(("version".into(), "v2".into()));
+    Criteria { metadata, list: vec![other] }
 }
 
 fn table(name: &str) -> RouteTable {
@@ -175,6 +183,7 @@ fn table(name: &str) -> RouteTable {
                     headers: changes("v1"),
                     host_rewrite: Some("v1.example.com".into()),
                     fault: Some(Fault::default()),
+                    criteria: criteria(),
                     ..WeightedCluster::default()
                 },
                 WeightedCluster { cluster: "v2".into(), weight: 20, ..WeightedCluster::default() },

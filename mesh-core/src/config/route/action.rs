@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Fault, Fraction, HashPolicy, HeaderChange, HeaderChanges, HedgePolicy, LocalRateLimit, Name, RateLimit, Regex,
-    RetryPolicy, RoutingPriority, Session,
+    Criteria, Fault, Fraction, HashPolicy, HeaderChange, HeaderChanges, HedgePolicy, LocalRateLimit, Name, RateLimit,
+    Regex, RetryPolicy, RoutingPriority, Session,
 };
 
 /// What happens to a request that matched. Source: Envoy `Route.action`.
@@ -100,6 +100,9 @@ pub struct WeightedCluster {
     pub headers: HeaderChanges,
     /// New authority, before the route's own rewrite. Envoy `ClusterWeight.host_rewrite_literal`.
     pub host_rewrite: Option<String>,
+    /// Which of its endpoints, where it has subsets. Envoy `RouteAction.metadata_match`, with `ClusterWeight.metadata_match`
+    /// over it.
+    pub criteria: Criteria,
     /// Faults instead of the route's; an empty one is none. Envoy `ClusterWeight.typed_per_filter_config`.
     pub fault: Option<Fault>,
 }

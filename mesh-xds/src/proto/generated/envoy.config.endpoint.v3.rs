@@ -99,7 +99,7 @@ pub struct LbEndpoint {
 }
 /// Nested message and enum types in `LbEndpoint`.
 pub mod lb_endpoint {
-    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum HostIdentifier {
         #[prost(message, tag = "1")]
         Endpoint(super::Endpoint),
@@ -115,12 +115,33 @@ impl ::prost::Name for LbEndpoint {
         "type.googleapis.com/envoy.config.endpoint.v3.LbEndpoint".into()
     }
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Endpoint {
     #[prost(message, optional, tag = "1")]
     pub address: ::core::option::Option<super::super::core::v3::Address>,
     #[prost(string, tag = "3")]
     pub hostname: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "4")]
+    pub additional_addresses: ::prost::alloc::vec::Vec<endpoint::AdditionalAddress>,
+}
+/// Nested message and enum types in `Endpoint`.
+pub mod endpoint {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct AdditionalAddress {
+        #[prost(message, optional, tag = "1")]
+        pub address: ::core::option::Option<super::super::super::core::v3::Address>,
+    }
+    impl ::prost::Name for AdditionalAddress {
+        const NAME: &'static str = "AdditionalAddress";
+        const PACKAGE: &'static str = "envoy.config.endpoint.v3";
+        fn full_name() -> ::prost::alloc::string::String {
+            "envoy.config.endpoint.v3.Endpoint.AdditionalAddress".into()
+        }
+        fn type_url() -> ::prost::alloc::string::String {
+            "type.googleapis.com/envoy.config.endpoint.v3.Endpoint.AdditionalAddress"
+                .into()
+        }
+    }
 }
 impl ::prost::Name for Endpoint {
     const NAME: &'static str = "Endpoint";

@@ -269,6 +269,8 @@ pub struct RouteAction {
     pub hash_policy: ::prost::alloc::vec::Vec<route_action::HashPolicy>,
     #[prost(enumeration = "super::super::core::v3::RoutingPriority", tag = "11")]
     pub priority: i32,
+    #[prost(message, optional, tag = "4")]
+    pub metadata_match: ::core::option::Option<super::super::core::v3::Metadata>,
     #[prost(oneof = "route_action::ClusterSpecifier", tags = "1, 2, 3")]
     pub cluster_specifier: ::core::option::Option<route_action::ClusterSpecifier>,
     #[prost(oneof = "route_action::HostRewriteSpecifier", tags = "6, 7, 29, 35")]
@@ -605,6 +607,10 @@ pub mod weighted_cluster {
         pub host_rewrite_literal: ::prost::alloc::string::String,
         #[prost(string, tag = "12")]
         pub cluster_header: ::prost::alloc::string::String,
+        #[prost(message, optional, tag = "3")]
+        pub metadata_match: ::core::option::Option<
+            super::super::super::core::v3::Metadata,
+        >,
     }
     impl ::prost::Name for ClusterWeight {
         const NAME: &'static str = "ClusterWeight";

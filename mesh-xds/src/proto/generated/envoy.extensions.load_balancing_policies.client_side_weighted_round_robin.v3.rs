@@ -3,6 +3,8 @@
 pub struct ClientSideWeightedRoundRobin {
     #[prost(message, optional, tag = "1")]
     pub enable_oob_load_report: ::core::option::Option<bool>,
+    #[prost(message, optional, tag = "2")]
+    pub oob_reporting_period: ::core::option::Option<::prost_types::Duration>,
     #[prost(message, optional, tag = "3")]
     pub blackout_period: ::core::option::Option<::prost_types::Duration>,
     #[prost(message, optional, tag = "4")]

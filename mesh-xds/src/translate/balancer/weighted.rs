@@ -37,6 +37,7 @@ pub(super) fn encode(config: &ClientWeighted) -> ClientSideWeightedRoundRobin {
     let time = |time| Some(value::encode_duration(time));
     ClientSideWeightedRoundRobin {
         enable_oob_load_report: None,
+        oob_reporting_period: None,
         blackout_period: time(config.blackout),
         weight_expiration_period: time(config.expiration),
         weight_update_period: time(config.update),

@@ -25,7 +25,7 @@ use crate::{
         path_template::{self, Template},
         policy, rate_limit,
         read::{Ignored, Within, Wrong, element, wrong},
-        value,
+        subset, value,
     },
 };
 
@@ -62,6 +62,10 @@ pub(super) fn decode(
         }
         _ => return Err(wrong("cluster_specifier", "is missing or of a kind that is not supported")),
     };
+    let criteria = subset::criteria(message.metadata_match.as_ref(), place, ignored);
+    let clusters =
+        clusters.into_iter().map(|one| WeightedCluster { criteria: subset::over(&criteria, one.criteria), ..one });
+    let clusters = clusters.collect();
     let rate_limits = rate_limit::entries(message.rate_limits, place, ignored)?;
     let timeout = match message.timeout {
         None => Some(DEFAULT_TIMEOUT),
@@ -170,6 +174,7 @@ fn weighted(split: WeightedMessage, place: &str, ignored: &mut Ignored) -> Resul
             cluster_header,
             headers: headers.within(at)?,
             fault: fault.within(at)?,
+            criteria: subset::criteria(message.metadata_match.as_ref(), &place, ignored),
             host_rewrite: (!message.host_rewrite_literal.is_empty()).then_some(message.host_rewrite_literal.clone()),
             cluster: message.name.into(),
             weight,
@@ -257,7 +262,12 @@ pub(super) fn encode(forward: &Forward) -> RouteAction {
         500 => ClusterNotFoundResponseCode::InternalServerError,
         _ => ClusterNotFoundResponseCode::ServiceUnavailable,
     };
+    let metadata_match = match (&cluster, forward.clusters.first()) {
+        (ClusterSpecifier::WeightedClusters(_), _) | (_, None) => None,
+        (_, Some(only)) => subset::encode_criteria(&only.criteria),
+    };
     RouteAction {
+        metadata_match,
         cluster_specifier: Some(cluster),
         cluster_not_found_response_code: not_found.into(),
         prefix_rewrite,
@@ -289,6 +299,7 @@ pub(super) fn encode(forward: &Forward) -> RouteAction {
 }
 
 fn is_plain(one: &WeightedCluster) -> bool {
+    // The criteria of one alone are written as the route's.
     one.headers == HeaderChanges::default() && one.host_rewrite.is_none() && one.fault.is_none()
 }
 
@@ -310,6 +321,7 @@ fn encode_weighted(cluster: &WeightedCluster) -> ClusterWeight {
         cluster_header: cluster.cluster_header.as_ref().map(ToString::to_string).unwrap_or_default(),
         weight: Some(cluster.weight),
         host_rewrite_literal: cluster.host_rewrite.clone().unwrap_or_default(),
+        metadata_match: subset::encode_criteria(&cluster.criteria),
         typed_per_filter_config: fault_settings(cluster.fault.as_ref()),
         request_headers_to_add: headers.request_add,
         request_headers_to_remove: headers.request_remove,

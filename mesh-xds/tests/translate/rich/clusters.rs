@@ -18,6 +18,14 @@ pub(super) fn clusters() -> Vec<Cluster> {
         })),
         hostname: "reviews-v1.local".into(),
         hash_key: Some("first".into()),
+        more: Some(Arc::new(EndpointMore {
+            addresses: vec![([10, 9, 8, 7], 7_000 + health as u16).into()],
+            metadata: vec![
+                ("canary".into(), MetadataValue::Bool(true)),
+                ("shard".into(), MetadataValue::Number("3".into())),
+                ("version".into(), "v1".into()),
+            ],
+        })),
     };
     let endpoints = Arc::new(Endpoints {
         localities: vec![
@@ -39,6 +47,7 @@ pub(super) fn clusters() -> Vec<Cluster> {
                     Endpoint {
                         address: EndpointAddress::Unix("/run/x.sock".into()),
                         workload: None,
+                        more: None,
                         ..endpoint("127.0.0.1:1", Health::Degraded, false)
                     },
                 ],
@@ -94,6 +103,7 @@ pub(super) fn clusters() -> Vec<Cluster> {
             locality_weighted: true,
             slow_start: Some(slow_start),
             override_host: vec![Health::Draining, Health::Healthy],
+            subsets: Some(Arc::new(subsets())),
             origin: Some("destination-rule/default/reviews".into()),
             ..named("outbound|9080|v1|reviews.default.svc.cluster.local", Discovery::Eds("other-name".into()))
         },
@@ -278,4 +288,25 @@ fn grpc_check() -> HealthCheck {
 fn tcp_check() -> HealthCheck {
     let tcp = TcpCheck { send: vec![0, 255], receive: vec![b"PONG".to_vec(), vec![10]] };
     HealthCheck { probe: Probe::Tcp(tcp), ..HealthCheck::default() }
+}
+
+fn subsets() -> Subsets {
+    let selector = |keys: &[&str], fallback, single| SubsetSelector {
+        keys: keys.iter().map(|key| (*key).into()).collect(),
+        fallback,
+        single,
+    };
+    Subsets {
+        selectors: vec![
+            selector(&["shard"], None, true),
+            selector(&["canary", "version"], Some(SelectorFallback::Keys(vec!["version".into()])), false),
+            selector(&["version"], Some(SelectorFallback::To(SubsetFallback::Any)), false),
+        ],
+        fallback: SubsetFallback::Default,
+        default: vec![("version".into(), "v1".into())],
+        panic_to_any: true,
+        locality_weighted: true,
+        scale_locality_weights: true,
+        by_list: true,
+    }
 }
