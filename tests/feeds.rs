@@ -11,6 +11,8 @@
 mod envoy;
 #[path = "feeds/grpc.rs"]
 mod grpc;
+#[path = "feeds/own.rs"]
+mod own;
 #[path = "feeds/plane.rs"]
 mod plane;
 #[allow(dead_code, reason = "only the process itself is of use here")]

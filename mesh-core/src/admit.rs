@@ -109,7 +109,7 @@ impl Snapshot {
             return Admit::Allow;
         };
         match table.find(&view.request, 0) {
-            Err(error @ (NoRoute::Port(_) | NoRoute::VirtualHost | NoRoute::Rule)) => {
+            Err(error @ (NoRoute::Port(_) | NoRoute::Target | NoRoute::VirtualHost | NoRoute::Rule)) => {
                 refuse(404, Flags::NR, error.to_string())
             }
             Ok(rule) => match (rule.kind, &rule.policy.respond) {

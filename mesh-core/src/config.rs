@@ -27,6 +27,7 @@ mod rate_limit;
 mod route;
 mod session;
 mod subset;
+mod target;
 mod value;
 
 pub use authz::{
@@ -63,6 +64,7 @@ pub use route::{
 pub(crate) use route::{HeaderSource, Part};
 pub use session::{Session, SessionState};
 pub use subset::{Criteria, Metadata, MetadataValue, SelectorFallback, SubsetFallback, SubsetSelector, Subsets};
+pub use target::{Chain, ChainMatch, Network, Serving, SourceType, Target};
 pub use value::{Fraction, Regex, RegexError, StringMatch};
 
 /// A name given by the control plane: of a cluster, a route, a virtual host. Compared once when compiling.
@@ -78,8 +80,12 @@ pub struct Config {
     pub outbound: BTreeMap<u16, Arc<RouteTable>>,
     /// What holds for all requests of a port, whatever their route; absent is nothing.
     pub http: BTreeMap<u16, Arc<HttpSettings>>,
+    /// Where requests go that name no port but a target they were dialled as, by the name of its listener (gRPC's profile).
+    pub targets: BTreeMap<Name, Target>,
     /// What this process's servers demand of callers, by the port they listen on.
     pub inbound: BTreeMap<u16, Arc<Inbound>>,
+    /// The same where servers are told by a listener of their own, by its name (gRPC's profile).
+    pub serving: BTreeMap<Name, Arc<Serving>>,
     /// Who this process is among those like it: what depends on its place, and on it being another than they.
     pub local: Local,
     /// Every cluster a route may name. A route naming a cluster that is not here answers 503 with flag `NC`.

@@ -10,6 +10,8 @@ use crate::config::Name;
 pub enum NoRoute {
     /// Nothing is configured for the port.
     Port(u16),
+    /// Nothing is configured for the name that was dialled.
+    Target,
     /// No virtual host of the port has a domain that takes the authority.
     VirtualHost,
     /// None of the virtual host's rules matches.
@@ -20,6 +22,7 @@ impl fmt::Display for NoRoute {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Port(port) => write!(f, "no routes are configured for port {port}"),
+            Self::Target => f.write_str("nothing is known of the name that was dialled"),
             Self::VirtualHost => f.write_str("no virtual host takes this authority"),
             Self::Rule => f.write_str("no rule of the virtual host matches"),
         }

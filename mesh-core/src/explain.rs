@@ -131,7 +131,11 @@ impl Snapshot {
             port: view.port,
             ..Explanation::default()
         };
-        let Some(table) = self.outbound.get(&view.port) else {
+        let Ok(table) = self.table(view) else {
+            if let Some(name) = view.target {
+                told.decision = format!("404 NR: nothing is known of the listener {name:?}");
+                return told;
+            }
             let ports: Vec<_> = self.outbound.keys().map(u16::to_string).collect();
             told.decision = match ports.is_empty() {
                 true => format!("404 NR: no routes for port {}, nor for any other", view.port),

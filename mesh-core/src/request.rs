@@ -15,6 +15,8 @@ pub struct RequestView<'a> {
     pub authority: &'a str,
     /// The port whose routes apply.
     pub port: u16,
+    /// The name of the listener it was dialled by, whose routes apply instead; `None` is by port.
+    pub target: Option<&'a str>,
     /// The path with its query; at least `/`.
     pub path: &'a str,
     /// The headers.
@@ -41,7 +43,8 @@ impl<'a> RequestView<'a> {
             None | Some("") => "/",
             Some(path) => path,
         };
-        Self { method: &parts.method, scheme, authority, port, path, headers: &parts.headers, source: None, channel: 0 }
+        let (method, headers) = (&parts.method, &parts.headers);
+        Self { method, scheme, authority, port, target: None, path, headers, source: None, channel: 0 }
     }
 
     /// The path without its query.

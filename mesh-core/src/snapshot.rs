@@ -10,7 +10,7 @@ use rand::RngCore;
 use crate::{
     authz::{Guard, Guards},
     cluster::Cluster,
-    config::{self, Config, Local, Name},
+    config::{self, Config, Local, Name, Serving},
     error::{CompileError, NoRoute},
     fault::FaultDecision,
     hash::Found,
@@ -35,6 +35,8 @@ pub struct Snapshot {
     /// Who this process is, as configured.
     local: Local,
     pub(crate) outbound: BTreeMap<u16, Arc<RouteTable>>,
+    targets: BTreeMap<Name, Arc<RouteTable>>,
+    serving: BTreeMap<Name, Arc<Serving>>,
     pub(crate) inbound: BTreeMap<u16, Arc<RouteTable>>,
     /// What requests must pass, by port; only of ports where they must pass something.
     guards: BTreeMap<u16, Arc<Guards>>,
@@ -50,6 +52,8 @@ impl Snapshot {
             servers: BTreeMap::new(),
             local: Local::default(),
             outbound: BTreeMap::new(),
+            targets: BTreeMap::new(),
+            serving: BTreeMap::new(),
             inbound: BTreeMap::new(),
             guards: BTreeMap::new(),
             clusters: Clusters::default(),
@@ -66,6 +70,11 @@ impl Snapshot {
         for (port, table) in &config.outbound {
             let settings = config.http.get(port);
             outbound.insert(*port, compile_table(table, settings, previous.outbound.get(port))?);
+        }
+        let mut targets = BTreeMap::new();
+        for (name, target) in &config.targets {
+            let table = compile_table(&target.routes, Some(&target.http), previous.targets.get(name))?;
+            targets.insert(name.clone(), table);
         }
         let mut inbound = BTreeMap::new();
         for (port, server) in &config.inbound {
@@ -99,14 +108,33 @@ impl Snapshot {
         let surroundings = Surroundings { seed: name_hash(&config.local.id), zones: zones.clone() };
         let clusters = Clusters::compile(config, &previous.clusters, same, surroundings);
         let (servers, local) = (config.inbound.clone(), config.local.clone());
-        Ok(Self { servers, local, outbound, inbound, guards, clusters, zones })
+        let serving = config.serving.clone();
+        Ok(Self { servers, local, outbound, targets, serving, inbound, guards, clusters, zones })
     }
 
     /// Decides one outbound request. Allocates nothing; draws from `rng` for shares, weights and faults.
     pub fn plan(&self, view: &RequestView<'_>, rng: &mut impl RngCore) -> Result<Plan, NoRoute> {
-        let table = self.outbound.get(&view.port).ok_or(NoRoute::Port(view.port))?;
+        let table = self.table(view)?;
         let rule = table.find(view, rng.next_u64())?;
         Ok(self.plan_rule(rule, view, rng))
+    }
+
+    /// The routes that apply to a request.
+    pub(crate) fn table(&self, view: &RequestView<'_>) -> Result<&Arc<RouteTable>, NoRoute> {
+        match view.target {
+            None => self.outbound.get(&view.port).ok_or(NoRoute::Port(view.port)),
+            Some(name) => self.targets.get(name).ok_or(NoRoute::Target),
+        }
+    }
+
+    /// Is there anything to say of the listener of this name, be it that there is no such?
+    pub fn has_target(&self, name: &str) -> bool {
+        self.targets.contains_key(name)
+    }
+
+    /// What a server is told by the listener of this name; `None` as long as nothing is known of it.
+    pub fn serving(&self, name: &str) -> Option<&Arc<Serving>> {
+        self.serving.get(name)
     }
 
     pub(crate) fn plan_rule(&self, rule: &route::Rule, view: &RequestView<'_>, rng: &mut impl RngCore) -> Plan {
@@ -212,7 +240,9 @@ impl Snapshot {
         Config {
             outbound: self.outbound.iter().map(|(port, table)| (*port, Arc::clone(&table.config))).collect(),
             http: self.outbound.iter().filter_map(|(port, table)| Some((*port, table.settings.clone()?))).collect(),
+            targets: self.targets.iter().map(|(name, table)| (name.clone(), target(table))).collect(),
             inbound: self.servers.clone(),
+            serving: self.serving.clone(),
             local: self.local.clone(),
             clusters: self.clusters.config(),
         }
@@ -223,6 +253,11 @@ impl Default for Snapshot {
     fn default() -> Self {
         Self::empty()
     }
+}
+
+/// What a target's table was compiled from.
+fn target(table: &RouteTable) -> config::Target {
+    config::Target { routes: Arc::clone(&table.config), http: table.settings.clone().unwrap_or_default() }
 }
 
 /// The cluster a request goes to, whether it is there or not.

@@ -21,6 +21,7 @@ use tower_service::Service;
 
 use crate::{
     body::{Body, ResponseBody},
+    dial::{self, Dialled},
     error::{BoxError, Error, ErrorKind, ResponseFlags},
     layer::{
         Balance, BalanceLayer, FaultLayer, Faulty, Guarded, MirrorLayer, Mirrored, Peeked, Picked, RateLimitLayer,
@@ -139,12 +140,24 @@ impl<L> HttpClient<L> {
 
     /// A client of one gRPC service, for a generated client: `RatingsClient::new(http.grpc("ratings:9080")?)`.
     ///
+    /// The target may be written as gRPC's libraries have it, `xds:///ratings:9080`. Where the control plane is asked for each
+    /// destination by its name, `xds://AUTHORITY/ratings:9080` is what that authority calls so; the client keeps it asked for.
+    ///
     /// # Errors
     ///
-    /// `authority` is not `host` or `host:port`.
-    pub fn grpc(&self, authority: &str) -> Result<GrpcClient<L>, Error> {
-        let parsed = Authority::try_from(authority).map_err(|error| Error::new(ErrorKind::Invalid, error))?;
-        Ok(GrpcClient { http: self.clone(), authority: parsed })
+    /// `target` is not `host`, `host:port` or an `xds:` target of them, or names an authority that is not known.
+    pub fn grpc(&self, target: &str) -> Result<GrpcClient<L>, Error> {
+        let invalid = |why: String| Error::msg(ErrorKind::Invalid, why);
+        let (authority, target) = dial::split(target).map_err(invalid)?;
+        let authority = Authority::try_from(authority).map_err(|error| Error::new(ErrorKind::Invalid, error))?;
+        let dialled = match (target, self.live().dialling()) {
+            (Some(target), Some(dialling)) => Some(Arc::new(dialling.open(target).map_err(invalid)?)),
+            (Some(target), None) if !dial::authority_of(target).is_empty() => {
+                return Err(invalid(format!("{target:?}: authorities are known where gRPC's profile is followed")));
+            }
+            _ => None,
+        };
+        Ok(GrpcClient { http: self.clone(), authority, dialled })
     }
 }
 
@@ -254,11 +267,13 @@ where
 pub struct GrpcClient<L = Pool> {
     http: HttpClient<L>,
     authority: Authority,
+    /// The target it was made for, if it is to be asked for by that.
+    dialled: Option<Arc<Dialled>>,
 }
 
 impl<L> Clone for GrpcClient<L> {
     fn clone(&self) -> Self {
-        Self { http: self.http.clone(), authority: self.authority.clone() }
+        Self { http: self.http.clone(), authority: self.authority.clone(), dialled: self.dialled.clone() }
     }
 }
 
@@ -290,6 +305,9 @@ where
         match Uri::from_parts(uri) {
             Ok(uri) => parts.uri = uri,
             Err(error) => return fail(Error::new(ErrorKind::Invalid, error)),
+        }
+        if let Some(dialled) = &self.dialled {
+            parts.extensions.insert(Arc::clone(dialled));
         }
         parts.version = http::Version::HTTP_2;
         let grpc = header::HeaderValue::from_static("application/grpc");

@@ -20,6 +20,7 @@ pub mod tls;
 mod admin;
 mod attempt;
 mod body;
+mod dial;
 mod error;
 mod health;
 mod live;

@@ -23,7 +23,11 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use crate::{names::Answers, source};
+use crate::{
+    dial::{Dialling, Opener},
+    names::Answers,
+    source,
+};
 
 /// What requests read and the control plane's updates replace.
 #[derive(Debug, Default)]
@@ -33,6 +37,7 @@ pub struct Live {
     writer: Mutex<()>,
     answers: Answers,
     only_port: Option<u16>,
+    dialling: Option<Dialling>,
 }
 
 impl Live {
@@ -53,6 +58,17 @@ impl Live {
             tracing::error!(%error, "the pass-through configuration does not compile");
         }
         live
+    }
+
+    /// Nothing in force yet; each destination is asked for by its name once requests go there.
+    #[cfg_attr(not(feature = "xds"), allow(dead_code, reason = "without a control plane nobody is asked"))]
+    pub(crate) fn dialled_by(open: Opener) -> Self {
+        Self { dialling: Some(Dialling::new(open)), ..Self::default() }
+    }
+
+    /// The names that are dialled, where destinations are asked for by name.
+    pub(crate) fn dialling(&self) -> Option<&Dialling> {
+        self.dialling.as_ref()
     }
 
     /// Puts a configuration in force. Live state of endpoints that stay (load, ejection, connections) is carried over.
@@ -104,7 +120,16 @@ impl Live {
 
     /// What is in force, waiting for the first until `deadline`; `None` when it did not come in time.
     pub async fn ready(&self, deadline: Option<Instant>) -> Option<Arc<Snapshot>> {
-        if let Some(snapshot) = self.load() {
+        self.ready_for(deadline, |_| true).await
+    }
+
+    /// What is in force once it has what is asked for, waiting for that until `deadline`.
+    pub(crate) async fn ready_for(
+        &self,
+        deadline: Option<Instant>,
+        has: impl Fn(&Snapshot) -> bool,
+    ) -> Option<Arc<Snapshot>> {
+        if let Some(snapshot) = self.load().filter(|snapshot| has(snapshot)) {
             return Some(snapshot);
         }
         let patience = source::instant() + Self::PATIENCE;
@@ -113,7 +138,7 @@ impl Live {
             loop {
                 // Listening before looking: an update between the two is not missed.
                 let notified = self.first.notified();
-                if let Some(snapshot) = self.load() {
+                if let Some(snapshot) = self.load().filter(|snapshot| has(snapshot)) {
                     return snapshot;
                 }
                 notified.await;

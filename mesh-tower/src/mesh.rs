@@ -22,6 +22,7 @@ use mesh_xds::{
     csds::csds_routes,
     dump::{Certificates, config_dump},
     peer,
+    profile::Profile,
     saved::{Keeper, Saved},
     translate::{self, Shape},
 };
@@ -33,8 +34,6 @@ use tokio::{
     sync::watch,
 };
 
-#[cfg(feature = "xds")]
-use crate::tls::Identity;
 use crate::{
     admin::{Admin, Dump},
     client::{GrpcClient, HttpClient},
@@ -47,6 +46,11 @@ use crate::{
     telemetry::{PeerMetadata, Telemetry},
     tls::LiveIdentity,
     upkeep::Owned,
+};
+#[cfg(feature = "xds")]
+use crate::{
+    dial::{Dialled, Opener},
+    tls::Identity,
 };
 
 mod builder;
@@ -106,13 +110,13 @@ impl Mesh {
         self.shared.http.clone()
     }
 
-    /// A client of one gRPC service, for a generated client.
+    /// A client of one gRPC service, for a generated client; see [`HttpClient::grpc`].
     ///
     /// # Errors
     ///
-    /// `authority` is not `host` or `host:port`.
-    pub fn grpc(&self, authority: &str) -> Result<GrpcClient<Pool>, Error> {
-        self.shared.http.grpc(authority)
+    /// `target` is not `host`, `host:port` or an `xds:` target of them, or names an authority that is not known.
+    pub fn grpc(&self, target: &str) -> Result<GrpcClient<Pool>, Error> {
+        self.shared.http.grpc(target)
     }
 
     /// Serves on `address` until SIGTERM, ctrl-c or [`shutdown`](Self::shutdown), then drains.
@@ -346,7 +350,11 @@ fn join(
     wants_identity: bool,
     saved: Option<(PathBuf, Duration)>,
 ) -> Joined {
-    let live = Arc::new(Live::new());
+    let client = Client::shared(Arc::clone(&bootstrap));
+    let live = Arc::new(match bootstrap.profile {
+        Profile::Envoy => Live::new(),
+        Profile::Grpc => Live::dialled_by(opener(&client)),
+    });
     let workload = workload.unwrap_or_else(|| bootstrap.node.workload());
     let metadata = own_metadata(&bootstrap.node.id, &workload);
     let secure = (bootstrap.ca.is_some() || bootstrap.identity_files().is_some()) && wants_identity;
@@ -367,7 +375,6 @@ fn join(
     }
     let dump = envoy_dump(Some(bootstrap.node.clone()));
     let saved = saved.map(|(path, max_age)| Saved::new(path, max_age, &bootstrap));
-    let client = Client::shared(Arc::clone(&bootstrap));
     let services = csds_routes(&bootstrap.node, &client).into_axum_router();
     let keeper = saved.map(|saved| Arc::new(Keeper::start(saved, client.config())));
     let configs = keeper.as_ref().map_or_else(|| client.config(), |keeper| keeper.config());
@@ -388,6 +395,18 @@ fn join(
     let fields: Page = Arc::new(move || serde_json::to_value(client.resources().describe()).unwrap_or_default());
     let pages = vec![("/fields", fields), ("/control_plane", Arc::clone(&status))];
     Joined { live, workload, metadata, secure, principal, status, dump, pages, services, tasks }
+}
+
+/// Asks for what is dialled.
+#[cfg(feature = "xds")]
+fn opener(client: &Arc<Client>) -> Opener {
+    // Whoever holds the mesh's state must not hold the client of its control plane: it is the mesh's to end.
+    let client = Arc::downgrade(client);
+    Box::new(move |target| {
+        let client = client.upgrade().ok_or_else(|| "the mesh has ended".to_owned())?;
+        let dialled = client.dial(target)?;
+        Ok(Dialled::new(dialled.listener().clone(), dialled))
+    })
 }
 
 /// The configuration in force as Envoy's admin port would show it.

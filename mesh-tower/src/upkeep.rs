@@ -41,6 +41,9 @@ pub(crate) async fn upkeep(live: Weak<Live>, pool: Pool, source: Source) {
         let Some(live) = live.upgrade() else { return };
         pool.sweep();
         let now = source.now();
+        if let Some(dialling) = live.dialling() {
+            dialling.sweep(now);
+        }
         if let Some(snapshot) = live.load() {
             for cluster in snapshot.clusters_in_use() {
                 cluster.sweep(now);

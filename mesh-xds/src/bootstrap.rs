@@ -177,12 +177,21 @@ impl Bootstrap {
         file.resolve(delta).map_err(invalid)
     }
 
-    /// The files that an identity can be had from without a CA: those of the provider `default`, as Istio calls it.
-    pub fn identity_files(&self) -> Option<&Files> {
-        match self.certificate_providers.get("default")? {
-            Provider::Files(files) if files.identity.is_some() && files.roots.is_some() => Some(files),
+    /// The provider and the files that an identity can be had from without a CA: `default`, as Istio calls it, or the only one
+    /// that has a certificate and roots.
+    pub fn identity_provider(&self) -> Option<(&str, &Files)> {
+        let whole = self.certificate_providers.iter().filter_map(|(instance, provider)| match provider {
+            Provider::Files(files) if files.identity.is_some() && files.roots.is_some() => Some((&**instance, files)),
             _ => None,
-        }
+        });
+        let whole: Vec<_> = whole.collect();
+        let only = if let [only] = whole.as_slice() { Some(*only) } else { None };
+        whole.into_iter().find(|(instance, _)| *instance == "default").or(only)
+    }
+
+    /// Its files.
+    pub fn identity_files(&self) -> Option<&Files> {
+        self.identity_provider().map(|(_, files)| files)
     }
 
     /// What the reading of resources depends on.
@@ -192,10 +201,12 @@ impl Bootstrap {
             profile: self.profile,
             trusted: self.server.trusted || self.profile == Profile::Envoy,
             certificates: known.map(|(instance, _)| instance.clone()).collect(),
+            identity: self.identity_provider().map(|(instance, _)| instance.to_owned()),
         }
     }
 
-    /// What a target is called in LDS: `xds:///HOST:PORT`, `xds://AUTHORITY/HOST:PORT`, or `HOST:PORT` alone.
+    /// What a target is called in LDS: `xds:///HOST:PORT`, `xds://AUTHORITY/HOST:PORT`, or `HOST:PORT` alone. The endpoint
+    /// of a target may be percent-encoded, as in any URI.
     ///
     /// # Errors
     /// The bootstrap does not name the authority.
@@ -211,7 +222,8 @@ impl Bootstrap {
             }
             None => (&self.listener_template, rest.trim_start_matches('/')),
         };
-        Ok(xdstp::canonical(&xdstp::fill(template, endpoint)).as_ref().into())
+        let plain = xdstp::decode(endpoint).ok_or_else(|| format!("{target:?} is not percent-encoded as URIs are"))?;
+        Ok(xdstp::canonical(&xdstp::fill(template, &plain)).as_ref().into())
     }
 
     /// What a server that listens on `address` is called in LDS; `None` without a template, with which gRPC's servers

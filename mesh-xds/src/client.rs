@@ -13,7 +13,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use mesh_core::{
     config::{Config, Name},
     time::Time,
@@ -27,13 +26,12 @@ use self::reader::Reader;
 pub use self::status::{Nack, Status, StreamStatus, TypeStatus};
 use self::stream::{State, Stream, Update};
 use crate::{
-    ads::{self, Event, Subscription, TypeUrl},
+    ads::{Event, Subscription, TypeUrl},
     bootstrap::{Bootstrap, Server},
     graph::{Graph, Part},
     profile::Profile,
     resources::Resources,
     task::Task,
-    translate::{self, Decoded, ResourceError},
     xdstp,
 };
 
@@ -205,7 +203,10 @@ impl Driver {
     ) -> Self {
         let (send_updates, updates) = mpsc::channel(UPDATES);
         let mut driver = Self {
-            graph: Graph::of(bootstrap.node.local()),
+            graph: match bootstrap.profile {
+                Profile::Envoy => Graph::of(bootstrap.node.local()),
+                Profile::Grpc => Graph::by_name(bootstrap.node.local()),
+            },
             began: Instant::now(),
             resources,
             streams: Vec::new(),
@@ -254,7 +255,8 @@ impl Driver {
             return index;
         }
         let index = self.streams.len();
-        let (updates, reader) = (self.send_updates.clone(), Reader::of(self.resources.clone()));
+        let (updates, reader) =
+            (self.send_updates.clone(), Reader::of(self.resources.clone(), self.bootstrap.context()));
         let stream = Stream::start(index, self.bootstrap.clone(), servers.clone(), updates, reader);
         self.streams.push(Open { servers, stream, state: State::default() });
         index
@@ -327,8 +329,10 @@ impl Driver {
 
     fn want_listeners(&mut self) {
         if self.bootstrap.profile == Profile::Grpc {
-            let names = self.listeners.keys().cloned().collect();
+            let names: BTreeSet<Name> = self.listeners.keys().cloned().collect();
+            self.graph.want_listeners(&names);
             self.want(TypeUrl::Listener, names);
+            self.untold = true;
         }
     }
 
@@ -372,21 +376,27 @@ impl Driver {
         let now = self.now();
         self.graph.handle_timeout(now);
         if self.untold {
-            for kind in [TypeUrl::Endpoint, TypeUrl::Route] {
-                if let Some(wanted) = self.graph.poll_wanted(kind) {
-                    self.want(kind, wanted);
-                }
-            }
-            if self.bootstrap.profile == Profile::Grpc {
-                let wanted = self.graph.wanted(TypeUrl::Cluster);
-                self.want(TypeUrl::Cluster, wanted);
-            }
+            self.pass_wants();
         }
-        if let Some(config) = self.graph.poll_config(now) {
+        while let Some(config) = self.graph.poll_config(now) {
             self.publish.send_replace(Some(config));
+            self.pass_wants();
         }
         if std::mem::take(&mut self.untold) {
             self.report();
+        }
+    }
+
+    /// Asks for what has become wanted; by gRPC's rules clusters are, too, by the names that routes have for them.
+    fn pass_wants(&mut self) {
+        for kind in [TypeUrl::Endpoint, TypeUrl::Route] {
+            if let Some(wanted) = self.graph.poll_wanted(kind) {
+                self.want(kind, wanted);
+            }
+        }
+        if self.bootstrap.profile == Profile::Grpc {
+            let wanted = self.graph.wanted(TypeUrl::Cluster);
+            self.want(TypeUrl::Cluster, wanted);
         }
     }
 
@@ -421,24 +431,4 @@ impl Driver {
         let hour = Time::ZERO + self.began.elapsed() + Duration::from_secs(3_600);
         self.began + Duration::from_nanos(next.unwrap_or(hour).as_nanos())
     }
-}
-
-fn decode(kind: TypeUrl, body: &Bytes) -> Result<Decoded<Part>, ResourceError> {
-    fn part<T>(decoded: Decoded<T>, make: impl FnOnce(T) -> Part) -> Decoded<Part> {
-        Decoded { name: decoded.name, value: make(decoded.value), ignored: decoded.ignored }
-    }
-    Ok(match kind {
-        TypeUrl::Listener => part(translate::listener(body)?, Part::Listener),
-        TypeUrl::Route => part(translate::route(body)?, Part::Route),
-        TypeUrl::Cluster => part(translate::cluster(body)?, Part::Cluster),
-        TypeUrl::Endpoint => part(translate::endpoints(body)?, Part::Endpoints),
-        TypeUrl::Secret => {
-            return Err(ResourceError {
-                kind,
-                resource: ads::name_of(body).unwrap_or_default().to_owned(),
-                field: String::new(),
-                message: "secrets are not taken from the control plane".to_owned(),
-            });
-        }
-    })
 }

@@ -5,6 +5,9 @@
 //! routes until all clusters of the new ones are there (XD12, XD13), a changed cluster its previous endpoints. One that
 //! cannot become whole, because a part is missing or refused, goes in as *failed* and holds nothing else up (XD14).
 //! Unchanged parts stay the same `Arc`, so that compiling a snapshot costs what has changed.
+//!
+//! By gRPC's rules everything is asked for by name: the listeners that are dialled or served on, their routes, the clusters
+//! those name, their endpoints. Each listener is published as soon as it is whole, or as soon as it is known why it cannot be.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,7 +18,7 @@ use std::{
 use mesh_core::{
     config::{
         Action, Cluster, Config, DirectResponse, Endpoints, HeaderChanges, HttpSettings, Inbound, Local, Name, Route,
-        RouteMatch, RouteTable, VirtualHost,
+        RouteMatch, RouteTable, Serving, Target, VirtualHost,
     },
     time::Time,
 };
@@ -26,6 +29,7 @@ use crate::{
 };
 
 mod clusters;
+mod serve;
 #[cfg(test)]
 mod tests;
 
@@ -61,7 +65,7 @@ pub struct Graph {
     /// Clusters that routes name and CDS does not list, since when.
     absent: BTreeMap<Name, Time>,
     /// What was made of which parts, so that it need not be made again.
-    named: BTreeMap<u16, Named>,
+    named: BTreeMap<Key, Named>,
     served: Served,
     current: Option<Arc<Config>>,
     /// Something has come that may change the configuration; the listeners' part of it.
@@ -71,6 +75,17 @@ pub struct Graph {
     rewanted: bool,
     /// Who we are, which the control plane does not say.
     local: Local,
+    /// Everything is asked for by name.
+    by_name: bool,
+    /// Listeners that are asked for and cannot be had, and why.
+    failing: BTreeMap<Name, String>,
+}
+
+/// What has routes of its own: a port, or what is dialled by the name of its listener.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+enum Key {
+    Port(u16),
+    Target(Name),
 }
 
 /// The listeners' part of a configuration.
@@ -78,7 +93,9 @@ pub struct Graph {
 struct Served {
     outbound: BTreeMap<u16, Arc<RouteTable>>,
     http: BTreeMap<u16, Arc<HttpSettings>>,
+    targets: BTreeMap<Name, Target>,
     inbound: BTreeMap<u16, Arc<Inbound>>,
+    serving: BTreeMap<Name, Arc<Serving>>,
     /// Clusters that CDS has no more and routes in force still name.
     kept: BTreeMap<Name, Arc<Cluster>>,
     /// Routes are still to come.
@@ -91,6 +108,8 @@ enum Slot<T> {
     Here(T),
     /// Why it cannot be used.
     Unusable(String),
+    /// Why it cannot be used any more.
+    Lost(String),
 }
 
 /// A route table and the clusters it names.
@@ -102,6 +121,22 @@ impl Graph {
         Self { local, ..Self::default() }
     }
 
+    /// The same by gRPC's rules: what is asked for by name is all there is.
+    pub fn by_name(local: Local) -> Self {
+        Self { local, by_name: true, stale: true, ..Self::default() }
+    }
+
+    /// These listeners are asked for, by name; what is known of others is forgotten.
+    pub fn want_listeners(&mut self, names: &BTreeSet<Name>) {
+        let before = self.listeners.len() + self.failing.len();
+        self.listeners.retain(|name, _| names.contains(name));
+        self.failing.retain(|name, _| names.contains(name));
+        if self.listeners.len() + self.failing.len() < before {
+            self.stale = true;
+            self.listeners_changed();
+        }
+    }
+
     /// Takes in what became of a resource.
     pub fn handle_event(&mut self, event: Event<Part>) {
         self.stale = true;
@@ -109,6 +144,7 @@ impl Graph {
         let before = &current.clusters;
         match event {
             Event::Changed(_, name, Part::Listener(listener)) => {
+                self.failing.remove(&name);
                 self.listeners.insert(name, listener);
                 self.listeners_changed();
             }
@@ -127,6 +163,11 @@ impl Graph {
             }
             Event::Refused(TypeUrl::Cluster, name, why) => self.clusters.fail(name, why, before),
             Event::Refused(TypeUrl::Endpoint, name, why) => self.clusters.fail_endpoints(name, why, before),
+            Event::Refused(TypeUrl::Listener, name, why) if self.by_name => {
+                if !self.listeners.contains_key(&name) {
+                    self.fail_listener(name, why);
+                }
+            }
             // A listener that never worked has no port to fail on; the refusal itself tells of it.
             Event::Refused(TypeUrl::Listener | TypeUrl::Secret, ..) => {}
             // None is in force any more (gRFC A88).
@@ -134,22 +175,33 @@ impl Graph {
                 self.clusters.remove(&name);
                 self.clusters.fail(name, why, before);
             }
-            Event::Failed(TypeUrl::Route, name, why) => {
-                self.routes.insert(name, Slot::Unusable(why));
-                self.relisten = true;
-            }
+            Event::Failed(TypeUrl::Route, name, why) => self.lose_routes(name, why),
             Event::Failed(TypeUrl::Endpoint, name, why) => self.clusters.lose_endpoints(name, why, before),
             Event::Failed(TypeUrl::Secret, ..) | Event::Ambient(..) => {}
+            Event::Failed(TypeUrl::Listener, name, why) if self.by_name => {
+                self.listeners.remove(&name);
+                self.fail_listener(name, why);
+            }
+            Event::Gone(TypeUrl::Listener, name) if self.by_name => {
+                self.listeners.remove(&name);
+                let why = missing(TypeUrl::Listener, &name);
+                self.fail_listener(name, why);
+            }
             Event::Gone(TypeUrl::Listener, name) | Event::Failed(TypeUrl::Listener, name, _) => {
                 self.listeners.remove(&name);
                 self.listeners_changed();
             }
-            Event::Gone(TypeUrl::Cluster, name) => self.clusters.remove(&name),
+            Event::Gone(TypeUrl::Cluster, name) => {
+                self.clusters.remove(&name);
+                if self.by_name {
+                    let why = missing(TypeUrl::Cluster, &name);
+                    self.clusters.fail(name, why, before);
+                }
+            }
             Event::Gone(kind, name) => {
-                let why = format!("{kind} {name:?}: the control plane has no such resource");
+                let why = missing(kind, &name);
                 if kind == TypeUrl::Route {
-                    self.routes.insert(name, Slot::Unusable(why));
-                    self.relisten = true;
+                    self.lose_routes(name, why);
                 } else {
                     self.clusters.lose_endpoints(name, why, before);
                 }
@@ -160,10 +212,23 @@ impl Graph {
         }
     }
 
-    /// The names of RDS or EDS resources that listeners or clusters refer to.
+    /// Routes that were in force are in force no more; routes that never were leave the previous ones where they are.
+    fn lose_routes(&mut self, name: Name, why: String) {
+        let was = matches!(self.routes.get(&name), Some(Slot::Here(_) | Slot::Lost(_)));
+        self.routes.insert(name, if was { Slot::Lost(why) } else { Slot::Unusable(why) });
+        self.relisten = true;
+    }
+
+    fn fail_listener(&mut self, name: Name, why: String) {
+        self.failing.insert(name, format!("{why} (node {:?})", self.local.id));
+        self.listeners_changed();
+    }
+
+    /// The names of RDS or EDS resources that listeners or clusters refer to; by gRPC's rules those of clusters, too.
     pub fn wanted(&self, kind: TypeUrl) -> BTreeSet<Name> {
         match kind {
-            TypeUrl::Route => self.listeners.values().filter_map(route_name).cloned().collect(),
+            TypeUrl::Route => self.listeners.values().flat_map(route_names).cloned().collect(),
+            TypeUrl::Cluster if self.by_name => self.closure(),
             TypeUrl::Endpoint => self.clusters.wanted().cloned().collect(),
             _ => BTreeSet::new(),
         }
@@ -186,8 +251,12 @@ impl Graph {
         }
         self.clusters.purge();
         let synced = [TypeUrl::Listener, TypeUrl::Cluster].iter().all(|kind| self.synced.contains(kind));
-        if self.current.is_none() && (!synced || self.clusters.is_warming()) {
+        if self.current.is_none() && !self.by_name && (!synced || self.clusters.is_warming()) {
             return None;
+        }
+        if self.by_name {
+            let wanted = self.closure();
+            self.clusters.retain(&wanted);
         }
         let previous = self.current.clone().unwrap_or_default();
         // What listeners can serve depends on which clusters there are, and not on what is in them.
@@ -196,16 +265,18 @@ impl Graph {
             self.routes.retain(|name, _| routes.contains(name));
             self.served = self.serve(&previous, now);
         }
-        if self.current.is_none() && self.served.waiting {
+        if self.current.is_none() && !self.by_name && self.served.waiting {
             return None;
         }
         let mut clusters = self.clusters.whole().clone();
         clusters.extend(self.served.kept.iter().map(|(name, cluster)| (name.clone(), cluster.clone())));
-        let Served { outbound, http, inbound, .. } = &self.served;
+        let Served { outbound, http, targets, inbound, serving, .. } = &self.served;
         let next = Config {
             outbound: outbound.clone(),
             http: http.clone(),
+            targets: targets.clone(),
             inbound: inbound.clone(),
+            serving: serving.clone(),
             local: self.local.clone(),
             clusters,
         };
@@ -214,6 +285,8 @@ impl Graph {
         }
         let next = Arc::new(next);
         self.current = Some(next.clone());
+        // With routes replaced, clusters may be there that nobody wants any more.
+        self.stale = self.by_name;
         Some(next)
     }
 
@@ -232,81 +305,23 @@ impl Graph {
     fn listeners_changed(&mut self) {
         (self.relisten, self.rewanted) = (true, true);
     }
-
-    /// Every listener that is whole, or its previous form.
-    fn serve(&mut self, previous: &Config, now: Time) -> Served {
-        let mut served = Served::default();
-        let mut absent = BTreeMap::new();
-        let mut named = BTreeMap::new();
-        for listener in self.listeners.values() {
-            let (port, source, settings) = match listener {
-                Listener::Outbound { port, routes, settings } => (*port, routes, settings),
-                Listener::Inbound(ports) => {
-                    for (port, inbound) in ports {
-                        served.inbound.insert(*port, share(previous.inbound.get(port), inbound.clone()));
-                    }
-                    continue;
-                }
-                Listener::Ignored(_) => continue,
-            };
-            let old = previous.outbound.get(&port);
-            let table = match source {
-                RouteSource::Inline(table) => table.clone(),
-                RouteSource::Rds(name) => match (self.routes.get(name), old) {
-                    (Some(Slot::Here(table)), _) => table.clone(),
-                    (_, Some(old)) => old.clone(),
-                    (Some(Slot::Unusable(why)), None) => Arc::new(unavailable(name, why)),
-                    (None, None) => {
-                        served.waiting = true;
-                        continue;
-                    }
-                },
-            };
-            let clusters = clusters_of(self.named.get(&port), &table);
-            let is_old = old.is_some_and(|old| Arc::ptr_eq(old, &table) || old == &table);
-            let mut held = false;
-            let whole = self.clusters.whole();
-            for name in clusters.iter().filter(|name| !whole.contains_key(*name) && !served.kept.contains_key(*name)) {
-                if self.clusters.is_known(name) {
-                    // Its endpoints are on the way; the timer of the request for them bounds the wait.
-                    held |= !is_old;
-                    continue;
-                }
-                let since = *self.absent.get(name).unwrap_or(&now);
-                absent.insert(name.clone(), since);
-                held |= !is_old && now.saturating_since(since) < GRACE;
-            }
-            // Without a previous configuration there is nothing to wait in: what CDS does not list, it does not have.
-            let (table, clusters) = match old {
-                Some(old) if held => (old.clone(), clusters_of(None, old)),
-                Some(old) if is_old => (old.clone(), clusters),
-                None if held && self.current.is_some() => continue,
-                _ => (table, clusters),
-            };
-            // Routes in force keep the clusters they name: a held table for as long as it is held, others for the grace.
-            for name in clusters.iter() {
-                let kept = held || absent.get(name).is_some_and(|since| now.saturating_since(*since) < GRACE);
-                if let Some(old) = previous.clusters.get(name).filter(|_| kept && !whole.contains_key(name)) {
-                    served.kept.entry(name.clone()).or_insert_with(|| old.clone());
-                }
-            }
-            named.insert(port, (table.clone(), clusters));
-            served.outbound.insert(port, table);
-            if **settings != HttpSettings::default() {
-                served.http.insert(port, share(previous.http.get(&port), settings.clone()));
-            }
-        }
-        self.absent = absent;
-        self.named = named;
-        served
-    }
 }
 
-fn route_name(listener: &Listener) -> Option<&Name> {
-    match listener {
-        Listener::Outbound { routes: RouteSource::Rds(name), .. } => Some(name),
-        _ => None,
-    }
+/// What is said of a resource that was asked for in vain.
+fn missing(kind: TypeUrl, name: &str) -> String {
+    format!("{kind} {name:?}: the control plane has no such resource")
+}
+
+fn route_names(listener: &Listener) -> impl Iterator<Item = &Name> {
+    let sources = match listener {
+        Listener::Outbound { routes, .. } | Listener::Target { routes, .. } => std::slice::from_ref(routes),
+        Listener::Server(server) => server.routes.as_slice(),
+        Listener::Inbound(_) | Listener::Ignored(_) => &[],
+    };
+    sources.iter().filter_map(|source| match source {
+        RouteSource::Rds(name) => Some(name),
+        RouteSource::Inline(_) => None,
+    })
 }
 
 fn share<T: PartialEq>(old: Option<&Arc<T>>, new: Arc<T>) -> Arc<T> {
@@ -353,5 +368,9 @@ fn is_same(a: &Config, b: &Config) -> bool {
     fn same<T>(a: &BTreeMap<u16, Arc<T>>, b: &BTreeMap<u16, Arc<T>>) -> bool {
         a.len() == b.len() && a.iter().zip(b).all(|((k, v), (l, w))| k == l && Arc::ptr_eq(v, w))
     }
-    same(&a.outbound, &b.outbound) && same(&a.http, &b.http) && same(&a.inbound, &b.inbound) && a.clusters == b.clusters
+    same(&a.outbound, &b.outbound)
+        && same(&a.http, &b.http)
+        && same(&a.inbound, &b.inbound)
+        && (a.targets == b.targets && a.serving == b.serving)
+        && a.clusters == b.clusters
 }

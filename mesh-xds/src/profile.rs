@@ -25,4 +25,6 @@ pub struct Context {
     pub trusted: bool,
     /// The instances of certificate providers that the bootstrap names (gRFC A29): a reference to any other is refused.
     pub certificates: BTreeSet<String>,
+    /// The one of them that this process's own certificate and its roots come from.
+    pub identity: Option<String>,
 }

@@ -316,6 +316,11 @@ pub mod envoy {
                 include!("proto/generated/envoy.service.discovery.v3.rs");
             }
         }
+        pub mod load_stats {
+            pub mod v3 {
+                include!("proto/generated/envoy.service.load_stats.v3.rs");
+            }
+        }
         pub mod status {
             pub mod v3 {
                 include!("proto/generated/envoy.service.status.v3.rs");

@@ -11,14 +11,15 @@
 use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
 
 use bytes::Bytes;
-use mesh_core::config::{Cluster, Config, Discovery, Endpoints, HttpSettings, Inbound, Name, RouteTable};
+use mesh_core::config::{Cluster, Config, Discovery, Endpoints, HttpSettings, Inbound, Name, RouteTable, Serving};
 use prost::Message;
 
-use self::read::{Ignored, Wrong};
+use self::read::{Ignored, Wrong, wrong};
 pub use self::report::FieldReport;
 use crate::{
     ads::{self, Resource, ResourceSet, TypeUrl},
     graph::Part,
+    profile::Context,
 };
 
 mod balancer;
@@ -41,7 +42,7 @@ mod policy;
 mod rate_limit;
 mod read;
 mod report;
-mod route;
+pub(crate) mod route;
 mod secret;
 mod session;
 mod subset;
@@ -73,8 +74,26 @@ pub enum Listener {
     },
     /// What this process's servers demand, by the port they listen on.
     Inbound(Vec<(u16, Arc<Inbound>)>),
+    /// Requests to what is dialled by the listener's name (gRPC's profile).
+    Target {
+        /// Where its routes are.
+        routes: RouteSource,
+        /// What holds for all of them.
+        settings: Arc<HttpSettings>,
+    },
+    /// What the server that listens on one address is told by the listener's name (gRPC's profile).
+    Server(Arc<ServerListener>),
     /// Nothing of it applies here, and why.
     Ignored(String),
+}
+
+/// The listener of a server, whose chains may have their routes elsewhere. Source: gRFC A36.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ServerListener {
+    /// All of it but those routes.
+    pub serving: Serving,
+    /// The routes of each chain, in order; of the default chain last, if there is one.
+    pub routes: Vec<RouteSource>,
 }
 
 /// Where the routes of a listener are.
@@ -127,24 +146,47 @@ impl fmt::Display for ResourceError {
 
 impl std::error::Error for ResourceError {}
 
-/// Reads a `Listener`.
+/// Reads a `Listener` as a sidecar does.
 pub fn listener(body: &Bytes) -> Result<Decoded<Listener>, ResourceError> {
-    decode(TypeUrl::Listener, body, listener::decode)
+    decode(TypeUrl::Listener, body, &sidecar(), listener::decode)
 }
 
-/// Reads a `RouteConfiguration`.
+/// Reads a `RouteConfiguration` as a sidecar does.
 pub fn route(body: &Bytes) -> Result<Decoded<Arc<RouteTable>>, ResourceError> {
-    decode(TypeUrl::Route, body, |body, name, ignored| route::decode(body, name, ignored).map(Arc::new))
+    decode(TypeUrl::Route, body, &sidecar(), |body, name, ignored| route::decode(body, name, ignored).map(Arc::new))
 }
 
-/// Reads a `Cluster`. Its endpoints are empty unless they are listed in it.
+/// Reads a `Cluster` as a sidecar does. Its endpoints are empty unless they are listed in it.
 pub fn cluster(body: &Bytes) -> Result<Decoded<Arc<Cluster>>, ResourceError> {
-    decode(TypeUrl::Cluster, body, |body, name, ignored| cluster::decode(body, name, ignored).map(Arc::new))
+    decode(TypeUrl::Cluster, body, &sidecar(), |body, name, ignored| cluster::decode(body, name, ignored).map(Arc::new))
 }
 
-/// Reads a `ClusterLoadAssignment`.
+/// Reads a `ClusterLoadAssignment` as a sidecar does.
 pub fn endpoints(body: &Bytes) -> Result<Decoded<Arc<Endpoints>>, ResourceError> {
-    decode(TypeUrl::Endpoint, body, |body, name, ignored| endpoint::decode(body, name, ignored).map(Arc::new))
+    decode(TypeUrl::Endpoint, body, &sidecar(), |body, name, ignored| {
+        endpoint::decode(body, name, ignored).map(Arc::new)
+    })
+}
+
+/// Reads a resource by the rules of `context`.
+///
+/// # Errors
+/// It cannot be used; secrets never can.
+pub fn read(kind: TypeUrl, body: &Bytes, context: &Context) -> Result<Decoded<Part>, ResourceError> {
+    decode(kind, body, context, |body, name, ignored| {
+        Ok(match kind {
+            TypeUrl::Listener => Part::Listener(listener::decode(body, name, ignored)?),
+            TypeUrl::Route => Part::Route(Arc::new(route::decode(body, name, ignored)?)),
+            TypeUrl::Cluster => Part::Cluster(Arc::new(cluster::decode(body, name, ignored)?)),
+            TypeUrl::Endpoint => Part::Endpoints(Arc::new(endpoint::decode(body, name, ignored)?)),
+            TypeUrl::Secret => return Err(wrong("", "secrets are not taken from the control plane")),
+        })
+    })
+}
+
+/// Rules of the profile of Envoy, with a server that is trusted, as every server is there.
+fn sidecar() -> Context {
+    Context { trusted: true, ..Context::default() }
 }
 
 /// What becomes of each field that is set in a resource (C20).
@@ -176,10 +218,11 @@ pub(crate) fn fields_of(kind: TypeUrl, body: &Bytes, decoded: &Decoded<Part>) ->
 fn decode<T>(
     kind: TypeUrl,
     body: &Bytes,
+    context: &Context,
     read: impl FnOnce(&Bytes, &mut String, &mut Ignored) -> Result<T, Wrong>,
 ) -> Result<Decoded<T>, ResourceError> {
     let mut name = String::new();
-    let mut ignored = Ignored::default();
+    let mut ignored = Ignored::by(context);
     match read(body, &mut name, &mut ignored) {
         Ok(value) => Ok(Decoded { name: name.into(), value, ignored: ignored.into_list() }),
         Err(Wrong { field, message }) => {

@@ -79,7 +79,8 @@ fn encode(text: &str, is_plain: impl Fn(u8) -> bool) -> String {
     encoded
 }
 
-fn decode(text: &str) -> Option<String> {
+/// What percent-encoding stands for; `None` if it is not well-formed.
+pub(crate) fn decode(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
     while let Some(byte) = rest.next() {

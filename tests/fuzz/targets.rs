@@ -20,7 +20,9 @@ use mesh_xds::{
     ads::{self, TypeUrl},
     bootstrap::Bootstrap,
     graph::{Graph, Part},
-    peer, saved,
+    peer,
+    profile::{Context, Profile},
+    saved,
     translate::{self, Listener, RouteSource, Shape},
 };
 use rcgen::{CertificateParams, KeyPair, SanType};
@@ -63,6 +65,11 @@ impl Target {
 pub(crate) fn all() -> Vec<Target> {
     vec![
         Target::message("listener", TypeUrl::Listener, |bytes| {
+            let by_name = translate::read(TypeUrl::Listener, bytes, &by_name());
+            if let Ok(Part::Listener(Listener::Server(server))) = by_name.map(|decoded| decoded.value) {
+                let (local, peer) = (([127, 0, 0, 1], 80).into(), ([127, 0, 0, 1], 7).into());
+                let _ = server.serving.policy(local, peer);
+            }
             let Ok(decoded) = translate::listener(bytes) else { return };
             let mut config = config();
             match decoded.value {
@@ -75,12 +82,14 @@ pub(crate) fn all() -> Vec<Target> {
             compile(&config);
         }),
         Target::message("route", TypeUrl::Route, |bytes| {
+            let _ = translate::read(TypeUrl::Route, bytes, &by_name());
             let Ok(decoded) = translate::route(bytes) else { return };
             let mut config = config();
             config.outbound.insert(80, decoded.value);
             compile(&config);
         }),
         Target::message("cluster", TypeUrl::Cluster, |bytes| {
+            let _ = translate::read(TypeUrl::Cluster, bytes, &by_name());
             let Ok(decoded) = translate::cluster(bytes) else { return };
             let mut config = config();
             let cluster = Cluster { endpoints: endpoints(), ..Cluster::clone(&decoded.value) };
@@ -88,6 +97,7 @@ pub(crate) fn all() -> Vec<Target> {
             compile(&config);
         }),
         Target::message("endpoint", TypeUrl::Endpoint, |bytes| {
+            let _ = translate::read(TypeUrl::Endpoint, bytes, &by_name());
             let Ok(decoded) = translate::endpoints(bytes) else { return };
             let mut config = config();
             let cluster = Cluster { name: "a".into(), endpoints: decoded.value, ..Cluster::default() };
@@ -167,6 +177,12 @@ pub(crate) fn all() -> Vec<Target> {
             fs::remove_file(&file).unwrap();
         }),
     ]
+}
+
+/// By gRPC's rules.
+fn by_name() -> Context {
+    let certificates = ["default".to_owned()].into();
+    Context { profile: Profile::Grpc, trusted: false, certificates, identity: Some("default".to_owned()) }
 }
 
 /// A leaf certificate in DER, as its own root.

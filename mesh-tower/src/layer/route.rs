@@ -34,6 +34,7 @@ use super::{Call, Routed, Stage, WaitForReady, leaf};
 use crate::{
     body::{Body, Progress},
     context,
+    dial::Dialled,
     error::{BoxError, Error, ErrorKind, ResponseFlags},
     live::Live,
     message::Message,
@@ -157,28 +158,64 @@ impl<S> Shared<S> {
     /// What the configuration says of the request, or why it says nothing.
     async fn plan(&self, departure: &mut Departure) -> Result<Call, Error> {
         let (live, port) = match &self.layer.routes {
-            Routes::Split(snapshot) => return self.decide(snapshot, Some(SPLIT_PORT), departure),
+            Routes::Split(snapshot) => return self.decide(snapshot, Some(SPLIT_PORT), None, departure),
+            Routes::Live { live, port: None } if live.dialling().is_some() => return self.dial(live, departure).await,
             Routes::Live { live, port } => (live, port.or_else(|| live.only_port())),
         };
         let waits = departure.message.parts().extensions.get::<WaitForReady>().is_some();
         let waiting = |call: Call| if waits { call.waiting_on(live) } else { call };
         if let Some(snapshot) = live.current().as_ref() {
-            return self.decide(snapshot, port, departure).map(waiting);
+            return self.decide(snapshot, port, None, departure).map(waiting);
         }
         match Box::pin(live.ready(departure.deadline)).await {
-            Some(snapshot) => self.decide(&snapshot, port, departure).map(waiting),
-            None => {
-                let why = "the control plane has not answered in time".to_owned();
-                Ok(departure.refuse((ErrorKind::NotReady, why), self.layer.source.next_request()))
-            }
+            Some(snapshot) => self.decide(&snapshot, port, None, departure).map(waiting),
+            None => Ok(departure.not_ready(self.layer.source.next_request())),
         }
     }
 
-    fn decide(&self, snapshot: &Snapshot, port: Option<u16>, departure: &mut Departure) -> Result<Call, Error> {
+    /// The same where destinations are asked for by name: the one this request goes to is, and is waited for.
+    async fn dial(&self, live: &Arc<Live>, departure: &mut Departure) -> Result<Call, Error> {
+        let Some(dialling) = live.dialling() else { return Ok(departure.not_ready(self.layer.source.next_request())) };
+        let known = departure.message.parts().extensions.get::<Arc<Dialled>>().cloned();
+        let dialled = known.map_or_else(
+            || {
+                let view = RequestView::of(departure.message.parts(), None);
+                let has_port = view.host().len() < view.authority.len();
+                match has_port {
+                    true => dialling.dial(view.authority, self.layer.source.now()),
+                    false => dialling.dial(&format!("{}:{}", view.authority, view.port), self.layer.source.now()),
+                }
+            },
+            Ok,
+        );
+        let dialled = match dialled {
+            Ok(dialled) => dialled,
+            Err(why) => return Ok(departure.refuse((ErrorKind::NoRoute, why), self.layer.source.next_request())),
+        };
+        let waits = departure.message.parts().extensions.get::<WaitForReady>().is_some();
+        let waiting = |call: Call| if waits { call.waiting_on(live) } else { call };
+        let name: &str = dialled.listener();
+        if let Some(snapshot) = live.current().as_ref().filter(|snapshot| snapshot.has_target(name)) {
+            return self.decide(snapshot, None, Some(name), departure).map(waiting);
+        }
+        match Box::pin(live.ready_for(departure.deadline, |snapshot| snapshot.has_target(name))).await {
+            Some(snapshot) => self.decide(&snapshot, None, Some(name), departure).map(waiting),
+            None => Ok(departure.not_ready(self.layer.source.next_request())),
+        }
+    }
+
+    fn decide(
+        &self,
+        snapshot: &Snapshot,
+        port: Option<u16>,
+        target: Option<&str>,
+        departure: &mut Departure,
+    ) -> Result<Call, Error> {
         let mut rng = self.layer.source.next_request();
         let view = RequestView {
             source: departure.source,
             channel: self.layer.source.channel(),
+            target,
             ..RequestView::of(departure.message.parts(), port)
         };
         let plan = match snapshot.plan(&view, &mut rng) {
@@ -322,6 +359,10 @@ impl Departure {
             }
             Err(error) => Err(error.with_flags(call.flags()).of_call(call)),
         }
+    }
+
+    fn not_ready(&mut self, rng: RequestRng) -> Call {
+        self.refuse((ErrorKind::NotReady, "the control plane has not answered in time".to_owned()), rng)
     }
 
     fn refuse(&mut self, why: (ErrorKind, String), rng: RequestRng) -> Call {

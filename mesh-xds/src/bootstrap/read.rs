@@ -104,7 +104,7 @@ impl File {
     pub(super) fn resolve(self, delta: Option<bool>) -> Result<Bootstrap, String> {
         let mut ignored = Vec::new();
         let mut servers = resolve_servers(self.xds_servers, "xds_servers", &mut ignored)?.into_iter();
-        let Some(server) = servers.next() else {
+        let Some(mut server) = servers.next() else {
             return Err("xds_servers is missing or empty: name the control plane in xds_servers[0].server_uri".into());
         };
         if !self.allowed_grpc_services.is_null() {
@@ -136,9 +136,17 @@ impl File {
             Some(true) if profile == Profile::Envoy => Variant::Delta,
             _ => Variant::Sotw,
         };
+        let mut fallbacks: Vec<Server> = servers.collect();
+        if profile == Profile::Grpc {
+            // What a gRPC client has it do unless told to fail (gRFC A88).
+            let own = authorities.values_mut().flat_map(|authority: &mut Authority| &mut authority.servers);
+            for server in std::iter::once(&mut server).chain(&mut fallbacks).chain(own) {
+                server.data_errors.keep_deleted = !server.data_errors.drop_refused;
+            }
+        }
         Ok(Bootstrap {
             server,
-            fallbacks: servers.collect(),
+            fallbacks,
             authorities,
             ca,
             node: self.node,

@@ -9,10 +9,11 @@ use std::{
 use bytes::Bytes;
 use mesh_core::config::Name;
 
-use super::{Ignored, decode};
+use super::Ignored;
 use crate::{
     ads::TypeUrl,
     graph::Part,
+    profile::{Context, Profile},
     resources::Resources,
     translate::{self, FieldReport},
 };
@@ -25,18 +26,24 @@ const MOST_TOLD: usize = 1024;
 pub(super) struct Reader {
     pub(super) ignored: Ignored,
     resources: Resources,
+    context: Context,
     /// Kinds of ignored fields that people have been told of.
     told: BTreeSet<(TypeUrl, String)>,
 }
 
 impl Reader {
     /// One that makes its notes there.
-    pub(super) fn of(resources: Resources) -> Self {
-        Self { resources, ..Self::default() }
+    pub(super) fn of(resources: Resources, context: Context) -> Self {
+        Self { resources, context, ..Self::default() }
+    }
+
+    /// Whether what comes from now on is from a server that is trusted (gRFC A81).
+    pub(super) fn trust(&mut self, trusted: bool) {
+        self.context.trusted = trusted || self.context.profile == Profile::Envoy;
     }
 
     pub(super) fn read(&mut self, kind: TypeUrl, version: &Name, body: &Bytes) -> Result<Part, String> {
-        let decoded = decode(kind, body).map_err(|error| {
+        let decoded = translate::read(kind, body, &self.context).map_err(|error| {
             let (why, name) = (error.to_string(), error.resource.as_str().into());
             self.resources.refused(kind, &name, version, &why, FieldReport::from(&error));
             why

@@ -279,6 +279,7 @@ impl Driver {
         let mut incoming = None;
         let mut writable = true;
         self.machine.handle_connected();
+        self.reader.trust(server.trusted);
         loop {
             self.take_wants();
             self.settle().await;

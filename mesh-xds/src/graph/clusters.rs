@@ -75,6 +75,20 @@ impl Clusters {
         self.moved = true;
     }
 
+    /// Forgets those that nobody wants.
+    pub(super) fn retain(&mut self, wanted: &BTreeSet<Name>) {
+        let unwanted: Vec<Name> = self.known.keys().filter(|name| !wanted.contains(*name)).cloned().collect();
+        unwanted.iter().for_each(|name| self.remove(name));
+    }
+
+    /// How the endpoints of a cluster are found, as CDS has it.
+    pub(super) fn discovery(&self, name: &str) -> Option<&Discovery> {
+        match self.known.get(name) {
+            Some(Slot::Here(cluster)) => Some(&cluster.discovery),
+            _ => None,
+        }
+    }
+
     /// EDS has these endpoints.
     pub(super) fn put_endpoints(&mut self, name: Name, endpoints: Arc<Endpoints>, before: &config::Clusters) {
         if !matches!(self.endpoints.get(&name), Some(Slot::Here(old)) if *old == endpoints) {
@@ -150,7 +164,7 @@ impl Clusters {
     fn settle(&mut self, name: &Name, before: &config::Clusters) {
         let whole = match self.known.get(name) {
             None => return,
-            Some(Slot::Unusable(why)) => {
+            Some(Slot::Unusable(why) | Slot::Lost(why)) => {
                 Arc::new(Cluster { name: name.clone(), failed: Some(why.clone()), ..Cluster::default() })
             }
             Some(Slot::Here(cluster)) => match eds_name(cluster).map(|endpoints| self.endpoints.get(endpoints)) {
@@ -161,7 +175,7 @@ impl Clusters {
                     self.known.insert(name.clone(), Slot::Here(whole.clone()));
                     whole
                 }
-                Some(Some(Slot::Unusable(why))) => {
+                Some(Some(Slot::Unusable(why) | Slot::Lost(why))) => {
                     let (failed, endpoints) = (Some(why.clone()), Arc::default());
                     Arc::new(Cluster { failed, endpoints, ..Cluster::clone(cluster) })
                 }

@@ -117,6 +117,66 @@ fn missing_routes_answer_503() {
     assert!(response.body.contains("\"80\""), "{}", response.body);
 }
 
+/// XD10: routes that were in force and are dropped answer 503; others that never came leave them where they are.
+#[test]
+fn dropped_routes_answer_503() {
+    let mut mesh = Mesh::running();
+    mesh.listener(80, "other").gone(TypeUrl::Route, "other");
+    assert!(mesh.poll().is_none(), "the new ones never were");
+    mesh.listener(80, "80").route("80", &["a"]);
+    let _ = mesh.poll();
+    mesh.graph.handle_event(Event::Failed(TypeUrl::Route, "80".into(), "dropped".to_owned()));
+    let config = mesh.poll().unwrap();
+    assert!(config.named(80).is_empty());
+    assert_eq!(&*config.outbound[&80].name, "80");
+    mesh.route("80", &["a"]);
+    assert_eq!(mesh.poll().unwrap().named(80), ["a"]);
+}
+
+/// NR4, XD34: by gRPC's rules each listener comes by itself once it is whole, with the clusters that it needs, those that
+/// clusters are made of among them; what cannot be had says why; what is wanted no longer goes, with all it needed.
+#[test]
+fn what_is_dialled_comes_by_itself() {
+    let mut mesh = Mesh { graph: Graph::by_name(Local { id: "me".into(), ..Local::default() }), now: Time::ZERO };
+    assert_eq!(*mesh.poll().unwrap(), Config { local: mesh.graph.local.clone(), ..Config::default() });
+    let dialled = |routes: &str| {
+        Part::Listener(Listener::Target { routes: RouteSource::Rds(routes.into()), settings: Arc::default() })
+    };
+    let names = |names: &[&str]| names.iter().map(|name| Name::from(*name)).collect::<BTreeSet<_>>();
+    mesh.event(TypeUrl::Listener, "x:1", dialled("x")).event(TypeUrl::Listener, "y:1", dialled("y"));
+    assert_eq!(mesh.graph.wanted(TypeUrl::Route), names(&["x", "y"]));
+    mesh.route("x", &["all"]).route("y", &["b"]);
+    assert_eq!(mesh.graph.wanted(TypeUrl::Cluster), names(&["all", "b"]));
+    assert!(mesh.poll().is_none());
+    let all = Cluster { discovery: Discovery::Aggregate(vec!["a".into(), "c".into()]), ..cluster("all", "") };
+    mesh.event(TypeUrl::Cluster, "all", Part::Cluster(Arc::new(all)));
+    assert_eq!(mesh.graph.wanted(TypeUrl::Cluster), names(&["a", "all", "b", "c"]));
+    mesh.cluster("a").endpoints("a").cluster("b");
+    mesh.wait(GRACE * 2);
+    let _ = mesh.poll();
+    assert!(mesh.graph.current.as_ref().unwrap().targets.is_empty(), "c and the endpoints of b may come yet");
+    mesh.gone(TypeUrl::Cluster, "c");
+    let config = mesh.poll().unwrap();
+    assert_eq!(config.targets.keys().map(|name| &**name).collect::<Vec<_>>(), ["x:1"]);
+    assert!(config.clusters["c"].failed.as_ref().unwrap().contains("no such resource"));
+    mesh.endpoints("b").gone(TypeUrl::Listener, "z:1");
+    while mesh.poll().is_some() {}
+    let config = mesh.graph.current.clone().unwrap();
+    assert_eq!(config.targets.len(), 3);
+    let Action::DirectResponse(missing) = &config.targets["z:1"].routes.virtual_hosts[0].routes[0].action else {
+        panic!()
+    };
+    assert!(missing.status == 503 && missing.body.contains("LDS \"z:1\"") && missing.body.contains("\"me\""));
+
+    // The routes of a server in place of a client's: the requests that take them fail.
+    mesh.graph.want_listeners(&names(&["y:1"]));
+    while mesh.poll().is_some() {}
+    let config = mesh.graph.current.clone().unwrap();
+    assert_eq!((config.targets.len(), config.clusters.len()), (1, 1));
+    assert_eq!(mesh.graph.wanted(TypeUrl::Endpoint), names(&["b"]));
+    assert_eq!(mesh.graph.wanted(TypeUrl::Route), names(&["y"]));
+}
+
 /// XD15: unchanged parts stay the same, and nothing new is nothing published.
 #[test]
 fn unchanged_parts_are_shared() {

@@ -21,11 +21,11 @@ use crate::proto::{
             cluster::v3::{
                 Cluster as Message,
                 cluster::{
-                    ClusterDiscoveryType, CommonLbConfig, CustomClusterType, DiscoveryType, EdsClusterConfig,
+                    ClusterDiscoveryType, CommonLbConfig, CustomClusterType, DiscoveryType, EdsClusterConfig, LbPolicy,
                     TransportSocketMatch,
                 },
             },
-            core::v3::{RoutingPriority, TransportSocket},
+            core::v3::{ConfigSource, RoutingPriority, TransportSocket},
             endpoint::v3::ClusterLoadAssignment,
         },
         extensions::clusters::aggregate::v3::ClusterConfig as AggregateConfig,
@@ -39,11 +39,21 @@ pub(super) fn decode(body: &Bytes, name: &mut String, ignored: &mut Ignored) -> 
     if name.is_empty() {
         return Err(wrong("name", "is missing"));
     }
-    let load_balancer = balancer::decode(&message, ignored)?;
+    let mut load_balancer = balancer::decode(&message, ignored)?;
+    if ignored.is_grpc() {
+        check_grpc(&message)?;
+        // Without a list of policies localities are drawn by weight first (gRFC A27).
+        load_balancer.by_locality |= message.load_balancing_policy.is_none();
+    }
     let assignment = message.load_assignment.take();
     let (discovery, endpoints) = discovery(&message, assignment, ignored)?;
     let (protocol, connections) = connection::decode(&message, ignored)?;
-    let (panic_threshold, override_host) = common(message.common_lb_config.as_ref())?;
+    let (mut panic_threshold, override_host) = common(message.common_lb_config.as_ref())?;
+    if ignored.is_grpc() {
+        // An endpoint that is not healthy is never used.
+        panic_threshold = 0;
+    }
+    lrs(&message, ignored)?;
     let outlier = message.outlier_detection.as_ref();
     let mut cluster = Cluster {
         name: message.name.as_str().into(),
@@ -130,6 +140,41 @@ fn discovery(
             }
         }
         DiscoveryType::OriginalDst => Ok((Discovery::OriginalDestination, Endpoints::default())),
+    }
+}
+
+/// What gRPC refuses a cluster for. Source: gRFC A27, A37, A47.
+fn check_grpc(message: &Message) -> Result<(), Wrong> {
+    match &message.cluster_discovery_type {
+        Some(ClusterDiscoveryType::Type(kind))
+            if [i32::from(DiscoveryType::Eds), DiscoveryType::LogicalDns.into()].contains(kind) => {}
+        Some(ClusterDiscoveryType::ClusterType(_)) => {}
+        _ => return Err(wrong("type", "must be EDS, LOGICAL_DNS or an aggregate cluster")),
+    }
+    let policies = [LbPolicy::RoundRobin, LbPolicy::LeastRequest, LbPolicy::RingHash].map(i32::from);
+    if message.load_balancing_policy.is_none() && !policies.contains(&message.lb_policy) {
+        return Err(wrong("lb_policy", "must be ROUND_ROBIN, LEAST_REQUEST or RING_HASH"));
+    }
+    let eds_name = message.eds_cluster_config.as_ref().map(|eds| eds.service_name.as_str());
+    if eds_name == Some("") && message.name.starts_with("xdstp:") {
+        return Err(wrong("eds_cluster_config.service_name", "is missing, and the cluster's name is an xdstp name"));
+    }
+    Ok(())
+}
+
+/// Where loads are reported to: to whom the cluster comes from, or nowhere.
+fn lrs(message: &Message, ignored: &mut Ignored) -> Result<(), Wrong> {
+    use crate::proto::envoy::config::core::v3::config_source::ConfigSourceSpecifier::Self_;
+    let is_own = |source: &ConfigSource| matches!(source.config_source_specifier, Some(Self_(_)));
+    match &message.lrs_server {
+        Some(source) if !is_own(source) && ignored.is_grpc() => {
+            Err(wrong("lrs_server", "must be `self`: loads are reported to whom the cluster comes from"))
+        }
+        Some(_) => {
+            ignored.add("", "lrs_server");
+            Ok(())
+        }
+        None => Ok(()),
     }
 }
 

@@ -48,7 +48,21 @@ pub(super) fn decode(body: &Bytes, name: &mut String, ignored: &mut Ignored) -> 
     if name.is_empty() {
         return Err(wrong("cluster_name", "is missing"));
     }
-    assignment(message, ignored)
+    let mut endpoints = assignment(message, ignored)?;
+    if ignored.is_grpc() {
+        by_weight(&mut endpoints)?;
+    }
+    Ok(endpoints)
+}
+
+/// gRPC passes over localities that have no weight, and has nothing to do where a priority is left without any.
+fn by_weight(endpoints: &mut Endpoints) -> Result<(), Wrong> {
+    endpoints.localities.retain(|group| group.weight.is_some());
+    let priorities: BTreeSet<u32> = endpoints.localities.iter().map(|group| group.priority).collect();
+    match (0..).zip(priorities).find(|(expected, priority)| expected != priority) {
+        Some((expected, _)) => Err(wrong("endpoints.priority", format!("{expected} has no locality with a weight"))),
+        None => Ok(()),
+    }
 }
 
 /// The endpoints of an assignment, in a resource of its own or within a cluster.

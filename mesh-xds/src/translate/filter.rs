@@ -127,10 +127,10 @@ pub(super) fn chain(filters: &[HttpFilter], side: Side, place: &str, ignored: &m
             });
         } else if any.is::<Router>() {
             ignored.open::<Router>(any, &place).within(at)?;
-        } else if any.is::<HttpFault>() {
+        } else if any.is::<HttpFault>() && !(side == Side::Inbound && ignored.is_grpc()) {
             let message: HttpFault = ignored.open(any, &place).within(at)?;
             read.fault = policy::fault(message).within(at)?.filter(|_| side == Side::Outbound);
-        } else if any.is::<LocalRateLimitMessage>() {
+        } else if any.is::<LocalRateLimitMessage>() && !ignored.is_grpc() {
             let message: LocalRateLimitMessage = ignored.open(any, &place).within(at)?;
             read.rate_limit = Some(rate_limit::decode(message, &place, ignored).within(at)?);
         } else if any.is::<StatefulSession>() && side == Side::Inbound {
@@ -138,7 +138,7 @@ pub(super) fn chain(filters: &[HttpFilter], side: Side, place: &str, ignored: &m
         } else if any.is::<StatefulSession>() {
             let message: StatefulSession = ignored.open(any, &place).within(at)?;
             read.session = Some(session::decode(message, &place, ignored).within(at)?);
-        } else if QUIET.contains(&filter.name.as_str()) {
+        } else if QUIET.contains(&filter.name.as_str()) && !ignored.is_grpc() {
         } else if filter.is_optional {
             ignored.add(&place, &filter.name);
         } else {

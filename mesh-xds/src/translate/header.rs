@@ -8,6 +8,10 @@ use crate::proto::envoy::config::{
     core::v3::{HeaderValue, HeaderValueOption, header_value_option::HeaderAppendAction as Append},
 };
 
+const FIELDS: [&str; 4] =
+    ["request_headers_to_add", "request_headers_to_remove", "response_headers_to_add", "response_headers_to_remove"];
+
+/// By gRPC's rules a server changes headers only if it is trusted (XD29).
 pub(super) fn decode(
     request_add: Vec<HeaderValueOption>,
     request_remove: Vec<String>,
@@ -16,6 +20,20 @@ pub(super) fn decode(
     place: &str,
     ignored: &mut Ignored,
 ) -> Result<HeaderChanges, Wrong> {
+    if ignored.is_grpc() && !ignored.context().trusted {
+        let lists = [
+            !request_add.is_empty(),
+            !request_remove.is_empty(),
+            !response_add.is_empty(),
+            !response_remove.is_empty(),
+        ];
+        for (field, is_set) in FIELDS.into_iter().zip(lists) {
+            if is_set {
+                ignored.add(place, &format!("{field} (the server is not trusted)"));
+            }
+        }
+        return Ok(HeaderChanges::default());
+    }
     Ok(HeaderChanges {
         request: changes(
             request_add,

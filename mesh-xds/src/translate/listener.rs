@@ -39,6 +39,8 @@ use crate::proto::{
     },
 };
 
+mod named;
+
 /// The listener with the policy of our own servers.
 pub(super) const VIRTUAL_INBOUND: &str = "virtualInbound";
 /// Where Envoy takes intercepted inbound connections; said so that Envoys understand what we write.
@@ -63,6 +65,9 @@ pub(super) fn decode(body: &Bytes, name: &mut String, ignored: &mut Ignored) -> 
     name.clone_from(&message.name);
     if name.is_empty() {
         return Err(wrong("name", "is missing"));
+    }
+    if ignored.is_grpc() {
+        return named::decode(message, ignored);
     }
     if message.api_listener.is_some() {
         return Ok(Listener::Ignored("api_listener is for gRPC's own view of a mesh".to_owned()));
@@ -227,6 +232,12 @@ fn inbound_chain(chain: &FilterChain, ports: &mut BTreeMap<u16, Port>, ignored: 
         ignored.add(CHAINS, &format!("{} (for every port)", chain.name));
         return Ok(());
     };
+    if let Some(field) = matches.and_then(narrowed) {
+        return Err(wrong(
+            format!("filter_chain_match.{field}"),
+            "is not supported, and ignoring it would take more in",
+        ));
+    }
     let port =
         u16::try_from(port).map_err(|_| wrong("filter_chain_match.destination_port", format!("{port} is no port")))?;
     let socket = chain.transport_socket.as_ref();
@@ -253,6 +264,18 @@ fn inbound_chain(chain: &FilterChain, ports: &mut BTreeMap<u16, Port>, ignored: 
     entry.request_timeout = entry.request_timeout.or(limits.1);
     entry.max_connections = entry.max_connections.or(most);
     Ok(())
+}
+
+/// What narrows a chain of ours further than its port and its protocol do.
+fn narrowed(matches: &FilterChainMatch) -> Option<&'static str> {
+    let narrows = [
+        (!matches.direct_source_prefix_ranges.is_empty(), "direct_source_prefix_ranges"),
+        (matches.source_type != 0, "source_type"),
+        (!matches.source_prefix_ranges.is_empty(), "source_prefix_ranges"),
+        (!matches.source_ports.is_empty(), "source_ports"),
+        (!matches.server_names.is_empty(), "server_names"),
+    ];
+    narrows.into_iter().find_map(|(is_set, field)| is_set.then_some(field))
 }
 
 /// How long callers may take for heads and for whole requests; what else is said of their connections is told (TO9).

@@ -5,7 +5,10 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use prost::{Message, Name};
 
-use crate::proto::{Any, fields};
+use crate::{
+    profile::{Context, Profile},
+    proto::{Any, fields},
+};
 
 /// What is wrong with a field. The path grows at its front while the error travels up; good input never pays for it.
 #[derive(Debug)]
@@ -45,11 +48,34 @@ pub(super) fn element(list: &str, index: usize, name: &str) -> String {
     if name.is_empty() { format!("{list}[{index}]") } else { format!("{list}[{index} {name:?}]") }
 }
 
-/// The fields of one resource that have no effect here.
+/// The fields of one resource that have no effect here, and whose rules it is read by.
 #[derive(Debug, Default)]
-pub(super) struct Ignored(BTreeSet<String>);
+pub(super) struct Ignored {
+    fields: BTreeSet<String>,
+    context: Context,
+}
 
 impl Ignored {
+    /// Nothing yet, by these rules.
+    pub(super) fn by(context: &Context) -> Self {
+        Self { fields: BTreeSet::new(), context: context.clone() }
+    }
+
+    /// Whose rules it is read by.
+    pub(super) fn context(&self) -> &Context {
+        &self.context
+    }
+
+    /// By gRPC's rules?
+    pub(super) fn is_grpc(&self) -> bool {
+        self.context.profile == Profile::Grpc
+    }
+
+    /// Has this field been noted?
+    pub(super) fn has(&self, place: &str, field: &str) -> bool {
+        self.fields.contains(&join(place, field))
+    }
+
     /// Reads a message, noting what is dropped, refusing what must not be.
     pub(super) fn read<M: Message + Name + Default>(&mut self, bytes: &Bytes, place: &str) -> Result<M, Wrong> {
         let message = M::decode(bytes.clone()).map_err(|error| wrong("", format!("is no {}: {error}", M::NAME)))?;
@@ -60,7 +86,7 @@ impl Ignored {
                 "is not supported, and ignoring it would change what is let through; leave it out",
             ));
         }
-        self.0.extend(dropped.ignored.into_iter().map(|field| join(place, &field)));
+        self.fields.extend(dropped.ignored.into_iter().map(|field| join(place, &field)));
         Ok(message)
     }
 
@@ -77,11 +103,11 @@ impl Ignored {
 
     /// Notes that a field has no effect.
     pub(super) fn add(&mut self, place: &str, field: &str) {
-        self.0.insert(join(place, field));
+        self.fields.insert(join(place, field));
     }
 
     pub(super) fn into_list(self) -> Vec<String> {
-        self.0.into_iter().collect()
+        self.fields.into_iter().collect()
     }
 }
 

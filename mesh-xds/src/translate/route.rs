@@ -25,6 +25,7 @@ use crate::proto::{
                 RouteConfiguration, VirtualHost as HostMessage,
                 redirect_action::{PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier},
                 route::Action as ActionMessage,
+                route_action::ClusterSpecifier,
                 route_match::PathSpecifier,
             },
         },
@@ -51,7 +52,7 @@ pub(super) fn decode(body: &Bytes, name: &mut String, ignored: &mut Ignored) -> 
 
 /// Whose routes these are.
 #[derive(Clone, Copy, PartialEq)]
-pub(super) enum Side {
+pub(crate) enum Side {
     /// Of requests on their way out.
     Outbound,
     /// Of requests that came in: what an Envoy forwards to its application is ours to handle.
@@ -125,6 +126,10 @@ fn virtual_host(
     let mut routes = Vec::with_capacity(message.routes.len());
     for (i, route) in message.routes.into_iter().enumerate() {
         let name = route.name.clone();
+        if let Some(field) = unread(&route).filter(|_| ignored.is_grpc()) {
+            ignored.add(&place, &format!("{field} (its route is passed over)"));
+            continue;
+        }
         let includes_hosts = match &route.action {
             Some(ActionMessage::Route(action)) => action.include_vh_rate_limits.unwrap_or(false),
             _ => false,
@@ -192,6 +197,8 @@ fn decode_route(message: RouteMessage, side: Side, place: &str, ignored: &mut Ig
                 policy::replay_limit(message.per_request_buffer_limit_bytes, message.request_body_buffer_limit);
             Action::Forward(forward)
         }
+        Some(ActionMessage::Redirect(_) | ActionMessage::DirectResponse(_)) if ignored.is_grpc() => unheard_of(),
+        None if ignored.is_grpc() => unheard_of(),
         Some(ActionMessage::Redirect(action)) => Action::Redirect(redirect(action).under("redirect")?),
         Some(ActionMessage::DirectResponse(action)) => {
             Action::DirectResponse(direct_response(action).under("direct_response")?)
@@ -215,6 +222,47 @@ fn decode_route(message: RouteMessage, side: Side, place: &str, ignored: &mut Ig
         )?,
         operation: message.decorator.map(|decorator| decorator.operation.into()),
     })
+}
+
+/// What gRPC passes a route over for. Source: gRFC A28.
+fn unread(route: &RouteMessage) -> Option<&'static str> {
+    if route.r#match.as_ref().is_some_and(|matches| !matches.query_parameters.is_empty()) {
+        return Some("match.query_parameters");
+    }
+    match &route.action {
+        Some(ActionMessage::Route(action)) => match &action.cluster_specifier {
+            Some(ClusterSpecifier::ClusterHeader(_)) => Some("route.cluster_header"),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// What gRPC has no word for fails the request that takes the route, and nothing else. Source: gRFC A28, A36.
+fn unheard_of() -> Action {
+    Action::DirectResponse(DirectResponse {
+        status: 503,
+        body: "the matching route has an unsupported action".to_owned(),
+    })
+}
+
+/// The routes as one side may take them: those that are for the other fail their requests. Source: gRFC A36.
+pub(crate) fn on_side(table: &Arc<RouteTable>, side: Side) -> Arc<RouteTable> {
+    let is_meant = |route: &Route| match &route.action {
+        Action::Forward(_) => side == Side::Outbound,
+        Action::NonForwarding => side == Side::Inbound,
+        Action::Redirect(_) | Action::DirectResponse(_) => true,
+    };
+    if table.virtual_hosts.iter().all(|host| host.routes.iter().all(is_meant)) {
+        return table.clone();
+    }
+    let mut changed = RouteTable::clone(table);
+    for host in &mut changed.virtual_hosts {
+        for route in Arc::make_mut(host).routes.iter_mut().filter(|route| !is_meant(route)) {
+            route.action = unheard_of();
+        }
+    }
+    Arc::new(changed)
 }
 
 fn redirect(message: RedirectAction) -> Result<Redirect, Wrong> {

@@ -139,9 +139,28 @@ fn decode_common(context: CommonTlsContext, place: &str, ignored: &mut Ignored) 
     if let Some(parameters) = &context.tls_params {
         check_parameters(parameters, place, ignored).under("tls_params")?;
     }
+    if ignored.is_grpc() && context.tls_params.is_some() {
+        return Err(wrong("tls_params", "is set, which is not supported"));
+    }
+    let by_provider =
+        match (&context.tls_certificate_provider_instance, &context.tls_certificate_certificate_provider_instance) {
+            (Some(provider), _) => {
+                instance(&provider.instance_name, ignored).under("tls_certificate_provider_instance")?;
+                true
+            }
+            (None, Some(provider)) => {
+                instance(&provider.instance_name, ignored).under("tls_certificate_certificate_provider_instance")?;
+                true
+            }
+            (None, None) => false,
+        };
     let certificates = context.tls_certificate_sds_secret_configs.as_slice();
     let own_certificate = match certificates {
-        [] => false,
+        [] => by_provider,
+        _ if ignored.is_grpc() => {
+            let why = "are not supported; name a certificate provider of the bootstrap";
+            return Err(wrong("tls_certificate_sds_secret_configs", why));
+        }
         [one] if one.name == OWN => true,
         [one, ..] => {
             let why = format!("names {:?}; only the workload's own certificate {OWN:?} is supported", one.name);
@@ -151,21 +170,49 @@ fn decode_common(context: CommonTlsContext, place: &str, ignored: &mut Ignored) 
     let (roots, names) = match context.validation_context_type {
         None => (Roots::Unset, Vec::new()),
         Some(ValidationContextType::ValidationContext(validation)) => {
-            decode_validation(validation).under("validation_context")?
+            decode_validation(validation, ignored).under("validation_context")?
+        }
+        Some(ValidationContextType::ValidationContextSdsSecretConfig(_)) if ignored.is_grpc() => {
+            let why = "is not supported; name a certificate provider of the bootstrap";
+            return Err(wrong("validation_context_sds_secret_config", why));
+        }
+        Some(ValidationContextType::ValidationContextCertificateProviderInstance(provider)) => {
+            let roots = instance(&provider.instance_name, ignored);
+            (roots.under("validation_context_certificate_provider_instance")?, Vec::new())
         }
         Some(ValidationContextType::ValidationContextSdsSecretConfig(secret)) => {
             (roots_of(&secret).under("validation_context_sds_secret_config")?, Vec::new())
         }
         Some(ValidationContextType::CombinedValidationContext(combined)) => {
-            decode_combined(combined).under("combined_validation_context")?
+            decode_combined(combined, ignored).under("combined_validation_context")?
         }
     };
     Ok(Common { own_certificate, roots, names, alpn: context.alpn_protocols })
 }
 
-fn decode_combined(combined: CombinedCertificateValidationContext) -> Result<(Roots, Vec<StringMatch>), Wrong> {
+/// The certificates and roots of a provider that the bootstrap names: one that it does not is refused (gRFC A29).
+fn instance(name: &str, ignored: &Ignored) -> Result<Roots, Wrong> {
+    let context = ignored.context();
+    if !context.certificates.contains(name) {
+        return Err(wrong("instance_name", format!("{name:?} is no certificate provider of the bootstrap")));
+    }
+    if context.identity.as_deref() != Some(name) {
+        let why = format!("{name:?} is not the provider of this process's own certificate, which alone is supported");
+        return Err(wrong("instance_name", why));
+    }
+    Ok(Roots::Mesh)
+}
+
+fn decode_combined(
+    combined: CombinedCertificateValidationContext,
+    ignored: &Ignored,
+) -> Result<(Roots, Vec<StringMatch>), Wrong> {
     let validation = combined.default_validation_context.unwrap_or_default();
-    let (roots, names) = decode_validation(validation).under("default_validation_context")?;
+    let (roots, names) = decode_validation(validation, ignored).under("default_validation_context")?;
+    if let Some(provider) = combined.validation_context_certificate_provider_instance {
+        let roots = instance(&provider.instance_name, ignored);
+        return Ok((roots.under("validation_context_certificate_provider_instance")?, names));
+    }
     match combined.validation_context_sds_secret_config {
         Some(secret) => Ok((roots_of(&secret).under("validation_context_sds_secret_config")?, names)),
         None => Ok((roots, names)),
@@ -180,9 +227,16 @@ fn roots_of(secret: &SdsSecretConfig) -> Result<Roots, Wrong> {
     }
 }
 
-fn decode_validation(validation: CertificateValidationContext) -> Result<(Roots, Vec<StringMatch>), Wrong> {
+fn decode_validation(
+    validation: CertificateValidationContext,
+    ignored: &Ignored,
+) -> Result<(Roots, Vec<StringMatch>), Wrong> {
     use crate::proto::envoy::config::core::v3::data_source::Specifier;
+    let provider = validation.ca_certificate_provider_instance.as_ref();
+    let provider = provider.map(|provider| instance(&provider.instance_name, ignored));
+    let provider = provider.transpose().under("ca_certificate_provider_instance")?;
     let roots = match validation.trusted_ca.and_then(|source| source.specifier) {
+        None if provider.is_some() => Roots::Mesh,
         None if validation.system_root_certs.is_some() => Roots::System,
         None => Roots::Unset,
         Some(Specifier::Filename(file)) if SYSTEM_ROOTS.contains(&file.as_str()) => Roots::System,
@@ -267,6 +321,7 @@ fn encode_common(workload_identity: bool, names: &[StringMatch]) -> CommonTlsCon
         true => ValidationContextType::CombinedValidationContext(CombinedCertificateValidationContext {
             default_validation_context: Some(validation),
             validation_context_sds_secret_config: Some(secret(ROOTS)),
+            ..CombinedCertificateValidationContext::default()
         }),
         false => ValidationContextType::ValidationContext(validation),
     };

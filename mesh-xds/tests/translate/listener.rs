@@ -178,6 +178,7 @@ fn mutual() -> DownstreamTlsContext {
             ..CertificateValidationContext::default()
         }),
         validation_context_sds_secret_config: Some(secret("ROOTCA")),
+        ..CombinedCertificateValidationContext::default()
     };
     DownstreamTlsContext {
         require_client_certificate: Some(true),
@@ -190,6 +191,7 @@ fn mutual() -> DownstreamTlsContext {
             tls_certificate_sds_secret_configs: vec![secret("default")],
             validation_context_type: Some(ValidationContextType::CombinedValidationContext(validation)),
             alpn_protocols: vec!["h2".into(), "http/1.1".into()],
+            ..CommonTlsContext::default()
         }),
     }
 }

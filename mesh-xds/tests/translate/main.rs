@@ -9,6 +9,7 @@ mod discovery;
 mod endpoint;
 mod grpc;
 mod listener;
+mod named;
 mod oracle;
 mod rich;
 mod round_trip;

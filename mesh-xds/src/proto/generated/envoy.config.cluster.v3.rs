@@ -64,6 +64,12 @@ pub struct Cluster {
     pub dns_lookup_family: i32,
     #[prost(message, optional, tag = "44")]
     pub dns_failure_refresh_rate: ::core::option::Option<cluster::RefreshRate>,
+    #[prost(message, optional, tag = "42")]
+    pub lrs_server: ::core::option::Option<super::super::core::v3::ConfigSource>,
+    #[prost(string, repeated, tag = "57")]
+    pub lrs_report_endpoint_metrics: ::prost::alloc::vec::Vec<
+        ::prost::alloc::string::String,
+    >,
     #[prost(oneof = "cluster::ClusterDiscoveryType", tags = "2, 38")]
     pub cluster_discovery_type: ::core::option::Option<cluster::ClusterDiscoveryType>,
     #[prost(oneof = "cluster::LbConfig", tags = "37, 23, 52, 56")]

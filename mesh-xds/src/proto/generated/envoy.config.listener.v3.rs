@@ -61,10 +61,66 @@ pub struct FilterChainMatch {
     pub destination_port: ::core::option::Option<u32>,
     #[prost(message, repeated, tag = "3")]
     pub prefix_ranges: ::prost::alloc::vec::Vec<super::super::core::v3::CidrRange>,
+    #[prost(message, repeated, tag = "13")]
+    pub direct_source_prefix_ranges: ::prost::alloc::vec::Vec<
+        super::super::core::v3::CidrRange,
+    >,
+    #[prost(enumeration = "filter_chain_match::ConnectionSourceType", tag = "12")]
+    pub source_type: i32,
+    #[prost(message, repeated, tag = "6")]
+    pub source_prefix_ranges: ::prost::alloc::vec::Vec<
+        super::super::core::v3::CidrRange,
+    >,
+    #[prost(uint32, repeated, tag = "7")]
+    pub source_ports: ::prost::alloc::vec::Vec<u32>,
+    #[prost(string, repeated, tag = "11")]
+    pub server_names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(string, tag = "9")]
     pub transport_protocol: ::prost::alloc::string::String,
     #[prost(string, repeated, tag = "10")]
     pub application_protocols: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// Nested message and enum types in `FilterChainMatch`.
+pub mod filter_chain_match {
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum ConnectionSourceType {
+        Any = 0,
+        SameIpOrLoopback = 1,
+        External = 2,
+    }
+    impl ConnectionSourceType {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Any => "ANY",
+                Self::SameIpOrLoopback => "SAME_IP_OR_LOOPBACK",
+                Self::External => "EXTERNAL",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "ANY" => Some(Self::Any),
+                "SAME_IP_OR_LOOPBACK" => Some(Self::SameIpOrLoopback),
+                "EXTERNAL" => Some(Self::External),
+                _ => None,
+            }
+        }
+    }
 }
 impl ::prost::Name for FilterChainMatch {
     const NAME: &'static str = "FilterChainMatch";

@@ -49,15 +49,42 @@ pub struct CommonTlsContext {
     pub tls_params: ::core::option::Option<TlsParameters>,
     #[prost(message, repeated, tag = "6")]
     pub tls_certificate_sds_secret_configs: ::prost::alloc::vec::Vec<SdsSecretConfig>,
+    #[prost(message, optional, tag = "14")]
+    pub tls_certificate_provider_instance: ::core::option::Option<
+        CertificateProviderPluginInstance,
+    >,
+    #[prost(message, optional, tag = "11")]
+    pub tls_certificate_certificate_provider_instance: ::core::option::Option<
+        common_tls_context::CertificateProviderInstance,
+    >,
     #[prost(string, repeated, tag = "4")]
     pub alpn_protocols: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    #[prost(oneof = "common_tls_context::ValidationContextType", tags = "3, 7, 8")]
+    #[prost(oneof = "common_tls_context::ValidationContextType", tags = "3, 7, 8, 12")]
     pub validation_context_type: ::core::option::Option<
         common_tls_context::ValidationContextType,
     >,
 }
 /// Nested message and enum types in `CommonTlsContext`.
 pub mod common_tls_context {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct CertificateProviderInstance {
+        #[prost(string, tag = "1")]
+        pub instance_name: ::prost::alloc::string::String,
+        #[prost(string, tag = "2")]
+        pub certificate_name: ::prost::alloc::string::String,
+    }
+    impl ::prost::Name for CertificateProviderInstance {
+        const NAME: &'static str = "CertificateProviderInstance";
+        const PACKAGE: &'static str = "envoy.extensions.transport_sockets.tls.v3";
+        fn full_name() -> ::prost::alloc::string::String {
+            "envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CertificateProviderInstance"
+                .into()
+        }
+        fn type_url() -> ::prost::alloc::string::String {
+            "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CertificateProviderInstance"
+                .into()
+        }
+    }
     #[derive(Clone, PartialEq, ::prost::Message)]
     pub struct CombinedCertificateValidationContext {
         #[prost(message, optional, tag = "1")]
@@ -67,6 +94,10 @@ pub mod common_tls_context {
         #[prost(message, optional, tag = "2")]
         pub validation_context_sds_secret_config: ::core::option::Option<
             super::SdsSecretConfig,
+        >,
+        #[prost(message, optional, tag = "4")]
+        pub validation_context_certificate_provider_instance: ::core::option::Option<
+            CertificateProviderInstance,
         >,
     }
     impl ::prost::Name for CombinedCertificateValidationContext {
@@ -89,6 +120,8 @@ pub mod common_tls_context {
         ValidationContextSdsSecretConfig(super::SdsSecretConfig),
         #[prost(message, tag = "8")]
         CombinedValidationContext(CombinedCertificateValidationContext),
+        #[prost(message, tag = "12")]
+        ValidationContextCertificateProviderInstance(CertificateProviderInstance),
     }
 }
 impl ::prost::Name for CommonTlsContext {
@@ -99,6 +132,25 @@ impl ::prost::Name for CommonTlsContext {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.CommonTlsContext"
+            .into()
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CertificateProviderPluginInstance {
+    #[prost(string, tag = "1")]
+    pub instance_name: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub certificate_name: ::prost::alloc::string::String,
+}
+impl ::prost::Name for CertificateProviderPluginInstance {
+    const NAME: &'static str = "CertificateProviderPluginInstance";
+    const PACKAGE: &'static str = "envoy.extensions.transport_sockets.tls.v3";
+    fn full_name() -> ::prost::alloc::string::String {
+        "envoy.extensions.transport_sockets.tls.v3.CertificateProviderPluginInstance"
+            .into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.CertificateProviderPluginInstance"
             .into()
     }
 }
@@ -207,6 +259,10 @@ pub struct CertificateValidationContext {
     #[prost(message, repeated, tag = "9")]
     pub match_subject_alt_names: ::prost::alloc::vec::Vec<
         super::super::super::super::r#type::matcher::v3::StringMatcher,
+    >,
+    #[prost(message, optional, tag = "13")]
+    pub ca_certificate_provider_instance: ::core::option::Option<
+        CertificateProviderPluginInstance,
     >,
 }
 /// Nested message and enum types in `CertificateValidationContext`.

@@ -122,10 +122,14 @@ impl ::prost::Name for DeltaDiscoveryResponse {
         "type.googleapis.com/envoy.service.discovery.v3.DeltaDiscoveryResponse".into()
     }
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ResourceName {
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub dynamic_parameter_constraints: ::core::option::Option<
+        DynamicParameterConstraints,
+    >,
 }
 impl ::prost::Name for ResourceName {
     const NAME: &'static str = "ResourceName";
@@ -135,6 +139,96 @@ impl ::prost::Name for ResourceName {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "type.googleapis.com/envoy.service.discovery.v3.ResourceName".into()
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DynamicParameterConstraints {
+    #[prost(oneof = "dynamic_parameter_constraints::Type", tags = "1, 2, 3, 4")]
+    pub r#type: ::core::option::Option<dynamic_parameter_constraints::Type>,
+}
+/// Nested message and enum types in `DynamicParameterConstraints`.
+pub mod dynamic_parameter_constraints {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct SingleConstraint {
+        #[prost(string, tag = "1")]
+        pub key: ::prost::alloc::string::String,
+        #[prost(oneof = "single_constraint::ConstraintType", tags = "2, 3")]
+        pub constraint_type: ::core::option::Option<single_constraint::ConstraintType>,
+    }
+    /// Nested message and enum types in `SingleConstraint`.
+    pub mod single_constraint {
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+        pub struct Exists {}
+        impl ::prost::Name for Exists {
+            const NAME: &'static str = "Exists";
+            const PACKAGE: &'static str = "envoy.service.discovery.v3";
+            fn full_name() -> ::prost::alloc::string::String {
+                "envoy.service.discovery.v3.DynamicParameterConstraints.SingleConstraint.Exists"
+                    .into()
+            }
+            fn type_url() -> ::prost::alloc::string::String {
+                "type.googleapis.com/envoy.service.discovery.v3.DynamicParameterConstraints.SingleConstraint.Exists"
+                    .into()
+            }
+        }
+        #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+        pub enum ConstraintType {
+            #[prost(string, tag = "2")]
+            Value(::prost::alloc::string::String),
+            #[prost(message, tag = "3")]
+            Exists(Exists),
+        }
+    }
+    impl ::prost::Name for SingleConstraint {
+        const NAME: &'static str = "SingleConstraint";
+        const PACKAGE: &'static str = "envoy.service.discovery.v3";
+        fn full_name() -> ::prost::alloc::string::String {
+            "envoy.service.discovery.v3.DynamicParameterConstraints.SingleConstraint"
+                .into()
+        }
+        fn type_url() -> ::prost::alloc::string::String {
+            "type.googleapis.com/envoy.service.discovery.v3.DynamicParameterConstraints.SingleConstraint"
+                .into()
+        }
+    }
+    #[derive(Clone, PartialEq, ::prost::Message)]
+    pub struct ConstraintList {
+        #[prost(message, repeated, tag = "1")]
+        pub constraints: ::prost::alloc::vec::Vec<super::DynamicParameterConstraints>,
+    }
+    impl ::prost::Name for ConstraintList {
+        const NAME: &'static str = "ConstraintList";
+        const PACKAGE: &'static str = "envoy.service.discovery.v3";
+        fn full_name() -> ::prost::alloc::string::String {
+            "envoy.service.discovery.v3.DynamicParameterConstraints.ConstraintList"
+                .into()
+        }
+        fn type_url() -> ::prost::alloc::string::String {
+            "type.googleapis.com/envoy.service.discovery.v3.DynamicParameterConstraints.ConstraintList"
+                .into()
+        }
+    }
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Type {
+        #[prost(message, tag = "1")]
+        Constraint(SingleConstraint),
+        #[prost(message, tag = "2")]
+        OrConstraints(ConstraintList),
+        #[prost(message, tag = "3")]
+        AndConstraints(ConstraintList),
+        #[prost(message, tag = "4")]
+        NotConstraints(::prost::alloc::boxed::Box<super::DynamicParameterConstraints>),
+    }
+}
+impl ::prost::Name for DynamicParameterConstraints {
+    const NAME: &'static str = "DynamicParameterConstraints";
+    const PACKAGE: &'static str = "envoy.service.discovery.v3";
+    fn full_name() -> ::prost::alloc::string::String {
+        "envoy.service.discovery.v3.DynamicParameterConstraints".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/envoy.service.discovery.v3.DynamicParameterConstraints"
+            .into()
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -156,7 +250,7 @@ impl ::prost::Name for ResourceError {
         "type.googleapis.com/envoy.service.discovery.v3.ResourceError".into()
     }
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Resource {
     #[prost(string, tag = "3")]
     pub name: ::prost::alloc::string::String,
@@ -170,6 +264,8 @@ pub struct Resource {
     >,
     #[prost(message, optional, tag = "6")]
     pub ttl: ::core::option::Option<::prost_types::Duration>,
+    #[prost(message, optional, tag = "8")]
+    pub resource_name: ::core::option::Option<ResourceName>,
 }
 impl ::prost::Name for Resource {
     const NAME: &'static str = "Resource";

@@ -68,6 +68,13 @@ pub(super) fn decode(
     let clusters = clusters.collect();
     let rate_limits = rate_limit::entries(message.rate_limits, place, ignored)?;
     let timeout = match message.timeout {
+        // gRPC has but the limit of whole streams (gRFC A31).
+        timeout if ignored.is_grpc() => {
+            if timeout.is_some() {
+                ignored.add(place, "timeout");
+            }
+            None
+        }
         None => Some(DEFAULT_TIMEOUT),
         Some(timeout) => some_unless_zero(value::duration(timeout, "timeout")?),
     };
@@ -103,7 +110,14 @@ pub(super) fn decode(
             .map(|retry| policy::retry(retry, place, ignored))
             .transpose()
             .under("retry_policy")?,
-        host_rewrite: host_rewrite(message.host_rewrite_specifier)?,
+        host_rewrite: match message.host_rewrite_specifier {
+            // Another authority bears on security: only who is trusted may ask for it (gRFC A81).
+            Some(_) if !ignored.context().trusted => {
+                ignored.add(place, "host_rewrite (the server is not trusted)");
+                None
+            }
+            specifier => host_rewrite(specifier)?,
+        },
         append_forwarded_host: message.append_x_forwarded_host,
         path_rewrite,
         mirrors: mirrors(message.request_mirror_policies, place, ignored)?,
@@ -145,6 +159,18 @@ fn host_rewrite(message: Option<HostRewriteSpecifier>) -> Result<Option<HostRewr
     })
 }
 
+/// The authority of one cluster's requests, if who says so is trusted.
+fn rewritten(literal: &str, place: &str, ignored: &mut Ignored) -> Option<String> {
+    if literal.is_empty() {
+        return None;
+    }
+    if !ignored.context().trusted {
+        ignored.add(place, "host_rewrite_literal (the server is not trusted)");
+        return None;
+    }
+    Some(literal.to_owned())
+}
+
 /// The probability is weight over the sum of weights; `total_weight` is history (RA3).
 fn weighted(split: WeightedMessage, place: &str, ignored: &mut Ignored) -> Result<Vec<WeightedCluster>, Wrong> {
     let place = format!("{place}.weighted_clusters.clusters");
@@ -175,7 +201,7 @@ fn weighted(split: WeightedMessage, place: &str, ignored: &mut Ignored) -> Resul
             headers: headers.within(at)?,
             fault: fault.within(at)?,
             criteria: subset::criteria(message.metadata_match.as_ref(), &place, ignored),
-            host_rewrite: (!message.host_rewrite_literal.is_empty()).then_some(message.host_rewrite_literal.clone()),
+            host_rewrite: rewritten(&message.host_rewrite_literal, &place, ignored),
             cluster: message.name.into(),
             weight,
         });
