@@ -222,6 +222,12 @@ fn inbound(chains: Vec<FilterChain>, ignored: &mut Ignored) -> Result<Vec<(u16, 
 }
 
 fn inbound_chain(chain: &FilterChain, ports: &mut BTreeMap<u16, Port>, ignored: &mut Ignored) -> Result<(), Wrong> {
+    if let Some(field) = chain.filter_chain_match.as_ref().and_then(narrowed) {
+        return Err(wrong(
+            format!("filter_chain_match.{field}"),
+            "is not supported, and ignoring it would take more in",
+        ));
+    }
     let Some(manager) = http(chain, ignored)? else {
         ignored.add(CHAINS, &format!("{} (not HTTP)", chain.name));
         return Ok(());
@@ -232,12 +238,6 @@ fn inbound_chain(chain: &FilterChain, ports: &mut BTreeMap<u16, Port>, ignored: 
         ignored.add(CHAINS, &format!("{} (for every port)", chain.name));
         return Ok(());
     };
-    if let Some(field) = matches.and_then(narrowed) {
-        return Err(wrong(
-            format!("filter_chain_match.{field}"),
-            "is not supported, and ignoring it would take more in",
-        ));
-    }
     let port =
         u16::try_from(port).map_err(|_| wrong("filter_chain_match.destination_port", format!("{port} is no port")))?;
     let socket = chain.transport_socket.as_ref();
