@@ -26,6 +26,11 @@ pub const TCP_SENT_BYTES_TOTAL: &str = "istio_tcp_sent_bytes_total";
 pub const TCP_RECEIVED_BYTES_TOTAL: &str = "istio_tcp_received_bytes_total";
 /// Counter of endpoints ejected as outliers, by cluster and by what found them. Source: gRFC A91.
 pub const EJECTIONS_ENFORCED: &str = "grpc_lb_outlier_detection_ejections_enforced";
+/// TLS connections that did not come about, by `direction` (`inbound`, `outbound`) and `reason`.
+pub const TLS_REFUSED: &str = "mesh_tls_refused_total";
+/// TLS connections that were ended because they could not stand any longer, or take no new requests, by `direction` and
+/// `reason`.
+pub const TLS_RETIRED: &str = "mesh_tls_retired_total";
 /// Counter of outliers found and not ejected, by cluster, what found them, and why not. Source: gRFC A91.
 pub const EJECTIONS_UNENFORCED: &str = "grpc_lb_outlier_detection_ejections_unenforced";
 /// Gauge of 1 with labels `component` and `tag`.

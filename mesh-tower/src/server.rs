@@ -11,7 +11,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     pin::pin,
-    sync::{Arc, OnceLock},
+    sync::Arc,
     time::Duration,
 };
 
@@ -26,7 +26,7 @@ use mesh_core::{
     config::{Inbound, MtlsMode, ServiceName},
     identity::SpiffeId,
     outcome::Flags,
-    rate_limit::{Counted, Limited, Limits},
+    rate_limit::{Counted, Limited},
     request::RequestView,
 };
 use tokio::{
@@ -44,25 +44,29 @@ use crate::{
     pool::{ask_upgrade, remove_hop_by_hop},
     side::SideCalls,
     source::Source,
-    telemetry::{PEER_METADATA, PeerCache, Telemetry},
-    tls::{Accepted, LiveIdentity, MtlsAcceptor},
+    telemetry::{PEER_METADATA, Telemetry, refused},
+    tls::{Accepted, LiveIdentity, MtlsAcceptor, Reason},
 };
 
 mod body;
+mod caller;
 mod guard;
 mod health;
 mod reply;
 mod shed;
 mod story;
+mod term;
 mod tunnel;
 
 use body::Answer;
 pub use body::RequestBody;
+use caller::Caller;
 use guard::{Refusal, own_address};
 pub use health::{HealthBody, WithHealth};
 use reply::{has_failed, in_time, in_vain, own_answer};
 pub(crate) use shed::Gate;
 use story::Story;
+use term::Term;
 pub(crate) use tunnel::Tunnels;
 
 /// How long a caller may take for the TLS handshake. Envoy's default is 15 s.
@@ -127,20 +131,6 @@ pub(crate) enum Role {
     Gateway,
 }
 
-/// One connection, as far as its requests need to know.
-struct Caller {
-    peer: Option<SpiffeId>,
-    address: SocketAddr,
-    /// Where it was accepted, as far as that is one address.
-    local: Option<IpAddr>,
-    /// The name it asked for in the handshake.
-    server_name: String,
-    mode: MtlsMode,
-    cache: PeerCache,
-    /// Its own buckets, where connections are counted apart.
-    limits: OnceLock<Limits>,
-}
-
 impl Server {
     /// Serves until `end` is true or gone, then drains.
     pub(crate) async fn run<S, B>(self, mut listener: impl Listener, handler: S, mut end: watch::Receiver<bool>)
@@ -152,6 +142,7 @@ impl Server {
         let local = own_address(listener.local_addr());
         let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
         let (drain, draining) = watch::channel(false);
+        let acceptor = MtlsAcceptor::new(server.identity.clone());
         let mut connections = JoinSet::new();
         loop {
             let accepted = tokio::select! {
@@ -167,16 +158,19 @@ impl Server {
                 }
                 Ok((stream, address, permit)) => {
                     let (server, handler, draining) = (Arc::clone(&server), handler.clone(), draining.clone());
+                    let acceptor = acceptor.clone();
                     connections.spawn(async move {
-                        let shaken = timeout(HANDSHAKE, server.shake(stream, address, local)).await;
+                        let shaken = timeout(HANDSHAKE, server.shake(acceptor, stream, address, local)).await;
                         drop(permit);
                         match shaken {
                             Ok(Ok((io, caller))) => server.converse(io, caller, handler, draining).await,
                             Ok(Err(error)) => {
-                                tracing::debug!(target: "mesh::server", peer = %address, %error, "connection refused");
+                                let reason = error.reason();
+                                tracing::debug!(target: "mesh::server", peer = %address, %reason, %error, "connection refused");
                             }
                             Err(_) => {
-                                tracing::debug!(target: "mesh::server", peer = %address, "handshake took too long")
+                                refused("inbound", Reason::Timeout);
+                                tracing::debug!(target: "mesh::server", peer = %address, "handshake took too long");
                             }
                         }
                     });
@@ -207,11 +201,11 @@ impl Server {
 
     async fn shake<I: Io>(
         &self,
+        mut acceptor: MtlsAcceptor,
         stream: I,
         address: SocketAddr,
         local: Option<IpAddr>,
     ) -> Result<(Accepted<I>, Caller), crate::tls::TlsError> {
-        let mut acceptor = MtlsAcceptor::new(self.identity.clone());
         let mode = match self.role {
             Role::Gateway => MtlsMode::Disable,
             Role::Workload(_) => match self.inbound() {
@@ -226,21 +220,13 @@ impl Server {
             },
         };
         let accepted = acceptor.accept(stream, mode).await?;
-        let caller = Caller {
-            peer: accepted.peer().cloned(),
-            address,
-            local,
-            server_name: accepted.server_name().unwrap_or("").to_ascii_lowercase(),
-            mode,
-            cache: PeerCache::default(),
-            limits: OnceLock::new(),
-        };
+        let caller = Caller::new(&accepted, address, local, mode);
         Ok((accepted, caller))
     }
 
     async fn converse<S, B>(
         self: Arc<Self>,
-        io: Accepted<impl Io>,
+        mut io: Accepted<impl Io>,
         caller: Caller,
         handler: S,
         mut draining: watch::Receiver<bool>,
@@ -249,6 +235,8 @@ impl Server {
         B: HttpBody<Error: Into<BoxError>, Data: Send> + Send + 'static,
     {
         let caller = Arc::new(caller);
+        let mut term = Term::new(io.take_tenure());
+        let (held, of) = (Arc::clone(&self), Arc::clone(&caller));
         let head = self.inbound().and_then(|inbound| inbound.request_headers_timeout).unwrap_or(HEAD);
         let service = service_fn(move |request| {
             let (server, caller, handler) = (Arc::clone(&self), Arc::clone(&caller), handler.clone());
@@ -258,19 +246,15 @@ impl Server {
         builder.http1().timer(TokioTimer::new()).header_read_timeout(head);
         builder.http2().timer(TokioTimer::new()).adaptive_window(true).max_concurrent_streams(1000);
         let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(io), service));
-        let ended = tokio::select! {
-            ended = connection.as_mut() => Some(ended),
-            () = until_true(&mut draining) => None,
+        let drained = tokio::select! {
+            ended = connection.as_mut() => return tell_end(ended),
+            () = until_true(&mut draining) => true,
+            () = term.over(&held, &of) => false,
         };
-        let ended = match ended {
-            Some(ended) => ended,
-            None => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
-        };
-        if let Err(error) = ended {
-            tracing::trace!(target: "mesh::server", %error, "connection ended");
+        connection.as_mut().graceful_shutdown();
+        tokio::select! {
+            ended = connection => tell_end(ended),
+            () = term.cut(drained) => {}
         }
     }
 
@@ -336,6 +320,9 @@ impl Server {
         if context.vain.is_set() && has_failed(&response) {
             in_vain(response.headers_mut(), story.is_grpc());
         }
+        if caller.is_leaving() {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         if self.role == Role::Gateway {
             let protocol = response.headers().get(header::UPGRADE).cloned();
             remove_hop_by_hop(response.headers_mut());
@@ -397,6 +384,12 @@ impl Server {
         view.source = Some(caller.address.ip().to_canonical());
         let counted = Counted { view, cluster: "", peer: caller.peer.as_ref().map(SpiffeId::as_str) };
         limits.count(&counted, self.clock.now(), &mut self.clock.next_request())
+    }
+}
+
+fn tell_end(ended: Result<(), BoxError>) {
+    if let Err(error) = ended {
+        tracing::trace!(target: "mesh::server", %error, "connection ended");
     }
 }
 

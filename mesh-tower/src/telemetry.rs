@@ -27,6 +27,7 @@ use crate::{
 mod access_log;
 mod ejection;
 mod metrics;
+mod security;
 mod text;
 mod trace;
 
@@ -35,6 +36,7 @@ pub(crate) use self::metrics::upkeep;
 pub(crate) use access_log::rfc3339;
 pub use access_log::{AccessLog, Logged};
 pub(crate) use ejection::tell_ejections;
+pub(crate) use security::{refused, retired};
 pub(crate) use text::{decimal, decimal_digits, value};
 pub use trace::{Span, SpanKind, Spans, TRACEPARENT, TRACESTATE, TraceContext, X_REQUEST_ID, new_request_id};
 

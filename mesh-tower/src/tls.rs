@@ -4,32 +4,37 @@
 //! name (SPIFFE id) in a certificate that chains to the mesh's roots. Both ends are usable without a control plane:
 //! [`MtlsConnectorLayer`] around any connector, [`MtlsAcceptor`] around anything accepted.
 //!
-//! Sessions are never resumed, on either side: a resumed handshake skips the verification of the peer, so that a
-//! certificate would outlive its expiry and the removal of its root for as long as tickets live.
+//! Sessions are resumed, which saves signatures, but never past what they were made under: the library does not verify a
+//! peer again that resumes, so each resumed handshake is followed by the very check that a full one has, against the trust,
+//! the time and the list of those denied of that moment. And what a session is resumed with goes with the identity, the trust
+//! and the settings it was made under: when one changes, there is nothing left to resume. Nothing is sent early (0-RTT).
 
 use std::{error::Error as StdError, fmt, sync::Arc};
 
+pub use mesh_core::trust::Trust;
 use rustls::crypto::CryptoProvider;
 
 mod client;
 mod connector;
 mod identity;
+mod leash;
 mod listener;
 mod named;
 mod refusal;
 mod server;
+mod tenure;
 mod trust;
 mod verify;
 
-pub(crate) use client::peer_of;
-pub use client::{ClientTls, UpstreamTarget};
+pub use client::{ClientTls, Sessions, UpstreamTarget};
 pub use connector::{MtlsConnector, MtlsConnectorLayer, MtlsStream};
 pub use identity::{Identity, LiveIdentity};
+pub(crate) use leash::{GRACE, Leash, Retired};
 pub use listener::MtlsListener;
 pub use refusal::Reason;
 use refusal::Refusal;
 pub use server::{Accepted, MtlsAcceptor};
-pub use trust::Trust;
+pub(crate) use tenure::{End, Tenure};
 
 /// The cryptography used: the process's default where the application installed one, ring otherwise.
 pub(crate) fn provider() -> Arc<CryptoProvider> {

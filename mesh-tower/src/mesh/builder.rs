@@ -30,7 +30,7 @@ use crate::{
 pub struct Builder {
     pub(super) origin: Origin,
     workload: Option<Workload>,
-    identity: Option<Identity>,
+    identity: Option<LiveIdentity>,
     propagated: Option<Vec<HeaderName>>,
     admin: Option<SocketAddr>,
     log: AccessLog,
@@ -159,6 +159,13 @@ impl Builder {
     /// With a certificate of your own: mutual TLS without a control plane.
     #[must_use]
     pub fn identity(mut self, identity: Identity) -> Self {
+        self.identity = Some(LiveIdentity::new(identity));
+        self
+    }
+
+    /// With a certificate and a trust that you keep fresh yourself: what you put into `identity` is in force at once.
+    #[must_use]
+    pub fn live_identity(mut self, identity: LiveIdentity) -> Self {
         self.identity = Some(identity);
         self
     }
@@ -229,14 +236,11 @@ impl Builder {
     ///
     /// No source of configuration, a configuration that does not compile, or an admin port that cannot be opened.
     pub async fn build(self) -> Result<Mesh, MeshError> {
-        let identity = LiveIdentity::default();
+        let has_own = self.identity.is_some();
+        let identity = self.identity.unwrap_or_default();
         let source = self.source.unwrap_or_else(Source::system);
         let (ending, is_ending) = watch::channel(false);
-        let has_own = self.identity.is_some();
-        let principal = self.identity.as_ref().map(|identity| identity.id().to_string());
-        if let Some(own) = self.identity {
-            identity.replace(own);
-        }
+        let principal = identity.load().map(|identity| identity.id().to_string());
         let joined = match self.origin {
             Origin::Nowhere => return Err(MeshError::NoSource),
             Origin::Off => {

@@ -30,6 +30,7 @@ use super::{
 use crate::{
     error::{Error, ErrorKind},
     telemetry::PeerCache,
+    tls::Sessions,
 };
 
 /// All connections of one endpoint.
@@ -45,6 +46,7 @@ pub(super) struct EndpointPool {
     /// What opens connections, or waits for one to be ready again.
     tasks: Mutex<Vec<AbortHandle>>,
     pub(super) peers: PeerCache,
+    pub(super) sessions: Sessions,
 }
 
 #[derive(Debug, Default)]
@@ -76,6 +78,7 @@ impl EndpointPool {
             open: AtomicUsize::new(0),
             tasks: Mutex::default(),
             peers: PeerCache::default(),
+            sessions: Sessions::default(),
         })
     }
 
@@ -130,6 +133,7 @@ impl EndpointPool {
         let mut state = self.lock();
         let fresh = |connection: &Http1| {
             current(connection.generation)
+                && !connection.is_retired()
                 && self.keep.keeps_idle(connection.idle_since, now)
                 && self.keep.keeps(connection.requests, connection.opened, now)
         };

@@ -25,7 +25,7 @@ use super::{
     lease::Sent,
     signal::{Signal, signal},
 };
-use crate::body::Body;
+use crate::{body::Body, tls::Retired};
 
 /// How often a poll looks again at what happened meanwhile before it lets others have their turn.
 const ROUNDS: usize = 3;
@@ -44,6 +44,8 @@ pub(super) struct Http1 {
     waker: Waker,
     /// Who is at the other end, as its certificate proved.
     pub(super) peer: Option<SpiffeId>,
+    /// Of a connection with a workload: it may not be used any more.
+    pub(super) retired: Option<Retired>,
     /// Of our identity when it was opened.
     pub(super) generation: u64,
     pub(super) opened: Time,
@@ -73,6 +75,7 @@ impl Http1 {
             signal,
             waker,
             peer: None,
+            retired: None,
             generation: 0,
             opened: Time::ZERO,
             idle_since: Time::ZERO,
@@ -88,7 +91,12 @@ impl Http1 {
         if self.signal.take() {
             self.drive();
         }
-        self.driver.is_some() && self.sender.is_ready()
+        self.driver.is_some() && self.sender.is_ready() && !self.is_retired()
+    }
+
+    /// Its certificates, or the trust in the peer, are over.
+    pub(super) fn is_retired(&self) -> bool {
+        self.retired.as_ref().is_some_and(Retired::is_set)
     }
 
     /// Something happened on it while it lay idle: the peer closed it, most likely.

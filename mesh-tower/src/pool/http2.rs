@@ -44,6 +44,7 @@ use crate::{
     body::Body,
     error::{Error, ErrorKind},
     source,
+    tls::Retired,
 };
 
 /// What one response may send ahead of its reader, unless configured.
@@ -60,6 +61,8 @@ pub(super) struct Http2 {
     state: Arc<State>,
     /// Who is at the other end, as its certificate proved.
     pub(super) peer: Option<SpiffeId>,
+    /// Of a connection with a workload: it may not be used any more.
+    pub(super) retired: Option<Retired>,
     /// Of our identity when it was opened.
     pub(super) generation: u64,
     pub(super) opened: Time,
@@ -117,6 +120,7 @@ impl Http2 {
             sender: Some(sender),
             state,
             peer: None,
+            retired: None,
             generation: 0,
             opened: Time::ZERO,
             most: (options.max_concurrent_streams as usize).max(1),
@@ -127,7 +131,7 @@ impl Http2 {
 
     /// It takes no new requests.
     pub(super) fn is_closed(&self) -> bool {
-        self.state.closed.load(Relaxed)
+        self.state.closed.load(Relaxed) || self.retired.as_ref().is_some_and(Retired::is_set)
     }
 
     /// Requests under way.

@@ -18,11 +18,11 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Way, endpoint::Counted, http1::Http1, http2::Http2, keep::Wants};
+use super::{Pool, Way, endpoint::Counted, http1::Http1, http2::Http2, keep::Wants};
 use crate::{
     connect::{Io, Target},
     error::{Error, ErrorKind},
-    tls::{UpstreamTarget, peer_of},
+    tls::{Leash, UpstreamTarget},
 };
 
 /// A new connection, by what the peer speaks.
@@ -57,7 +57,7 @@ async fn shake_hands(way: &Way, held: Held) -> Result<Opened, Error> {
     let stream = connected
         .map_err(|error| Error::new(ErrorKind::Connect, Unreachable { address: address.to_string(), error }))?;
     let mut http2 = way.wants == Wants::Http2;
-    let (io, peer): (Box<dyn Io>, _) = match way.tls() {
+    let (io, tenure): (Box<dyn Io>, _) = match way.tls() {
         None => (Box::new(stream), None),
         Some(tls) => {
             let host = match address {
@@ -71,26 +71,31 @@ async fn shake_hands(way: &Way, held: Held) -> Result<Opened, Error> {
                 Wants::Any => Protocol::Auto,
             };
             let target = UpstreamTarget { tls, protocol, host: &host };
-            let stream =
-                way.shared.tls.connect(stream, target).await.map_err(|error| Error::new(ErrorKind::Tls, error))?;
+            let pool = Pool::pool_of(&way.shared, &way.cluster, &way.endpoint);
+            let shaken = way.shared.tls.resume(stream, target, &pool.sessions).await;
+            let (stream, tenure) = shaken.map_err(|error| Error::new(ErrorKind::Tls, error))?;
             if way.wants == Wants::Any {
                 http2 = stream.get_ref().1.alpn_protocol().is_some_and(|name| name.ends_with(b"h2"));
             }
-            let peer = if tls.workload_identity { peer_of(&stream) } else { None };
-            (Box::new(stream), peer)
+            (Box::new(stream), tenure)
         }
     };
-    let io = Wire { io, _held: held };
+    let peer = tenure.as_ref().map(|tenure| tenure.peer().clone());
+    let leash = tenure.map(|tenure| Leash::new(tenure, "outbound"));
+    let retired = leash.as_ref().map(Leash::retired);
+    let io = Wire { io, leash, _held: held };
     if http2 {
         let connection = Http2::open(io, config).await;
         let mut connection = connection.map_err(|error| Error::new(ErrorKind::Connect, error))?;
         connection.peer = peer;
+        connection.retired = retired;
         connection.generation = generation;
         connection.opened = opened;
         return Ok(Opened::Http2(connection));
     }
     let mut connection = Http1::open(io, config).await.map_err(|error| Error::new(ErrorKind::Connect, error))?;
     connection.peer = peer;
+    connection.retired = retired;
     connection.generation = generation;
     connection.opened = opened;
     Ok(Opened::Http1(Box::new(connection)))
@@ -99,11 +104,15 @@ async fn shake_hands(way: &Way, held: Held) -> Result<Opened, Error> {
 /// The bytes of a connection, and what goes with them.
 struct Wire {
     io: Box<dyn Io>,
+    leash: Option<Leash>,
     _held: Held,
 }
 
 impl AsyncRead for Wire {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if let Some(leash) = &self.leash {
+            leash.check(cx)?;
+        }
         Pin::new(&mut self.io).poll_read(cx, buf)
     }
 }

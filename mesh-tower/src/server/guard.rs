@@ -72,6 +72,9 @@ impl Server {
     /// Why the application does not get it, if it does not.
     pub(super) async fn refusal(&self, caller: &Caller, parts: &mut Parts, context: &Context) -> Option<Box<Refusal>> {
         let Role::Workload(port) = self.role else { return None };
+        if let Some(why) = caller.refused.get() {
+            return Some(Refusal::new(StatusCode::FORBIDDEN, Flags::NONE, why.clone()));
+        }
         if context.deadline.is_some_and(|deadline| deadline <= source::instant()) {
             let reason = "the deadline had passed on arrival";
             return Some(Refusal::new(StatusCode::GATEWAY_TIMEOUT, Flags::UT, reason));

@@ -1,20 +1,26 @@
 //! The calling end of the handshake, by the TLS context of a cluster.
 
 use std::{
+    io,
     path::PathBuf,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
-use mesh_core::{
-    config::{Protocol, UpstreamTls},
-    identity::SpiffeId,
+use mesh_core::config::{Protocol, StringMatch, UpstreamTls};
+use rustls::{
+    ClientConfig, HandshakeKind, RootCertStore,
+    client::{Resumption, WebPkiServerVerifier, danger::ServerCertVerifier},
+    time_provider::TimeProvider,
 };
-use rustls::{ClientConfig, RootCertStore, client::Resumption};
 use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsConnector, client::TlsStream};
+use webpki::KeyUsage;
 
-use super::{LiveIdentity, TlsError, VERSIONS, named::NamedServer, provider, verify, verify::Verifier};
+use super::{
+    LiveIdentity, Tenure, TlsError, VERSIONS, identity::InForce, named::NamedServer, provider, verify::Verifier,
+};
+use crate::telemetry::refused;
 
 /// What a mesh peer is offered for HTTP/1.1: a PERMISSIVE Envoy tells mesh traffic by the `istio` names.
 ///
@@ -24,6 +30,9 @@ const ISTIO_HTTP1: [&str; 3] = ["istio-http/1.1", "istio", "http/1.1"];
 const ISTIO_HTTP2: [&str; 3] = ["istio-h2", "istio", "h2"];
 /// What a mesh peer is offered where it may choose.
 const ISTIO_EITHER: [&str; 5] = ["istio-h2", "istio-http/1.1", "istio", "h2", "http/1.1"];
+
+/// An endpoint has one server name, or a few while its context changes.
+const SERVER_NAMES: usize = 2;
 
 /// Makes TLS connections with the identity in force.
 #[derive(Clone, Debug, Default)]
@@ -40,6 +49,38 @@ pub struct UpstreamTarget<'a> {
     pub protocol: Protocol,
     /// The host, sent as server name where the context has none.
     pub host: &'a str,
+}
+
+/// What an endpoint's next connection begins with: settings made once, and sessions to resume. It is good for as long as
+/// everything that a session was made under stays as it is.
+#[derive(Debug, Default)]
+pub struct Sessions(Mutex<Vec<Arc<Kept>>>);
+
+/// Of one endpoint, one TLS context, one identity and one trust.
+#[derive(Debug)]
+struct Kept {
+    made_for: (u64, u64),
+    tls: UpstreamTls,
+    protocol: Protocol,
+    config: Arc<ClientConfig>,
+    verifier: Arc<dyn ServerCertVerifier>,
+    expected: Arc<[StringMatch]>,
+}
+
+impl Sessions {
+    fn get(&self, protocol: Protocol) -> Option<Arc<Kept>> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().find(|kept| kept.protocol == protocol).cloned()
+    }
+
+    fn put(&self, kept: Arc<Kept>) {
+        self.forget(kept.protocol);
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(kept);
+    }
+
+    fn forget(&self, protocol: Protocol) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|kept| kept.protocol != protocol);
+    }
 }
 
 impl ClientTls {
@@ -62,44 +103,125 @@ impl ClientTls {
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
-        let config = self.config(&target)?;
-        let name = server_name(&target);
-        TlsConnector::from(Arc::new(config)).connect(name, io).await.map_err(TlsError::Handshake)
+        self.connect_again(io, target, &Sessions::default()).await
     }
 
-    fn config(&self, target: &UpstreamTarget<'_>) -> Result<ClientConfig, TlsError> {
+    /// The same, resuming what earlier connections to the same endpoint left behind, if nothing has changed since.
+    ///
+    /// # Errors
+    ///
+    /// As [`ClientTls::connect`].
+    pub async fn connect_again<IO>(
+        &self,
+        io: IO,
+        target: UpstreamTarget<'_>,
+        sessions: &Sessions,
+    ) -> Result<TlsStream<IO>, TlsError>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
+        self.resume(io, target, sessions).await.map(|(stream, _)| stream)
+    }
+
+    /// The same; with a connection to a workload comes how long it may stand.
+    pub(crate) async fn resume<IO>(
+        &self,
+        io: IO,
+        target: UpstreamTarget<'_>,
+        sessions: &Sessions,
+    ) -> Result<(TlsStream<IO>, Option<Tenure>), TlsError>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
+        let shaken = self.shake(io, target, sessions).await;
+        if let Err(error) = &shaken {
+            refused("outbound", error.reason());
+        }
+        shaken
+    }
+
+    async fn shake<IO>(
+        &self,
+        io: IO,
+        target: UpstreamTarget<'_>,
+        sessions: &Sessions,
+    ) -> Result<(TlsStream<IO>, Option<Tenure>), TlsError>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
+        let kept = self.kept(&target, sessions)?;
+        let name = server_name(&target);
+        let connecting = TlsConnector::from(Arc::clone(&kept.config)).connect(name.clone(), io);
+        let stream = connecting.await.map_err(TlsError::Handshake)?;
+        let connection = stream.get_ref().1;
+        let chain = connection.peer_certificates().unwrap_or_default();
+        // By now it may be another identity or trust that counts.
+        let now = self.kept(&target, sessions)?;
+        if connection.handshake_kind() != Some(HandshakeKind::Full) || !Arc::ptr_eq(&kept, &now) {
+            let verified = match (chain.split_first(), self.identity.clock().current_time()) {
+                (Some((leaf, rest)), Some(time)) => now.verifier.verify_server_cert(leaf, rest, &name, &[], time),
+                _ => Err(rustls::Error::NoCertificatesPresented),
+            };
+            if let Err(error) = verified {
+                sessions.forget(target.protocol);
+                return Err(TlsError::Handshake(io::Error::new(io::ErrorKind::InvalidData, error)));
+            }
+        }
+        let tenure = match target.tls.workload_identity {
+            true => {
+                let expected = Arc::clone(&now.expected);
+                let usage = KeyUsage::server_auth();
+                // Our certificate is that of the beginning, the trust that of now.
+                let made_for = (kept.made_for.0, now.made_for.1);
+                Some(Tenure::new(&self.identity, chain, usage, expected, made_for)?)
+            }
+            false => None,
+        };
+        Ok((stream, tenure))
+    }
+
+    /// What is kept for the endpoint, made anew if anything is different.
+    fn kept(&self, target: &UpstreamTarget<'_>, sessions: &Sessions) -> Result<Arc<Kept>, TlsError> {
+        let now = self.identity.in_force();
+        let made_for = if target.tls.workload_identity { (now.generation, now.trust_generation) } else { (0, 0) };
+        let same = |kept: &Arc<Kept>| kept.made_for == made_for && kept.tls == *target.tls;
+        if let Some(kept) = sessions.get(target.protocol).filter(same) {
+            return Ok(kept);
+        }
+        let kept = Arc::new(self.make(target, &now, made_for)?);
+        sessions.put(Arc::clone(&kept));
+        Ok(kept)
+    }
+
+    fn make(&self, target: &UpstreamTarget<'_>, now: &InForce, made_for: (u64, u64)) -> Result<Kept, TlsError> {
         let provider = provider();
         let algorithms = provider.signature_verification_algorithms;
-        let builder = ClientConfig::builder_with_details(provider, Arc::new(self.identity.clock()))
+        let builder = ClientConfig::builder_with_details(Arc::clone(&provider), Arc::new(self.identity.clock()))
             .with_protocol_versions(VERSIONS)
             .map_err(TlsError::Config)?;
-        let mut config = if target.tls.workload_identity {
-            let now = self.identity.in_force();
-            let identity = now.identity.as_ref().ok_or(TlsError::NoIdentity)?;
-            let verifier = Verifier {
-                algorithms,
-                trust: Arc::clone(&now.trust),
-                expected: target.tls.subject_alt_names.clone().into(),
-            };
-            let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier));
-            builder.with_client_cert_resolver(identity.key())
-        } else if target.tls.subject_alt_names.is_empty() {
-            builder.with_root_certificates(system_roots()?).with_no_client_auth()
+        let expected: Arc<[StringMatch]> = target.tls.subject_alt_names.clone().into();
+        let verifier: Arc<dyn ServerCertVerifier> = if target.tls.workload_identity {
+            let (judge, expected) = (Arc::clone(&now.judge), Arc::clone(&expected));
+            Arc::new(Verifier { algorithms, judge, expected })
+        } else if expected.is_empty() {
+            let web = WebPkiServerVerifier::builder_with_provider(system_roots()?, provider);
+            web.build().map_err(|error| TlsError::Identity(error.to_string()))?
         } else {
-            let verifier = NamedServer::new(algorithms, system_roots()?, target.tls.subject_alt_names.clone());
-            builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth()
+            let roots = system_roots()?;
+            NamedServer::new(algorithms, &roots, target.tls.subject_alt_names.clone())
         };
-        // Resumption would skip the checks above; see the module's words.
-        config.resumption = Resumption::disabled();
+        let builder = builder.dangerous().with_custom_certificate_verifier(Arc::clone(&verifier));
+        let mut config = if target.tls.workload_identity {
+            let identity = now.identity.as_ref().ok_or(TlsError::NoIdentity)?;
+            builder.with_client_cert_resolver(identity.key())
+        } else {
+            builder.with_no_client_auth()
+        };
+        config.resumption = Resumption::in_memory_sessions(SERVER_NAMES);
         config.alpn_protocols = alpn(target).into_iter().map(|name| name.as_bytes().to_vec()).collect();
-        Ok(config)
+        let (tls, protocol) = (target.tls.clone(), target.protocol);
+        Ok(Kept { made_for, tls, protocol, config: Arc::new(config), verifier, expected })
     }
-}
-
-/// Who answered, as its certificate proved in the handshake.
-pub(crate) fn peer_of<IO>(stream: &TlsStream<IO>) -> Option<SpiffeId> {
-    let leaf = stream.get_ref().1.peer_certificates()?.first()?;
-    verify::spiffe_id_of(leaf).ok()
 }
 
 /// What is offered: Istio's names to a mesh peer, as its `istio.alpn` filter does whatever the cluster says; else what
@@ -128,9 +250,9 @@ fn server_name(target: &UpstreamTarget<'_>) -> ServerName<'static> {
 }
 
 /// The system's roots: `SSL_CERT_FILE`, else the usual places, read once.
-fn system_roots() -> Result<RootCertStore, TlsError> {
-    static ROOTS: OnceLock<Option<RootCertStore>> = OnceLock::new();
-    ROOTS.get_or_init(read_system_roots).clone().ok_or(TlsError::NoSystemRoots)
+fn system_roots() -> Result<Arc<RootCertStore>, TlsError> {
+    static ROOTS: OnceLock<Option<Arc<RootCertStore>>> = OnceLock::new();
+    ROOTS.get_or_init(|| read_system_roots().map(Arc::new)).clone().ok_or(TlsError::NoSystemRoots)
 }
 
 fn read_system_roots() -> Option<RootCertStore> {

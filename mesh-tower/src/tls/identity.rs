@@ -7,15 +7,19 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use mesh_core::identity::SpiffeId;
+use mesh_core::{identity::SpiffeId, trust::Trust};
 use rustls::{
     sign::{CertifiedKey, SingleCertAndKey},
     time_provider::TimeProvider,
 };
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, TrustAnchor, UnixTime, pem::PemObject};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject};
 use tokio::sync::watch;
 
-use super::{TlsError, Trust, provider, trust, verify};
+use super::{
+    TlsError, provider,
+    trust::{self, Anchors, Judge},
+    verify,
+};
 use crate::source;
 
 /// A workload certificate with its key and the roots its peers are judged by. Neither shown nor logged: the key.
@@ -23,7 +27,7 @@ pub struct Identity {
     id: SpiffeId,
     chain: Vec<CertificateDer<'static>>,
     key: Arc<SingleCertAndKey>,
-    anchors: Arc<[TrustAnchor<'static>]>,
+    anchors: Anchors,
     roots: Arc<[CertificateDer<'static>]>,
     validity: Option<(SystemTime, SystemTime)>,
 }
@@ -58,12 +62,13 @@ impl Identity {
         let leaf = chain.first().ok_or_else(|| TlsError::Identity("the chain is empty".to_owned()))?;
         let id = verify::spiffe_id_of(leaf).map_err(|error| TlsError::Identity(error.to_string()))?;
         let anchors = trust::anchors(&roots)?;
+        let validity = trust::validity(leaf);
         let key = CertifiedKey::from_der(chain.clone(), key, &provider())
             .map_err(|error| TlsError::Identity(error.to_string()))?;
-        Ok(Self { id, chain, key: Arc::new(SingleCertAndKey::from(key)), anchors, roots: roots.into(), validity: None })
+        Ok(Self { id, chain, key: Arc::new(SingleCertAndKey::from(key)), anchors, roots: roots.into(), validity })
     }
 
-    /// Says when the leaf begins and ends, for those who show it; verification reads the certificate itself.
+    /// Says when it begins and ends, where that is not what its leaf says.
     #[must_use]
     pub fn with_validity(mut self, not_before: SystemTime, not_after: SystemTime) -> Self {
         self.validity = Some((not_before, not_after));
@@ -85,23 +90,18 @@ impl Identity {
         &self.roots
     }
 
-    /// When it begins and ends, if that was said.
+    /// When it begins and ends.
     pub fn validity(&self) -> Option<(SystemTime, SystemTime)> {
         self.validity
     }
 
-    /// How long it is still good at `now`; zero when over, `None` when not said.
+    /// How long it is still good at `now`; zero when over.
     pub fn remaining(&self, now: SystemTime) -> Option<Duration> {
         self.validity.map(|(_, end)| end.duration_since(now).unwrap_or_default())
     }
 
     pub(super) fn key(&self) -> Arc<SingleCertAndKey> {
         Arc::clone(&self.key)
-    }
-
-    /// The roots as they are asked and as they were given.
-    fn bundle(&self) -> (Arc<[TrustAnchor<'static>]>, Arc<[CertificateDer<'static>]>) {
-        (Arc::clone(&self.anchors), Arc::clone(&self.roots))
     }
 }
 
@@ -135,7 +135,7 @@ pub(crate) struct InForce {
     pub(super) identity: Option<Arc<Identity>>,
     /// Which identity it is, counted from 1.
     pub(super) generation: u64,
-    pub(super) trust: Arc<Trust>,
+    pub(super) judge: Arc<Judge>,
     /// Which trust it is, counted from 1.
     pub(super) trust_generation: u64,
 }
@@ -186,44 +186,57 @@ impl LiveIdentity {
         Self { shared: Arc::new(Shared { clock: WallClock(Arc::new(clock)), ..Shared::default() }) }
     }
 
-    /// Takes another's place, and its roots those of our trust domain; the rest of the trust stays.
+    /// Takes another's place; its roots are those of our trust domain, unless others were told.
     ///
     /// Connections that were made with the one before are closed soon, without harm to what is under way on them.
     pub fn replace(&self, identity: Identity) {
         self.change(|now| {
-            let mut trust = Trust::clone(&now.trust);
-            trust.belong(identity.id().trust_domain(), identity.bundle());
+            let told = Arc::clone(now.judge.told());
+            // What was told has been made ready before, so this does not fail.
+            if let Ok(judge) = Judge::new(told, identity.id().trust_domain(), Some(Arc::clone(&identity.anchors))) {
+                let before = now.identity.as_ref();
+                let other = before.is_none_or(|before| {
+                    before.roots != identity.roots || before.id.trust_domain() != identity.id.trust_domain()
+                });
+                now.trust_generation += u64::from(other);
+                now.judge = Arc::new(judge);
+            }
             now.identity = Some(Arc::new(identity));
             now.generation += 1;
-            now.trust_is(trust);
         });
     }
 
-    /// There is none any more, because it expired and could not be renewed; the trust stays.
+    /// There is none any more, because it expired and could not be renewed; whom we trust stays.
     pub fn withdraw(&self) {
-        self.change(|now| {
-            if now.identity.take().is_some() {
-                now.generation += 1;
-            }
-        });
+        self.change(|now| now.generation += u64::from(now.identity.take().is_some()));
     }
 
-    /// Changes whom we trust: roots of other domains, aliases, revocation lists, who is denied.
+    /// Puts another trust in force: roots of trust domains, revocation lists, who is denied. The roots of our own domain are
+    /// those of the identity unless it has others.
     ///
     /// New handshakes go by it at once; connections that stand with peers that are not believed any more are closed within
-    /// seconds, others are left alone.
-    pub fn revise<R>(&self, change: impl FnOnce(&mut Trust) -> R) -> R {
+    /// seconds, others are left alone. Once there is a revocation list, every certificate below a root must be spoken of by
+    /// one that is up to date, and of several lists of one CA the first counts.
+    ///
+    /// # Errors
+    ///
+    /// A root or a list that cannot be read; the trust before stays.
+    pub fn replace_trust(&self, trust: Arc<Trust>) -> Result<(), TlsError> {
         self.change(|now| {
-            let mut trust = Trust::clone(&now.trust);
-            let result = change(&mut trust);
-            now.trust_is(trust);
-            result
+            if *now.judge.told() == trust {
+                return Ok(());
+            }
+            let own = now.identity.as_ref();
+            let domain = own.map(|own| own.id().trust_domain().to_owned()).unwrap_or_default();
+            now.judge = Arc::new(Judge::new(trust, &domain, own.map(|own| Arc::clone(&own.anchors)))?);
+            now.trust_generation += 1;
+            Ok(())
         })
     }
 
-    /// Whom we trust.
+    /// Whom we trust, besides the roots that came with the identity.
     pub fn trust(&self) -> Arc<Trust> {
-        Arc::clone(&self.shared.current.load().trust)
+        Arc::clone(self.shared.current.load().judge.told())
     }
 
     /// The identity, if there is one.
@@ -274,14 +287,5 @@ impl LiveIdentity {
         drop(writer);
         self.shared.changes.send_modify(|changes| *changes += 1);
         result
-    }
-}
-
-impl InForce {
-    fn trust_is(&mut self, trust: Trust) {
-        if *self.trust != trust {
-            self.trust = Arc::new(trust);
-            self.trust_generation += 1;
-        }
     }
 }

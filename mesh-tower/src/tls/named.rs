@@ -26,10 +26,10 @@ pub(super) struct NamedServer {
 impl NamedServer {
     pub(super) fn new(
         algorithms: WebPkiSupportedAlgorithms,
-        roots: RootCertStore,
+        roots: &RootCertStore,
         names: Vec<StringMatch>,
     ) -> Arc<Self> {
-        Arc::new(Self { algorithms, anchors: roots.roots, names })
+        Arc::new(Self { algorithms, anchors: roots.roots.clone(), names })
     }
 }
 
@@ -107,7 +107,7 @@ mod tests {
             (&elsewhere, vec![exact("api.example.com")], false),
         ] {
             let algorithms = provider().signature_verification_algorithms;
-            let verifier = NamedServer::new(algorithms, roots.clone(), names.clone());
+            let verifier = NamedServer::new(algorithms, roots, names.clone());
             let dialled = ServerName::try_from("dialled.example.com").unwrap();
             let verdict = verifier.verify_server_cert(&leaf, &[], &dialled, &[], UnixTime::now());
             assert_eq!(verdict.is_ok(), accepted, "{names:?}: {verdict:?}");

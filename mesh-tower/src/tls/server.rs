@@ -3,31 +3,54 @@
 use std::{
     io,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
 };
 
 use mesh_core::{config::MtlsMode, identity::SpiffeId};
-use rustls::{ServerConfig, server::NoServerSessionStorage};
+use rustls::{
+    HandshakeKind, ServerConfig,
+    server::{ServerSessionMemoryCache, danger::ClientCertVerifier},
+    time_provider::TimeProvider,
+};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use webpki::KeyUsage;
 
-use super::{LiveIdentity, TlsError, VERSIONS, provider, verify, verify::Verifier};
+use super::{LiveIdentity, Tenure, TlsError, VERSIONS, identity::InForce, provider, verify::Verifier};
+use crate::telemetry::refused;
 
 /// The first byte of a TLS handshake record; no HTTP request begins with it.
 const CLIENT_HELLO: u8 = 0x16;
 
-/// Accepts mutual TLS with the identity in force: a caller must show a certificate of our trust domain.
+/// Sessions kept to be resumed, of as many callers.
+const SESSIONS: usize = 1024;
+/// Sets of settings kept; a port has one.
+const KEPT: usize = 4;
+
+/// Accepts mutual TLS with the identity in force: a caller must show a certificate of a trust domain we trust.
+///
+/// Clones share the sessions that callers may resume.
 #[derive(Clone, Debug)]
 pub struct MtlsAcceptor {
     identity: LiveIdentity,
     alpn: Vec<Vec<u8>>,
+    kept: Arc<Mutex<Vec<Kept>>>,
+}
+
+/// Settings of one identity, one trust and one list of protocols; with them go the sessions made under them.
+#[derive(Clone, Debug)]
+struct Kept {
+    made_for: (u64, u64),
+    alpn: Vec<Vec<u8>>,
+    config: Arc<ServerConfig>,
+    verifier: Arc<Verifier>,
 }
 
 impl MtlsAcceptor {
     /// Offers HTTP/2 and HTTP/1.1.
     pub fn new(identity: LiveIdentity) -> Self {
-        Self { identity, alpn: vec![b"h2".to_vec(), b"http/1.1".to_vec()] }
+        Self { identity, alpn: vec![b"h2".to_vec(), b"http/1.1".to_vec()], kept: Arc::default() }
     }
 
     /// Offers these protocols; callers that offer none of them are refused, callers that offer nothing are taken.
@@ -42,53 +65,92 @@ impl MtlsAcceptor {
     /// # Errors
     ///
     /// No identity where one is needed; a caller who is not of the mesh, or who speaks plaintext to STRICT.
-    pub async fn accept<IO>(&self, mut io: IO, mode: MtlsMode) -> Result<Accepted<IO>, TlsError>
+    pub async fn accept<IO>(&self, io: IO, mode: MtlsMode) -> Result<Accepted<IO>, TlsError>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
+        let shaken = self.shake(io, mode).await;
+        if let Err(error) = &shaken {
+            refused("inbound", error.reason());
+        }
+        shaken
+    }
+
+    async fn shake<IO>(&self, mut io: IO, mode: MtlsMode) -> Result<Accepted<IO>, TlsError>
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
         let first = match mode {
-            MtlsMode::Disable => return Ok(Accepted { peer: None, io: MaybeTls::Plain(Rewound { first: None, io }) }),
+            MtlsMode::Disable => {
+                return Ok(Accepted { tenure: None, io: MaybeTls::Plain(Rewound { first: None, io }) });
+            }
             MtlsMode::Strict => None,
             // A caller who closes without a word is plaintext's business.
             MtlsMode::Permissive => io.read_u8().await.ok(),
         };
         let io = Rewound { first, io };
         if mode == MtlsMode::Permissive && first != Some(CLIENT_HELLO) {
-            return Ok(Accepted { peer: None, io: MaybeTls::Plain(io) });
+            return Ok(Accepted { tenure: None, io: MaybeTls::Plain(io) });
         }
-        let config = Arc::new(self.config()?);
-        let stream = TlsAcceptor::from(config).accept(io).await.map_err(TlsError::Handshake)?;
-        let leaf = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
-        let peer = leaf.and_then(|leaf| verify::spiffe_id_of(leaf).ok()).ok_or(TlsError::NoIdentity)?;
-        Ok(Accepted { peer: Some(peer), io: MaybeTls::Tls(Box::new(stream)) })
+        let kept = self.kept()?;
+        let accepting = TlsAcceptor::from(Arc::clone(&kept.config)).accept(io);
+        let stream = accepting.await.map_err(TlsError::Handshake)?;
+        let connection = stream.get_ref().1;
+        let chain = connection.peer_certificates().unwrap_or_default();
+        // By now it may be another identity or trust that counts.
+        let now = self.kept()?;
+        if connection.handshake_kind() != Some(HandshakeKind::Full) || now.made_for != kept.made_for {
+            let verified = match (chain.split_first(), self.identity.clock().current_time()) {
+                (Some((leaf, rest)), Some(time)) => now.verifier.verify_client_cert(leaf, rest, time),
+                _ => Err(rustls::Error::NoCertificatesPresented),
+            };
+            verified.map_err(|error| TlsError::Handshake(io::Error::new(io::ErrorKind::InvalidData, error)))?;
+        }
+        // Our certificate is that of the beginning, the trust that of now.
+        let made_for = (kept.made_for.0, now.made_for.1);
+        let tenure = Tenure::new(&self.identity, chain, KeyUsage::client_auth(), Arc::default(), made_for)?;
+        Ok(Accepted { tenure: Some(tenure), io: MaybeTls::Tls(Box::new(stream)) })
     }
 
-    fn config(&self) -> Result<ServerConfig, TlsError> {
+    fn kept(&self) -> Result<Kept, TlsError> {
         let now = self.identity.in_force();
+        let made_for = (now.generation, now.trust_generation);
+        let mut all = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        // What was made for an earlier one goes, and with it what could be resumed.
+        all.retain(|kept| kept.made_for == made_for);
+        if let Some(kept) = all.iter().find(|kept| kept.alpn == self.alpn) {
+            return Ok(kept.clone());
+        }
+        let kept = self.make(&now, made_for)?;
+        if all.len() >= KEPT {
+            all.remove(0);
+        }
+        all.push(kept.clone());
+        Ok(kept)
+    }
+
+    fn make(&self, now: &InForce, made_for: (u64, u64)) -> Result<Kept, TlsError> {
         let identity = now.identity.as_ref().ok_or(TlsError::NoIdentity)?;
         let provider = provider();
-        let verifier = Verifier {
-            algorithms: provider.signature_verification_algorithms,
-            trust: Arc::clone(&now.trust),
-            expected: Arc::default(),
-        };
+        let algorithms = provider.signature_verification_algorithms;
+        let verifier = Arc::new(Verifier { algorithms, judge: Arc::clone(&now.judge), expected: Arc::default() });
         let mut config = ServerConfig::builder_with_details(provider, Arc::new(self.identity.clock()))
             .with_protocol_versions(VERSIONS)
             .map_err(TlsError::Config)?
-            .with_client_cert_verifier(Arc::new(verifier))
+            .with_client_cert_verifier(Arc::clone(&verifier) as Arc<dyn ClientCertVerifier>)
             .with_cert_resolver(identity.key());
         config.alpn_protocols.clone_from(&self.alpn);
-        // A resumed session is not verified again: no tickets, no stored sessions.
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.send_tls13_tickets = 0;
-        Ok(config)
+        // Kept here and not in a ticket, so that dropping these settings is the end of them, and none is resumed twice.
+        config.session_storage = ServerSessionMemoryCache::new(SESSIONS);
+        config.send_tls13_tickets = 1;
+        Ok(Kept { made_for, alpn: self.alpn.clone(), config: Arc::new(config), verifier })
     }
 }
 
 /// An accepted connection, plaintext or TLS.
 #[derive(Debug)]
 pub struct Accepted<IO> {
-    peer: Option<SpiffeId>,
+    tenure: Option<Tenure>,
     io: MaybeTls<IO>,
 }
 
@@ -108,7 +170,12 @@ struct Rewound<IO> {
 impl<IO> Accepted<IO> {
     /// Who called, as its certificate proved; `None` in plaintext.
     pub fn peer(&self) -> Option<&SpiffeId> {
-        self.peer.as_ref()
+        self.tenure.as_ref().map(Tenure::peer)
+    }
+
+    /// How long it may stand; taken by whoever sees to it. `None` in plaintext.
+    pub(crate) fn take_tenure(&mut self) -> Option<Tenure> {
+        self.tenure.take()
     }
 
     /// The protocol agreed on.

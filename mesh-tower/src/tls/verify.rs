@@ -18,12 +18,12 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
 
-use super::{Refusal, Trust};
+use super::{Refusal, trust::Judge};
 
 /// What both directions check.
 pub(super) struct Verifier {
     pub(super) algorithms: WebPkiSupportedAlgorithms,
-    pub(super) trust: Arc<Trust>,
+    pub(super) judge: Arc<Judge>,
     /// Any one must match the peer's id; an empty list takes any that is trusted. Only asked of servers.
     pub(super) expected: Arc<[StringMatch]>,
 }
@@ -36,13 +36,13 @@ impl Verifier {
         now: UnixTime,
         usage: KeyUsage,
     ) -> Result<SpiffeId, Refusal> {
-        self.trust.judge(leaf, intermediates, &self.algorithms, now, usage).map(|verdict| verdict.id)
+        self.judge.judge(leaf, intermediates, &self.algorithms, now, usage).map(|verdict| verdict.id)
     }
 }
 
 impl fmt::Debug for Verifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Verifier").field("trust", &self.trust).finish_non_exhaustive()
+        f.debug_struct("Verifier").field("judge", &self.judge).finish_non_exhaustive()
     }
 }
 

@@ -6,5 +6,7 @@ mod configs;
 mod membership;
 mod pki;
 mod pool;
+mod resumption;
+mod retirement;
 mod server;
 mod tls;

@@ -1,9 +1,11 @@
 //! Certificates made for a test: good ones, and ones that are wrong in one way each.
 
+use std::sync::Arc;
+
 use mesh_tower::tls::{Identity, LiveIdentity};
 use rcgen::{
-    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
-    date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber, date_time_ymd,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
@@ -24,12 +26,14 @@ pub(crate) struct Leaf<'a> {
     pub(crate) from: i32,
     pub(crate) until: i32,
     pub(crate) usage: &'a [ExtendedKeyUsagePurpose],
+    pub(crate) serial: Option<u64>,
+    pub(crate) is_ca: bool,
 }
 
 impl Default for Leaf<'_> {
     fn default() -> Self {
         let usage = &[ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        Self { uris: &[REVIEWS], dns: &[], from: 2020, until: 2120, usage }
+        Self { uris: &[REVIEWS], dns: &[], from: 2020, until: 2120, usage, serial: None, is_ca: false }
     }
 }
 
@@ -38,7 +42,7 @@ impl Ca {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.not_before = date_time_ymd(2020, 1, 1);
         params.not_after = date_time_ymd(2120, 1, 1);
         let root = params.self_signed(&key).unwrap().der().clone();
@@ -58,9 +62,32 @@ impl Ca {
         params.not_before = date_time_ymd(leaf.from, 1, 1);
         params.not_after = date_time_ymd(leaf.until, 1, 1);
         params.extended_key_usages = leaf.usage.to_vec();
+        params.serial_number = leaf.serial.map(SerialNumber::from);
+        if leaf.is_ca {
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        }
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
         (vec![certificate.der().clone()], key)
+    }
+
+    /// A list of what this CA has revoked: the leaves with these serial numbers.
+    pub(crate) fn revoke(&self, serials: &[u64]) -> Arc<[u8]> {
+        let revoked = |serial: &u64| RevokedCertParams {
+            serial_number: SerialNumber::from(*serial),
+            revocation_time: date_time_ymd(2021, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: date_time_ymd(2021, 1, 1),
+            next_update: date_time_ymd(2119, 1, 1),
+            crl_number: SerialNumber::from(1_u64),
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(revoked).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        list.signed_by(&self.issuer).unwrap().der().to_vec().into()
     }
 
     pub(crate) fn identity(&self, id: &str) -> Identity {

@@ -8,7 +8,7 @@ use mesh_tower::{
 };
 use rcgen::ExtendedKeyUsagePurpose;
 use rustls::{
-    ClientConfig, DigitallySignedStruct, HandshakeKind, ServerConfig, SignatureScheme,
+    ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     crypto::ring,
 };
@@ -133,23 +133,6 @@ async fn permissive_takes_both_and_strict_does_not() {
     echo(&mut client.unwrap(), &mut server).await;
 }
 
-/// AN12: no session is resumed, so that every connection is verified anew.
-#[tokio::test]
-async fn sessions_are_never_resumed() {
-    let ca = Ca::new();
-    let acceptor = MtlsAcceptor::new(ca.live(REVIEWS));
-    // The caller would resume if it were let.
-    let connector = TlsConnector::from(Arc::new(raw_client(Some(ca.sign(&Leaf::default())))));
-    for _ in 0..3 {
-        let (near, far) = duplex(16 << 10);
-        let (client, server) =
-            tokio::join!(connector.connect(anywhere(), near), acceptor.accept(far, MtlsMode::Strict));
-        let (mut client, mut server) = (client.unwrap(), server.unwrap());
-        echo(&mut client, &mut server).await;
-        assert_eq!(client.get_ref().1.handshake_kind(), Some(HandshakeKind::Full));
-    }
-}
-
 /// CT7: a new certificate is used by the next handshake, on both ends, without anything being set up anew.
 #[tokio::test]
 async fn a_new_certificate_is_used_at_once() {
@@ -250,7 +233,7 @@ fn raw_server((chain, key): Chain) -> ServerConfig {
 }
 
 #[derive(Debug)]
-struct Credulous;
+pub(crate) struct Credulous;
 
 impl ServerCertVerifier for Credulous {
     fn verify_server_cert(

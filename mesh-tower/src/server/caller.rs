@@ -1,0 +1,65 @@
+//! Who holds a connection, as far as the requests on it need to know.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
+
+use mesh_core::{config::MtlsMode, identity::SpiffeId, rate_limit::Limits};
+
+use crate::{telemetry::PeerCache, tls::Accepted};
+
+/// One connection, as far as its requests need to know.
+pub(super) struct Caller {
+    pub(super) peer: Option<SpiffeId>,
+    pub(super) address: SocketAddr,
+    /// Where it was accepted, as far as that is one address.
+    pub(super) local: Option<IpAddr>,
+    /// The name it asked for in the handshake.
+    pub(super) server_name: String,
+    pub(super) mode: MtlsMode,
+    pub(super) cache: PeerCache,
+    /// Its own buckets, where connections are counted apart.
+    pub(super) limits: OnceLock<Limits>,
+    pub(super) http2: bool,
+    /// Over HTTP/1.1 it is told with the next answer that this was the last.
+    pub(super) leaving: AtomicBool,
+    /// Why it is not believed any more.
+    pub(super) refused: OnceLock<String>,
+}
+
+impl Caller {
+    /// Of a connection that has just been accepted.
+    pub(super) fn new<I>(accepted: &Accepted<I>, address: SocketAddr, local: Option<IpAddr>, mode: MtlsMode) -> Self {
+        Self {
+            peer: accepted.peer().cloned(),
+            address,
+            local,
+            server_name: accepted.server_name().unwrap_or("").to_ascii_lowercase(),
+            mode,
+            cache: PeerCache::default(),
+            limits: OnceLock::new(),
+            http2: accepted.alpn() == Some(b"h2"),
+            leaving: AtomicBool::new(false),
+            refused: OnceLock::new(),
+        }
+    }
+
+    /// With its next answer it is told to go.
+    pub(super) fn leave(&self) {
+        self.leaving.store(true, Relaxed);
+    }
+
+    /// Is it to be told so in a header?
+    pub(super) fn is_leaving(&self) -> bool {
+        !self.http2 && self.leaving.load(Relaxed)
+    }
+
+    /// Nothing is taken from it any more.
+    pub(super) fn refuse(&self, why: String) {
+        let _ = self.refused.set(why);
+    }
+}
