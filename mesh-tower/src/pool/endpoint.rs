@@ -23,7 +23,7 @@ use super::{
     Route, Way,
     http1::Http1,
     http2::Http2,
-    keep::{Keep, Purpose, Waiter, Wants},
+    keep::{Keep, Purpose, Waiter, Wants, overflow},
     lease::{Held, Lease, Place},
     open::{self, Opened, open},
 };
@@ -494,8 +494,4 @@ impl Drop for Counted {
             pool.freed();
         }
     }
-}
-
-fn overflow(what: &str) -> Error {
-    Error::msg(ErrorKind::Overflow, format!("the cluster's limit of {what} is reached"))
 }

@@ -6,7 +6,7 @@ use mesh_core::{config::Connections, time::Time};
 use tokio::sync::oneshot;
 
 use super::{Way, lease::Lease};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 
 /// How long a connection may lie idle, unless configured.
 const IDLE: Duration = Duration::from_secs(50);
@@ -82,4 +82,9 @@ pub(super) enum Purpose {
     Single,
     /// All that can share one.
     Shared,
+}
+
+/// There are as many as there may be.
+pub(super) fn overflow(what: &str) -> Error {
+    Error::msg(ErrorKind::Overflow, format!("the cluster's limit of {what} is reached"))
 }
