@@ -21,6 +21,8 @@ mod checks;
 #[path = "traffic/health.rs"]
 mod health;
 
+#[path = "traffic/load.rs"]
+mod load;
 #[path = "traffic/mirroring.rs"]
 mod mirroring;
 

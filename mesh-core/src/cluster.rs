@@ -19,6 +19,7 @@ use crate::{
     error::PickError,
     hash::{self, HashPolicies},
     limit::{Counters, Kind, Slot},
+    load::LoadReport,
     locality::{LevelLocality, Levels, Making},
     pick::{Ask, Wanted},
     roll::Roll,
@@ -383,6 +384,13 @@ impl Cluster {
         })
     }
 
+    /// An endpoint has reported its load.
+    pub fn report(&self, endpoint: &Endpoint, report: &LoadReport, now: Time) {
+        if let LoadBalancer::ClientWeighted(config) = &self.config.load_balancer {
+            endpoint.reported().note(report, config, now);
+        }
+    }
+
     /// As the control plane gave it.
     pub fn config(&self) -> &Arc<config::Cluster> {
         &self.config
@@ -421,7 +429,7 @@ impl Cluster {
 
     /// Requests that wait, for a connection or for an endpoint.
     pub fn pending(&self) -> u32 {
-        self.live.counters.pending.count()
+        self.live.counters.pending.count().saturating_add(self.live.high.pending.count())
     }
 
     /// A slot under `retry_budget` or else `max_retries` of requests of that priority, held while a retry is under way;
@@ -432,14 +440,14 @@ impl Cluster {
         Slot::acquire(counters, Kind::Retry, counters.retry_limit(self.thresholds(priority), is_over.into()))
     }
 
-    /// A slot under `max_connections`, held while a connection is open.
-    pub fn connection_slot(&self) -> Option<Slot> {
-        Slot::acquire(&self.live.counters, Kind::Connection, self.config.thresholds.max_connections)
+    /// A slot under `max_connections`, held while a connection is open that a request of that priority wanted.
+    pub fn connection_slot(&self, priority: RoutingPriority) -> Option<Slot> {
+        Slot::acquire(self.counters(priority), Kind::Connection, self.thresholds(priority).max_connections)
     }
 
-    /// A slot under `max_pending_requests`, held while a request waits for a connection.
-    pub fn pending_slot(&self) -> Option<Slot> {
-        Slot::acquire(&self.live.counters, Kind::Pending, self.config.thresholds.max_pending_requests)
+    /// A slot under `max_pending_requests`, held while a request of that priority waits for a connection.
+    pub fn pending_slot(&self, priority: RoutingPriority) -> Option<Slot> {
+        Slot::acquire(self.counters(priority), Kind::Pending, self.thresholds(priority).max_pending_requests)
     }
 
     pub(crate) fn counters(&self, priority: RoutingPriority) -> &Arc<Counters> {

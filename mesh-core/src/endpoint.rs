@@ -117,7 +117,6 @@ impl Endpoint {
     }
 
     /// Its slow start begins now: it is new, or healthy again by active checks.
-    #[allow(dead_code, reason = "the machine of active health checks is to call it")]
     pub(crate) fn begin(&self, now: Time) {
         self.cell.since.store(now.as_nanos() + 1, Relaxed);
     }
@@ -307,14 +306,12 @@ impl Pick {
 
     /// Do reports of load change anything?
     pub fn wants_load(&self) -> bool {
-        matches!(self.cluster.config().load_balancer, LoadBalancer::ClientWeighted(_))
+        matches!(&self.cluster.config().load_balancer, LoadBalancer::ClientWeighted(own) if own.out_of_band.is_none())
     }
 
     /// The endpoint has reported its load.
     pub fn report(&self, report: &LoadReport, now: Time) {
-        if let LoadBalancer::ClientWeighted(config) = &self.cluster.config().load_balancer {
-            self.endpoint().reported().note(report, config, now);
-        }
+        self.cluster.report(self.endpoint(), report, now);
     }
 
     /// Records what became of the try, for balancing and ejection, and frees the slots.

@@ -5,7 +5,7 @@
 //! `endpoint-load-metrics` with `TEXT cpu_utilization=0.3,named_metrics.cost=2` or `JSON {...}`. The message is a handful of numbers and
 //! small maps, read here without generated code, so that clients without a control plane have it too.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use http::{HeaderMap, HeaderName};
 use serde::Deserialize;
@@ -73,6 +73,75 @@ impl LoadReport {
         Some(report)
     }
 
+    /// The message's bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let numbers = [
+            (1, self.cpu_utilization),
+            (2, self.mem_utilization),
+            (6, self.rps),
+            (7, self.errors),
+            (9, self.application_utilization),
+        ];
+        for (field, number) in numbers.into_iter().filter(|(_, number)| *number != 0.0) {
+            put_number(&mut bytes, field, number);
+        }
+        for (field, map) in [(4, &self.request_cost), (5, &self.utilization), (8, &self.named_metrics)] {
+            for (key, number) in map {
+                let mut entry = Vec::with_capacity(key.len() + 12);
+                put_bytes(&mut entry, 1, key.as_bytes());
+                put_number(&mut entry, 2, *number);
+                put_bytes(&mut bytes, field, &entry);
+            }
+        }
+        bytes
+    }
+
+    /// The value of [`LoadReport::BINARY`].
+    pub fn to_binary(&self) -> String {
+        to_base64(&self.encode())
+    }
+
+    /// The value of [`LoadReport::TEXT`].
+    pub fn to_text(&self) -> String {
+        let numbers = [
+            ("cpu_utilization", self.cpu_utilization),
+            ("mem_utilization", self.mem_utilization),
+            ("application_utilization", self.application_utilization),
+            ("rps_fractional", self.rps),
+            ("eps", self.errors),
+        ];
+        let numbers = numbers.into_iter().filter(|(_, number)| *number != 0.0);
+        let mut pairs: Vec<_> = numbers.map(|(name, number)| format!("{name}={number}")).collect();
+        for (map, numbers) in [
+            ("named_metrics", &self.named_metrics),
+            ("utilization", &self.utilization),
+            ("request_cost", &self.request_cost),
+        ] {
+            pairs.extend(numbers.iter().map(|(key, number)| format!("{map}.{key}={number}")));
+        }
+        format!("TEXT {}", pairs.join(","))
+    }
+
+    /// What `own` says over what this says: of one thing, `own` counts.
+    #[must_use]
+    pub fn with(mut self, own: Self) -> Self {
+        let over = |number: &mut f64, own: f64| {
+            if own != 0.0 {
+                *number = own;
+            }
+        };
+        over(&mut self.cpu_utilization, own.cpu_utilization);
+        over(&mut self.mem_utilization, own.mem_utilization);
+        over(&mut self.application_utilization, own.application_utilization);
+        over(&mut self.rps, own.rps);
+        over(&mut self.errors, own.errors);
+        self.named_metrics.extend(own.named_metrics);
+        self.utilization.extend(own.utilization);
+        self.request_cost.extend(own.request_cost);
+        self
+    }
+
     /// Of `name=value` pairs, with commas between.
     fn parse(text: &str) -> Option<Self> {
         let mut report = Self::default();
@@ -133,6 +202,56 @@ impl LoadReport {
         };
         map.get(key).copied().unwrap_or(0.0)
     }
+}
+
+/// The message that asks for a stream of reports, this often: `xds.service.orca.v3.OrcaLoadReportRequest`.
+pub fn stream_request(period: Duration) -> Vec<u8> {
+    let mut duration = Vec::new();
+    for (field, number) in [(1, period.as_secs()), (2, period.subsec_nanos().into())] {
+        if number != 0 {
+            duration.push(field << 3);
+            put_varint(&mut duration, number);
+        }
+    }
+    let mut message = Vec::new();
+    put_bytes(&mut message, 1, &duration);
+    message
+}
+
+/// How often such a message asks for reports; `None` of what is none, zero of what does not say.
+pub fn requested_period(mut message: &[u8]) -> Option<Duration> {
+    let mut period = Duration::ZERO;
+    while !message.is_empty() {
+        let (1, Value::Bytes(mut duration)) = field(&mut message)? else { continue };
+        while !duration.is_empty() {
+            match field(&mut duration)? {
+                // Beyond what anybody waits for, and below nothing.
+                (1, Value::Varint(seconds)) => period += Duration::from_secs(seconds.min(u32::MAX.into())),
+                (2, Value::Varint(nanos)) if nanos < 1_000_000_000 => period += Duration::from_nanos(nanos),
+                _ => {}
+            }
+        }
+    }
+    Some(period)
+}
+
+fn put_varint(bytes: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        bytes.push((value & 0x7f) as u8 | 0x80);
+        value >>= 7;
+    }
+    bytes.push(value as u8);
+}
+
+fn put_number(bytes: &mut Vec<u8>, field: u8, number: f64) {
+    bytes.push(field << 3 | 1);
+    bytes.extend_from_slice(&number.to_le_bytes());
+}
+
+fn put_bytes(bytes: &mut Vec<u8>, field: u8, value: &[u8]) {
+    bytes.push(field << 3 | 2);
+    put_varint(bytes, value.len() as u64);
+    bytes.extend_from_slice(value);
 }
 
 /// JSON may spell its fields either way; only numbers and maps of numbers are looked at.
@@ -261,6 +380,19 @@ fn base64(text: &[u8]) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
+/// Standard base64 without padding, as gRPC sends binary headers.
+fn to_base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for chunk in bytes.chunks(3) {
+        let bits = chunk.iter().zip([16, 8, 0]).fold(0_u32, |bits, (byte, shift)| bits | u32::from(*byte) << shift);
+        for shift in [18, 12, 6, 0].into_iter().take(chunk.len() + 1) {
+            text.push(char::from(DIGITS[(bits >> shift & 63) as usize]));
+        }
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -305,6 +437,46 @@ mod tests {
         assert_eq!(LoadReport::decode(&[3 << 3, 7, 15 << 3, 1]).unwrap().rps, 7.0);
         assert_eq!(of(&LoadReport::BINARY, "GAc=").unwrap().rps, 7.0);
         assert_eq!(of(&LoadReport::BINARY, "GAc").unwrap().rps, 7.0);
+    }
+
+    /// TE23, SV12: what is written is read as it was, in both forms; of what two say the second counts.
+    #[test]
+    fn reports_are_written() {
+        let map = |key: &str, number| [(key.to_owned(), number)].into();
+        let report = LoadReport {
+            cpu_utilization: 1.25,
+            mem_utilization: 0.5,
+            application_utilization: 0.75,
+            rps: 1e6,
+            errors: 3.0,
+            named_metrics: map("queue", 7.0),
+            utilization: map("disk", 0.1),
+            request_cost: map("rows", 12.0),
+        };
+        assert_eq!(of(&LoadReport::BINARY, &report.to_binary()).unwrap(), report);
+        assert_eq!(of(&LoadReport::TEXT, &report.to_text()).unwrap(), report);
+        for length in 0..5 {
+            let bytes: Vec<u8> = (0..length).map(|n| 250 - n * 50).collect();
+            assert_eq!(base64(to_base64(&bytes).as_bytes()).unwrap(), bytes);
+        }
+        let own = LoadReport { cpu_utilization: 0.5, named_metrics: map("cost", 2.0), ..LoadReport::default() };
+        let both = report.clone().with(own);
+        assert_eq!((both.cpu_utilization, both.rps, both.named_metrics.len()), (0.5, 1e6, 2));
+        assert_eq!(report.clone().with(LoadReport::default()), report);
+    }
+
+    /// TE24: how often a stream is to report goes there and back.
+    #[test]
+    fn streams_are_asked_for() {
+        for period in [Duration::ZERO, Duration::from_millis(1_500), Duration::from_secs(300)] {
+            assert_eq!(requested_period(&stream_request(period)), Some(period));
+        }
+        assert_eq!(stream_request(Duration::from_secs(10)), [0x0a, 2, 0x08, 10]);
+        assert_eq!(requested_period(&[]), Some(Duration::ZERO));
+        assert_eq!(requested_period(&[0x12, 1, b'x', 0x0a, 2, 0x08, 1]), Some(Duration::from_secs(1)));
+        for none in [&[0x0a, 9][..], &[0x0a, 1, 0x08], &[0x0b]] {
+            assert_eq!(requested_period(none), None, "{none:?}");
+        }
     }
 
     /// LB7: what cannot be read is no report.

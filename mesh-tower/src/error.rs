@@ -81,6 +81,8 @@ pub enum ErrorKind {
     Deadline,
     /// A rate limit of the route was reached (`RL`, 429).
     RateLimited,
+    /// The route does not let the request change its protocol (403).
+    Upgrade,
     /// A fault injected on purpose (`FI`).
     Fault,
     /// The route answers by itself: a redirect or a direct response.
@@ -217,6 +219,7 @@ impl Error {
             // Envoy says UNIMPLEMENTED, as of any 404; every gRPC client says UNAVAILABLE (RM1).
             (None, ErrorKind::NoRoute) => 14,
             (None, ErrorKind::Invalid) => 13,
+            (None, ErrorKind::Upgrade) => 7,
             (None, kind) => kind.failure().map_or(14, Failure::grpc_status),
         }
     }
@@ -312,7 +315,7 @@ impl Error {
             ErrorKind::Duration => Cow::Borrowed("downstream duration timeout"),
             ErrorKind::Idle => Cow::Borrowed("stream timeout"),
             ErrorKind::RateLimited => Cow::Borrowed("local_rate_limited"),
-            ErrorKind::Fault | ErrorKind::Answered => Cow::Borrowed(""),
+            ErrorKind::Fault | ErrorKind::Answered | ErrorKind::Upgrade => Cow::Borrowed(""),
             ErrorKind::Invalid | ErrorKind::Body => Cow::Owned(self.to_string()),
         }
     }
@@ -347,7 +350,7 @@ impl ErrorKind {
             Self::RateLimited => Failure::RateLimited,
             Self::Fault => Failure::FaultAbort,
             Self::Body => Failure::Cancelled,
-            Self::NotReady | Self::Answered | Self::Invalid => return None,
+            Self::NotReady | Self::Answered | Self::Invalid | Self::Upgrade => return None,
         })
     }
 
@@ -358,6 +361,7 @@ impl ErrorKind {
     fn status(self) -> StatusCode {
         let status = match (self, self.failure()) {
             (Self::Invalid | Self::Body, _) => 400,
+            (Self::Upgrade, _) => 403,
             (_, Some(failure)) => failure.status(),
             (_, None) => 503,
         };
@@ -369,6 +373,7 @@ impl ErrorKind {
             (Self::NotReady, _) => "configuration_not_ready",
             (Self::Deadline, _) => "deadline_exceeded",
             (Self::Invalid, _) => "invalid_request",
+            (Self::Upgrade, _) => "upgrade_failed",
             (_, Some(failure)) => failure.details(),
             (_, None) => "direct_response",
         }
@@ -398,6 +403,7 @@ impl ErrorKind {
             Self::Idle => "nothing passed for too long",
             Self::Deadline => "the caller's deadline passed",
             Self::RateLimited => "a rate limit was reached",
+            Self::Upgrade => "the route does not let the request change its protocol",
             Self::Fault => "a fault was injected",
             Self::Answered => "the route answers by itself",
             Self::Invalid => "the request cannot be sent",

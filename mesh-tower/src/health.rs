@@ -12,15 +12,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 use http_body_util::{BodyExt, Limited};
 use mesh_core::{
     cluster::Cluster,
-    config::{
-        self, EndpointAddress, Endpoints, GrpcCheck, HealthCheck, HttpCheck, LocalityEndpoints, Name, Probe, Protocol,
-        TcpCheck, Thresholds,
-    },
+    config::{EndpointAddress, GrpcCheck, HealthCheck, HttpCheck, Name, Probe, Protocol, TcpCheck},
     endpoint::Endpoint,
     health::{Change, Checker, Finding, Serving, grpc_request, grpc_response},
     outcome::grpc_status,
-    pick::Ask,
-    plan::{Plan, Target},
     rng::RequestRng,
 };
 use tokio::{
@@ -29,12 +24,10 @@ use tokio::{
 };
 
 use crate::{
-    attempt::{Call, Picked},
-    body::{Body, Progress},
+    alone::{Alone, Messages, Next, framed},
+    body::Body,
     error::{Error, ErrorKind},
-    layer::Stage,
     live::Live,
-    message::Message,
     pool::{Pool, PooledBody},
     source::Source,
     upkeep::Owned,
@@ -137,7 +130,7 @@ async fn run(place: Arc<ArcSwap<Place>>, pool: Pool, source: Source) {
         // What the server says when it changes is said once.
         check = Arc::new(HealthCheck { healthy_threshold: 1, unhealthy_threshold: 1, ..(*check).clone() });
     }
-    let mut prober = Prober { place: &place, pool, source, own: None };
+    let mut prober = Prober { place: &place, alone: Alone::new(pool, source) };
     let mut checker = Checker::new();
     let mut wait = Checker::first_wait(&check, &mut rng);
     loop {
@@ -147,7 +140,7 @@ async fn run(place: Arc<ArcSwap<Place>>, pool: Pool, source: Source) {
             probe => timeout(check.timeout, prober.ask(probe, &mut rng)).await.unwrap_or(Finding::NoAnswer),
         };
         if !check.reuse_connection || finding == Finding::NoAnswer {
-            prober.own = None;
+            prober.alone.disconnect();
         }
         let change = prober.tell(&check, &mut checker, finding);
         wait = Checker::wait(&check, finding, change, place.load().cluster.had_traffic(), &mut rng);
@@ -157,10 +150,7 @@ async fn run(place: Arc<ArcSwap<Place>>, pool: Pool, source: Source) {
 /// Asks one endpoint.
 struct Prober<'a> {
     place: &'a ArcSwap<Place>,
-    pool: Pool,
-    source: Source,
-    /// A cluster of this endpoint alone, whose connections are the checks' own.
-    own: Option<Arc<Cluster>>,
+    alone: Alone,
 }
 
 impl Prober<'_> {
@@ -168,7 +158,7 @@ impl Prober<'_> {
     fn tell(&self, check: &HealthCheck, checker: &mut Checker, finding: Finding) -> Change {
         let place = self.place.load_full();
         let (failing, change) = checker.handle_finding(check, place.endpoint.is_failing_checks(), finding);
-        place.cluster.record_check(&place.endpoint, failing, finding == Finding::Well, self.source.now());
+        place.cluster.record_check(&place.endpoint, failing, finding == Finding::Well, self.alone.source.now());
         if change == Change::Changed {
             let (cluster, endpoint) = (place.cluster.name(), place.endpoint.address());
             if failing {
@@ -242,26 +232,32 @@ impl Prober<'_> {
     ) -> Finding {
         let call = timeout(config.timeout, self.call(check, WATCH_PATH, rng)).await;
         let Ok(Ok(response)) = call else { return Finding::NoAnswer };
-        let (head, mut body) = response.into_parts();
+        let (head, body) = response.into_parts();
         if grpc_status(&head.headers) == Some(UNIMPLEMENTED) {
             return Finding::Well;
         }
-        let mut data = Vec::new();
-        while let Some(Ok(frame)) = body.frame().await {
-            if let Some(trailers) = frame.trailers_ref() {
+        let mut messages = Messages::of(body);
+        loop {
+            match messages.next().await {
+                Next::Message(message) => {
+                    let serving = grpc_response(&message) == Serving::Serving;
+                    self.tell(config, checker, if serving { Finding::Well } else { Finding::Sick });
+                }
                 // gRFC A17: who does not know the service is well.
-                return if grpc_status(trailers) == Some(UNIMPLEMENTED) { Finding::Well } else { Finding::Sick };
-            }
-            data.extend_from_slice(&frame.into_data().unwrap_or_default());
-            while let Some(message) = next_message(&mut data) {
-                let serving = grpc_response(&message) == Serving::Serving;
-                self.tell(config, checker, if serving { Finding::Well } else { Finding::Sick });
-            }
-            if data.len() > MOST_READ {
-                return Finding::Sick;
+                Next::End(Some(UNIMPLEMENTED)) => return Finding::Well,
+                Next::End(_) => return Finding::Sick,
             }
         }
-        Finding::Sick
+    }
+
+    async fn send(
+        &mut self,
+        request: http::Request<Body>,
+        protocol: Protocol,
+        rng: &mut RequestRng,
+    ) -> Result<http::Response<PooledBody>, Error> {
+        let place = self.place.load_full();
+        self.alone.send((&place.cluster, &place.endpoint), request, protocol, rng).await
     }
 
     async fn call(
@@ -276,17 +272,13 @@ impl Prober<'_> {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
         add(headers, &check.metadata);
-        let message = grpc_request(&check.service);
-        let mut framed = vec![0];
-        framed.extend_from_slice(&u32::try_from(message.len()).unwrap_or(0).to_be_bytes());
-        framed.extend_from_slice(&message);
-        *request.body_mut() = Body::from(Bytes::from(framed));
+        *request.body_mut() = Body::from(Bytes::from(framed(&grpc_request(&check.service))));
         self.send(request, Protocol::Http2, rng).await
     }
 
     async fn ask_tcp(&self, check: &TcpCheck) -> std::io::Result<Finding> {
         let place = self.place.load_full();
-        let mut stream = self.pool.dial(&place.cluster, &place.endpoint).await?;
+        let mut stream = self.alone.pool.dial(&place.cluster, &place.endpoint).await?;
         stream.write_all(&check.send).await?;
         stream.flush().await?;
         let (mut seen, mut from, mut blocks) = (Vec::new(), 0, check.receive.iter().peekable());
@@ -309,41 +301,6 @@ impl Prober<'_> {
             seen.extend_from_slice(chunk.get(..read).unwrap_or_default());
         }
     }
-
-    async fn send(
-        &mut self,
-        request: http::Request<Body>,
-        protocol: Protocol,
-        rng: &mut RequestRng,
-    ) -> Result<http::Response<PooledBody>, Error> {
-        let cluster = Arc::clone(self.own.get_or_insert_with(|| alone(&self.place.load(), protocol)));
-        let pick = cluster.pick(&Ask::default(), self.source.now(), rng);
-        let pick = pick.map_err(|error| Error::new(ErrorKind::NoEndpoint, error))?;
-        let endpoint = Arc::clone(pick.endpoint());
-        let mut plan = Plan::new(Arc::default(), Target::Cluster(Arc::clone(&cluster)));
-        // HTTP/2 whatever else the cluster speaks.
-        plan.is_grpc = protocol == Protocol::Http2;
-        let call = Call::new(plan, rng.clone(), Progress::default());
-        let request = Message::from(request);
-        self.pool.call(Picked { request, call, deadline: None, cluster, endpoint }).await
-    }
-}
-
-/// A cluster that reaches this endpoint as its own cluster does, without any limits of its own cluster's requests.
-fn alone(place: &Place, protocol: Protocol) -> Arc<Cluster> {
-    let endpoint = config::Endpoint { health: config::Health::Healthy, ..place.endpoint.config().clone() };
-    let locality = LocalityEndpoints { endpoints: vec![endpoint], ..LocalityEndpoints::default() };
-    let config = config::Cluster {
-        endpoints: Arc::new(Endpoints { localities: vec![locality], ..Endpoints::default() }),
-        discovery: config::Discovery::Static,
-        load_balancer: config::LoadBalancer::Random,
-        thresholds: Thresholds::default(),
-        outlier_detection: None,
-        health_check: None,
-        protocol,
-        ..(**place.cluster.config()).clone()
-    };
-    Arc::new(Cluster::compile(&Arc::new(config), None))
 }
 
 fn add(headers: &mut HeaderMap, more: &[(String, String)]) {
@@ -352,13 +309,4 @@ fn add(headers: &mut HeaderMap, more: &[(String, String)]) {
             headers.insert(name, value);
         }
     }
-}
-
-/// The first whole gRPC message, if it is there, without its frame.
-fn next_message(data: &mut Vec<u8>) -> Option<Vec<u8>> {
-    let length = <[u8; 4]>::try_from(data.get(1..5)?).ok()?;
-    let end = usize::try_from(u32::from_be_bytes(length)).ok()?.checked_add(5)?;
-    let message = data.get(5..end)?.to_vec();
-    data.drain(..end);
-    Some(message)
 }

@@ -18,6 +18,7 @@ pub mod telemetry;
 pub mod tls;
 
 mod admin;
+mod alone;
 mod attempt;
 mod body;
 mod dial;
@@ -28,6 +29,7 @@ mod mesh;
 mod message;
 mod names;
 mod pool;
+mod reports;
 mod side;
 mod spread;
 #[cfg(test)]

@@ -41,7 +41,7 @@ use crate::{
     error::{BoxError, Error},
     live::Live,
     pool::Pool,
-    server::{Gate, Handler, Role, Server, Tunnels, WithHealth, signalled},
+    server::{Gate, Handler, LoadRecorder, Role, Server, Tunnels, WithHealth, WithLoad, signalled},
     side::SideCalls,
     telemetry::{PeerMetadata, Telemetry},
     tls::LiveIdentity,
@@ -163,6 +163,12 @@ impl Mesh {
     /// the same.
     pub fn with_health<S>(&self, handler: S, services: impl IntoIterator<Item = impl Into<String>>) -> WithHealth<S> {
         WithHealth::new(handler, services.into_iter().map(Into::into), self.shared.ending.subscribe())
+    }
+
+    /// A handler whose answers tell clients how busy this process is, as `recorder` and [`record_call`](crate::server::record_call)
+    /// say, and which tells it to who asks `xds.service.orca.v3.OpenRcaService` (gRFC A51).
+    pub fn with_load<S>(&self, handler: S, recorder: &LoadRecorder) -> WithLoad<S> {
+        WithLoad::new(handler, recorder.clone(), self.shared.ending.subscribe())
     }
 
     /// Lets the world outside in, in plaintext: requests to `address` go where the routes of the gateway's listener with

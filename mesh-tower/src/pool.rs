@@ -12,8 +12,9 @@ use std::{
 use http::{HeaderValue, Response, Version};
 use mesh_core::{
     cluster::Cluster,
-    config::{Protocol, TlsMode, UpstreamTls},
+    config::{Protocol, RoutingPriority, TlsMode, UpstreamTls},
     endpoint::Endpoint,
+    plan::Plan,
     time::Time,
 };
 
@@ -40,7 +41,7 @@ mod pipe;
 mod response;
 mod signal;
 
-pub(crate) use message::{ask_upgrade, remove_hop_by_hop};
+pub(crate) use message::{ask_upgrade, asked_upgrade, remove_hop_by_hop};
 
 use endpoint::EndpointPool;
 use keep::Wants;
@@ -108,7 +109,7 @@ impl Pool {
     async fn send(&self, picked: Picked) -> Result<Response<PooledBody>, Error> {
         let shared = &self.shared;
         let Picked { mut request, call, cluster, endpoint, .. } = picked;
-        let mut route = Route::new(shared, &cluster, &endpoint, &request, call.plan().is_grpc);
+        let mut route = Route::new(shared, &cluster, &endpoint, &request, call.plan());
         let upgrade = message::asked_upgrade(request.headers()).cloned();
         let upgrade = upgrade.filter(|protocol| protocol.to_str().is_ok_and(|it| call.plan().allows_upgrade(it)));
         if upgrade.is_some() {
@@ -208,6 +209,8 @@ struct Route<'a> {
     pool: &'a Arc<EndpointPool>,
     tls: Option<&'a UpstreamTls>,
     wants: Wants,
+    /// Whose limits count.
+    priority: RoutingPriority,
 }
 
 impl<'a> Route<'a> {
@@ -216,18 +219,19 @@ impl<'a> Route<'a> {
         cluster: &'a Arc<Cluster>,
         endpoint: &'a Arc<Endpoint>,
         request: &Message,
-        is_grpc: bool,
+        plan: &Plan,
     ) -> Self {
         let tls = tls_of(cluster, endpoint);
         let wants = match cluster.config().protocol {
             // gRPC is HTTP/2 whatever the cluster says.
-            _ if is_grpc => Wants::Http2,
+            _ if plan.is_grpc => Wants::Http2,
             Protocol::Http2 => Wants::Http2,
             Protocol::Caller if request.version() == Version::HTTP_2 => Wants::Http2,
             Protocol::Auto if tls.is_some() => Wants::Any,
             Protocol::Http1 | Protocol::Caller | Protocol::Auto => Wants::Http1,
         };
-        Self { shared, cluster, endpoint, pool: Pool::pool_of(shared, cluster, endpoint), tls, wants }
+        let pool = Pool::pool_of(shared, cluster, endpoint);
+        Self { shared, cluster, endpoint, pool, tls, wants, priority: plan.route.priority }
     }
 
     fn now(&self) -> Time {
@@ -242,7 +246,7 @@ impl<'a> Route<'a> {
     fn to_owned(&self) -> Way {
         let (shared, cluster, endpoint) =
             (Arc::clone(self.shared), Arc::clone(self.cluster), Arc::clone(self.endpoint));
-        Way { shared, cluster, endpoint, wants: self.wants }
+        Way { shared, cluster, endpoint, wants: self.wants, priority: self.priority }
     }
 }
 
@@ -252,6 +256,7 @@ struct Way {
     cluster: Arc<Cluster>,
     endpoint: Arc<Endpoint>,
     wants: Wants,
+    priority: RoutingPriority,
 }
 
 impl Way {

@@ -56,8 +56,8 @@ fn a_request_slot_is_never_shared_and_never_lost() {
 fn slots_are_as_many_as_the_limit() {
     let kinds: [fn(&Cluster) -> Option<Slot>; 3] = [
         |cluster| cluster.retry_slot(RoutingPriority::Default, false),
-        |cluster| cluster.connection_slot(),
-        |cluster| cluster.pending_slot(),
+        |cluster| cluster.connection_slot(RoutingPriority::Default),
+        |cluster| cluster.pending_slot(RoutingPriority::Default),
     ];
     for take in kinds {
         model(2, move || {

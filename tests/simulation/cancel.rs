@@ -89,14 +89,14 @@ async fn cancel(world: &World, kind: Kind, requests: u64) {
     assert_eq!(cluster.requests_in_flight(), 0);
     assert!(cluster.endpoints().iter().all(|endpoint| endpoint.in_flight() == 0));
     assert_eq!(slots(|| cluster.retry_slot(RoutingPriority::Default, false)), 3);
-    assert_eq!(slots(|| cluster.pending_slot()), LIMIT);
+    assert_eq!(slots(|| cluster.pending_slot(RoutingPriority::Default)), LIMIT);
     for host in &hosts {
         host.script(|script| *script = Script { length: 100_000, ..Script::default() });
     }
     same_speed(world, &mesh, kind).await;
     // Connections that lay idle are closed in time, and then there is no task and no slot of a connection either.
     sleep(Duration::from_secs(120)).await;
-    assert_eq!(slots(|| cluster.connection_slot()), LIMIT);
+    assert_eq!(slots(|| cluster.connection_slot(RoutingPriority::Default)), LIMIT);
     assert_eq!(Handle::current().metrics().num_alive_tasks(), before);
     for host in &hosts {
         assert_eq!((host.under_way(), world.net.open_connections(host.address)), (0, 0));

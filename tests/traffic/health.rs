@@ -306,33 +306,41 @@ async fn requests_over_a_limit_are_refused() {
     }
 }
 
-/// CB3: over HTTP/1.1 one request a connection, others wait up to a limit, and those beyond it are refused.
+/// CB3, CB5: over HTTP/1.1 one request a connection, others wait up to a limit of their priority, and those beyond it are
+/// refused.
 #[tokio::test]
 async fn requests_wait_for_a_connection_up_to_a_limit() {
-    let gate = Arc::new(Semaphore::new(0));
-    let slow = Upstream::scripted("slow", {
-        let gate = Arc::clone(&gate);
-        move |_, _| Reply::ok().when(&gate)
-    })
-    .await;
-    let program = program(Kind::Http1, &[&slow], |app| {
-        app.thresholds = Thresholds { max_connections: 1, max_pending_requests: 1, ..Thresholds::default() };
-    })
-    .await;
-    let mut asking = JoinSet::new();
-    for n in 0..3 {
-        let program = program.clone();
-        asking.spawn(async move { program.get("/").await });
-        if n == 0 {
-            until(async || slow.count() == 1).await;
+    for priority in [RoutingPriority::Default, RoutingPriority::High] {
+        let gate = Arc::new(Semaphore::new(0));
+        let slow = Upstream::scripted("slow", {
+            let gate = Arc::clone(&gate);
+            move |_, _| Reply::ok().when(&gate)
+        })
+        .await;
+        let mut app = cluster(Kind::Http1, "app", &[&slow]);
+        let tight = Thresholds { max_connections: 1, max_pending_requests: 1, ..Thresholds::default() };
+        match priority {
+            RoutingPriority::Default => app.thresholds = tight,
+            RoutingPriority::High => app.high_thresholds = tight,
         }
+        let forward = Forward { priority, ..to("app") };
+        let routes = vec![route(RouteMatch::default(), Action::Forward(forward))];
+        let program = Program::new(Kind::Http1, config([app], routes)).await;
+        let mut asking = JoinSet::new();
+        for n in 0..3 {
+            let program = program.clone();
+            asking.spawn(async move { program.get("/").await });
+            if n == 0 {
+                until(async || slow.count() == 1).await;
+            }
+        }
+        let refused = asking.join_next().await.unwrap().unwrap();
+        assert_eq!((refused.status, refused.flags.as_str()), (503, "UO"), "{priority:?}");
+        assert_eq!(refused.header("x-envoy-overloaded"), "true");
+        gate.add_permits(2);
+        assert!(asking.join_all().await.iter().all(|answer| answer.is_ok()));
+        assert_eq!((slow.count(), slow.opened()), (2, 1), "{priority:?}");
     }
-    let refused = asking.join_next().await.unwrap().unwrap();
-    assert_eq!((refused.status, refused.flags.as_str()), (503, "UO"));
-    assert_eq!(refused.header("x-envoy-overloaded"), "true");
-    gate.add_permits(2);
-    assert!(asking.join_all().await.iter().all(|answer| answer.is_ok()));
-    assert_eq!((slow.count(), slow.opened()), (2, 1));
 }
 
 /// RT16, RT17: of many requests that fail together as many are tried again as the budget of what is under way allows.

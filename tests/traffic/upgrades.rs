@@ -7,7 +7,7 @@ use http::{Request, Response, StatusCode};
 use http_body_util::{Empty, Full};
 use hyper_util::rt::TokioIo;
 use mesh_tower::{
-    Mesh,
+    Mesh, ResponseFlags,
     config::{Action, Config, Forward, RouteMatch, Upgrade},
     server::RequestBody,
 };
@@ -50,7 +50,7 @@ fn asking(path: &str) -> Request<Empty<Bytes>> {
     request.header("upgrade", "websocket").body(Empty::new()).unwrap()
 }
 
-/// RA20: a WebSocket goes through client, gateway and server, past the route's timeout; a route can refuse to change.
+/// RA20: a WebSocket goes through client, gateway and server, past the route's timeout; a route can refuse to change, which is 403.
 #[tokio::test]
 async fn a_websocket_goes_through() {
     let mut tasks = JoinSet::new();
@@ -79,7 +79,14 @@ async fn a_websocket_goes_through() {
         let mut io = TokioIo::new(hyper::upgrade::on(&mut answer).await.unwrap());
         talk(&mut io).await;
         let refused = mesh.http().request(asking("/refused")).await.unwrap();
-        assert_eq!(refused.status(), 200, "{kind:?}: asked as though it had not");
+        let flags = refused.extensions().get::<ResponseFlags>().unwrap().to_string();
+        assert_eq!((refused.status().as_u16(), flags.as_str()), (403, "- upgrade_failed"), "{kind:?}");
+        let mut other = asking("/");
+        other.headers_mut().insert("upgrade", "tls/1.3".parse().unwrap());
+        assert_eq!(mesh.http().request(other).await.unwrap().status(), 403, "{kind:?}: nobody allowed it");
+        let mut newer = asking("/");
+        newer.headers_mut().insert("upgrade", "h2c".parse().unwrap());
+        assert_eq!(mesh.http().request(newer).await.unwrap().status(), 200, "{kind:?}: goes as it is");
 
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let gateway = listener.local_addr().unwrap();

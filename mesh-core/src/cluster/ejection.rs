@@ -190,7 +190,12 @@ impl Cluster {
 
     /// A health check of an endpoint is over; one that passed ends an ejection too, if so configured (OD11).
     pub fn record_check(&self, endpoint: &Endpoint, failing: bool, passed: bool, now: Time) {
+        let came_back = !failing && endpoint.is_failing_checks();
         self.set_failing_checks(endpoint, failing);
+        if came_back && self.config.slow_start.is_some() {
+            // It counts as new (LB20).
+            endpoint.begin(now);
+        }
         let unejects = self.config.outlier_detection.as_ref().is_some_and(|config| config.uneject_on_health_check);
         if passed && !failing && unejects {
             self.readmit(endpoint, now);

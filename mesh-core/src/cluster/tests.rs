@@ -134,8 +134,12 @@ fn other_slots() {
     assert!(cluster.retry_slot(RoutingPriority::Default, false).is_some());
     let thresholds = Thresholds { max_connections: 1, max_pending_requests: 0, ..Thresholds::default() };
     let cluster = compile(config::Cluster { thresholds, ..with_weights(LoadBalancer::Random, &[1]) }, None);
-    let connection = cluster.connection_slot();
-    assert!(connection.is_some() && cluster.connection_slot().is_none() && cluster.pending_slot().is_none());
+    let connection = cluster.connection_slot(RoutingPriority::Default);
+    assert!(
+        connection.is_some()
+            && cluster.connection_slot(RoutingPriority::Default).is_none()
+            && cluster.pending_slot(RoutingPriority::Default).is_none()
+    );
 }
 
 /// OD1: the configured number of 5xx in a row ejects, and anything else in between begins the row anew.

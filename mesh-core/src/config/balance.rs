@@ -138,6 +138,9 @@ pub struct ConsistentHash {
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(default)]
 pub struct ClientWeighted {
+    /// Reports come in streams of their own, this often, and not with responses. Envoy `enable_oob_load_report`,
+    /// `oob_reporting_period`; default not.
+    pub out_of_band: Option<Duration>,
     /// How long an endpoint has to report before its reports count. Default 10 s.
     pub blackout: Duration,
     /// After how long without a report the old ones no longer count. Default 3 min.
@@ -154,6 +157,7 @@ pub struct ClientWeighted {
 impl Default for ClientWeighted {
     fn default() -> Self {
         Self {
+            out_of_band: None,
             blackout: Duration::from_secs(10),
             expiration: Duration::from_secs(180),
             update: Duration::from_secs(1),

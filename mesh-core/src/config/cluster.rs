@@ -43,7 +43,8 @@ pub struct Cluster {
     pub connections: Connections,
     /// Limits of what may be under way at once.
     pub thresholds: Thresholds,
-    /// The same of requests of routes with priority `HIGH`, which are counted apart. Connections are not.
+    /// The same of requests of routes with priority `HIGH`, which are counted apart. Connections count for the priority they
+    /// were opened for, and then serve both.
     pub high_thresholds: Thresholds,
     /// When an endpoint is left out for failing; `None` is never.
     pub outlier_detection: Option<OutlierDetection>,

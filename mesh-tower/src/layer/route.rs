@@ -14,12 +14,12 @@ use std::{
 };
 
 use bytes::Buf;
-use http::HeaderValue;
+use http::{HeaderMap, HeaderValue, header};
 use http_body::Body as HttpBody;
 use mesh_core::{
     config,
     error::CompileError,
-    plan::Target,
+    plan::{Plan, Target},
     request::{RequestView, is_grpc},
     rewrite,
     rng::RequestRng,
@@ -38,6 +38,7 @@ use crate::{
     error::{BoxError, Error, ErrorKind, ResponseFlags},
     live::Live,
     message::Message,
+    pool::asked_upgrade,
     source::{self, Source},
     spread::{Held, Spread},
 };
@@ -225,6 +226,10 @@ impl<S> Shared<S> {
                 return Ok(departure.refuse((ErrorKind::NoRoute, why), rng));
             }
         };
+        if let Some(protocol) = refused_upgrade(&plan, departure.message.headers()) {
+            let why = format!("its route does not let it change to {protocol}");
+            return Ok(departure.refuse((ErrorKind::Upgrade, why), rng));
+        }
         let location = match &plan.target {
             Target::Redirect | Target::Respond => {
                 HeaderValue::try_from(rewrite::location(&plan, &view)).ok().filter(|location| !location.is_empty())
@@ -313,6 +318,16 @@ where
         let request = request.map(Body::new).into();
         Box::pin(async move { route.send(request).await })
     }
+}
+
+/// The protocol that a request asks to change to and its route does not allow. A change to HTTP/2 is never made this way, so that
+/// request goes as it is; as in Envoy.
+fn refused_upgrade<'a>(plan: &Plan, headers: &'a HeaderMap) -> Option<&'a str> {
+    // Names are looked at before one is looked up: hashing costs more.
+    headers.keys().any(|name| *name == header::UPGRADE).then_some(())?;
+    let protocol = asked_upgrade(headers)?.to_str().unwrap_or("");
+    let refused = !protocol.eq_ignore_ascii_case("h2c") && !plan.allows_upgrade(protocol);
+    (refused && plan.cluster().is_some()).then_some(protocol)
 }
 
 /// A request on its way out of the application.

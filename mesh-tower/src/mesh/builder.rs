@@ -272,6 +272,7 @@ impl Builder {
         };
         let http = HttpClient::new(Arc::clone(&live), telemetry.clone(), pool.clone()).with_source(source.clone());
         tasks.push(Owned::spawn(crate::health::checks(Arc::clone(&live), pool.clone(), source.clone())));
+        tasks.push(Owned::spawn(crate::reports::reports(Arc::clone(&live), pool.clone(), source.clone())));
         tasks.push(Owned::spawn(names::follow(Arc::clone(&live), source.clone(), self.resolver.0)));
         tasks.push(Owned::spawn(upkeep(Arc::downgrade(&live), pool, source.clone())));
         let admin = match self.admin {

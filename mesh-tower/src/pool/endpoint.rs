@@ -100,7 +100,7 @@ impl EndpointPool {
                 return Ok(lease);
             }
             if pending.is_none() {
-                let slot = route.cluster.pending_slot();
+                let slot = route.cluster.pending_slot(route.priority);
                 pending = Some(slot.ok_or_else(|| overflow("requests waiting for a connection"))?);
             }
             let mut state = self.lock();
@@ -307,7 +307,7 @@ impl EndpointPool {
         // As many are being opened as wait: each of those gets one.
         let single = singles.nth(state.opening_http1).map(|waiter| Arc::clone(&waiter.way));
         if let Some(way) = single {
-            let slot = way.cluster.connection_slot();
+            let slot = way.cluster.connection_slot(way.priority);
             let counted = Counted::new(self);
             if slot.is_some() || counted.is_first() {
                 state.opening_http1 += 1;
@@ -323,7 +323,7 @@ impl EndpointPool {
         let shared =
             state.line.iter().find(|waiter| !alone(waiter, speaks_http1)).map(|waiter| Arc::clone(&waiter.way));
         let Some(way) = shared else { return false };
-        let slot = way.cluster.connection_slot();
+        let slot = way.cluster.connection_slot(way.priority);
         // None of the ones that are there may be of use to it: of an earlier identity, or leaving.
         let none = state.shared.iter().all(|connection| connection.is_closed() || connection.streams() == 0);
         if slot.is_none() && !none {
@@ -352,7 +352,7 @@ impl EndpointPool {
         if busy == 0 || room >= wanted || (shared && state.opening_shared) {
             return;
         }
-        let Some(slot) = route.cluster.connection_slot() else { return };
+        let Some(slot) = route.cluster.connection_slot(route.priority) else { return };
         let (purpose, counted) = if shared {
             state.opening_shared = true;
             (Purpose::Shared, Counted::shared(self))

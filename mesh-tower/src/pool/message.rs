@@ -16,7 +16,7 @@ pub(super) fn prepare(request: &mut Parts, http2: bool, tls: bool) -> Result<(),
 }
 
 /// The protocol the request asks its connection to change to.
-pub(super) fn asked_upgrade(headers: &HeaderMap) -> Option<&HeaderValue> {
+pub(crate) fn asked_upgrade(headers: &HeaderMap) -> Option<&HeaderValue> {
     let protocol = headers.get(header::UPGRADE)?;
     let options = headers.get_all(header::CONNECTION).iter().filter_map(|options| options.to_str().ok());
     let asked = options.flat_map(|options| options.split(',')).any(|it| it.trim().eq_ignore_ascii_case("upgrade"));

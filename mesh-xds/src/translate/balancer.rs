@@ -174,7 +174,7 @@ fn one(any: &Any, depth: usize, ignored: &mut Ignored) -> Result<Option<Decoded>
         return Ok(Some(Decoded { choice, by_locality, hash, ..Decoded::default() }));
     }
     if any.is::<policies::client_side_weighted_round_robin::v3::ClientSideWeightedRoundRobin>() {
-        return weighted::decode(ignored.open(any, PLACE)?, ignored).map(|choice| Some(choice.into()));
+        return weighted::decode(ignored.open(any, PLACE)?).map(|choice| Some(choice.into()));
     }
     if any.is::<policies::pick_first::v3::PickFirst>() {
         let policy: policies::pick_first::v3::PickFirst = ignored.open(any, PLACE)?;

@@ -117,7 +117,7 @@ fn tables_are_checked() {
     assert!(refused.contains("hash_balance_factor") && refused.contains("below 100"), "{refused}");
 }
 
-/// LB7: what is absent is gRPC's, a penalty below zero is refused, reports apart from responses are named as ignored.
+/// LB7, TE24: what is absent is gRPC's, a penalty below zero is refused, reports may come apart from responses.
 #[test]
 fn weights_by_load_are_checked() {
     type Weighted = policies::client_side_weighted_round_robin::v3::ClientSideWeightedRoundRobin;
@@ -127,8 +127,13 @@ fn weights_by_load_are_checked() {
     assert!(ignored.is_empty());
     let below = Weighted { error_utilization_penalty: Some(-1.0), ..Weighted::default() };
     assert!(of(below).unwrap_err().contains("error_utilization_penalty"));
-    let (_, ignored) = of(Weighted { enable_oob_load_report: Some(true), ..Weighted::default() }).unwrap();
-    assert!(ignored.iter().any(|path| path.contains("enable_oob_load_report")), "{ignored:?}");
+    for (period, expected) in [(None, 10), (Some(crate::seconds(3)), 3)] {
+        let message =
+            Weighted { enable_oob_load_report: Some(true), oob_reporting_period: period, ..Weighted::default() };
+        let (cluster, ignored) = of(message).unwrap();
+        let LoadBalancer::ClientWeighted(config) = cluster.load_balancer else { panic!() };
+        assert_eq!((config.out_of_band, ignored), (Some(std::time::Duration::from_secs(expected)), Vec::new()));
+    }
 }
 
 /// LB18: a subset has a size and a policy within.

@@ -226,6 +226,27 @@ fn the_new_start_slowly() {
     }
 }
 
+/// LB20: an endpoint that passes its health checks again starts as slowly as a new one.
+#[test]
+fn who_comes_back_starts_slowly_too() {
+    let slow_start = Some(SlowStart { window: Duration::from_secs(100), ..SlowStart::default() });
+    let health_check = Some(Arc::default());
+    let config = with_weights(LoadBalancer::RoundRobin, &[1, 1]);
+    let cluster = compile(config::Cluster { slow_start, health_check, ..config }, None);
+    let share = |now: Time| (0..4_000).filter(|n| at(&cluster, &Ask::default(), now, *n) == 2).count() as f64 / 4_000.0;
+    share(Time::ZERO);
+    let later = Time::ZERO + Duration::from_secs(1_000);
+    let endpoint = Arc::clone(&cluster.endpoints()[1]);
+    cluster.record_check(&endpoint, false, true, later);
+    assert!((0.45..0.55).contains(&share(later)), "it was well all along");
+    cluster.record_check(&endpoint, true, false, later);
+    assert_eq!(share(later), 0.0);
+    cluster.record_check(&endpoint, false, true, later);
+    // A tenth of the other's share.
+    assert!((0.06..0.12).contains(&share(later + Duration::from_secs(5))));
+    assert!((0.45..0.55).contains(&share(later + Duration::from_secs(100))));
+}
+
 /// LB18: each process uses so many, other ones than another, and keeps most of them when some come.
 #[test]
 fn processes_use_subsets_of_their_own() {

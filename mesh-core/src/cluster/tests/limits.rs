@@ -42,10 +42,16 @@ fn one_endpoint_cannot_hold_all_the_requests() {
     }
 }
 
-/// CB5: requests of routes with priority HIGH have limits of their own, and slots for retries.
+/// CB5: requests of routes with priority HIGH have limits of their own, of retries, connections and what waits for them too.
 #[test]
 fn important_requests_have_their_own_limits() {
-    let limits = |max_requests, max_retries| Thresholds { max_requests, max_retries, ..Thresholds::default() };
+    let limits = |most, max_retries| Thresholds {
+        max_requests: most,
+        max_connections: most,
+        max_pending_requests: most,
+        max_retries,
+        ..Thresholds::default()
+    };
     let config = with_weights(LoadBalancer::RoundRobin, &[1]);
     let config = config::Cluster { thresholds: limits(1, 1), high_thresholds: limits(2, 2), ..config };
     let cluster = compile(config, None);
@@ -63,5 +69,9 @@ fn important_requests_have_their_own_limits() {
     for (priority, expected) in [(RoutingPriority::Default, 1), (RoutingPriority::High, 2)] {
         let slots: Vec<_> = std::iter::from_fn(|| cluster.retry_slot(priority, false)).collect();
         assert_eq!(slots.len(), expected);
+        let connections: Vec<_> = std::iter::from_fn(|| cluster.connection_slot(priority)).collect();
+        let pending: Vec<_> = std::iter::from_fn(|| cluster.pending_slot(priority)).collect();
+        assert_eq!((connections.len(), pending.len()), (expected, expected));
     }
+    assert_eq!(cluster.pending(), 0);
 }

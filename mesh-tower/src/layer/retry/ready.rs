@@ -36,7 +36,7 @@ pub(super) fn is_unready(error: &Error) -> bool {
 /// counts how often it waited before.
 pub(super) async fn until_ready(call: &Call, source: &Source, round: u32) -> bool {
     let (Some(live), Some(cluster)) = (call.waits_on(), call.plan().cluster()) else { return false };
-    let Some(_place) = cluster.pending_slot() else {
+    let Some(_place) = cluster.pending_slot(call.plan().route.priority) else {
         call.note(Flags::UO);
         return false;
     };

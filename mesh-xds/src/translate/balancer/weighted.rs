@@ -1,21 +1,22 @@
 //! Weights by reported load. Source: Envoy `ClientSideWeightedRoundRobin`, gRFC A58, A114 (LB7).
 
+use std::time::Duration;
+
 use mesh_core::config::{ClientWeighted, LoadBalancer};
 
-use super::PLACE;
 use crate::{
     proto::envoy::extensions::load_balancing_policies::client_side_weighted_round_robin::v3::ClientSideWeightedRoundRobin,
     translate::{
-        read::{Ignored, Wrong, wrong},
+        read::{Wrong, wrong},
         value,
     },
 };
 
-pub(super) fn decode(message: ClientSideWeightedRoundRobin, ignored: &mut Ignored) -> Result<LoadBalancer, Wrong> {
+/// How often endpoints report by themselves where nothing is said. Source: gRFC A58.
+const PERIOD: Duration = Duration::from_secs(10);
+
+pub(super) fn decode(message: ClientSideWeightedRoundRobin) -> Result<LoadBalancer, Wrong> {
     let default = ClientWeighted::default();
-    if message.enable_oob_load_report == Some(true) {
-        ignored.add(PLACE, "enable_oob_load_report (reports come with responses)");
-    }
     let time = |duration: Option<_>, field: &str, default| match duration {
         Some(duration) => value::duration(duration, field),
         None => Ok(default),
@@ -24,7 +25,9 @@ pub(super) fn decode(message: ClientSideWeightedRoundRobin, ignored: &mut Ignore
     if error_penalty.is_nan() || error_penalty < 0.0 {
         return Err(wrong("error_utilization_penalty", format!("is {error_penalty}, below 0")));
     }
+    let period = time(message.oob_reporting_period, "oob_reporting_period", PERIOD)?;
     Ok(LoadBalancer::ClientWeighted(ClientWeighted {
+        out_of_band: (message.enable_oob_load_report == Some(true)).then_some(period),
         blackout: time(message.blackout_period, "blackout_period", default.blackout)?,
         expiration: time(message.weight_expiration_period, "weight_expiration_period", default.expiration)?,
         update: time(message.weight_update_period, "weight_update_period", default.update)?,
@@ -36,8 +39,8 @@ pub(super) fn decode(message: ClientSideWeightedRoundRobin, ignored: &mut Ignore
 pub(super) fn encode(config: &ClientWeighted) -> ClientSideWeightedRoundRobin {
     let time = |time| Some(value::encode_duration(time));
     ClientSideWeightedRoundRobin {
-        enable_oob_load_report: None,
-        oob_reporting_period: None,
+        enable_oob_load_report: config.out_of_band.map(|_| true),
+        oob_reporting_period: config.out_of_band.and_then(time),
         blackout_period: time(config.blackout),
         weight_expiration_period: time(config.expiration),
         weight_update_period: time(config.update),

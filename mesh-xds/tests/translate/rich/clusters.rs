@@ -67,6 +67,7 @@ pub(super) fn clusters() -> Vec<Cluster> {
     let slow_start = SlowStart { window: Duration::from_secs(60), aggression: 2.0, min_percent: 20.0 };
     let zones = ZoneAware { enabled_percent: 50.0, min_cluster_size: 2, fail_on_panic: true, force_local: Some(3) };
     let weighted = ClientWeighted {
+        out_of_band: Some(Duration::from_secs(7)),
         blackout: Duration::from_secs(1),
         expiration: Duration::from_secs(2),
         update: Duration::from_millis(300),
