@@ -41,7 +41,7 @@ use crate::{
     error::{BoxError, Error},
     live::Live,
     pool::Pool,
-    server::{Gate, Handler, LoadRecorder, Role, Server, Tunnels, WithHealth, WithLoad, signalled},
+    server::{Gate, Handler, Role, Server, Tunnels, signalled},
     side::SideCalls,
     telemetry::{PeerMetadata, Telemetry},
     tls::LiveIdentity,
@@ -55,6 +55,7 @@ use crate::{
 
 mod builder;
 mod error;
+mod handlers;
 
 pub use builder::Builder;
 pub use error::MeshError;
@@ -156,19 +157,6 @@ impl Mesh {
             self.run(listener, handler, Role::Workload(port)).await;
         }
         Ok(())
-    }
-
-    /// A handler with gRPC's health service (`grpc.health.v1.Health`) in front: it says `SERVING` of the server as a whole
-    /// and of these services, and `NOT_SERVING` from the moment serving is to end. Over HTTP the admin port's `/ready` says
-    /// the same.
-    pub fn with_health<S>(&self, handler: S, services: impl IntoIterator<Item = impl Into<String>>) -> WithHealth<S> {
-        WithHealth::new(handler, services.into_iter().map(Into::into), self.shared.ending.subscribe())
-    }
-
-    /// A handler whose answers tell clients how busy this process is, as `recorder` and [`record_call`](crate::server::record_call)
-    /// say, and which tells it to who asks `xds.service.orca.v3.OpenRcaService` (gRFC A51).
-    pub fn with_load<S>(&self, handler: S, recorder: &LoadRecorder) -> WithLoad<S> {
-        WithLoad::new(handler, recorder.clone(), self.shared.ending.subscribe())
     }
 
     /// Lets the world outside in, in plaintext: requests to `address` go where the routes of the gateway's listener with
