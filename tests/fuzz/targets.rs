@@ -21,7 +21,7 @@ use mesh_xds::{
     bootstrap::Bootstrap,
     graph::{Graph, Part},
     peer,
-    profile::{Context, Profile},
+    profile::{Context as Rules, Profile},
     saved,
     translate::{self, Listener, RouteSource, Shape},
 };
@@ -180,9 +180,9 @@ pub(crate) fn all() -> Vec<Target> {
 }
 
 /// By gRPC's rules.
-fn by_name() -> Context {
+fn by_name() -> Rules {
     let certificates = ["default".to_owned()].into();
-    Context { profile: Profile::Grpc, trusted: false, certificates, identity: Some("default".to_owned()) }
+    Rules { profile: Profile::Grpc, trusted: false, certificates, identity: Some("default".to_owned()) }
 }
 
 /// A leaf certificate in DER, as its own root.
