@@ -12,6 +12,7 @@
 //! | `GET /config_dump?proxy=` | | what the named workload has been told, in Envoy's JSON form |
 //! | `GET /proxies` | | [`Proxies`]: what became of what was sent, by workload |
 //! | `GET /workloads` | | [`Workloads`]: who runs where |
+//! | `GET /console/`, `/graph.*`, `/dotviz` | | the console, see `console.rs` |
 //!
 //! Every error is a [`Problem`] with a status of 4xx or 5xx. There is no authentication: whoever can connect to the loopback
 //! of this machine is let in. So it listens on the loopback only, hands out no token, and refuses what a browser sends on
@@ -33,6 +34,7 @@ use axum::{
 use serde::Deserialize;
 
 use crate::{
+    console::{Console, writes_carry_the_token},
     kinds::{self, Key, Kind},
     plane::is_loopback,
     push::Push,
@@ -66,7 +68,8 @@ impl Api {
     }
 }
 
-pub(crate) fn router(api: Api) -> Router {
+pub(crate) fn router(api: Api, console: Console) -> Router {
+    let token = console.token();
     Router::new()
         .route("/version", get(version))
         .route("/ready", get(|| async { "ready\n" }))
@@ -80,8 +83,10 @@ pub(crate) fn router(api: Api) -> Router {
         .route("/workloads", get(workloads))
         .fallback(|uri: Uri| async move { Refusal::new(StatusCode::NOT_FOUND, format!("there is no {}", uri.path())) })
         .layer(DefaultBodyLimit::max(MAX_BODY))
-        .layer(middleware::from_fn(from_this_machine_only))
         .with_state(api)
+        .merge(console.router())
+        .layer(middleware::from_fn_with_state(token, writes_carry_the_token))
+        .layer(middleware::from_fn(from_this_machine_only))
 }
 
 async fn version(Shared(api): Shared<Api>) -> Json<Version> {

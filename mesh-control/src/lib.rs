@@ -31,6 +31,7 @@ pub mod registry;
 pub mod store;
 pub mod workload;
 
+mod console;
 mod serve;
 mod state;
 mod watch;

@@ -16,6 +16,7 @@ use crate::{
     api::{self, Api},
     ca::{Ca, CaError, CertificateService, ServiceAccount, Tokens},
     compile::MeshSettings,
+    console::Console,
     diagnostic::Diagnostic,
     push::Push,
     registry::Workloads,
@@ -229,7 +230,8 @@ impl Builder {
 
         let grpc = Routes::new(ads_service(push.clone())).add_service(CertificateService::server(ca.clone()));
         let tls = ca.server_tls(self.xds.ip(), SystemTime::now())?;
-        let http = api::router(Api::new(state.clone(), push.clone(), xds));
+        let console = Console::start(state.clone(), push.clone());
+        let http = api::router(Api::new(state.clone(), push.clone(), xds), console);
         let (stop, stopped) = watch::channel(false);
         let servers = [
             Task::spawn(serve(xds_listener, Some(tls), grpc.into_axum_router(), stopped.clone())),

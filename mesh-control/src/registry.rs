@@ -6,7 +6,14 @@
 //!
 //! Source: Istio's WorkloadEntry auto-registration (`PILOT_WORKLOAD_ENTRY_GRACE_PERIOD`, 10 s).
 
-use std::{collections::BTreeMap, fmt, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use mesh_core::config::{Labels, Locality};
 use serde::{Deserialize, Serialize};
@@ -66,6 +73,9 @@ pub struct Registered {
     /// What it said when it called itself unhealthy; until it is healthy again it is no endpoint. `None` is healthy.
     #[serde(default)]
     pub unhealthy: Option<String>,
+    /// Where its admin port is, when that is on this machine. Node metadata `MESH_ADMIN_ADDR`.
+    #[serde(default)]
+    pub admin: Option<SocketAddr>,
     /// First connected, in Unix milliseconds.
     pub since: u64,
     /// It lost its stream then, in Unix milliseconds; `None` while connected.
@@ -117,7 +127,8 @@ impl Registry {
             workload.since = before.since;
             workload.unhealthy.clone_from(&before.unhealthy);
         }
-        let same = before.is_some_and(|before| Registered { lost: None, ..(**before).clone() } == workload);
+        let admin = workload.admin;
+        let same = before.is_some_and(|before| Registered { lost: None, admin, ..(**before).clone() } == workload);
         self.workloads.insert(key, Arc::new(workload));
         self.save()?;
         Ok(!same)
@@ -219,6 +230,7 @@ mod tests {
             group: String::new(),
             weight: 0,
             unhealthy: None,
+            admin: None,
             since: 0,
             lost: None,
         }

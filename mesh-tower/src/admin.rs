@@ -3,6 +3,7 @@
 //! | path | answers |
 //! |---|---|
 //! | `/metrics`, `/stats/prometheus` | Prometheus text |
+//! | `/traffic` | requests and durations by series, with the number of this process, as JSON: what a console adds up |
 //! | `/healthz` | 200 while the process runs |
 //! | `/ready` | 200 once it has configuration and, where it needs one, a certificate; 503 before, and while draining |
 //! | `/config_dump` | the configuration in force in the form Envoy has for it, which `istioctl` and `meshctl proxy-config` read, and the state of
@@ -71,12 +72,16 @@ pub(crate) struct Admin {
 }
 
 impl Admin {
-    /// Opens it. Only loopback addresses are taken: what it shows is nobody else's business.
-    pub(crate) async fn open(address: SocketAddr, shown: Shown) -> io::Result<Self> {
+    /// Takes the port. Only loopback addresses are taken: what it shows is nobody else's business.
+    pub(crate) async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
         if !address.ip().is_loopback() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "the admin port must be on a loopback address"));
         }
-        let listener = TcpListener::bind(address).await?;
+        TcpListener::bind(address).await
+    }
+
+    /// Answers there.
+    pub(crate) fn open(listener: TcpListener, shown: Shown) -> io::Result<Self> {
         let address = listener.local_addr()?;
         let router = router(shown);
         let task = Owned::spawn(async move {
@@ -101,6 +106,7 @@ fn router(shown: Shown) -> Router {
     router
         .route("/metrics", get(metrics))
         .route("/stats/prometheus", get(metrics))
+        .route("/traffic", get(traffic))
         .route("/healthz", get(async || "ok\n"))
         .route("/ready", get(ready))
         .route("/config_dump", get(config_dump))
@@ -131,6 +137,16 @@ async fn metrics() -> Response {
     match telemetry::render() {
         Some(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response(),
         None => (StatusCode::NOT_FOUND, "the application records metrics itself\n").into_response(),
+    }
+}
+
+async fn traffic() -> Response {
+    match telemetry::traffic() {
+        Some(Value::Object(mut told)) => {
+            told.insert("process".to_owned(), json!({ "id": std::process::id() }));
+            Json(told).into_response()
+        }
+        _ => (StatusCode::NOT_FOUND, "the application records metrics itself\n").into_response(),
     }
 }
 

@@ -335,6 +335,22 @@ impl Joined {
     }
 }
 
+/// Tells the control plane where the admin port is, so that a console on the same machine can look there.
+///
+/// What is counted is the process's, whichever admin port is asked. So the first is told for all, and several meshes of one
+/// bootstrap still share their client.
+#[cfg(feature = "xds")]
+fn announced(mut bootstrap: Arc<Bootstrap>, listener: Option<&tokio::net::TcpListener>) -> Arc<Bootstrap> {
+    static FIRST: std::sync::OnceLock<SocketAddr> = std::sync::OnceLock::new();
+    let address = listener.and_then(|listener| listener.local_addr().ok());
+    let first = address.map(|address| *FIRST.get_or_init(|| address)).or_else(|| FIRST.get().copied());
+    if let Some(address) = first {
+        let metadata = &mut Arc::make_mut(&mut bootstrap).node.metadata;
+        metadata.insert(mesh_xds::node::ADMIN.to_owned(), Value::String(address.to_string()));
+    }
+    bootstrap
+}
+
 /// Starts speaking with a control plane; a certificate is asked for where there is a CA and `wants_identity`.
 #[cfg(feature = "xds")]
 fn join(

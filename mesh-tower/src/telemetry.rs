@@ -32,7 +32,7 @@ mod text;
 mod trace;
 
 pub use self::metrics::render;
-pub(crate) use self::metrics::upkeep;
+pub(crate) use self::metrics::{traffic, upkeep};
 pub(crate) use access_log::rfc3339;
 pub use access_log::{AccessLog, Logged};
 pub(crate) use ejection::tell_ejections;

@@ -9,6 +9,9 @@ use serde_json::{Map, Value};
 
 use crate::proto::envoy::config::core::v3;
 
+/// Node metadata: where the admin port of the process is, on a loopback address. Not Istio's.
+pub const ADMIN: &str = "MESH_ADMIN_ADDR";
+
 /// A node as the bootstrap states it and the first request of a stream carries it (XD20).
 ///
 /// Source: Envoy `core.v3.Node`; the metadata keys are Istio's.

@@ -70,6 +70,7 @@ impl Mesh {
                     group: String::new(),
                     weight: 0,
                     unhealthy: None,
+                    admin: None,
                     since: 0,
                     lost: None,
                 })

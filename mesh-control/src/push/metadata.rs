@@ -1,8 +1,8 @@
 //! Who connects, by the metadata of its node: what the registry keeps of it, and whom a configuration is for.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
-use mesh_xds::node::Node;
+use mesh_xds::node::{ADMIN, Node};
 
 use crate::{
     compile::NodeInfo,
@@ -41,6 +41,10 @@ pub(super) fn registered(node: &Node) -> Result<Registered, String> {
         group: node.meta("AUTO_REGISTER_GROUP").unwrap_or_default().to_owned(),
         weight: 0,
         unhealthy: None,
+        admin: node
+            .meta(ADMIN)
+            .and_then(|address| address.parse().ok())
+            .filter(|it: &SocketAddr| it.ip().is_loopback()),
         since: now(),
         lost: None,
     })

@@ -89,6 +89,7 @@ mod tests {
             group: String::new(),
             weight: 0,
             unhealthy: None,
+            admin: None,
             since: 0,
             lost: None,
         };

@@ -6,9 +6,9 @@ use http::HeaderName;
 use mesh_core::config::{Config, Workload};
 use tokio::sync::watch;
 
-#[cfg(feature = "xds")]
-use super::join;
 use super::{Joined, Mesh, MeshError, Origin, Shared, service_of};
+#[cfg(feature = "xds")]
+use super::{announced, join};
 use crate::{
     admin::{Admin, Shown},
     client::HttpClient,
@@ -241,6 +241,11 @@ impl Builder {
         let source = self.source.unwrap_or_else(Source::system);
         let (ending, is_ending) = watch::channel(false);
         let principal = identity.load().map(|identity| identity.id().to_string());
+        let refused = |address| move |error| MeshError::Admin { address, error };
+        let listener = match self.admin {
+            Some(address) => Some(Admin::bind(address).await.map_err(refused(address))?),
+            None => None,
+        };
         let joined = match self.origin {
             Origin::Nowhere => return Err(MeshError::NoSource),
             Origin::Off => {
@@ -253,7 +258,9 @@ impl Builder {
                 Joined::alone(live, self.workload)
             }
             #[cfg(feature = "xds")]
-            Origin::Xds(bootstrap) => join(bootstrap, self.workload, identity.clone(), !has_own, self.saved),
+            Origin::Xds(bootstrap) => {
+                join(announced(bootstrap, listener.as_ref()), self.workload, identity.clone(), !has_own, self.saved)
+            }
         };
         let Joined { live, workload, metadata, status, dump, pages, services, mut tasks, .. } = joined;
         let secure = has_own || joined.secure;
@@ -275,9 +282,9 @@ impl Builder {
         tasks.push(Owned::spawn(crate::reports::reports(Arc::clone(&live), pool.clone(), source.clone())));
         tasks.push(Owned::spawn(names::follow(Arc::clone(&live), source.clone(), self.resolver.0)));
         tasks.push(Owned::spawn(upkeep(Arc::downgrade(&live), pool, source.clone())));
-        let admin = match self.admin {
+        let admin = match listener {
             None => None,
-            Some(address) => {
+            Some(listener) => {
                 let shown = Shown {
                     live: Arc::clone(&live),
                     identity: identity.clone(),
@@ -289,7 +296,8 @@ impl Builder {
                     services,
                     ending: is_ending,
                 };
-                let admin = Admin::open(address, shown).await.map_err(|error| MeshError::Admin { address, error })?;
+                let address = self.admin.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0)));
+                let admin = Admin::open(listener, shown).map_err(refused(address))?;
                 tracing::info!(target: "mesh::admin", address = %admin.address(), "admin port open");
                 Some(admin)
             }

@@ -42,6 +42,11 @@ pub fn render() -> Option<String> {
     exporter().map(|exporter| exporter.render() + &book::render())
 }
 
+/// Requests and durations by series as JSON; `None` when the application's own recorder has them.
+pub(crate) fn traffic() -> Option<serde_json::Value> {
+    exporter().map(|_| book::traffic())
+}
+
 /// Moves recorded histogram samples into their buckets, which otherwise pile up until somebody scrapes.
 pub(crate) fn upkeep() {
     if let Some(exporter) = exporter() {
@@ -78,7 +83,7 @@ pub(super) struct Metrics {
 /// One set of labels.
 #[derive(Debug)]
 enum Series {
-    Ours(Arc<str>),
+    Ours(Arc<book::Named>),
     Theirs(Handles),
 }
 
@@ -242,7 +247,7 @@ impl Series {
     ) -> Self {
         let labels = labels(reporter, local, peer, service, kind);
         if ours {
-            return Self::Ours(book::label_text(&labels));
+            return Self::Ours(book::named(labels));
         }
         let key = |name: &'static str| Key::from_parts(name, labels.clone());
         metrics::with_recorder(|recorder| {

@@ -13,6 +13,7 @@ use std::{
 use hashbrown::HashMap;
 use mesh_core::telemetry::{BUCKETS, REQUEST_BYTES, REQUEST_DURATION, REQUESTS_TOTAL, RESPONSE_BYTES};
 use metrics::Label;
+use serde_json::{Value, json};
 
 use super::{Lookup, SeriesKey};
 use crate::{spread, telemetry::Event};
@@ -31,10 +32,18 @@ pub(super) struct Book {
 #[repr(align(128))]
 struct Page(Mutex<HashMap<SeriesKey, Tally>>);
 
+/// The labels of a series.
+#[derive(Debug)]
+pub(super) struct Named {
+    /// As they stand between the braces.
+    text: Arc<str>,
+    labels: Vec<Label>,
+}
+
 /// What is added up of one series.
 #[derive(Clone, Debug)]
 struct Tally {
-    labels: Arc<str>,
+    labels: Arc<Named>,
     requests: u64,
     duration: Buckets,
     request_bytes: Buckets,
@@ -76,7 +85,7 @@ impl Book {
     }
 
     /// Counts a request of any series.
-    pub(super) fn add_new(&self, key: SeriesKey, labels: &Arc<str>, event: &Event<'_>) {
+    pub(super) fn add_new(&self, key: SeriesKey, labels: &Arc<Named>, event: &Event<'_>) {
         self.page().entry(key).or_insert_with(|| Tally::new(labels)).add(event);
     }
 
@@ -98,7 +107,7 @@ impl Drop for Book {
 }
 
 impl Tally {
-    fn new(labels: &Arc<str>) -> Self {
+    fn new(labels: &Arc<Named>) -> Self {
         let none = Buckets::default();
         let labels = Arc::clone(labels);
         Self { labels, requests: 0, duration: none.clone(), request_bytes: none.clone(), response_bytes: none }
@@ -128,18 +137,37 @@ impl Buckets {
 }
 
 fn add(totals: &mut Totals, tally: &Tally) {
-    let total = totals.entry(Arc::clone(&tally.labels)).or_insert_with(|| Tally::new(&tally.labels));
+    let total = totals.entry(Arc::clone(&tally.labels.text)).or_insert_with(|| Tally::new(&tally.labels));
     total.requests += tally.requests;
     total.duration.merge(&tally.duration);
     total.request_bytes.merge(&tally.request_bytes);
     total.response_bytes.merge(&tally.response_bytes);
 }
 
-/// Prometheus text of all books, in the order of their labels. Format: Prometheus text exposition 0.0.4.
-pub(super) fn render() -> String {
+/// All books added up, in the order of their labels.
+fn totals() -> Totals {
     let books: Vec<Arc<Book>> = lock(&BOOKS).iter().filter_map(Weak::upgrade).collect();
     let mut totals = lock(&CLOSED).clone();
     books.iter().for_each(|book| book.add_to(&mut totals));
+    totals
+}
+
+/// Requests and durations of all series, for a reader of JSON. The counts are of each bucket by itself, not cumulative.
+pub(super) fn traffic() -> Value {
+    let series = totals().into_values().map(|tally| {
+        let labels = tally.labels.labels.iter().map(|label| (label.key().to_owned(), Value::from(label.value())));
+        json!({
+            "labels": labels.collect::<serde_json::Map<_, _>>(),
+            "requests": tally.requests,
+            "duration": { "sum": tally.duration.sum, "counts": tally.duration.counts },
+        })
+    });
+    json!({ "bounds": BUCKETS, "series": series.collect::<Vec<_>>() })
+}
+
+/// Prometheus text of all books, in the order of their labels. Format: Prometheus text exposition 0.0.4.
+pub(super) fn render() -> String {
+    let totals = totals();
     let mut text = String::new();
     if totals.is_empty() {
         return text;
@@ -169,8 +197,13 @@ fn histogram(text: &mut String, name: &str, totals: &Totals, of: fn(&Tally) -> &
     }
 }
 
+/// Labels of a series that is counted here.
+pub(super) fn named(labels: Vec<Label>) -> Arc<Named> {
+    Arc::new(Named { text: label_text(&labels), labels })
+}
+
 /// Labels as they stand between the braces.
-pub(super) fn label_text(labels: &[Label]) -> Arc<str> {
+fn label_text(labels: &[Label]) -> Arc<str> {
     let mut text = String::with_capacity(1024);
     for label in labels {
         if !text.is_empty() {
