@@ -7,6 +7,8 @@
 mod bad_input;
 #[path = "bookinfo/calls.rs"]
 mod calls;
+#[path = "bookinfo/console.rs"]
+mod console;
 #[path = "bookinfo/front.rs"]
 mod front;
 #[path = "bookinfo/handshake.rs"]

@@ -24,6 +24,8 @@ pub(crate) use self::child::end_with_the_supervisor;
 
 /// How long everything may take to be ready.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// Where spans go. Source: OpenTelemetry.
+const SPANS: [&str; 2] = ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"];
 /// How often readiness is looked at.
 const POLL: Duration = Duration::from_millis(20);
 /// A control plane that ran for less is taken to fail at its start, and waited for longer each time.
@@ -167,7 +169,7 @@ impl Parts<'_> {
             self.unless_one_ends(written(&member.bootstrap(self.dir))).await?;
         }
         for member in &layout.members {
-            self.children.push(start(member, self.dir)?);
+            self.children.push(start(member, self.dir, layout.api)?);
         }
         self.unless_one_ends(ready(layout)).await
     }
@@ -206,7 +208,8 @@ impl Parts<'_> {
     fn tell(&self) {
         let Layout { xds, api, members } = self.layout;
         let gateway = self.layout.gateway();
-        let mut text = format!("Bookinfo is ready: http://{gateway}/productpage\n\n");
+        let mut text = format!("Bookinfo is ready: http://{gateway}/productpage\n");
+        text += &format!("The console:       http://{api}/console/\n\n");
         text += &format!("{:<16}{:<28} {:<42} {}\n", "PROCESS", "LISTENS ON", "METRICS", "PID");
         let mut line = |name: &str, listen: String, admin: String| {
             let id = self.children.iter().find(|child| child.name() == name).map_or(0, Child::id);
@@ -232,7 +235,8 @@ impl Parts<'_> {
 
 const CONTROL_PLANE: &str = "control-plane";
 
-fn start(member: &Member, dir: &Path) -> Result<Child, BoxError> {
+/// Starts a member. Its spans go to the console, unless the environment says where else.
+fn start(member: &Member, dir: &Path, console: SocketAddr) -> Result<Child, BoxError> {
     let listen = member.listen.to_string().into();
     let arguments = match member.is_gateway() {
         true => vec![member.app.clone().into(), listen, GATEWAY_PORT.to_string().into()],
@@ -244,6 +248,9 @@ fn start(member: &Member, dir: &Path) -> Result<Child, BoxError> {
         ("HOSTNAME".to_owned(), member.name.clone().into()),
         ("MESH_PROPAGATE_HEADERS".to_owned(), member.propagated().into()),
     ];
+    if SPANS.iter().all(|name| std::env::var_os(name).is_none()) {
+        environment.push((SPANS[0].to_owned(), format!("http://{console}").into()));
+    }
     environment.extend(member.environment.iter().map(|(name, value)| (name.clone(), value.into())));
     Child::start(&member.name, arguments, environment)
 }

@@ -12,12 +12,14 @@ mod analyze;
 mod apply;
 mod check_routes;
 mod client;
+mod dashboard;
 mod delete;
 mod dev;
 mod diff;
 mod explain;
 mod fields;
 mod get;
+mod graph;
 mod input;
 mod output;
 mod proxy_config;
@@ -76,6 +78,10 @@ enum Verb {
     /// Print what a workload has been told, or has in force.
     #[command(visible_alias = "pc")]
     ProxyConfig(proxy_config::ProxyConfig),
+    /// Print who calls whom.
+    Graph(graph::Graph),
+    /// Open the console.
+    Dashboard(dashboard::Dashboard),
     /// What a workload needs to join.
     Workload(workload::Workload),
     /// Run a control plane here, until interrupted.
@@ -137,6 +143,8 @@ async fn perform(cli: Cli) -> Result<(), Failure> {
         Verb::Fields(fields) => fields.run().await,
         Verb::ProxyStatus(status) => status.run(&server).await,
         Verb::ProxyConfig(config) => config.run(&server).await,
+        Verb::Graph(graph) => graph.run(&server).await,
+        Verb::Dashboard(dashboard) => dashboard.run(&server).await,
         Verb::Workload(workload) => workload.run(&server).await,
         Verb::Dev(dev) => dev.run().await,
         Verb::Version(version) => version.run(&server).await,

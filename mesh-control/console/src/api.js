@@ -22,8 +22,11 @@ export const post = async (path, body) =>
     body: JSON.stringify(body),
   }));
 
-export const apply = (text, dryRun = false) => post("/apply", { files: [{ name: "console.yaml", text }], dry_run: dryRun });
-export const analyze = (text) => post("/analyze", { files: [{ name: "console.yaml", text }] });
+/** What a text of these pages is called in findings. */
+export const FILE = "console.yaml";
+
+export const apply = (text, dryRun = false) => post("/apply", { files: [{ name: FILE, text }], dry_run: dryRun });
+export const analyze = (text) => post("/analyze", { files: [{ name: FILE, text }] });
 export const remove = (key) => post("/delete", { keys: [key] });
 export const yaml = (value) => post("/console/yaml", value);
 export const objects = async (kind) => (await get(`/objects${kind ? `?kind=${kind}` : ""}`)).items;

@@ -1,7 +1,7 @@
 // A change in the making: the YAML it will apply, what the analyzers say of it, apply, and undo.
 import { signal } from "@preact/signals";
 import { useEffect, useState } from "preact/hooks";
-import { analyze, apply, get, remove, yaml } from "./api.js";
+import { FILE, analyze, apply, get, remove, yaml } from "./api.js";
 import { Findings } from "./parts.jsx";
 
 /** What was applied from here last, with what there was before. */
@@ -10,8 +10,9 @@ export const history = signal([]);
 const keyOf = (object) => ({ kind: object.kind, namespace: object.metadata?.namespace ?? "default", name: object.metadata?.name });
 
 async function before(key) {
-  const query = new URLSearchParams(key);
-  return get(`/objects?${query}`).then((found) => found.items[0]?.object ?? null, () => null);
+  const { kind, namespace, name } = key;
+  const found = await get(`/objects?${new URLSearchParams({ kind, namespace })}`);
+  return found.items.find((it) => it.key.name === name)?.object ?? null;
 }
 
 /** Applies objects, remembering what they replace. */
@@ -67,7 +68,7 @@ export function Proposal({ title, objects, onDone }) {
       if (gone) return;
       setText(made);
       const found = await analyze(made).catch(() => ({ diagnostics: [] }));
-      if (!gone) setFindings(found.diagnostics.filter((it) => it.level !== "info"));
+      if (!gone) setFindings(found.diagnostics.filter((it) => it.level !== "info" && it.file === FILE));
     };
     show().catch((error) => gone || setTold({ bad: true, text: error.message }));
     return () => { gone = true; };

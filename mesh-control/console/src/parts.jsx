@@ -6,7 +6,7 @@ import { millis, percent, rate } from "./format.js";
 
 export const Card = ({ title, children, actions, ...rest }) => (
   <section class="card" {...rest}>
-    {title && <header><h2>{title}</h2>{actions}</header>}
+    {title && <header><h2>{title}</h2><div class="actions">{actions}</div></header>}
     {children}
   </section>
 );
@@ -15,8 +15,15 @@ export const Empty = ({ children }) => <p class="empty">{children}</p>;
 
 export const Badge = ({ kind = "idle", children }) => <span class={`badge ${kind}`}>{children}</span>;
 
+/** A padlock, drawn: not every font has one. Eleven units high, at a point. */
+export const Padlock = ({ x = 0, y = 0 }) => (
+  <path class="padlock" transform={`translate(${x},${y})`} d="M1 5h8v6H1zM2.8 5V3.2a2.2 2.2 0 0 1 4.4 0V5" />
+);
+
 export const Lock = ({ mtls }) =>
-  mtls == null ? <span title="not told">–</span> : mtls ? <span class="good" title="mutual TLS">🔒 mTLS</span> : <span class="bad" title="plaintext">🔓 plaintext</span>;
+  mtls == null ? <span title="not told">–</span> : mtls ? (
+    <span class="good" title="mutual TLS"><svg width="10" height="12" aria-hidden="true"><Padlock /></svg> mTLS</span>
+  ) : <span class="bad" title="plaintext">plaintext</span>;
 
 export function Table({ label, head, rows, onRow }) {
   return (
@@ -69,9 +76,9 @@ export function Chart({ query = "", title }) {
       scales: { y: { range: (_, low, high) => [0, Math.max(1, high * 1.1)] }, ms: { range: (_, low, high) => [0, Math.max(10, (high ?? 0) * 1.1)] } },
       series: [
         {},
-        { label: "requests/s", stroke: colour("--accent"), width: 2, fill: colour("--accent-soft") },
-        { label: "failed/s", stroke: colour("--bad"), width: 2 },
-        { label: "p95 ms", stroke: colour("--poor"), width: 1.5, dash: [4, 4], scale: "ms", spanGaps: true },
+        { label: "requests/s", points: { show: false }, stroke: colour("--accent"), width: 2, fill: colour("--accent-soft") },
+        { label: "failed/s", points: { show: false }, stroke: colour("--bad"), width: 2 },
+        { label: "p95 ms", points: { show: false }, stroke: colour("--poor"), width: 1.5, dash: [4, 4], scale: "ms", spanGaps: true },
       ],
     }, data, place.current);
     return () => plot.destroy();

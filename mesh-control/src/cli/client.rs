@@ -36,10 +36,28 @@ impl Server {
         self.call(Method::POST, path, body.into()).await
     }
 
+    /// An answer as it is.
+    pub(super) async fn text(&self, path: &str) -> Result<String, Failure> {
+        let body = self.exchange(Method::GET, path, Bytes::new()).await?;
+        Ok(String::from_utf8_lossy(&body).into_owned())
+    }
+
+    /// The address of a page.
+    pub(super) fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
     async fn call<A: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<A, Failure> {
+        let body = self.exchange(method, path, body).await?;
+        serde_json::from_slice(&body).map_err(|error| {
+            Failure::new(FAILURE, format!("{} does not answer like a mesh control plane: {error}", self.address))
+        })
+    }
+
+    async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, Failure> {
         let request = Request::builder()
             .method(method)
-            .uri(format!("http://{}{path}", self.address))
+            .uri(self.url(path))
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(body))
             .map_err(|error| Failure::new(USAGE, format!("--server {:?} is not HOST:PORT: {error}", self.address)))?;
@@ -55,9 +73,7 @@ impl Server {
             Err(_) => return Err(self.unreachable(&format!("no answer within {} s", PATIENCE.as_secs()))),
         };
         if status.is_success() {
-            return serde_json::from_slice(&body).map_err(|error| {
-                Failure::new(FAILURE, format!("{} does not answer like a mesh control plane: {error}", self.address))
-            });
+            return Ok(body);
         }
         let problem: Problem = serde_json::from_slice(&body).map_err(|_| {
             Failure::new(FAILURE, format!("{} answers {status}, not like a mesh control plane", self.address))

@@ -44,9 +44,10 @@ impl Dev {
             None => "in memory only".to_owned(),
         };
         output::note(&format!(
-            "The control plane is ready; its state is {kept}.\n  workloads connect to  {}\n  meshctl connects to   {}\n\
+            "The control plane is ready; its state is {kept}.\n  workloads connect to  {}\n  meshctl connects to   {}\n  the console           http://{}/console/\n\
              Press Ctrl-C to end it.",
             plane.xds_address(),
+            plane.api_address(),
             plane.api_address()
         ));
         interrupted().await;

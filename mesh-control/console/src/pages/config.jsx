@@ -1,7 +1,7 @@
 // Objects: what is there, an editor with the analyzers' findings, and what became of each field in the processes.
 import { useEffect, useState } from "preact/hooks";
 import { filter, live } from "../live.js";
-import { analyze, apply, get, objects, yaml } from "../api.js";
+import { FILE, analyze, apply, get, objects, yaml } from "../api.js";
 import { Badge, Card, Empty, Findings, Table, useLoaded } from "../parts.jsx";
 import { drop, history } from "../change.jsx";
 
@@ -22,7 +22,7 @@ function Editor({ item, onDone }) {
   const [told, setTold] = useState(null);
   useEffect(() => { if (item) yaml(item.object).then(setText, (error) => setTold({ bad: true, text: error.message })); }, [item]);
   useEffect(() => {
-    const timer = setTimeout(() => analyze(text).then((found) => setFindings(found.diagnostics), () => {}), 300);
+    const timer = setTimeout(() => analyze(text).then((found) => setFindings(found.diagnostics.filter((it) => it.file === FILE)), () => {}), 300);
     return () => clearTimeout(timer);
   }, [text]);
   const send = (dryRun) => apply(text, dryRun).then(

@@ -47,8 +47,8 @@ export function Faults() {
       </Card>
       <Card title="A new fault">
         <div class="row">
-          <label>Service <select value={name} onChange={set("service")}>{names.map((it) => <option key={it}>{it}</option>)}</select></label>
-          <label>Fault <select value={form.kind} onChange={set("kind")}><option value="delay">delay</option><option value="abort">answer</option></select></label>
+          <label>Service <select aria-label="Service" value={name} onChange={set("service")}>{names.map((it) => <option key={it}>{it}</option>)}</select></label>
+          <label>Fault <select aria-label="Fault" value={form.kind} onChange={set("kind")}><option value="delay">delay</option><option value="abort">answer</option></select></label>
           {form.kind === "delay" ? <label>Seconds <input type="number" min="0.1" step="0.1" value={form.seconds} onInput={set("seconds")} /></label> : <label>Status <input type="number" min="200" max="599" value={form.status} onInput={set("status")} /></label>}
           <label>Percent <input type="number" min="0" max="100" value={form.percent} onInput={set("percent")} /></label>
         </div>

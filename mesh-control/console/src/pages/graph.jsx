@@ -3,7 +3,7 @@ import { layout as dagre, Graph as DagreGraph } from "@dagrejs/dagre";
 import { useMemo, useState } from "preact/hooks";
 import { edges, fromId, toId } from "../live.js";
 import { health, millis, percent, rate, short } from "../format.js";
-import { Badge, Card, Chart, Empty, Figures, Lock, Table } from "../parts.jsx";
+import { Badge, Card, Chart, Empty, Figures, Lock, Padlock, Table } from "../parts.jsx";
 
 const MOST = 120;
 const WIDTH = 170;
@@ -71,12 +71,13 @@ export function Graph() {
                 const share = outOf(pair.from) ? pair.rate / outOf(pair.from) : 0;
                 const words = `${pair.from} calls ${pair.to}: ${rate(pair.rate)} requests a second, ${percent(errors)} failed, p95 ${millis(pair.p95)}${pair.mtls ? ", mutual TLS" : pair.mtls === false ? ", plaintext" : ""}`;
                 return (
-                  <g key={pair.id} class={`edge ${health(errors, pair.rate)} ${chosen === pair.id ? "chosen" : ""}`} role="button" tabIndex={0}
+                  <g key={pair.id} class={`edge ${health(errors, pair.rate)} ${chosen === pair.id ? "chosen" : ""}`} role="button" tabindex="0"
                     aria-label={words} data-from={pair.from} data-to={pair.to} data-rate={pair.rate} data-mtls={String(pair.mtls)}
                     onClick={() => choose(pair.id)} onKeyDown={(event) => event.key === "Enter" && choose(pair.id)}>
                     <path d={line(points)} class="reach" /><path d={line(points)} class="way" marker-end="url(#arrow)" />
+                    {pair.mtls && <Padlock x={middle.x - 48} y={middle.y - 17} />}
                     <text x={middle.x} y={middle.y - 6} text-anchor="middle">
-                      {pair.mtls ? "🔒 " : ""}{rate(pair.rate)}/s{share > 0 && share < 0.995 ? ` · ${percent(share)}` : ""}
+                      {rate(pair.rate)}/s{share > 0 && share < 0.995 ? ` · ${percent(share)}` : ""}
                     </text>
                     <text x={middle.x} y={middle.y + 12} text-anchor="middle" class="second">
                       {errors > 0 ? `${percent(errors)} failed · ` : ""}{millis(pair.p95)}

@@ -6,8 +6,11 @@ import { Badge, Card, Empty, Lock, Table, useLoaded } from "../parts.jsx";
 
 const KINDS = ["PeerAuthentication", "RequestAuthentication", "AuthorizationPolicy"];
 
+/** `spiffe://cluster.local/ns/default/sa/ratings` as `default/ratings`, whole when pointed at. */
+const Identity = ({ of }) => (of ? <span title={of}>{of.replace(/^spiffe:\/\/[^/]*\/ns\/([^/]*)\/sa\//, "$1/")}</span> : "–");
+
 export function Security() {
-  const loaded = useLoaded(async () => (await Promise.all(KINDS.map((kind) => objects(kind).catch(() => [])))).flat(), [live.value.version]);
+  const loaded = useLoaded(async () => (await objects()).filter((it) => KINDS.includes(it.key.kind)), [live.value.version]);
   const policies = loaded.value ?? [];
   const denied = edges.value.flatMap((edge) => edge.outcomes.filter(([it]) => it.code === "403" || it.code === "401" || it.grpc === "7" || it.grpc === "16").map(([it, count]) => ({ edge, it, count })));
   return (
@@ -15,7 +18,7 @@ export function Security() {
       <Card title="Who calls whom">
         {edges.value.length === 0 ? <Empty>No calls in the last quarter of an hour.</Empty> : (
           <Table label="Who calls whom" head={["From", "Identity", "To", "Identity", "Requests/s", "Connection"]}
-            rows={edges.value.map((edge, index) => ({ id: String(index), cells: [fromId(edge), edge.source_principal || "–", toId(edge), edge.destination_principal || "–", rate(edge.rate), <Lock mtls={edge.mtls} />] }))} />
+            rows={edges.value.map((edge, index) => ({ id: String(index), cells: [fromId(edge), <Identity of={edge.source_principal} />, toId(edge), <Identity of={edge.destination_principal} />, rate(edge.rate), <Lock mtls={edge.mtls} />] }))} />
         )}
       </Card>
       <Card title="Denied">
