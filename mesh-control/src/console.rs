@@ -178,7 +178,7 @@ async fn index(Shared(console): Shared<Console>) -> Response {
 }
 
 async fn live(Shared(console): Shared<Console>) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
-    let told = WatchStream::new(console.live.clone()).map(|live| Ok(Event::default().data(&*live)));
+    let told = WatchStream::new(console.live).map(|live| Ok(Event::default().data(&*live)));
     Sse::new(told).keep_alive(KeepAlive::default())
 }
 

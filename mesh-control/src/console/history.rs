@@ -240,7 +240,7 @@ impl History {
             .iter()
             .map(|(key, edge)| {
                 let mut outcomes: Vec<_> = edge.outcomes.clone().into_iter().collect();
-                outcomes.sort_by(|a, b| b.1.cmp(&a.1));
+                outcomes.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
                 Seen {
                     key: key.clone(),
                     figures: edge.told().recent(now).figures(WINDOW as f64),

@@ -241,9 +241,11 @@ impl Builder {
         let source = self.source.unwrap_or_else(Source::system);
         let (ending, is_ending) = watch::channel(false);
         let principal = identity.load().map(|identity| identity.id().to_string());
-        let refused = |address| move |error| MeshError::Admin { address, error };
-        let listener = match self.admin {
-            Some(address) => Some(Admin::bind(address).await.map_err(refused(address))?),
+        let address = self.admin;
+        let refused =
+            |error| MeshError::Admin { address: address.unwrap_or_else(|| ([127, 0, 0, 1], 0).into()), error };
+        let listener = match address {
+            Some(address) => Some(Admin::bind(address).await.map_err(refused)?),
             None => None,
         };
         let joined = match self.origin {
@@ -296,8 +298,7 @@ impl Builder {
                     services,
                     ending: is_ending,
                 };
-                let address = self.admin.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0)));
-                let admin = Admin::open(listener, shown).map_err(refused(address))?;
+                let admin = Admin::open(listener, shown).map_err(refused)?;
                 tracing::info!(target: "mesh::admin", address = %admin.address(), "admin port open");
                 Some(admin)
             }
