@@ -29,10 +29,7 @@ use mesh_xds::{
 #[cfg(feature = "xds")]
 use rustls_pki_types::CertificateDer;
 use serde_json::Value;
-use tokio::{
-    net::{TcpSocket, ToSocketAddrs, lookup_host},
-    sync::watch,
-};
+use tokio::{net::ToSocketAddrs, sync::watch};
 
 use crate::{
     admin::{Admin, Dump},
@@ -53,10 +50,12 @@ use crate::{
     tls::Identity,
 };
 
+mod bind;
 mod builder;
 mod error;
 mod handlers;
 
+use bind::bind;
 pub use builder::Builder;
 pub use error::MeshError;
 
@@ -485,22 +484,4 @@ fn service_of(workload: &Workload) -> ServiceName {
     }
     let host = format!("{}.{}.svc.cluster.local", workload.canonical_name, workload.namespace);
     ServiceName { host: host.into(), name: workload.canonical_name.clone(), namespace: workload.namespace.clone() }
-}
-
-/// Bound, but not listening: a taken port is told at once, and callers are not kept waiting for a certificate.
-async fn bind(address: impl ToSocketAddrs + fmt::Debug) -> Result<TcpSocket, MeshError> {
-    let name = format!("{address:?}");
-    let failed = |error: io::Error| MeshError::Bind { address: name.trim_matches('"').to_owned(), error };
-    let mut last = io::Error::new(io::ErrorKind::InvalidInput, "it names no address");
-    for address in lookup_host(address).await.map_err(&failed)? {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.map_err(&failed)?;
-        // A restarted server takes its port although connections of its predecessor are still closing.
-        #[cfg(unix)]
-        socket.set_reuseaddr(true).map_err(&failed)?;
-        match socket.bind(address) {
-            Ok(()) => return Ok(socket),
-            Err(error) => last = error,
-        }
-    }
-    Err(failed(last))
 }
