@@ -18,14 +18,13 @@ use std::{
 
 use bytes::{Buf, Bytes};
 use futures_util::task::AtomicWaker;
-use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use pin_project_lite::pin_project;
 
 use crate::{
-    error::{BoxError, Error, ErrorKind},
-    layer::Player,
+    error::{BoxError, Error},
+    layer::{Player, Watch, Watchers},
 };
 
 /// A request's body inside the layers, and what a leaf is given.
@@ -274,7 +273,7 @@ impl Passing {
 }
 
 pin_project! {
-    /// The body of a response of the mesh's clients: what the destination sent, or the mesh's own words.
+    /// The body of a response: what the destination sent, or the mesh's own words.
     ///
     /// A gRPC stream that the mesh has to end (a deadline, a lost connection) ends with trailers that say why.
     #[must_use = "bodies do nothing unless polled"]
@@ -289,7 +288,7 @@ pin_project! {
     #[project = AnswerProj]
     enum Answer<B> {
         Here { bytes: Bytes },
-        There { #[pin] body: B },
+        There { #[pin] body: B, watch: Watch },
         Over,
     }
 }
@@ -300,9 +299,36 @@ impl<B> ResponseBody<B> {
         Self { kind: Answer::Here { bytes }, is_grpc: false }
     }
 
-    /// What the destination sends.
-    pub(crate) fn there(body: B, is_grpc: bool) -> Self {
-        Self { kind: Answer::There { body }, is_grpc }
+    /// What the destination sends; nobody watches it yet.
+    pub(crate) fn there(body: B) -> Self {
+        Self { kind: Answer::There { body, watch: Watch::new() }, is_grpc: false }
+    }
+
+    /// If the mesh ends it, that is said in trailers.
+    pub(crate) fn of_grpc(mut self, is_grpc: bool) -> Self {
+        self.is_grpc = is_grpc;
+        self
+    }
+
+    /// Who watches it, while there is anything to watch.
+    pub(crate) fn watchers(&mut self) -> Option<&mut Watchers> {
+        self.watched().map(|(_, watchers)| watchers)
+    }
+
+    /// The destination's body with those who watch it.
+    pub(crate) fn watched(&mut self) -> Option<(&mut B, &mut Watchers)> {
+        match &mut self.kind {
+            Answer::There { body, watch } => Some((body, watch.watchers())),
+            Answer::Here { .. } | Answer::Over => None,
+        }
+    }
+
+    /// The same, to ask something.
+    pub(crate) fn watched_by(&self) -> Option<&Watchers> {
+        match &self.kind {
+            Answer::There { watch, .. } => watch.get(),
+            Answer::Here { .. } | Answer::Over => None,
+        }
     }
 }
 
@@ -323,29 +349,24 @@ where
                 this.kind.set(Answer::Over);
                 Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
             }
-            AnswerProj::There { body } => match std::task::ready!(body.poll_frame(cx)) {
-                Some(Ok(frame)) => Poll::Ready(Some(Ok(frame))),
-                None => {
+            AnswerProj::There { body, watch } => {
+                let (frame, over) = std::task::ready!(watch.watchers().poll_frame(body, cx));
+                if over {
+                    // Letting go of the body frees its connection, if that was not free already.
                     this.kind.set(Answer::Over);
-                    Poll::Ready(None)
                 }
-                Some(Err(error)) => {
-                    this.kind.set(Answer::Over);
-                    let error = Error::from_boxed(ErrorKind::Reset, error.into());
-                    if *this.is_grpc {
-                        let trailers: HeaderMap = error.to_trailers();
-                        return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
-                    }
-                    Poll::Ready(Some(Err(error)))
-                }
-            },
+                Poll::Ready(match frame {
+                    Some(Err(error)) if *this.is_grpc => Some(Ok(Frame::trailers(error.to_trailers()))),
+                    frame => frame,
+                })
+            }
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.kind {
             Answer::Here { bytes } => bytes.is_empty(),
-            Answer::There { body } => body.is_end_stream(),
+            Answer::There { body, watch } => watch.get().is_none_or(|watchers| watchers.is_end_stream(body)),
             Answer::Over => true,
         }
     }
@@ -353,7 +374,15 @@ where
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
             Answer::Here { bytes } => SizeHint::with_exact(bytes.len() as u64),
-            Answer::There { body } => body.size_hint(),
+            Answer::There { body, watch } => {
+                let (rest, ahead) = (body.size_hint(), watch.get().map_or(0, Watchers::bytes_ahead));
+                let mut hint = SizeHint::new();
+                hint.set_lower(rest.lower().saturating_add(ahead));
+                if let Some(upper) = rest.upper().and_then(|upper| upper.checked_add(ahead)) {
+                    hint.set_upper(upper);
+                }
+                hint
+            }
             Answer::Over => SizeHint::with_exact(0),
         }
     }
@@ -372,6 +401,7 @@ mod tests {
     use http_body_util::{Empty, StreamBody};
 
     use super::*;
+    use crate::error::ErrorKind;
 
     #[tokio::test]
     async fn single_chunks_are_not_boxed_and_repeat() {
@@ -403,7 +433,7 @@ mod tests {
     async fn grpc_streams_end_in_trailers_when_the_mesh_ends_them() {
         let frames = [Err::<Frame<Bytes>, _>(Error::msg(ErrorKind::Timeout, "x"))];
         let body = StreamBody::new(futures_util::stream::iter(frames));
-        let trailers = ResponseBody::there(body, true).collect().await.unwrap().trailers().cloned().unwrap();
+        let trailers = ResponseBody::there(body).of_grpc(true).collect().await.unwrap().trailers().cloned().unwrap();
         assert_eq!(trailers["grpc-status"], "4");
     }
 }

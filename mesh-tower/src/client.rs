@@ -24,9 +24,8 @@ use crate::{
     dial::{self, Dialled},
     error::{BoxError, Error, ErrorKind, ResponseFlags},
     layer::{
-        Balance, BalanceLayer, FaultLayer, Faulty, Guarded, MirrorLayer, Mirrored, Peeked, Picked, RateLimitLayer,
-        RateLimited, Retry, RetryLayer, Route, RouteLayer, Stage, TelemetryLayer, Telling, Timed, Timeout,
-        TimeoutLayer, Told,
+        Balance, BalanceLayer, FaultLayer, Faulty, MirrorLayer, Mirrored, Picked, RateLimitLayer, RateLimited, Retry,
+        RetryLayer, Route, RouteLayer, Stage, TelemetryLayer, Telling, Timeout, TimeoutLayer,
     },
     live::Live,
     message::Message,
@@ -77,10 +76,7 @@ struct Parts {
 
 type Stack<L> = Route<Telling<RateLimited<Faulty<Timeout<Mirrored<Retry<Balance<L>>>>>>>>;
 
-/// The body of a response, as the layers above a leaf with body `B` wrap it.
-pub type ClientBody<B> = ResponseBody<Told<Timed<Peeked<Guarded<B>>>>>;
-
-type Answer<B> = Pin<Box<dyn Future<Output = Result<http::Response<ClientBody<B>>, Error>> + Send>>;
+type Answer<B> = Pin<Box<dyn Future<Output = Result<http::Response<ResponseBody<B>>, Error>> + Send>>;
 
 /// An HTTP client of the mesh: a `tower::Service` of any `http::Request`, HTTP/1.1, HTTP/2 and gRPC alike.
 ///
@@ -209,7 +205,7 @@ where
             let is_grpc = is_grpc(request.headers());
             let is_head = *request.method() == http::Method::HEAD;
             match stack.send(request).await {
-                Ok(response) => Ok(response.map(|body| ResponseBody::there(body, is_grpc))),
+                Ok(response) => Ok(response.map(|body| body.of_grpc(is_grpc))),
                 Err(error) => answer(error, is_grpc, is_head),
             }
         })
@@ -249,7 +245,7 @@ where
     R::Data: Buf + Send,
     R::Error: Into<BoxError>,
 {
-    type Response = http::Response<ClientBody<B>>;
+    type Response = http::Response<ResponseBody<B>>;
     type Error = Error;
     type Future = Answer<B>;
 
@@ -286,7 +282,7 @@ where
     R::Data: Buf + Send,
     R::Error: Into<BoxError>,
 {
-    type Response = http::Response<ClientBody<B>>;
+    type Response = http::Response<ResponseBody<B>>;
     type Error = Error;
     type Future = Answer<B>;
 

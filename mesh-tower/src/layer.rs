@@ -153,8 +153,9 @@ mod retry;
 mod route;
 mod telemetry;
 mod timeout;
+mod watch;
 
-pub use balance::{Balance, BalanceLayer, Guarded};
+pub use balance::{Balance, BalanceLayer};
 pub use between::{Between, Hosting, Onward};
 pub use fault::{FaultLayer, Faulty};
 pub use fixed::{Fixed, FixedRoute};
@@ -162,10 +163,11 @@ pub use leaf::{Leaf, LeafLayer};
 pub use mirror::{MirrorLayer, Mirrored};
 pub use rate_limit::{RateLimitLayer, RateLimited};
 pub(crate) use retry::Player;
-pub use retry::{Peeked, Retry, RetryLayer, WaitForReady};
+pub use retry::{Retry, RetryLayer, WaitForReady};
 pub use route::{Route, RouteLayer};
-pub use telemetry::{TelemetryLayer, Telling, Told};
-pub use timeout::{Timed, Timeout, TimeoutLayer};
+pub use telemetry::{TelemetryLayer, Telling};
+pub use timeout::{Timeout, TimeoutLayer};
+pub(crate) use watch::{Watch, Watchers};
 
 /// A service that is always ready and is called by reference: how layers nest without boxing.
 #[diagnostic::on_unimplemented(

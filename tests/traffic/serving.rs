@@ -190,7 +190,7 @@ async fn a_watched_server_is_left_before_it_goes() {
     assert!(from[..20].contains(&"going".to_owned()) && !from[20..].contains(&"going".to_owned()), "{from:?}");
 }
 
-type Watching = http::Response<mesh_tower::client::ClientBody<mesh_tower::PooledBody>>;
+type Watching = http::Response<mesh_tower::ResponseBody<mesh_tower::PooledBody>>;
 
 async fn watch(program: &Program) -> Watching {
     let request = Request::post("http://app/grpc.health.v1.Health/Watch")

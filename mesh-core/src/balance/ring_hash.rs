@@ -15,10 +15,8 @@ use crate::config::{HashFunction, RingHash};
 /// A ring.
 #[derive(Debug)]
 pub(super) struct Ring {
-    /// In order.
-    hashes: Vec<u64>,
-    /// Of each entry, the place of its endpoint.
-    owners: Vec<u32>,
+    /// Hashes in order, each with the place of its endpoint.
+    entries: Vec<(u64, u32)>,
     /// Where the entries of each bucket begin.
     buckets: Vec<u32>,
     shift: u32,
@@ -58,28 +56,27 @@ impl Ring {
             }
             buckets.push(at as u32);
         }
-        let (hashes, owners) = entries.into_iter().unzip();
-        Self { hashes, owners, buckets, shift }
+        Self { entries, buckets, shift }
     }
 
     /// The place of the first entry at or after `hash`.
     pub(super) fn find(&self, hash: u64) -> usize {
         let mut at = self.buckets.get((hash >> self.shift) as usize).map_or(0, |start| *start as usize);
-        while self.hashes.get(at).is_some_and(|entry| *entry < hash) {
+        while self.entries.get(at).is_some_and(|(entry, _)| *entry < hash) {
             at += 1;
         }
-        if at < self.hashes.len() { at } else { 0 }
+        if at < self.entries.len() { at } else { 0 }
     }
 
     /// Whose entry is at a place, counted round the ring.
     pub(super) fn owner(&self, at: usize) -> Option<usize> {
-        let at = if at < self.owners.len() { at } else { at % self.owners.len().max(1) };
-        self.owners.get(at).map(|owner| *owner as usize)
+        let at = if at < self.entries.len() { at } else { at % self.entries.len().max(1) };
+        self.entries.get(at).map(|(_, owner)| *owner as usize)
     }
 
     /// How many entries it has.
     pub(super) fn len(&self) -> usize {
-        self.owners.len()
+        self.entries.len()
     }
 }
 
@@ -117,9 +114,10 @@ mod tests {
             for min_size in [1, 7, 1_024] {
                 let ring = Ring::new(&members, &RingHash { min_size, ..RingHash::default() });
                 assert!(ring.len() >= n.max(min_size as usize), "{n} {min_size}: {}", ring.len());
-                let around = ring.hashes.iter().flat_map(|hash| [hash.wrapping_sub(1), *hash, hash.wrapping_add(1)]);
+                let around =
+                    ring.entries.iter().flat_map(|(hash, _)| [hash.wrapping_sub(1), *hash, hash.wrapping_add(1)]);
                 for hash in around.chain([0, u64::MAX]) {
-                    let expected = ring.hashes.partition_point(|entry| *entry < hash) % ring.len();
+                    let expected = ring.entries.partition_point(|(entry, _)| *entry < hash) % ring.len();
                     assert_eq!(ring.find(hash), expected, "{n} {min_size} {hash:x}");
                 }
             }
@@ -133,7 +131,7 @@ mod tests {
             let keys: Vec<_> = (0..shares.len()).map(|at| format!("10.0.0.{at}:80")).collect();
             let members: Vec<_> = keys.iter().map(String::as_str).zip(shares.iter().copied()).collect();
             let ring = Ring::new(&members, &RingHash { min_size, max_size, ..RingHash::default() });
-            (0..shares.len()).map(|at| ring.owners.iter().filter(|owner| **owner as usize == at).count()).collect()
+            (0..shares.len()).map(|at| ring.entries.iter().filter(|(_, owner)| *owner as usize == at).count()).collect()
         };
         for (shares, min_size, max_size, expected) in [
             (&[0.25, 0.75][..], 4, 100, vec![1, 3]),

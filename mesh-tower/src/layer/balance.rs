@@ -5,17 +5,11 @@
 //! was. A response that is let go of half-way counts by its status; a try that is dropped before any response is a
 //! cancelled one and counts for nothing, unless its time had run out, which is the endpoint's doing.
 
-use std::{
-    fmt,
-    net::SocketAddr,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll, ready},
-};
+use std::{net::SocketAddr, sync::Arc};
 
 use bytes::Bytes;
 use http::{HeaderMap, header, uri::Authority};
-use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body::{Body as HttpBody, Frame};
 use mesh_core::{
     config::{Discovery, EndpointAddress},
     endpoint::{Endpoint, Pick},
@@ -27,13 +21,13 @@ use mesh_core::{
     rewrite,
     time::Time,
 };
-use pin_project_lite::pin_project;
 use tokio::time::Instant;
 use tower_layer::Layer;
 
 use super::{Attempt, Call, Picked, Routed, Stage};
 use crate::{
-    error::{BoxError, Error, ErrorKind},
+    body::ResponseBody,
+    error::{Error, ErrorKind},
     message::Message,
     source::{self, Clock, Source},
     telemetry::tell_ejections,
@@ -143,7 +137,7 @@ where
     S: Stage<Picked, Response = http::Response<B>>,
     B: HttpBody + Send,
 {
-    type Response = http::Response<Guarded<B>>;
+    type Response = http::Response<ResponseBody<B>>;
 
     async fn call(&self, attempt: Attempt) -> Result<Self::Response, Error> {
         let Attempt { mut request, call, deadline, try_deadline, number, begun } = attempt;
@@ -171,7 +165,11 @@ where
         if response.body().is_end_stream() {
             guard.end(now);
         }
-        Ok(response.map(|body| Guarded { body, guard }))
+        let mut response = response.map(ResponseBody::there);
+        if let Some(watchers) = response.body_mut().watchers() {
+            watchers.guard = Some(guard);
+        }
+        Ok(response)
     }
 }
 
@@ -180,7 +178,7 @@ where
     S: Stage<Picked, Response = http::Response<B>>,
     B: HttpBody + Send,
 {
-    type Response = http::Response<Guarded<B>>;
+    type Response = http::Response<ResponseBody<B>>;
 
     async fn call(&self, routed: Routed) -> Result<Self::Response, Error> {
         self.call(Attempt::from(routed)).await
@@ -189,7 +187,7 @@ where
 
 /// A pick under way, and what is known of how it goes.
 #[derive(Debug)]
-struct Guard {
+pub(super) struct Guard {
     pick: Option<Pick>,
     clock: Clock,
     deadline: Option<Instant>,
@@ -223,6 +221,26 @@ impl Guard {
         }
         if self.is_grpc && self.seen.is_none() {
             self.seen = Some(Outcome::grpc_response(200, grpc_status(trailers)));
+        }
+    }
+
+    /// The next frame of the body came, or that there is none; `over` says that it was the last.
+    pub(super) fn passed(&mut self, frame: Option<&Result<Frame<Bytes>, Error>>, over: bool) {
+        if self.pick.is_none() {
+            return;
+        }
+        match frame {
+            Some(Ok(frame)) => {
+                if let Some(trailers) = frame.trailers_ref() {
+                    let now = self.clock.now();
+                    self.trailers(trailers, now);
+                    self.end(now);
+                } else if over {
+                    self.end(self.clock.now());
+                }
+            }
+            Some(Err(error)) => self.settle(&error.outcome(), self.clock.now()),
+            None => self.end(self.clock.now()),
         }
     }
 
@@ -262,64 +280,6 @@ impl Drop for Guard {
         } else if let Some(seen) = self.seen {
             self.settle(&seen, self.clock.at(now));
         }
-    }
-}
-
-pin_project! {
-    /// A response's body that holds its endpoint's slot until it ends.
-    #[must_use = "bodies do nothing unless polled"]
-    pub struct Guarded<B> {
-        #[pin]
-        body: B,
-        guard: Guard,
-    }
-}
-
-impl<B> fmt::Debug for Guarded<B> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Guarded").finish_non_exhaustive()
-    }
-}
-
-impl<B> HttpBody for Guarded<B>
-where
-    B: HttpBody<Data = Bytes>,
-    B::Error: Into<BoxError>,
-{
-    type Data = Bytes;
-    type Error = Error;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let mut this = self.project();
-        match ready!(this.body.as_mut().poll_frame(cx)) {
-            Some(Ok(frame)) => {
-                if let Some(trailers) = frame.trailers_ref() {
-                    let now = this.guard.clock.now();
-                    this.guard.trailers(trailers, now);
-                    this.guard.end(now);
-                } else if this.body.is_end_stream() {
-                    this.guard.end(this.guard.clock.now());
-                }
-                Poll::Ready(Some(Ok(frame)))
-            }
-            Some(Err(error)) => {
-                let error = Error::from_boxed(ErrorKind::Reset, error.into());
-                this.guard.settle(&error.outcome(), this.guard.clock.now());
-                Poll::Ready(Some(Err(error)))
-            }
-            None => {
-                this.guard.end(this.guard.clock.now());
-                Poll::Ready(None)
-            }
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 

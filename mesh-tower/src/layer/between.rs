@@ -19,7 +19,7 @@ use tower_service::Service;
 
 use super::{Call, Routed, Stage};
 use crate::{
-    body::Body,
+    body::{Body, ResponseBody},
     error::{BoxError, Error, ErrorKind},
     source,
 };
@@ -68,23 +68,24 @@ struct Rider {
 #[derive(Clone, Debug)]
 pub struct Hosting<S>(S);
 
-impl<S> Stage<Routed> for Hosting<S>
+impl<S, B> Stage<Routed> for Hosting<S>
 where
-    S: Service<http::Request<Body>> + Clone + Send + Sync,
-    S::Response: Send,
+    S: Service<http::Request<Body>, Response = http::Response<B>> + Clone + Send + Sync,
     S::Error: Into<BoxError>,
     S::Future: Send,
+    B: Send,
 {
-    type Response = S::Response;
+    type Response = http::Response<ResponseBody<B>>;
 
-    async fn call(&self, routed: Routed) -> Result<S::Response, Error> {
+    async fn call(&self, routed: Routed) -> Result<Self::Response, Error> {
         let Routed { mut request, call, deadline, .. } = routed;
         request.extensions_mut().insert(Rider { call, deadline });
         let mut service = self.0.clone();
         // Errors of the layers below pass through your layer as they are.
         let ours = |error: S::Error| Error::from_boxed(ErrorKind::Invalid, error.into());
         poll_fn(|cx| service.poll_ready(cx)).await.map_err(ours)?;
-        service.call(request.into_request()).await.map_err(ours)
+        // Your layer may have made another body of ours.
+        service.call(request.into_request()).await.map(|response| response.map(ResponseBody::there)).map_err(ours)
     }
 }
 

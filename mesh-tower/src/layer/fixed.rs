@@ -21,7 +21,10 @@ use mesh_core::{
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::{Call, Routed, Stage, route::Departure};
+use super::{
+    Call, Routed, Stage,
+    route::{Departure, arrive},
+};
 use crate::{
     body::Body,
     error::{BoxError, Error},
@@ -115,7 +118,8 @@ where
         if request.is_some() {
             call = call.remembering(request);
         }
-        departure.go(call, &self.inner).await
+        let returned = self.inner.call(departure.leave(&call)).await;
+        arrive(call, returned)
     }
 }
 

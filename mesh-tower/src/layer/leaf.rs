@@ -13,7 +13,7 @@ use tower_service::Service;
 
 use super::{Attempt, Picked, Routed, Stage};
 use crate::{
-    body::Body,
+    body::{Body, ResponseBody},
     error::{BoxError, Error, ErrorKind},
 };
 
@@ -79,9 +79,9 @@ where
     B: Send,
     R: Send,
 {
-    type Response = http::Response<R>;
+    type Response = http::Response<ResponseBody<R>>;
 
-    async fn call(&self, routed: Routed) -> Result<http::Response<R>, Error> {
+    async fn call(&self, routed: Routed) -> Result<Self::Response, Error> {
         self.call(Attempt::from(routed)).await
     }
 }
@@ -94,14 +94,14 @@ where
     B: Send,
     R: Send,
 {
-    type Response = http::Response<R>;
+    type Response = http::Response<ResponseBody<R>>;
 
-    async fn call(&self, attempt: Attempt) -> Result<http::Response<R>, Error> {
+    async fn call(&self, attempt: Attempt) -> Result<Self::Response, Error> {
         if let Some(answer) = attempt.call.own_answer() {
             return Err(answer);
         }
         attempt.call.journal().attempts = attempt.number;
-        self.send(attempt.request.into_request()).await
+        Ok(self.send(attempt.request.into_request()).await?.map(ResponseBody::there))
     }
 }
 

@@ -29,8 +29,9 @@ use rand::RngCore;
 use tokio::time::{Instant, sleep, sleep_until};
 use tower_layer::Layer;
 
-use super::{Attempt, Call, Routed, Stage};
+use super::{Attempt, Call, Routed, Stage, Watchers};
 use crate::{
+    body::ResponseBody,
     context::{self, tell_time_left},
     error::{BoxError, Error, ErrorKind},
     message::Message,
@@ -47,7 +48,7 @@ mod throttle;
 
 use head::Head;
 use hedge::Pace;
-pub use peek::Peeked;
+pub(super) use peek::{Ahead, Read};
 pub use ready::WaitForReady;
 pub(crate) use replay::Player;
 use replay::Tape;
@@ -132,11 +133,11 @@ pub struct Retry<S> {
 
 impl<S, B> Stage<Routed> for Retry<S>
 where
-    S: Stage<Attempt, Response = http::Response<B>>,
+    S: Stage<Attempt, Response = http::Response<ResponseBody<B>>>,
     B: HttpBody<Data = Bytes> + Send + Unpin,
     B::Error: Into<BoxError>,
 {
-    type Response = http::Response<Peeked<B>>;
+    type Response = S::Response;
 
     async fn call(&self, routed: Routed) -> Result<Self::Response, Error> {
         self.layer.budget.deposit();
@@ -154,7 +155,7 @@ where
         if policy.is_none() && pace.is_none() && !transparent && !waits {
             mark(request.headers_mut(), 1, 0, plan.is_grpc, deadline, now);
             let only = Attempt { request, call: call.clone(), deadline, try_deadline: deadline, number: 1, begun: now };
-            return Ok(self.inner.call(only).await?.map(Peeked::new));
+            return self.inner.call(only).await;
         }
 
         let body = std::mem::take(request.body_mut());
@@ -279,12 +280,12 @@ struct Patience {
 
 impl<S, B> Retry<S>
 where
-    S: Stage<Attempt, Response = http::Response<B>>,
+    S: Stage<Attempt, Response = http::Response<ResponseBody<B>>>,
     B: HttpBody<Data = Bytes> + Send + Unpin,
     B::Error: Into<BoxError>,
 {
     /// One try after the other.
-    async fn again_and_again(&self, course: &mut Course<'_>) -> Result<http::Response<Peeked<B>>, Error> {
+    async fn again_and_again(&self, course: &mut Course<'_>) -> Result<http::Response<ResponseBody<B>>, Error> {
         // One of the cluster's `max_retries`, held while a retry is under way.
         let mut slot = None;
         let mut waited = 0;
@@ -320,21 +321,21 @@ where
     }
 
     /// One try, to the headers of its response; and to its trailers, if these are what tells how it went.
-    async fn send(&self, attempt: Attempt, patience: Patience) -> Result<http::Response<Peeked<B>>, Error> {
+    async fn send(&self, attempt: Attempt, patience: Patience) -> Result<http::Response<ResponseBody<B>>, Error> {
         let Patience { limit, idle, peek } = patience;
         let call = (peek || idle.is_some()).then(|| attempt.call.clone());
         // Only made where there is something to wait for beside the answer.
         let mut clock = (limit.is_some() || idle.is_some()).then(|| Box::pin(out_of_time(limit, idle, call.clone())));
         let mut answer = pin!(self.inner.call(attempt));
-        let mut response = within(answer.as_mut(), &mut clock).await??.map(Peeked::new);
+        let mut response = within(answer.as_mut(), &mut clock).await??;
         if peek && call.is_some_and(|call| ends_tell(&call, &response)) {
-            within(pin!(response.body_mut().peek()), &mut clock).await?;
+            within(pin!(peek::peek(response.body_mut())), &mut clock).await?;
         }
         Ok(response)
     }
 
     /// What core says of a try that ended, told in the response's flags.
-    fn judge(&self, course: &mut Course<'_>, result: &Result<http::Response<Peeked<B>>, Error>) -> Verdict {
+    fn judge(&self, course: &mut Course<'_>, result: &Result<http::Response<ResponseBody<B>>, Error>) -> Verdict {
         let Some((outcome, headers)) = ended(course, result) else { return Verdict::GiveUp(Why::NotAsked) };
         // Read only for the headers that name a moment.
         let is_dated = course.policy.is_some_and(|policy| policy.rate_limited.is_some());
@@ -403,13 +404,14 @@ fn is_over<B: HttpBody>(result: &Result<http::Response<B>, Error>) -> bool {
 /// What became of a try, and the headers or trailers that say so; `None` when no other can end otherwise.
 fn ended<'a, B>(
     course: &Course<'_>,
-    result: &'a Result<http::Response<Peeked<B>>, Error>,
+    result: &'a Result<http::Response<ResponseBody<B>>, Error>,
 ) -> Option<(Outcome, Option<&'a HeaderMap>)> {
     match result {
         Err(error) if error.is_final() => None,
         Err(error) => Some((error.outcome(), None)),
         Ok(response) => {
-            let headers = response.body().trailers().unwrap_or_else(|| response.headers());
+            let ahead = response.body().watched_by().and_then(Watchers::trailers);
+            let headers = ahead.unwrap_or_else(|| response.headers());
             let outcome = outcome(response.status().as_u16(), headers, course.call.plan().is_grpc);
             Some((outcome, Some(headers)))
         }

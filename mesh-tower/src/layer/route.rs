@@ -156,21 +156,31 @@ impl<S> Route<S> {
 }
 
 impl<S> Shared<S> {
-    /// What the configuration says of the request, or why it says nothing.
-    async fn plan(&self, departure: &mut Departure) -> Result<Call, Error> {
-        let (live, port) = match &self.layer.routes {
-            Routes::Split(snapshot) => return self.decide(snapshot, Some(SPLIT_PORT), None, departure),
-            Routes::Live { live, port: None } if live.dialling().is_some() => return self.dial(live, departure).await,
-            Routes::Live { live, port } => (live, port.or_else(|| live.only_port())),
-        };
-        let waits = departure.message.parts().extensions.get::<WaitForReady>().is_some();
-        let waiting = |call: Call| if waits { call.waiting_on(live) } else { call };
-        if let Some(snapshot) = live.current().as_ref() {
-            return self.decide(snapshot, port, None, departure).map(waiting);
+    /// What the configuration says of the request; `None` while there is none, or where it is to be asked for.
+    fn plan(&self, departure: &mut Departure) -> Option<Result<Call, Error>> {
+        match &self.layer.routes {
+            Routes::Split(snapshot) => Some(self.decide(snapshot, Some(SPLIT_PORT), None, departure)),
+            Routes::Live { live, port: None } if live.dialling().is_some() => None,
+            Routes::Live { live, port } => {
+                let snapshot = live.current();
+                let port = port.or_else(|| live.only_port());
+                Some(self.decide_live(live, snapshot.as_ref()?, (port, None), departure))
+            }
         }
-        match Box::pin(live.ready(departure.deadline)).await {
-            Some(snapshot) => self.decide(&snapshot, port, None, departure).map(waiting),
-            None => Ok(departure.not_ready(self.layer.source.next_request())),
+    }
+
+    /// The same when there is one, or why there is none in time.
+    async fn plan_later(&self, departure: &mut Departure) -> Result<Call, Error> {
+        match &self.layer.routes {
+            Routes::Live { live, port: None } if live.dialling().is_some() => self.dial(live, departure).await,
+            Routes::Live { live, port } => match live.ready(departure.deadline).await {
+                Some(snapshot) => {
+                    let port = port.or_else(|| live.only_port());
+                    self.decide_live(live, &snapshot, (port, None), departure)
+                }
+                None => Ok(departure.not_ready(self.layer.source.next_request())),
+            },
+            Routes::Split(snapshot) => self.decide(snapshot, Some(SPLIT_PORT), None, departure),
         }
     }
 
@@ -193,16 +203,27 @@ impl<S> Shared<S> {
             Ok(dialled) => dialled,
             Err(why) => return Ok(departure.refuse((ErrorKind::NoRoute, why), self.layer.source.next_request())),
         };
-        let waits = departure.message.parts().extensions.get::<WaitForReady>().is_some();
-        let waiting = |call: Call| if waits { call.waiting_on(live) } else { call };
         let name: &str = dialled.listener();
         if let Some(snapshot) = live.current().as_ref().filter(|snapshot| snapshot.has_target(name)) {
-            return self.decide(snapshot, None, Some(name), departure).map(waiting);
+            return self.decide_live(live, snapshot, (None, Some(name)), departure);
         }
-        match Box::pin(live.ready_for(departure.deadline, |snapshot| snapshot.has_target(name))).await {
-            Some(snapshot) => self.decide(&snapshot, None, Some(name), departure).map(waiting),
+        match live.ready_for(departure.deadline, |snapshot| snapshot.has_target(name)).await {
+            Some(snapshot) => self.decide_live(live, &snapshot, (None, Some(name)), departure),
             None => Ok(departure.not_ready(self.layer.source.next_request())),
         }
+    }
+
+    /// With what it waits on, if it is to wait for an endpoint.
+    fn decide_live(
+        &self,
+        live: &Arc<Live>,
+        snapshot: &Snapshot,
+        (port, target): (Option<u16>, Option<&str>),
+        departure: &mut Departure,
+    ) -> Result<Call, Error> {
+        let waits = departure.message.extensions().get::<WaitForReady>().is_some();
+        let call = self.decide(snapshot, port, target, departure)?;
+        Ok(if waits { call.waiting_on(live) } else { call })
     }
 
     fn decide(
@@ -286,8 +307,12 @@ where
     /// One request, there and back.
     pub(crate) async fn send(&self, request: Message) -> Result<http::Response<B>, Error> {
         let mut departure = Departure::of(request);
-        let call = self.plan(&mut departure).await?;
-        departure.go(call, &self.inner).await
+        let call = match self.plan(&mut departure) {
+            Some(call) => call?,
+            None => Box::pin(self.plan_later(&mut departure)).await?,
+        };
+        let returned = self.inner.call(departure.leave(&call)).await;
+        arrive(call, returned)
     }
 }
 
@@ -352,28 +377,9 @@ impl Departure {
         Self { message, progress, deadline, source }
     }
 
-    /// Through the layers below, and back.
-    pub(super) async fn go<S, B>(self, call: Call, inner: &S) -> Result<http::Response<B>, Error>
-    where
-        S: Stage<Routed, Response = http::Response<B>>,
-    {
-        let request = self.message;
-        match inner.call(Routed { request, call: call.clone(), deadline: self.deadline, now: call.begun() }).await {
-            Ok(mut response) => {
-                rewrite::set_cookies(call.plan(), response.headers_mut());
-                if call.plan().route.session.is_some() {
-                    let endpoint = call.journal().endpoint.clone();
-                    endpoint.iter().for_each(|it| session::tell(call.plan(), it, response.headers_mut()));
-                }
-                call.change_response(response.status(), response.headers_mut());
-                let flags = call.flags();
-                if !flags.is_empty() {
-                    response.extensions_mut().insert(ResponseFlags { flags, details: "via_upstream" });
-                }
-                Ok(response)
-            }
-            Err(error) => Err(error.with_flags(call.flags()).of_call(call)),
-        }
+    /// What goes through the layers below.
+    pub(super) fn leave(self, call: &Call) -> Routed {
+        Routed { request: self.message, call: call.clone(), deadline: self.deadline, now: call.begun() }
     }
 
     fn not_ready(&mut self, rng: RequestRng) -> Call {
@@ -383,6 +389,25 @@ impl Departure {
     fn refuse(&mut self, why: (ErrorKind, String), rng: RequestRng) -> Call {
         Call::refused(why, is_grpc(self.message.headers()), rng, std::mem::take(&mut self.progress))
     }
+}
+
+/// What came back through the layers below, as the application gets it.
+pub(super) fn arrive<B>(call: Call, returned: Result<http::Response<B>, Error>) -> Result<http::Response<B>, Error> {
+    let mut response = match returned {
+        Ok(response) => response,
+        Err(error) => return Err(error.with_flags(call.flags()).of_call(call)),
+    };
+    rewrite::set_cookies(call.plan(), response.headers_mut());
+    if call.plan().route.session.is_some() {
+        let endpoint = call.journal().endpoint.clone();
+        endpoint.iter().for_each(|it| session::tell(call.plan(), it, response.headers_mut()));
+    }
+    call.change_response(response.status(), response.headers_mut());
+    let flags = call.flags();
+    if !flags.is_empty() {
+        response.extensions_mut().insert(ResponseFlags { flags, details: "via_upstream" });
+    }
+    Ok(response)
 }
 
 #[cfg(test)]

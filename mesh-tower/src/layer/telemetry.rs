@@ -4,27 +4,22 @@
 //! timeouts, retries (one event, however many tries). A caller that goes away is told with flag `DC`. What is told and
 //! to whom is `telemetry.rs`; here is only when.
 
-use std::{
-    fmt,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll, ready},
-};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::HeaderMap;
-use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body::{Body as HttpBody, Frame};
 use mesh_core::{
     config::Workload,
     outcome::{Failure, Flags, grpc_status},
 };
-use pin_project_lite::pin_project;
 use tower_layer::Layer;
 
 use super::{Call, Routed, Stage};
 use crate::{
+    body::ResponseBody,
     context,
-    error::{BoxError, Error, ErrorKind},
+    error::{BoxError, Error},
     source,
     telemetry::{Event, Logged, Peer, Reporter, Telemetry, Teller},
 };
@@ -70,10 +65,10 @@ pub struct Telling<S> {
 
 impl<S, B> Stage<Routed> for Telling<S>
 where
-    S: Stage<Routed, Response = http::Response<B>>,
-    B: HttpBody + Send,
+    S: Stage<Routed, Response = http::Response<ResponseBody<B>>>,
+    B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Send,
 {
-    type Response = http::Response<Told<B>>;
+    type Response = S::Response;
 
     async fn call(&self, routed: Routed) -> Result<Self::Response, Error> {
         let Routed { mut request, call, deadline, now } = routed;
@@ -93,12 +88,14 @@ where
             told: false,
         };
         match self.inner.call(Routed { request, call, deadline, now }).await {
-            Ok(response) => {
+            Ok(mut response) => {
                 story.head(response.status().as_u16(), response.headers());
                 if response.body().is_end_stream() {
                     story.tell();
+                } else if let Some(watchers) = response.body_mut().watchers() {
+                    watchers.story = Some(story);
                 }
-                Ok(response.map(|body| Told { body, story }))
+                Ok(response)
             }
             Err(error) => {
                 story.failed(&error);
@@ -110,7 +107,7 @@ where
 
 /// What is to be told of one request.
 #[derive(Debug)]
-struct Story {
+pub(super) struct Story {
     telemetry: Teller,
     call: Call,
     logged: Option<Box<Logged>>,
@@ -128,6 +125,25 @@ impl Story {
         self.status = status;
         self.grpc_status = if self.call.plan().is_grpc { grpc_status(headers) } else { None };
         self.response_bytes = head_bytes(headers);
+    }
+
+    /// The next frame of the body came, or that there is none; `over` says that it was the last.
+    pub(super) fn passed(&mut self, frame: Option<&Result<Frame<Bytes>, Error>>, over: bool) {
+        match frame {
+            Some(Ok(frame)) => {
+                if let Some(chunk) = frame.data_ref() {
+                    self.response_bytes += chunk.len() as u64;
+                }
+                if let Some(trailers) = frame.trailers_ref() {
+                    self.grpc_status = grpc_status(trailers).or(self.grpc_status);
+                    self.tell();
+                } else if over {
+                    self.tell();
+                }
+            }
+            Some(Err(error)) => self.failed(error),
+            None => self.tell(),
+        }
     }
 
     fn failed(&mut self, error: &Error) {
@@ -194,66 +210,6 @@ impl Drop for Story {
 /// What headers come to on the wire of HTTP/1.1, near enough for a histogram.
 fn head_bytes(headers: &HeaderMap) -> u64 {
     headers.iter().map(|(name, value)| (name.as_str().len() + value.len() + 4) as u64).sum()
-}
-
-pin_project! {
-    /// A response's body that is told of when it ends.
-    #[must_use = "bodies do nothing unless polled"]
-    pub struct Told<B> {
-        #[pin]
-        body: B,
-        story: Story,
-    }
-}
-
-impl<B> fmt::Debug for Told<B> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Told").finish_non_exhaustive()
-    }
-}
-
-impl<B> HttpBody for Told<B>
-where
-    B: HttpBody<Data = Bytes>,
-    B::Error: Into<BoxError>,
-{
-    type Data = Bytes;
-    type Error = Error;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let mut this = self.project();
-        match ready!(this.body.as_mut().poll_frame(cx)) {
-            Some(Ok(frame)) => {
-                if let Some(chunk) = frame.data_ref() {
-                    this.story.response_bytes += chunk.len() as u64;
-                }
-                if let Some(trailers) = frame.trailers_ref() {
-                    this.story.grpc_status = grpc_status(trailers).or(this.story.grpc_status);
-                    this.story.tell();
-                } else if this.body.is_end_stream() {
-                    this.story.tell();
-                }
-                Poll::Ready(Some(Ok(frame)))
-            }
-            Some(Err(error)) => {
-                let error = Error::from_boxed(ErrorKind::Reset, error.into());
-                this.story.failed(&error);
-                Poll::Ready(Some(Err(error)))
-            }
-            None => {
-                this.story.tell();
-                Poll::Ready(None)
-            }
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
 }
 
 #[cfg(test)]

@@ -7,22 +7,19 @@
 //! reader wait.
 
 use std::{
-    fmt,
     future::Future,
     pin::{Pin, pin},
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::Duration,
 };
 
-use bytes::Bytes;
-use http_body::{Body as HttpBody, Frame, SizeHint};
-use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tower_layer::Layer;
 
 use super::{Call, Routed, Stage};
 use crate::{
-    error::{BoxError, Error, ErrorKind},
+    body::ResponseBody,
+    error::{Error, ErrorKind},
     source,
 };
 
@@ -53,10 +50,10 @@ pub struct Timeout<S> {
 
 impl<S, B> Stage<Routed> for Timeout<S>
 where
-    S: Stage<Routed, Response = http::Response<B>>,
+    S: Stage<Routed, Response = http::Response<ResponseBody<B>>>,
     B: Send,
 {
-    type Response = http::Response<Timed<B>>;
+    type Response = S::Response;
 
     async fn call(&self, mut routed: Routed) -> Result<Self::Response, Error> {
         let now = routed.now;
@@ -70,13 +67,16 @@ where
         // The same timer for both halves: what it knows of the limit, and that it is set, goes on with the body.
         let mut timer = Timer::new(limit);
         let mut answer = pin!(self.inner.call(routed));
-        let response = std::future::poll_fn(|cx| match answer.as_mut().poll(cx) {
+        let mut response = std::future::poll_fn(|cx| match answer.as_mut().poll(cx) {
             Poll::Ready(answer) => Poll::Ready(answer),
             Poll::Pending => timer.poll_expired(cx).map(|kind| Err(Error::of(kind))),
         })
         .await?;
-        timer.passed();
-        Ok(response.map(|body| Timed { body: Some(body), timer }))
+        if let Some(watchers) = response.body_mut().watchers() {
+            timer.passed();
+            watchers.timer = timer.if_any();
+        }
+        Ok(response)
     }
 }
 
@@ -126,7 +126,7 @@ fn own_timeout(headers: &mut http::HeaderMap) -> Option<Duration> {
 }
 
 /// A limit and the timer that tells when it is reached, set when first waited for.
-struct Timer {
+pub(super) struct Timer {
     limit: Limit,
     /// Boxed, so that bodies stay `Unpin` and those that never make anybody wait stay small.
     sleep: Option<Pin<Box<Sleep>>>,
@@ -139,12 +139,18 @@ impl Timer {
         Self { limit, sleep: None, still: None }
     }
 
+    /// Itself, if there is any limit.
+    fn if_any(self) -> Option<Self> {
+        let Limit { at, after_request, idle } = &self.limit;
+        (at.is_some() || after_request.is_some() || idle.is_some()).then_some(self)
+    }
+
     /// Something came back.
-    fn passed(&mut self) {
+    pub(super) fn passed(&mut self) {
         self.still = None;
     }
 
-    fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<ErrorKind> {
+    pub(super) fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<ErrorKind> {
         if let Some((timeout, _)) =
             self.limit.after_request.take_if(|(_, call)| call.progress().poll_ended(cx).is_ready())
         {
@@ -177,56 +183,12 @@ impl Timer {
     }
 }
 
-pin_project! {
-    /// A response's body that ends in time.
-    #[must_use = "bodies do nothing unless polled"]
-    pub struct Timed<B> {
-        #[pin]
-        body: Option<B>,
-        timer: Timer,
-    }
-}
-
-impl<B> fmt::Debug for Timed<B> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Timed").finish_non_exhaustive()
-    }
-}
-
-impl<B> HttpBody for Timed<B>
-where
-    B: HttpBody<Data = Bytes>,
-    B::Error: Into<BoxError>,
-{
-    type Data = Bytes;
-    type Error = Error;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let mut this = self.project();
-        let Some(body) = this.body.as_mut().as_pin_mut() else { return Poll::Ready(None) };
-        if let Poll::Ready(frame) = body.poll_frame(cx) {
-            this.timer.passed();
-            return Poll::Ready(frame.map(|frame| frame.map_err(|e| Error::from_boxed(ErrorKind::Reset, e.into()))));
-        }
-        let kind = ready!(this.timer.poll_expired(cx));
-        // Letting go of the body here frees the connection, and tells the balancer that time ran out.
-        this.body.set(None);
-        Poll::Ready(Some(Err(Error::of(kind))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.as_ref().is_none_or(HttpBody::is_end_stream)
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), HttpBody::size_hint)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+    use bytes::Bytes;
+    use http_body::Frame;
     use http_body_util::{BodyExt, StreamBody};
     use mesh_core::{
         config::{Forward, HttpRetry, OutlierDetection, RetryConditions, RetryPolicy},
@@ -236,7 +198,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        Body, Context as Served, HttpClient, ResponseFlags,
+        Body, BoxError, Context as Served, HttpClient, ResponseFlags,
         layer::Picked,
         testing::{Scripted, TestResponse, client, cluster, configured, endless, grpc_response, response},
     };

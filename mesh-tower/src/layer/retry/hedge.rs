@@ -19,13 +19,14 @@ use mesh_core::{
 };
 use tokio::time::{Instant, sleep};
 
-use super::{Attempt, Course, Patience, Peeked, Retry, Stage, ended, reached};
+use super::{Attempt, Course, Patience, Retry, Stage, ended, reached};
 use crate::{
+    body::ResponseBody,
     error::{BoxError, Error},
     source,
 };
 
-type Answer<B> = Result<http::Response<Peeked<B>>, Error>;
+type Answer<B> = Result<http::Response<ResponseBody<B>>, Error>;
 type Try<'a, B> = Pin<Box<dyn Future<Output = (Answer<B>, Option<Slot>)> + Send + 'a>>;
 
 /// gRFC A6: more are not made, whatever is configured.
@@ -59,7 +60,7 @@ impl Pace {
 
 impl<S, B> Retry<S>
 where
-    S: Stage<Attempt, Response = http::Response<B>>,
+    S: Stage<Attempt, Response = http::Response<ResponseBody<B>>>,
     B: HttpBody<Data = Bytes> + Send + Unpin,
     B::Error: Into<BoxError>,
 {
