@@ -37,7 +37,10 @@ impl<'a> RequestView<'a> {
             None => parts.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or(""),
         };
         // A user name in front of the host takes no part in routing.
-        let authority = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+        let authority = match authority.bytes().rposition(|byte| byte == b'@') {
+            Some(at) => authority.get(at + 1..).unwrap_or(""),
+            None => authority,
+        };
         let port = port.or_else(|| split_port(authority).1).unwrap_or(if scheme == "https" { 443 } else { 80 });
         let path = match parts.uri.path_and_query().map(http::uri::PathAndQuery::as_str) {
             None | Some("") => "/",
@@ -79,7 +82,10 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
 
 /// Host and port of an authority; the brackets of an IPv6 address stay with the host.
 pub(crate) fn split_port(authority: &str) -> (&str, Option<u16>) {
-    let Some((host, port)) = authority.rsplit_once(':') else { return (authority, None) };
+    // Nearly no name ends in digits after a colon, which a look at its end tells.
+    let digits = authority.bytes().rev().take_while(u8::is_ascii_digit).count();
+    let (name, port) = authority.split_at(authority.len() - digits);
+    let Some(host) = name.strip_suffix(':') else { return (authority, None) };
     // `::1` has colons of its own: without brackets there is no port.
     if host.contains(':') && !host.ends_with(']') {
         return (authority, None);

@@ -11,6 +11,8 @@ use crate::endpoint::{Endpoint, Hot, Seats};
 pub(crate) struct Roll {
     endpoints: Vec<Arc<Endpoint>>,
     seats: Arc<Seats>,
+    /// The first row of them, at hand.
+    first: Arc<[Hot]>,
     /// `None` where some have their seats elsewhere.
     numbers: Option<Run>,
 }
@@ -18,7 +20,7 @@ pub(crate) struct Roll {
 impl Roll {
     pub(crate) fn new(endpoints: Vec<Arc<Endpoint>>, seats: &Arc<Seats>) -> Self {
         let numbers: Option<Vec<_>> = endpoints.iter().map(|endpoint| endpoint.cell.seat.number_in(seats)).collect();
-        Self { endpoints, seats: Arc::clone(seats), numbers: numbers.map(Run::of) }
+        Self { endpoints, seats: Arc::clone(seats), first: seats.first(), numbers: numbers.map(Run::of) }
     }
 
     pub(crate) fn endpoints(&self) -> &[Arc<Endpoint>] {
@@ -28,7 +30,10 @@ impl Roll {
     /// What a pick compares of one of them; the endpoint itself is not looked at.
     pub(crate) fn hot(&self, at: u32) -> Option<&Hot> {
         match &self.numbers {
-            Some(numbers) => self.seats.get(numbers.get(at as usize)?),
+            Some(numbers) => {
+                let number = numbers.get(at as usize)?;
+                self.first.get(number as usize).or_else(|| self.seats.get(number))
+            }
             None => Some(self.get(at)?.hot()),
         }
     }

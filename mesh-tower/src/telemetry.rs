@@ -254,11 +254,12 @@ impl Telemetry {
     /// our caller sent; the headers carry the context on. As destination the context returned is our own server span's.
     pub fn begin(&self, reporter: Reporter, parts: &mut Parts, inherited: Option<&TraceContext>) -> TraceContext {
         let said = trace::Said::of(&parts.headers);
-        if !said.request_id {
-            parts.headers.insert(X_REQUEST_ID, new_request_id());
-        }
-        let received = if said.trace { TraceContext::extract(&parts.headers) } else { None };
+        let headers = &mut parts.headers;
+        let received = if said.trace { TraceContext::extract(headers) } else { None };
         if reporter == Reporter::Destination {
+            if !said.request_id {
+                headers.insert(X_REQUEST_ID, new_request_id());
+            }
             return received.map_or_else(|| self.root(), |context| self.below(&context));
         }
         let context = match (received, inherited) {
@@ -268,9 +269,13 @@ impl Telemetry {
             (None, None) => self.root(),
         };
         if said.trace {
-            context.inject(&mut parts.headers);
+            TraceContext::clear(headers);
+        }
+        if said.request_id {
+            context.inject_new(headers);
         } else {
-            context.inject_new(&mut parts.headers);
+            let id = context.inject_with(&trace::request_id(), headers);
+            headers.insert(X_REQUEST_ID, id);
         }
         context
     }

@@ -16,6 +16,9 @@ pub(super) fn pick(
     rng: &mut impl RngCore,
     may: &impl Fn(usize) -> bool,
 ) -> Option<usize> {
+    if group.len() == 1 {
+        return may(0).then_some(0);
+    }
     let uneven = group.is_uneven();
     if uneven && config.bias == 0.0 {
         return draw_until(group, rng, |rng| group.draw(rng), may);

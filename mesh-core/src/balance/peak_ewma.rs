@@ -16,6 +16,9 @@ use crate::{
 };
 
 pub(super) fn pick(group: &Group, now: Time, rng: &mut impl RngCore, may: &impl Fn(usize) -> bool) -> Option<usize> {
+    if group.len() == 1 {
+        return may(0).then_some(0);
+    }
     let first = draw_until(group, rng, |rng| group.draw(rng), may)?;
     let second = draw_until(group, rng, |rng| group.draw(rng), may)?;
     let cost = |at: usize| group.hot(at).map_or(f64::MAX, |hot| cost(hot, group.weight(at), now));

@@ -71,14 +71,14 @@ impl Hot {
 /// All seats of one cluster. They grow in rows, each as large as all before it or larger, and never move.
 #[derive(Debug, Default)]
 pub(crate) struct Seats {
-    first: OnceLock<Box<Row>>,
+    rows: OnceLock<Box<Row>>,
     /// Never taken by a request; the standard library's lock in models too.
     free: Mutex<Free>,
 }
 
 #[derive(Debug)]
 struct Row {
-    seats: Box<[Hot]>,
+    seats: Arc<[Hot]>,
     next: OnceLock<Box<Self>>,
 }
 
@@ -95,7 +95,7 @@ struct Free {
 impl Seats {
     /// The seat of that number.
     pub(crate) fn get(&self, number: u32) -> Option<&Hot> {
-        let (mut row, mut at) = (self.first.get()?, number as usize);
+        let (mut row, mut at) = (self.rows.get()?, number as usize);
         loop {
             if let Some(seat) = row.seats.get(at) {
                 return Some(seat);
@@ -103,6 +103,11 @@ impl Seats {
             at -= row.seats.len();
             row = row.next.get()?;
         }
+    }
+
+    /// The first row, in which mostly all are.
+    pub(crate) fn first(&self) -> Arc<[Hot]> {
+        self.rows.get().map_or_else(Arc::default, |row| Arc::clone(&row.seats))
     }
 
     /// Makes room for so many at once, so that they lie together.
@@ -135,7 +140,7 @@ impl Seats {
 
     fn add_row(&self, free: &mut Free, least: usize) {
         let size = least.max(free.room as usize);
-        let mut slot = &self.first;
+        let mut slot = &self.rows;
         while let Some(row) = slot.get() {
             slot = &row.next;
         }

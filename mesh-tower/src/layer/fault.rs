@@ -4,9 +4,6 @@
 //! the route's timeout, an abort is not retried, and no endpoint is blamed (FI7). Only the caller's own deadline cuts a
 //! delay short. The draw was made with the plan. Source: Envoy `HTTPFault`, gRFC A33.
 
-use std::future::Future;
-
-use futures_util::future::Either;
 use mesh_core::{config::AbortStatus, fault, outcome::Flags};
 use tokio::time::{Instant, sleep_until};
 use tower_layer::Layer;
@@ -45,15 +42,12 @@ pub struct Faulty<S> {
 impl<S: Stage<Routed>> Stage<Routed> for Faulty<S> {
     type Response = S::Response;
 
-    /// Adds next to nothing to the future of what stands below, where no fault is injected.
-    fn call(&self, mut routed: Routed) -> impl Future<Output = Result<S::Response, Error>> + Send {
-        if routed.call.plan().fault.is_none() {
-            return Either::Left(self.inner.call(routed));
+    async fn call(&self, mut routed: Routed) -> Result<S::Response, Error> {
+        if !routed.call.plan().fault.is_none() {
+            // In a box, so that requests without a fault do not carry its room along.
+            routed.now = Box::pin(inject(&routed.call, routed.deadline, routed.now)).await?;
         }
-        Either::Right(Box::pin(async move {
-            routed.now = inject(&routed.call, routed.deadline, routed.now).await?;
-            self.inner.call(routed).await
-        }))
+        self.inner.call(routed).await
     }
 }
 

@@ -4,10 +4,10 @@
 //! tried again. The buckets are core's and live as long as the configuration that made them. Source: Envoy
 //! `envoy.filters.http.local_ratelimit`.
 
-use std::future::{Future, ready};
-
-use futures_util::future::Either;
-use mesh_core::{rate_limit::Counted, request::RequestView};
+use mesh_core::{
+    rate_limit::{Counted, Limits},
+    request::RequestView,
+};
 use tower_layer::Layer;
 
 use super::{Routed, Stage};
@@ -57,18 +57,21 @@ pub struct RateLimited<S> {
 impl<S: Stage<Routed>> Stage<Routed> for RateLimited<S> {
     type Response = S::Response;
 
-    /// Adds next to nothing to the future of what stands below.
-    fn call(&self, routed: Routed) -> impl Future<Output = Result<S::Response, Error>> + Send {
+    async fn call(&self, routed: Routed) -> Result<S::Response, Error> {
         if let Some(limits) = &routed.call.plan().route.limits {
-            let mut view = RequestView::of(routed.request.parts(), None);
-            view.source = context::current().and_then(|context| context.source);
-            let cluster = routed.call.plan().cluster().map_or("", |cluster| cluster.name());
-            let counted = Counted { view, cluster, peer: None };
-            let limited = limits.count(&counted, self.source.now(), &mut routed.call.journal().rng);
-            if let Some(limited) = limited {
-                return Either::Left(ready(Err(Error::rate_limited(limited.status, limited.grpc))));
-            }
+            self.count(limits, &routed)?;
         }
-        Either::Right(self.inner.call(routed))
+        self.inner.call(routed).await
+    }
+}
+
+impl<S> RateLimited<S> {
+    fn count(&self, limits: &Limits, routed: &Routed) -> Result<(), Error> {
+        let mut view = RequestView::of(routed.request.parts(), None);
+        view.source = context::current().and_then(|context| context.source);
+        let cluster = routed.call.plan().cluster().map_or("", |cluster| cluster.name());
+        let counted = Counted { view, cluster, peer: None };
+        let limited = limits.count(&counted, self.source.now(), &mut routed.call.journal().rng);
+        limited.map_or(Ok(()), |limited| Err(Error::rate_limited(limited.status, limited.grpc)))
     }
 }

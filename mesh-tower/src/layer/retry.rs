@@ -144,6 +144,8 @@ where
         let Routed { mut request, call, deadline, now } = routed;
         let plan = call.plan();
         let own = Overrides::take(request.headers_mut(), plan.route.retry.as_ref(), plan.route.hedge.as_ref());
+        // In a box, since hardly any request has its own, and each would carry the room along.
+        let own = own.map(Box::new);
         let (own_retry, own_hedge) = own.as_ref().map_or((None, None), |own| (own.retry.as_ref(), own.hedge.as_ref()));
         let policy = own_retry.or(plan.route.retry.as_ref()).filter(|policy| {
             policy.request_headers.is_empty() || retry::is_for(policy, &RequestView::of(request.parts(), None))
