@@ -82,6 +82,7 @@ struct Fit<'a> {
 impl Fit<'_> {
     /// May the endpoint at that place of the group be taken? Of the endpoint itself nothing is touched unless others were
     /// tried.
+    #[inline]
     fn has(&self, at: usize) -> bool {
         self.group.hot(at).is_some_and(|hot| self.suits(hot))
             && (!self.avoids() || self.group.endpoint(at).is_some_and(|endpoint| self.is_new(endpoint)))
@@ -91,10 +92,12 @@ impl Fit<'_> {
         self.suits(endpoint.hot()) && self.is_new(endpoint)
     }
 
+    #[inline]
     fn suits(&self, hot: &Hot) -> bool {
         !(self.usable && hot.is_out() || self.reachable && hot.is_unreachable(self.turn.now))
     }
 
+    #[inline]
     fn avoids(&self) -> bool {
         self.elsewhere && !self.turn.ask.tried.is_empty()
     }
@@ -128,6 +131,7 @@ impl Fit<'_> {
 }
 
 /// Draws until an endpoint may be taken; after a few misses takes the first that may from a random place on.
+#[inline]
 fn draw_until<R: RngCore>(
     group: &Group,
     rng: &mut R,

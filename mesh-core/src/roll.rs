@@ -27,6 +27,15 @@ impl Roll {
         &self.endpoints
     }
 
+    /// The row that their seats are in and the places there of some of them, so that a pick looks nothing else up; `None`
+    /// where these are not all in one row.
+    pub(crate) fn seats_of(&self, members: &Run) -> Option<(Arc<[Hot]>, Run)> {
+        let numbers = self.numbers.as_ref()?;
+        let place = |at| numbers.get(members.get(at)? as usize).filter(|number| (*number as usize) < self.first.len());
+        let places: Option<Vec<_>> = (0..members.len()).map(place).collect();
+        Some((Arc::clone(&self.first), Run::of(places?)))
+    }
+
     /// What a pick compares of one of them; the endpoint itself is not looked at.
     pub(crate) fn hot(&self, at: u32) -> Option<&Hot> {
         match &self.numbers {
@@ -66,6 +75,7 @@ impl Run {
         }
     }
 
+    #[inline]
     pub(crate) fn get(&self, at: usize) -> Option<u32> {
         match self {
             Self::From(first, len) => (at < *len).then_some(first + at as u32),
@@ -73,6 +83,7 @@ impl Run {
         }
     }
 
+    #[inline]
     pub(crate) fn len(&self) -> usize {
         match self {
             Self::From(_, len) => *len,

@@ -35,10 +35,12 @@ pub(super) fn pick(
 }
 
 /// Requests under way at an endpoint, and its weight.
+#[inline]
 fn load(group: &Group, at: usize) -> (u32, u32) {
     (group.hot(at).map_or(u32::MAX, |hot| hot.in_flight.load(Relaxed)), group.weight(at))
 }
 
+#[inline]
 fn is_less_loaded(a: (u32, u32), b: (u32, u32), bias: f64) -> bool {
     if bias != 1.0 {
         let load = |(under_way, weight): (u32, u32)| f64::from(under_way).powf(bias) / f64::from(weight);

@@ -20,6 +20,8 @@ pub(crate) struct Group {
     roll: Arc<Roll>,
     /// The number of each in the cluster.
     members: Run,
+    /// Where what a pick compares of each lies, if it lies together.
+    seats: Option<(Arc<[Hot]>, Run)>,
     /// `None` when all weigh the same.
     weights: Option<Weights>,
     /// The next turn of round robin; which one is the first.
@@ -59,7 +61,9 @@ impl Group {
     pub(super) const STRIDE: u64 = u16::MAX as u64;
 
     pub(crate) fn new(roll: &Arc<Roll>, members: Vec<u32>) -> Self {
-        let mut group = Self { roll: Arc::clone(roll), members: Run::of(members), ..Self::default() };
+        let members = Run::of(members);
+        let seats = roll.seats_of(&members);
+        let mut group = Self { roll: Arc::clone(roll), members, seats, ..Self::default() };
         let weights: Vec<_> = group.endpoints().map(Endpoint::weight).collect();
         let even = weights.iter().all(|weight| Some(weight) == weights.first());
         group.weights = (!even).then(|| Weights::new(&weights));
@@ -67,13 +71,18 @@ impl Group {
     }
 
     /// How many.
+    #[inline]
     pub(crate) fn len(&self) -> usize {
         self.members.len()
     }
 
     /// What a pick compares of the one at that place.
+    #[inline]
     pub(crate) fn hot(&self, at: usize) -> Option<&Hot> {
-        self.roll.hot(self.members.get(at)?)
+        match &self.seats {
+            Some((seats, places)) => seats.get(places.get(at)? as usize),
+            None => self.roll.hot(self.members.get(at)?),
+        }
     }
 
     /// Its number in the cluster.
@@ -86,6 +95,7 @@ impl Group {
     }
 
     /// Its weight beside the others'.
+    #[inline]
     pub(super) fn weight(&self, at: usize) -> u32 {
         self.weights.as_ref().and_then(|weights| weights.aliases.get(at)).map_or(1, |alias| alias.weight)
     }

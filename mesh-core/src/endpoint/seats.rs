@@ -42,16 +42,19 @@ impl Default for Hot {
 
 impl Hot {
     /// As many requests are under way as it may have at once.
+    #[inline]
     pub(crate) fn is_full(&self) -> bool {
         self.in_flight.load(Relaxed) >= self.most.load(Relaxed)
     }
 
     /// It gets no requests for now, whatever the configuration says of its health.
+    #[inline]
     pub(crate) fn is_out(&self) -> bool {
         self.ejected.load(Relaxed) != 0 || self.fails_checks.load(Relaxed) || self.is_full()
     }
 
     /// No connection could be made lately.
+    #[inline]
     pub(crate) fn is_unreachable(&self, now: Time) -> bool {
         self.unreachable_until.load(Relaxed) > now.as_nanos()
     }
