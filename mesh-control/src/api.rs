@@ -13,10 +13,14 @@
 //! | `GET /proxies` | | [`Proxies`]: what became of what was sent, by workload |
 //! | `GET /workloads` | | [`Workloads`]: who runs where |
 //! | `GET /console/`, `/graph.*`, `/dotviz` | | the console, see `console.rs` |
+//! | `GET /ca` | | [`CaStatus`](crate::ca::CaStatus): authorities, who is denied, lists of revoked certificates |
+//! | `GET /ca/issued?id=` | | [`IssuedList`]: good certificates, of a SPIFFE id or of all |
+//! | `POST /ca/rotate` | [`RotateRequest`](crate::ca::RotateRequest) | the same as `/ca`; 409 when the step cannot be taken |
+//! | `POST /ca/revoke` | [`RevokeRequest`](crate::ca::RevokeRequest) | the same as `/ca` |
 //!
 //! Every error is a [`Problem`] with a status of 4xx or 5xx. There is no authentication: whoever can connect to the loopback
-//! of this machine is let in. So it listens on the loopback only, hands out no token, and refuses what a browser sends on
-//! behalf of a web page: a `Host` that is no loopback name (DNS rebinding) and an `Origin` of elsewhere.
+//! of this machine is let in. So it listens on the loopback only, hands out no token and no certificate, and refuses what a
+//! browser sends on behalf of a web page: a `Host` that is no loopback name (DNS rebinding) and an `Origin` of elsewhere.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -34,6 +38,7 @@ use axum::{
 use serde::Deserialize;
 
 use crate::{
+    ca::Ca,
     console::{Console, writes_carry_the_token},
     kinds::{self, Key, Kind},
     plane::is_loopback,
@@ -42,13 +47,14 @@ use crate::{
     store::{Applied, StoreError},
 };
 
+mod authority;
 mod dump;
 mod explain;
 mod wire;
 
 pub use wire::{
-    AnalyzeRequest, Analyzed, ApplyRequest, DeleteRequest, Deleted, ExplainRequest, Explained, Item, Objects, Problem,
-    Proxies, ProxyStatus, SyncState, TypeStatus, Version, Workloads,
+    AnalyzeRequest, Analyzed, ApplyRequest, DeleteRequest, Deleted, ExplainRequest, Explained, IssuedList, Item,
+    Objects, Problem, Proxies, ProxyStatus, SyncState, TypeStatus, Version, Workloads,
 };
 
 /// The largest body read: a few thousand objects.
@@ -59,12 +65,13 @@ const MAX_BODY: usize = 16 << 20;
 pub(crate) struct Api {
     state: Arc<State>,
     push: Arc<Push>,
+    ca: Arc<Ca>,
     xds: SocketAddr,
 }
 
 impl Api {
-    pub(crate) fn new(state: Arc<State>, push: Arc<Push>, xds: SocketAddr) -> Self {
-        Self { state, push, xds }
+    pub(crate) fn new(state: Arc<State>, push: Arc<Push>, ca: Arc<Ca>, xds: SocketAddr) -> Self {
+        Self { state, push, ca, xds }
     }
 }
 
@@ -81,6 +88,10 @@ pub(crate) fn router(api: Api, console: Console) -> Router {
         .route("/config_dump", get(config_dump))
         .route("/proxies", get(proxies))
         .route("/workloads", get(workloads))
+        .route("/ca", get(authority::status))
+        .route("/ca/issued", get(authority::issued))
+        .route("/ca/rotate", post(authority::rotate))
+        .route("/ca/revoke", post(authority::revoke))
         .fallback(|uri: Uri| async move { Refusal::new(StatusCode::NOT_FOUND, format!("there is no {}", uri.path())) })
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(api)

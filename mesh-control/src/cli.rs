@@ -10,6 +10,7 @@ use mesh_control::diagnostic::Diagnostic;
 
 mod analyze;
 mod apply;
+mod cert;
 mod check_routes;
 mod client;
 mod dashboard;
@@ -82,6 +83,8 @@ enum Verb {
     Graph(graph::Graph),
     /// Open the console.
     Dashboard(dashboard::Dashboard),
+    /// Issue, show and revoke certificates, and change the authority.
+    Cert(cert::Cert),
     /// What a workload needs to join.
     Workload(workload::Workload),
     /// Run a control plane here, until interrupted.
@@ -145,6 +148,7 @@ async fn perform(cli: Cli) -> Result<(), Failure> {
         Verb::ProxyConfig(config) => config.run(&server).await,
         Verb::Graph(graph) => graph.run(&server).await,
         Verb::Dashboard(dashboard) => dashboard.run(&server).await,
+        Verb::Cert(cert) => cert.run(&server).await,
         Verb::Workload(workload) => workload.run(&server).await,
         Verb::Dev(dev) => dev.run().await,
         Verb::Version(version) => version.run(&server).await,

@@ -14,7 +14,7 @@ use tonic::service::Routes;
 
 use crate::{
     api::{self, Api},
-    ca::{Ca, CaError, CertificateService, ServiceAccount, Tokens},
+    ca::{Ca, CaError, CertificateService, ServiceAccount, Tokens, TrustSettings},
     compile::MeshSettings,
     console::Console,
     diagnostic::Diagnostic,
@@ -47,6 +47,8 @@ pub struct Builder {
     xds: SocketAddr,
     api: SocketAddr,
     state_dir: Option<PathBuf>,
+    ca_dir: Option<PathBuf>,
+    trust: TrustSettings,
     mesh: MeshSettings,
     files: Vec<SourceFile>,
     folders: Vec<PathBuf>,
@@ -60,6 +62,8 @@ impl ControlPlane {
             xds: SocketAddr::from((Ipv4Addr::LOCALHOST, Builder::XDS_PORT)),
             api: SocketAddr::from((Ipv4Addr::LOCALHOST, Builder::API_PORT)),
             state_dir: None,
+            ca_dir: None,
+            trust: TrustSettings::default(),
             mesh: MeshSettings::default(),
             files: Vec::new(),
             folders: Vec::new(),
@@ -77,9 +81,14 @@ impl ControlPlane {
         self.api
     }
 
-    /// The root certificate in PEM: what every member of the mesh trusts.
-    pub fn root_certificate(&self) -> &str {
+    /// The root certificate in PEM: what every member of the mesh trusts. Several while the authority is being changed.
+    pub fn root_certificate(&self) -> String {
         self.ca.root_pem()
+    }
+
+    /// What signs, revokes, and says what is to be trusted.
+    pub fn ca(&self) -> &Arc<Ca> {
+        &self.ca
     }
 
     /// A token for a service account, good for [`Tokens::DEFAULT_TTL`].
@@ -164,6 +173,19 @@ impl Builder {
         self
     }
 
+    /// Where an authority of one's own is, in files with the names Istio's secret `cacerts` has: `ca-cert.pem`, `ca-key.pem`,
+    /// `root-cert.pem`, `cert-chain.pem`. Default: the state directory, where one is made if there is none.
+    pub fn ca_dir(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.ca_dir = Some(dir.into());
+        self
+    }
+
+    /// Whom the mesh believes beside its own members. Default: nobody.
+    pub fn trust(mut self, trust: TrustSettings) -> Self {
+        self.trust = trust;
+        self
+    }
+
     /// What holds for the whole mesh.
     pub fn mesh(mut self, mesh: MeshSettings) -> Self {
         self.mesh = mesh;
@@ -199,10 +221,12 @@ impl Builder {
             return Err(StartError::NotLoopback(self.api));
         }
         let trust_domain = &self.mesh.trust_domain;
-        let ca = match &self.state_dir {
-            Some(dir) => Ca::open(dir, trust_domain)?,
-            None => Ca::in_memory(trust_domain)?,
+        let ca = match (&self.state_dir, &self.ca_dir) {
+            (Some(dir), given) => Ca::open_with(dir, given.as_deref(), trust_domain)?,
+            (None, Some(given)) => Ca::given(given, trust_domain)?,
+            (None, None) => Ca::in_memory(trust_domain)?,
         };
+        ca.set_trust(self.trust, SystemTime::now())?;
         let ca = Arc::new(ca);
         let (xds_listener, xds) = bind(Listener::Xds, self.xds).await?;
         let (api_listener, api) = bind(Listener::Api, self.api).await?;
@@ -231,14 +255,14 @@ impl Builder {
         let grpc = Routes::new(ads_service(push.clone())).add_service(CertificateService::server(ca.clone()));
         let tls = ca.server_tls(self.xds.ip(), SystemTime::now())?;
         let console = Console::start(state.clone(), push.clone());
-        let http = api::router(Api::new(state.clone(), push.clone(), xds), console);
+        let http = api::router(Api::new(state.clone(), push.clone(), ca.clone(), xds), console);
         let (stop, stopped) = watch::channel(false);
         let servers = [
             Task::spawn(serve(xds_listener, Some(tls), grpc.into_axum_router(), stopped.clone())),
             Task::spawn(serve(api_listener, None, http, stopped)),
         ];
         let mut upkeep =
-            vec![Task::spawn(push.clone().run()), Task::spawn(renew_tokens(ca.clone(), token_files.clone()))];
+            vec![Task::spawn(push.clone().run()), Task::spawn(renew_files(ca.clone(), token_files.clone()))];
         let watched = folders.into_iter();
         upkeep.extend(watched.map(|(folder, look)| Task::spawn(crate::watch::run(folder, look, state.clone()))));
         upkeep.extend(changes.into_iter().map(|changes| Task::spawn(pass_on(changes, state.clone()))));
@@ -301,14 +325,23 @@ async fn pass_on(mut changes: watch::Receiver<u64>, state: Arc<State>) {
     }
 }
 
-/// A token is renewed at half of its life, as kubelet does at four fifths; clients read the file at each connect.
-async fn renew_tokens(ca: Arc<Ca>, files: Arc<Mutex<Vec<TokenFile>>>) {
+/// A token is renewed at half of its life, as kubelet does at four fifths, and the roots when they change; clients read both files
+/// at each connect.
+async fn renew_files(ca: Arc<Ca>, files: Arc<Mutex<Vec<TokenFile>>>) {
+    let mut told = ca.told();
+    let mut tokens = time::interval(Tokens::DEFAULT_TTL / 2);
+    tokens.tick().await;
     loop {
-        time::sleep(Tokens::DEFAULT_TTL / 2).await;
+        let tokens_are_due = tokio::select! {
+            _ = told.changed() => false,
+            _ = tokens.tick() => true,
+        };
+        told.mark_unchanged();
         let due = files.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for file in due {
-            if let Err(error) = file.write(ca.tokens()) {
-                tracing::warn!(%error, "a workload's token could not be renewed");
+            let written = if tokens_are_due { file.write(ca.tokens()) } else { file.write_roots(&ca.root_pem()) };
+            if let Err(error) = written {
+                tracing::warn!(%error, "a file of a workload could not be renewed");
             }
         }
     }

@@ -76,6 +76,8 @@ pub struct Push {
     views: Mutex<Views>,
     /// Held for as long as the next views are made.
     maker: Mutex<Maker>,
+    /// What everybody is to trust, as resources.
+    trust: Mutex<Arc<ResourceSet>>,
 }
 
 #[derive(Debug)]
@@ -91,6 +93,8 @@ struct Connection {
     view: watch::Sender<Arc<ResourceSet>>,
     inbound: Vec<(Name, Resource)>,
     types: BTreeMap<TypeUrl, Progress>,
+    /// Its SPIFFE id, as its token proved.
+    identity: String,
     secrets: Option<Secrets>,
 }
 
@@ -106,6 +110,7 @@ struct Shown<'a> {
 
 impl Push {
     pub(crate) fn new(state: Arc<State>, ca: Arc<Ca>) -> Self {
+        let trust = secrets::trust(&ca);
         Self {
             state,
             ca,
@@ -113,12 +118,14 @@ impl Push {
             connections: Mutex::new(Some(BTreeMap::new())),
             views: Mutex::default(),
             maker: Mutex::default(),
+            trust: Mutex::new(trust),
         }
     }
 
     /// Keeps the views true until dropped.
     pub(crate) async fn run(self: Arc<Self>) {
         let mut changes = self.state.changes();
+        let mut told = self.ca.told();
         let mut probe = time::interval(PROBE_INTERVAL);
         probe.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
         loop {
@@ -133,7 +140,12 @@ impl Push {
                     // Compiling takes processor time in proportion to the mesh, which the streams should not wait for.
                     let _ = tokio::task::spawn_blocking(move || push.refresh()).await;
                 }
+                _ = told.changed() => {
+                    told.mark_unchanged();
+                    self.tell_trust();
+                }
                 _ = probe.tick() => {
+                    self.ca.upkeep(SystemTime::now());
                     self.renew_secrets();
                     self.look_after_the_lost().await;
                 }
@@ -238,29 +250,15 @@ impl Push {
         connection.caller = caller.clone();
         connection.inbound = inbound;
         let (inbound, secrets) = (&connection.inbound, &connection.secrets);
+        // Under the lock of the connections, so that nobody is told of an older trust after a newer one.
+        let trust = self.trust.lock().unwrap_or_else(PoisonError::into_inner).clone();
         connection.view.send_if_modified(|current| {
             let mut own = views::own(view, inbound, current);
-            if let Some(secrets) = secrets {
-                secrets.add(Arc::make_mut(&mut own));
-            }
+            secrets::put(&trust, secrets.as_ref(), &mut own);
             let differs = *current != own;
             *current = own;
             differs
         });
-    }
-
-    /// New certificates for those whose half is over, as our own clients ask for them.
-    fn renew_secrets(&self) {
-        let now = SystemTime::now();
-        for connection in self.lock().iter_mut().flat_map(|open| open.values_mut()) {
-            let Some(secrets) = connection.secrets.as_mut().filter(|secrets| secrets.is_due(now)) else { continue };
-            if let Err(error) = secrets.renew(&self.ca, now) {
-                tracing::warn!(workload = connection.node.name, %error, "a certificate could not be renewed");
-                continue;
-            }
-            let secrets = &*secrets;
-            connection.view.send_modify(|view| secrets.add(Arc::make_mut(view)));
-        }
     }
 
     fn with(&self, id: ConnectionId, kind: TypeUrl, change: impl FnOnce(&mut Progress, &Arc<ResourceSet>)) {
@@ -284,7 +282,13 @@ impl Source for Push {
             return Err(Status::unauthenticated("the stream needs the header `authorization: Bearer <token>`"));
         };
         match self.ca.tokens().verify(&token.0) {
-            Ok(account) => Ok(Some(account.spiffe_id(self.ca.trust_domain()))),
+            Ok(account) => {
+                let id = account.spiffe_id(self.ca.trust_domain());
+                if self.ca.denies(&id) {
+                    return Err(Status::permission_denied(format!("{id} is denied: it was revoked")));
+                }
+                Ok(Some(id))
+            }
             Err(error) => Err(Status::unauthenticated(error.to_string())),
         }
     }
@@ -318,6 +322,7 @@ impl Source for Push {
             inbound: Vec::new(),
             view: sender,
             types: BTreeMap::new(),
+            identity: identity.clone(),
             secrets,
             node: info.clone(),
         };

@@ -73,6 +73,11 @@ impl TokenFile {
     pub(crate) fn write(&self, tokens: &Tokens) -> Result<(), CaError> {
         write_secret(&self.path, &tokens.issue(&self.account, Tokens::DEFAULT_TTL, SystemTime::now())?)
     }
+
+    /// The roots lie beside it.
+    pub(crate) fn write_roots(&self, pem: &str) -> Result<(), CaError> {
+        write_public(&self.path.with_file_name("root-cert.pem"), pem)
+    }
 }
 
 /// Writes the root and a token into `dir`; the answer is the bootstrap that names them, and the token file.
@@ -90,7 +95,7 @@ pub(crate) fn bootstrap(
     std::fs::create_dir_all(dir).map_err(io)?;
     let dir = dir.canonicalize().map_err(io)?;
     let root = dir.join("root-cert.pem");
-    write_public(&root, ca.root_pem())?;
+    write_public(&root, &ca.root_pem())?;
     let token = TokenFile { path: dir.join(format!("{}.{}.token", spec.name, spec.namespace)), account };
     token.write(ca.tokens())?;
 

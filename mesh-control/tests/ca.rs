@@ -31,8 +31,8 @@ async fn csr_comes_back_for_the_identity_of_the_token() {
     let mesh = Mesh::start().await;
     let token = mesh.plane.token("default", "bookinfo-reviews").unwrap();
     let chain = mesh.sign(&token, 0).await.unwrap();
-    assert_eq!(chain.len(), 2, "leaf and root");
-    assert_eq!(chain[1], mesh.plane.root_certificate());
+    assert_eq!(chain.len(), 3, "leaf, intermediate and root");
+    assert_eq!(chain[2], mesh.plane.root_certificate());
     let der = CertificateDer::from_pem_slice(chain[0].as_bytes()).unwrap();
     let (_, leaf) = x509_parser::parse_x509_certificate(&der).unwrap();
     let names = &leaf.subject_alternative_name().unwrap().unwrap().value.general_names;
@@ -96,8 +96,8 @@ async fn node_must_be_who_its_token_says() {
 async fn server_is_known_by_the_root_only() {
     let mesh = Mesh::start().await;
     let elsewhere = ControlPlane::builder().xds_addr(any()).api_addr(any()).start().await.unwrap();
-    assert!(connect(mesh.plane.xds_address(), elsewhere.root_certificate()).await.is_err());
-    assert!(connect(mesh.plane.xds_address(), mesh.plane.root_certificate()).await.is_ok());
+    assert!(connect(mesh.plane.xds_address(), &elsewhere.root_certificate()).await.is_err());
+    assert!(connect(mesh.plane.xds_address(), &mesh.plane.root_certificate()).await.is_ok());
 }
 
 /// CT6: the files a workload is started with hold a token for it, unreadable to others, and no key.
@@ -136,7 +136,7 @@ impl Mesh {
     }
 
     async fn channel(&self) -> Channel {
-        connect(self.plane.xds_address(), self.plane.root_certificate()).await.unwrap()
+        connect(self.plane.xds_address(), &self.plane.root_certificate()).await.unwrap()
     }
 
     /// Asks for a certificate with a CSR that names somebody else.

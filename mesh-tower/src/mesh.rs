@@ -366,7 +366,7 @@ fn join(
     });
     let workload = workload.unwrap_or_else(|| bootstrap.node.workload());
     let metadata = own_metadata(&bootstrap.node.id, &workload);
-    let secure = (bootstrap.ca.is_some() || bootstrap.identity_files().is_some()) && wants_identity;
+    let secure = bootstrap.identity_origin().is_some() && wants_identity;
     for ignored in &bootstrap.ignored {
         tracing::warn!(target: "mesh", %ignored, "this part of the bootstrap has no effect");
     }
@@ -379,11 +379,12 @@ fn join(
     }
     let principal = secure.then(|| bootstrap.node.identity());
     let mut tasks = Vec::new();
-    if secure {
-        tasks.push(Owned::spawn(follow_identity(CertSource::start(Arc::clone(&bootstrap)), identity)));
-    }
     let dump = envoy_dump(Some(bootstrap.node.clone()));
     let saved = saved.map(|(path, max_age)| Saved::new(path, max_age, &bootstrap));
+    if secure {
+        let source = CertSource::start_with(Arc::clone(&bootstrap), client.told());
+        tasks.push(Owned::spawn(follow_identity(source, identity)));
+    }
     let services = csds_routes(&bootstrap.node, &client).into_axum_router();
     let keeper = saved.map(|saved| Arc::new(Keeper::start(saved, client.config())));
     let configs = keeper.as_ref().map_or_else(|| client.config(), |keeper| keeper.config());
@@ -450,23 +451,31 @@ async fn follow_config(mut configs: watch::Receiver<Option<Arc<Config>>>, live: 
     }
 }
 
-/// Puts each certificate in force.
+/// Puts each certificate in force, and what peers are to be judged by.
 #[cfg(feature = "xds")]
 async fn follow_identity(source: CertSource, live: LiveIdentity) {
-    let mut identities = source.identity();
-    loop {
-        let identity = identities.borrow_and_update().clone();
-        match identity.map(|it| (Identity::from_der(it.chain.clone(), it.key.clone_key(), it.roots.clone()), it)) {
-            Some((Ok(own), it)) => live.replace(own.with_validity(it.not_before, it.not_after)),
-            Some((Err(error), _)) => {
-                tracing::error!(target: "mesh", %error, "the certificate cannot be used; the one before stays in force");
-            }
+    let (mut watch, mut told) = (source.watch(), CertificateGauges::default());
+    let mut shown = None;
+    while let Some(now) = watch.next().await {
+        if let Some(Err(error)) = now.trust.clone().map(|trust| live.replace_trust(trust)) {
+            tracing::error!(target: "mesh", %error, "what is to be trusted cannot be used; what was before stays");
+        }
+        let validity = now.identity.as_ref().map(|it| (it.not_before, it.not_after));
+        told.tell(validity, now.standing.obtained, now.standing.failures);
+        if shown.as_ref() == Some(&now.identity) {
+            continue;
+        }
+        match &now.identity {
+            Some(it) => match Identity::from_der(it.chain.clone(), it.key.clone_key(), now.own_roots(it)) {
+                Ok(own) => live.replace(own.with_validity(it.not_before, it.not_after)),
+                Err(error) => {
+                    tracing::error!(target: "mesh", %error, "the certificate cannot be used; the one before stays")
+                }
+            },
             // Expired and not renewed: from now on neither shown nor served with.
             None => live.withdraw(),
         }
-        if identities.changed().await.is_err() {
-            return;
-        }
+        shown = Some(now.identity);
     }
 }
 

@@ -25,12 +25,16 @@ use crate::{
 };
 
 mod access_log;
+#[cfg(feature = "xds")]
+mod certificates;
 mod ejection;
 mod metrics;
 mod security;
 mod text;
 mod trace;
 
+#[cfg(feature = "xds")]
+pub(crate) use self::certificates::CertificateGauges;
 pub use self::metrics::render;
 pub(crate) use self::metrics::{traffic, upkeep};
 pub(crate) use access_log::rfc3339;

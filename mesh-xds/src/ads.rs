@@ -89,6 +89,11 @@ impl TypeUrl {
         Self::ALL.into_iter().find(|kind| kind.as_str() == url)
     }
 
+    /// Is a client worse off without what it asks for of this type? Secrets are asked of control planes that may not have any.
+    pub const fn is_needed(self) -> bool {
+        !matches!(self, Self::Secret)
+    }
+
     /// A response of the state-of-the-world protocol lists every resource of the type, so that absence deletes (XD5).
     pub const fn is_full_state(self) -> bool {
         matches!(self, Self::Cluster | Self::Listener)
@@ -267,6 +272,20 @@ pub enum Event<T> {
     Gone(TypeUrl, Name),
     /// A response of this type has been taken in.
     Synced(TypeUrl),
+}
+
+impl<T> Event<T> {
+    /// Of which type.
+    pub const fn kind(&self) -> TypeUrl {
+        match self {
+            Self::Changed(kind, ..)
+            | Self::Refused(kind, ..)
+            | Self::Failed(kind, ..)
+            | Self::Ambient(kind, ..)
+            | Self::Gone(kind, _)
+            | Self::Synced(kind) => *kind,
+        }
+    }
 }
 
 /// How a type stands, for people.

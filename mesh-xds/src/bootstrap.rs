@@ -3,8 +3,8 @@
 //!
 //! The file named by `GRPC_XDS_BOOTSTRAP` wins over the text in `GRPC_XDS_BOOTSTRAP_CONFIG`. Unknown keys are ignored as
 //! the gRFC asks; known keys without effect here are listed in [`Bootstrap::ignored`]. One key is our own: `"mesh"`, with
-//! `"ca": {"server_uri": ...}`, where certificates are signed (without it the control plane does that), `"delta"` and
-//! `"profile"`.
+//! `"ca": {"server_uri": ...}`, where certificates are signed (without it the control plane does that), `"sds"` and
+//! `"workload_api"` (Unix sockets of agents that give certificates), `"delta"` and `"profile"`.
 
 use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -12,6 +12,7 @@ use mesh_core::config::Name;
 
 use crate::{
     ads::{DataErrors, client::Variant},
+    certs::Origin,
     node::Node,
     profile::{Context, Profile},
     xdstp,
@@ -25,6 +26,8 @@ pub const DELTA_VARIABLE: &str = "ISTIO_DELTA_XDS";
 pub const FILE_VARIABLE: &str = "GRPC_XDS_BOOTSTRAP";
 /// Holds a bootstrap as text.
 pub const TEXT_VARIABLE: &str = "GRPC_XDS_BOOTSTRAP_CONFIG";
+/// Names the socket of the SPIFFE Workload API, unless the bootstrap does. Source: SPIFFE Workload Endpoint 4.
+pub const SPIFFE_VARIABLE: &str = "SPIFFE_ENDPOINT_SOCKET";
 
 /// Where the control plane is and who we are.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,6 +42,11 @@ pub struct Bootstrap {
     /// Where certificates are signed; `None` when nothing could be proven there (no TLS or no token): then the process
     /// has no identity.
     pub ca: Option<Ca>,
+    /// The agent on this machine that gives certificates by SDS: a Unix socket. Own key `mesh.sds`; Istio's agent and SPIRE have
+    /// `./var/run/secrets/workload-spiffe-uds/socket`.
+    pub sds: Option<PathBuf>,
+    /// The SPIFFE Workload API: a Unix socket. Own key `mesh.workload_api`, or the variable `SPIFFE_ENDPOINT_SOCKET`.
+    pub workload_api: Option<PathBuf>,
     /// Who we are.
     pub node: Node,
     /// Which variant of ADS is spoken. Own key `mesh.delta`, or the variable `ISTIO_DELTA_XDS` (as Istio's agent has it);
@@ -100,8 +108,20 @@ pub struct Files {
     pub identity: Option<(PathBuf, PathBuf)>,
     /// The roots. `ca_certificate_file`.
     pub roots: Option<PathBuf>,
+    /// The roots of each trust domain, as a SPIFFE bundle map. `spiffe_trust_bundle_map_file` (gRFC A87).
+    pub bundles: Option<PathBuf>,
+    /// Lists of revoked certificates, in PEM. Our own key `crl_file`; Istio mounts `ca-crl.pem`.
+    pub crl: Option<PathBuf>,
     /// How often they are read again. `refresh_interval`, default 600 s.
     pub refresh: Duration,
+}
+
+impl Files {
+    /// All that are named.
+    pub fn paths(&self) -> impl Iterator<Item = &PathBuf> {
+        let pair = self.identity.iter().flat_map(|(certificate, key)| [certificate, key]);
+        pair.chain(&self.roots).chain(&self.bundles).chain(&self.crl)
+    }
 }
 
 /// TLS towards a server. Source: gRFC A65.
@@ -122,6 +142,8 @@ pub struct Ca {
     pub server: Server,
     /// The lifetime asked for. Own key `mesh.ca.ttl_seconds`, default 24 h as Istio `SECRET_TTL`.
     pub ttl: Duration,
+    /// It is named by `mesh.ca`, and not just what the control plane is believed to offer.
+    pub named: bool,
 }
 
 impl Bootstrap {
@@ -140,13 +162,16 @@ impl Bootstrap {
     pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Self, BootstrapError> {
         let variable = |name| variable(name).filter(|value| !value.is_empty());
         let delta = variable(DELTA_VARIABLE).map(|value| value.eq_ignore_ascii_case("true"));
-        if let Some(path) = variable(FILE_VARIABLE) {
-            return Self::read(&path, delta);
+        let mut bootstrap = match (variable(FILE_VARIABLE), variable(TEXT_VARIABLE)) {
+            (Some(path), _) => Self::read(&path, delta)?,
+            (None, Some(text)) => Self::resolve(&text, TEXT_VARIABLE, delta)?,
+            (None, None) => return Err(BootstrapError::NotConfigured),
+        };
+        if let (None, Some(socket)) = (&bootstrap.workload_api, variable(SPIFFE_VARIABLE)) {
+            let invalid = |message| BootstrapError::Invalid { source: SPIFFE_VARIABLE.to_owned(), message };
+            bootstrap.workload_api = Some(read::socket(&socket).map_err(invalid)?);
         }
-        match variable(TEXT_VARIABLE) {
-            Some(text) => Self::resolve(&text, TEXT_VARIABLE, delta),
-            None => Err(BootstrapError::NotConfigured),
-        }
+        Ok(bootstrap)
     }
 
     /// Reads a bootstrap file.
@@ -181,7 +206,11 @@ impl Bootstrap {
     /// that has a certificate and roots.
     pub fn identity_provider(&self) -> Option<(&str, &Files)> {
         let whole = self.certificate_providers.iter().filter_map(|(instance, provider)| match provider {
-            Provider::Files(files) if files.identity.is_some() && files.roots.is_some() => Some((&**instance, files)),
+            Provider::Files(files)
+                if files.identity.is_some() && (files.roots.is_some() || files.bundles.is_some()) =>
+            {
+                Some((&**instance, files))
+            }
             _ => None,
         });
         let whole: Vec<_> = whole.collect();
@@ -192,6 +221,19 @@ impl Bootstrap {
     /// Its files.
     pub fn identity_files(&self) -> Option<&Files> {
         self.identity_provider().map(|(_, files)| files)
+    }
+
+    /// Where this process gets its certificate: the first that is named of a CA, an agent's SDS and the Workload API; else the
+    /// control plane as CA, else files.
+    pub fn identity_origin(&self) -> Option<Origin> {
+        let ca = self.ca.clone().map(Origin::Ca);
+        let is_named = self.ca.as_ref().is_some_and(|ca| ca.named);
+        let agent = || {
+            let sds = self.sds.clone().map(Origin::Sds);
+            sds.or_else(|| self.workload_api.clone().map(Origin::WorkloadApi))
+        };
+        let first = if is_named { ca.clone() } else { agent() };
+        first.or(ca).or_else(|| self.identity_files().cloned().map(Origin::Files))
     }
 
     /// What the reading of resources depends on.
@@ -351,7 +393,10 @@ mod tests {
         assert_eq!(tls.ca_file, PathBuf::from("root.pem"));
         assert_eq!(tls.server_name.as_deref(), Some("istiod.istio-system.svc"));
         assert_eq!(bootstrap.server.token_file, Some(PathBuf::from("token")));
-        assert_eq!(bootstrap.ca, Some(Ca { server: bootstrap.server.clone(), ttl: Duration::from_secs(86_400) }));
+        assert_eq!(
+            bootstrap.ca,
+            Some(Ca { server: bootstrap.server.clone(), ttl: Duration::from_secs(86_400), named: false })
+        );
         assert_eq!(bootstrap.node.metadata["PROXY_CONFIG"], json!({}));
         assert_eq!(&*bootstrap.node.locality.zone, "z");
         assert_eq!(bootstrap.ignored, ["xds_servers[0].channel_creds of type \"google_default\""]);

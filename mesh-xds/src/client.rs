@@ -22,9 +22,9 @@ use tokio::{
     time::Instant,
 };
 
-use self::reader::Reader;
 pub use self::status::{Nack, Status, StreamStatus, TypeStatus};
 use self::stream::{State, Stream, Update};
+use self::{reader::Reader, trusted::Trusted};
 use crate::{
     ads::{Event, Subscription, TypeUrl},
     bootstrap::{Bootstrap, Server},
@@ -32,6 +32,7 @@ use crate::{
     profile::Profile,
     resources::Resources,
     task::Task,
+    translate::Told,
     xdstp,
 };
 
@@ -40,6 +41,7 @@ mod status;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod trusted;
 mod variant;
 
 /// The largest response taken; gRPC's own default of 4 MiB is below what a large mesh needs.
@@ -59,6 +61,7 @@ static SHARED: Mutex<Vec<(Arc<Bootstrap>, Weak<Client>)>> = Mutex::new(Vec::new(
 pub struct Client {
     config: watch::Receiver<Option<Arc<Config>>>,
     status: watch::Receiver<Arc<Status>>,
+    told: watch::Receiver<Option<Arc<Told>>>,
     bootstrap: Arc<Bootstrap>,
     dialled: watch::Sender<BTreeMap<Name, usize>>,
     resources: Resources,
@@ -120,9 +123,11 @@ impl Client {
             Status { server: bootstrap.server.address.clone(), node: bootstrap.node.id.clone(), ..Status::default() };
         let (tell, status) = watch::channel(Arc::new(first));
         let dialled = watch::Sender::new(BTreeMap::new());
+        let (trust, told) = watch::channel(None);
         let resources = Resources::default();
-        let driver = Driver::new(bootstrap.clone(), dialled.subscribe(), publish, tell, resources.clone());
-        Self { config, status, bootstrap, dialled, resources, _task: Task::spawn(driver.run()) }
+        let outlets = Outlets { config: publish, status: tell, told: trust };
+        let driver = Driver::new(bootstrap.clone(), dialled.subscribe(), outlets, resources.clone());
+        Self { config, status, told, bootstrap, dialled, resources, _task: Task::spawn(driver.run()) }
     }
 
     /// Asks for the listener of a target: `xds:///HOST:PORT`, `xds://AUTHORITY/HOST:PORT` or `HOST:PORT`. Where the profile
@@ -143,6 +148,12 @@ impl Client {
     /// The configuration in force; `None` until the first is complete. It stays when the control plane is lost (XD9).
     pub fn config(&self) -> watch::Receiver<Option<Arc<Config>>> {
         self.config.clone()
+    }
+
+    /// What the control plane says is to be trusted; `None` until it says so, and for ever where it never does. What was said last
+    /// stays.
+    pub fn told(&self) -> watch::Receiver<Option<Arc<Told>>> {
+        self.told.clone()
     }
 
     /// How the conversation stands.
@@ -189,16 +200,22 @@ struct Driver {
     aliases: BTreeMap<(TypeUrl, Name), BTreeSet<Name>>,
     /// Something has happened that the status does not say yet.
     untold: bool,
-    publish: watch::Sender<Option<Arc<Config>>>,
-    tell: watch::Sender<Arc<Status>>,
+    outlets: Outlets,
+    trust: Trusted,
+}
+
+/// Where everybody learns what has come of it.
+struct Outlets {
+    config: watch::Sender<Option<Arc<Config>>>,
+    status: watch::Sender<Arc<Status>>,
+    told: watch::Sender<Option<Arc<Told>>>,
 }
 
 impl Driver {
     fn new(
         bootstrap: Arc<Bootstrap>,
         dialled: watch::Receiver<BTreeMap<Name, usize>>,
-        publish: watch::Sender<Option<Arc<Config>>>,
-        tell: watch::Sender<Arc<Status>>,
+        outlets: Outlets,
         resources: Resources,
     ) -> Self {
         let (send_updates, updates) = mpsc::channel(UPDATES);
@@ -217,8 +234,8 @@ impl Driver {
             wanted: BTreeMap::new(),
             aliases: BTreeMap::new(),
             untold: false,
-            publish,
-            tell,
+            outlets,
+            trust: Trusted::of(&bootstrap),
             bootstrap,
         };
         let servers = std::iter::once(&driver.bootstrap.server).chain(&driver.bootstrap.fallbacks).cloned().collect();
@@ -226,6 +243,9 @@ impl Driver {
         if driver.bootstrap.profile == Profile::Envoy {
             driver.subscribe(0, TypeUrl::Cluster, Subscription::All);
             driver.subscribe(0, TypeUrl::Listener, Subscription::All);
+        }
+        if driver.bootstrap.ca.is_some() {
+            driver.subscribe(0, TypeUrl::Secret, Subscription::Names(Trusted::names()));
         }
         driver
     }
@@ -272,7 +292,11 @@ impl Driver {
         self.untold = true;
         for event in update.events {
             // Only the control plane's own stream says that a type is complete.
-            if update.index == 0 || !matches!(event, Event::Synced(_)) {
+            if let Event::Changed(_, name, Part::Secret(secret)) = event {
+                self.trust.take(&name, secret);
+            } else if event.kind() == TypeUrl::Secret {
+                tracing::debug!(?event, "nothing new is to be trusted");
+            } else if update.index == 0 || !matches!(event, Event::Synced(_)) {
                 self.take_event(event);
             }
         }
@@ -379,8 +403,11 @@ impl Driver {
             self.pass_wants();
         }
         while let Some(config) = self.graph.poll_config(now) {
-            self.publish.send_replace(Some(config));
+            self.outlets.config.send_replace(Some(config));
             self.pass_wants();
+        }
+        if let Some(told) = self.trust.poll() {
+            self.outlets.told.send_replace(Some(told));
         }
         if std::mem::take(&mut self.untold) {
             self.report();
@@ -411,7 +438,7 @@ impl Driver {
             types: first.types,
             others: statuses.collect(),
         };
-        self.tell.send_if_modified(|told| {
+        self.outlets.status.send_if_modified(|told| {
             let news = **told != status;
             if news {
                 *told = Arc::new(status);

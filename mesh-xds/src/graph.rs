@@ -25,7 +25,7 @@ use mesh_core::{
 
 use crate::{
     ads::{Event, TypeUrl},
-    translate::{Listener, RouteSource},
+    translate::{Listener, RouteSource, Secret},
 };
 
 mod clusters;
@@ -53,6 +53,8 @@ pub enum Part {
     Cluster(Arc<Cluster>),
     /// Of EDS.
     Endpoints(Arc<Endpoints>),
+    /// Of SDS; no part of the configuration.
+    Secret(Secret),
 }
 
 /// Everything known, and the configuration last made of it.
@@ -168,6 +170,7 @@ impl Graph {
                     self.fail_listener(name, why);
                 }
             }
+            Event::Changed(_, _, Part::Secret(_)) => {}
             // A listener that never worked has no port to fail on; the refusal itself tells of it.
             Event::Refused(TypeUrl::Listener | TypeUrl::Secret, ..) => {}
             // None is in force any more (gRFC A88).

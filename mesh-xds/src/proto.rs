@@ -321,6 +321,11 @@ pub mod envoy {
                 include!("proto/generated/envoy.service.load_stats.v3.rs");
             }
         }
+        pub mod secret {
+            pub mod v3 {
+                include!("proto/generated/envoy.service.secret.v3.rs");
+            }
+        }
         pub mod status {
             pub mod v3 {
                 include!("proto/generated/envoy.service.status.v3.rs");
@@ -387,5 +392,18 @@ pub mod xds {
         pub mod v3 {
             include!("proto/generated/xds.r#type.v3.rs");
         }
+    }
+}
+
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::use_self,
+    reason = "generated; the standards of SPIFFE describe it"
+)]
+pub mod spiffe {
+    pub mod workload {
+        include!("proto/generated/_.rs");
     }
 }

@@ -15,7 +15,11 @@ use mesh_core::config::{Cluster, Config, Discovery, Endpoints, HttpSettings, Inb
 use prost::Message;
 
 use self::read::{Ignored, Wrong, wrong};
-pub use self::report::FieldReport;
+pub use self::{
+    report::FieldReport,
+    secret::{Certificate, Secret, TRUST, Told, Validation},
+    tls::{OWN, ROOTS},
+};
 use crate::{
     ads::{self, Resource, ResourceSet, TypeUrl},
     graph::Part,
@@ -171,7 +175,7 @@ pub fn endpoints(body: &Bytes) -> Result<Decoded<Arc<Endpoints>>, ResourceError>
 /// Reads a resource by the rules of `context`.
 ///
 /// # Errors
-/// It cannot be used; secrets never can.
+/// It cannot be used; secrets with keys never can.
 pub fn read(kind: TypeUrl, body: &Bytes, context: &Context) -> Result<Decoded<Part>, ResourceError> {
     decode(kind, body, context, |body, name, ignored| {
         Ok(match kind {
@@ -179,7 +183,12 @@ pub fn read(kind: TypeUrl, body: &Bytes, context: &Context) -> Result<Decoded<Pa
             TypeUrl::Route => Part::Route(Arc::new(route::decode(body, name, ignored)?)),
             TypeUrl::Cluster => Part::Cluster(Arc::new(cluster::decode(body, name, ignored)?)),
             TypeUrl::Endpoint => Part::Endpoints(Arc::new(endpoint::decode(body, name, ignored)?)),
-            TypeUrl::Secret => return Err(wrong("", "secrets are not taken from the control plane")),
+            TypeUrl::Secret => match secret::decode(body, name, ignored)? {
+                Secret::Certificate(_) => {
+                    return Err(wrong("tls_certificate", "keys are not taken from a control plane"));
+                }
+                secret => Part::Secret(secret),
+            },
         })
     })
 }
@@ -187,6 +196,11 @@ pub fn read(kind: TypeUrl, body: &Bytes, context: &Context) -> Result<Decoded<Pa
 /// Rules of the profile of Envoy, with a server that is trusted, as every server is there.
 fn sidecar() -> Context {
     Context { trusted: true, ..Context::default() }
+}
+
+/// Reads a `Secret`.
+pub fn secret(body: &Bytes) -> Result<Decoded<Secret>, ResourceError> {
+    decode(TypeUrl::Secret, body, &sidecar(), secret::decode)
 }
 
 /// What becomes of each field that is set in a resource (C20).
@@ -199,7 +213,7 @@ pub fn fields(kind: TypeUrl, body: &Bytes) -> FieldReport {
         TypeUrl::Route => route(body).map(|decoded| decoded.ignored),
         TypeUrl::Cluster => cluster(body).map(|decoded| decoded.ignored),
         TypeUrl::Endpoint => endpoints(body).map(|decoded| decoded.ignored),
-        TypeUrl::Secret => Ok(Vec::new()),
+        TypeUrl::Secret => secret(body).map(|decoded| decoded.ignored),
     };
     match ignored {
         Ok(ignored) => FieldReport::read(kind, body, &ignored),
@@ -235,12 +249,15 @@ fn decode<T>(
     }
 }
 
-/// Adds the secrets that [`encode`]'s TLS contexts name: a certificate of the client's own with its key, and the roots it
-/// is to trust, in PEM. For clients that make no certificate signing request, such as an Envoy without an agent.
-pub fn encode_secrets(chain: &str, key: &str, roots: &str, set: &mut ResourceSet) {
-    for secret in [secret::encode_certificate(tls::OWN, chain, key), secret::encode_roots(tls::ROOTS, roots)] {
-        set.insert(TypeUrl::Secret, secret.name.as_str(), secret.encode_to_vec());
-    }
+/// Adds the secrets that say what is to be trusted: the one that [`encode`]'s TLS contexts name, and [`TRUST`].
+pub fn encode_told(told: &Told, set: &mut ResourceSet) {
+    secret::encode_told(told, set);
+}
+
+/// Adds the secret by which [`encode`]'s TLS contexts name the client's own certificate, with its key, in PEM. For clients that make
+/// no certificate signing request, such as an Envoy without an agent.
+pub fn encode_certificate(chain: &str, key: &str, set: &mut ResourceSet) {
+    secret::encode_certificate(tls::OWN, chain, key, set);
 }
 
 /// The resources that say what `config` says: listeners, routes, clusters, endpoints.

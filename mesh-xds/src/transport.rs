@@ -88,7 +88,7 @@ async fn read(path: &Path) -> Result<Vec<u8>, String> {
 }
 
 /// An error with its causes, which alone tell a refused connection from a bad certificate.
-fn chain(error: &dyn Error) -> String {
+pub(crate) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
+    ca::Issued,
     diagnostic::Diagnostic,
     kinds::Key,
     registry::Registered,
@@ -175,6 +176,13 @@ impl fmt::Display for SyncState {
 pub struct Workloads {
     /// By namespace and name.
     pub items: Vec<Registered>,
+}
+
+/// Certificates that are good.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct IssuedList {
+    /// The first to expire first.
+    pub items: Vec<Issued>,
 }
 
 /// Which control plane this is.

@@ -6,9 +6,9 @@ use std::{
     path::Path,
 };
 
-use rcgen::KeyPair;
+use zeroize::Zeroizing;
 
-use super::CaError;
+use super::{CaError, key::SecretKey};
 
 /// Makes a directory that only its owner can enter; one that is there is left as it is.
 pub(super) fn make_directory(dir: &Path) -> Result<(), CaError> {
@@ -17,6 +17,18 @@ pub(super) fn make_directory(dir: &Path) -> Result<(), CaError> {
     #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
     builder.create(dir).map_err(io(dir))
+}
+
+/// Writes a certificate chain, its key and the roots into a directory, by the names of Istio's mounted workload certificates.
+///
+/// # Errors
+///
+/// When a file cannot be written.
+pub fn save_identity(dir: &Path, chain: &str, key: &str, roots: &str) -> Result<(), CaError> {
+    make_directory(dir)?;
+    write_secret(&dir.join("key.pem"), key)?;
+    write_public(&dir.join("root-cert.pem"), roots)?;
+    write_public(&dir.join("cert-chain.pem"), chain)
 }
 
 /// The text of a file, or `None` when there is none.
@@ -29,14 +41,17 @@ pub(super) fn read(path: &Path) -> Result<Option<String>, CaError> {
 }
 
 /// The P-256 key in a file, made there when there is none.
-pub(super) fn key(path: &Path) -> Result<KeyPair, CaError> {
-    if let Some(pem) = read(path)? {
+pub(super) fn key(path: &Path) -> Result<SecretKey, CaError> {
+    if let Some(pem) = read(path)?.map(Zeroizing::new) {
         warn_if_others_can_read(path);
-        let wrong = |error: rcgen::Error| CaError::Key { path: path.to_owned(), reason: error.to_string() };
-        return KeyPair::from_pkcs8_pem_and_sign_algo(&pem, &rcgen::PKCS_ECDSA_P256_SHA256).map_err(wrong);
+        let key = SecretKey::read(path, &pem)?;
+        if *key.pair().algorithm() != rcgen::PKCS_ECDSA_P256_SHA256 {
+            return Err(CaError::Key { path: path.to_owned(), reason: "it is on another curve".to_owned() });
+        }
+        return Ok(key);
     }
-    let key = KeyPair::generate().map_err(CaError::crypto)?;
-    write_secret(path, &key.serialize_pem())?;
+    let key = SecretKey::generate()?;
+    write_secret(path, &key.pem())?;
     Ok(key)
 }
 
@@ -72,7 +87,7 @@ fn write(path: &Path, text: &str, mode: u32) -> Result<(), CaError> {
     })
 }
 
-fn warn_if_others_can_read(path: &Path) {
+pub(super) fn warn_if_others_can_read(path: &Path) {
     #[cfg(unix)]
     if let Ok(metadata) = fs::metadata(path) {
         use std::os::unix::fs::PermissionsExt;

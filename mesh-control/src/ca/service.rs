@@ -53,6 +53,7 @@ impl IstioCertificateService for CertificateService {
             tracing::warn!(%account, %error, "refused a certificate signing request");
             match error {
                 CaError::Csr(_) | CaError::Ttl(_) => Status::invalid_argument(error.to_string()),
+                CaError::Denied(_) => Status::permission_denied(error.to_string()),
                 _ => Status::internal(error.to_string()),
             }
         })?;

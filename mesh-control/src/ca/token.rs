@@ -9,10 +9,9 @@ use std::{
 };
 
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, errors::ErrorKind};
-use rcgen::KeyPair;
 use serde::{Deserialize, Serialize};
 
-use super::{CaError, ServiceAccount};
+use super::{CaError, ServiceAccount, key::SecretKey};
 
 /// Istio `TOKEN_AUDIENCES`.
 const AUDIENCE: &str = "istio-ca";
@@ -42,7 +41,8 @@ impl Tokens {
     /// The lifetime of a token when none is named. Kubernetes projects Istio's for 12 h.
     pub const DEFAULT_TTL: Duration = Duration::from_secs(12 * 60 * 60);
 
-    pub(super) fn new(key: &KeyPair) -> Self {
+    pub(super) fn new(key: &SecretKey) -> Self {
+        let key = key.pair();
         Self {
             signing: EncodingKey::from_ec_der(key.serialized_der()),
             verifying: DecodingKey::from_ec_der(key.public_key_raw()),
@@ -117,13 +117,13 @@ mod tests {
     /// CT4: the token alone says who the caller is; every claim of it is demanded.
     #[test]
     fn tokens_prove_an_account_only_as_issued() {
-        let tokens = Tokens::new(&KeyPair::generate().unwrap());
+        let tokens = Tokens::new(&SecretKey::generate().unwrap());
         let account = ServiceAccount::new("default", "bookinfo-reviews").unwrap();
         let (now, hour) = (SystemTime::now(), Duration::from_secs(3600));
         let good = tokens.issue(&account, hour, now).unwrap();
         assert_eq!(tokens.verify(&good).unwrap(), account);
 
-        let other = Tokens::new(&KeyPair::generate().unwrap());
+        let other = Tokens::new(&SecretKey::generate().unwrap());
         let symmetric = jsonwebtoken::encode(
             &Header::new(Algorithm::HS256),
             &serde_json::json!({"sub": account.subject(), "aud": [AUDIENCE], "iss": ISSUER, "exp": 9_999_999_999_u64}),

@@ -19,6 +19,9 @@ pub(super) struct Dev {
     /// Where objects, workloads and keys are kept over restarts; in memory only without.
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
+    /// An authority of one's own: ca-cert.pem, ca-key.pem, root-cert.pem and cert-chain.pem, as in Istio's secret cacerts.
+    #[arg(long, value_name = "DIR")]
+    ca_dir: Option<PathBuf>,
     #[command(flatten)]
     files: Files,
     /// Keep what the YAML of this folder says, as it changes; may be repeated.
@@ -34,6 +37,9 @@ impl Dev {
         let mut builder = ControlPlane::builder().xds_addr(self.xds_addr).api_addr(self.api_addr).files(files);
         if let Some(dir) = &self.state_dir {
             builder = builder.state_dir(dir);
+        }
+        if let Some(dir) = &self.ca_dir {
+            builder = builder.ca_dir(dir);
         }
         for folder in &self.watch {
             builder = builder.watch(folder);

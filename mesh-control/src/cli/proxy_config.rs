@@ -18,6 +18,8 @@ use super::{BAD_INPUT, FAILURE, Failure, USAGE, client::Server, output};
 mod secrets;
 mod tables;
 
+pub(super) use secrets::time;
+
 #[derive(Debug, clap::Args)]
 pub(super) struct ProxyConfig {
     #[command(subcommand)]

@@ -104,7 +104,7 @@ impl<T> Delta<T> {
 
     /// Is something wanted that has never come?
     pub fn lacks(&self) -> bool {
-        self.types.values().any(|state| state.lacks())
+        self.types.iter().any(|(kind, state)| kind.is_needed() && state.lacks())
     }
 
     /// The next stream is to another server, whose versions are others: it is told what is held, and sends all of it.

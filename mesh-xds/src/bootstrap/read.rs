@@ -52,6 +52,8 @@ struct FilesEntry {
     certificate_file: Option<PathBuf>,
     private_key_file: Option<PathBuf>,
     ca_certificate_file: Option<PathBuf>,
+    spiffe_trust_bundle_map_file: Option<PathBuf>,
+    crl_file: Option<PathBuf>,
     /// `google.protobuf.Duration` as JSON has it: `"900s"`.
     refresh_interval: Option<String>,
 }
@@ -90,6 +92,8 @@ struct TokenEntry {
 #[derive(Default, Deserialize)]
 struct MeshEntry {
     ca: Option<CaEntry>,
+    sds: Option<String>,
+    workload_api: Option<String>,
     delta: Option<bool>,
     profile: Option<String>,
 }
@@ -124,6 +128,11 @@ impl File {
             certificate_providers.insert(instance, provider);
         }
         let ca = resolve_ca(self.mesh.ca, &server)?;
+        let agent = |name: &str, path: Option<String>| {
+            path.map(|path| socket(&path)).transpose().map_err(|why| format!("mesh.{name}: {why}"))
+        };
+        let sds = agent("sds", self.mesh.sds)?;
+        let workload_api = agent("workload_api", self.mesh.workload_api)?;
         let profile = match self.mesh.profile.as_deref() {
             Some("envoy") => Profile::Envoy,
             Some("grpc") => Profile::Grpc,
@@ -149,6 +158,8 @@ impl File {
             fallbacks,
             authorities,
             ca,
+            sds,
+            workload_api,
             node: self.node,
             variant,
             profile,
@@ -183,7 +194,8 @@ impl ProviderEntry {
         let entry: FilesEntry =
             serde_json::from_value(self.config).map_err(|error| format!("{field}.config: {error}"))?;
         let identity = pair(entry.certificate_file, entry.private_key_file).map_err(|why| format!("{field}: {why}"))?;
-        if identity.is_none() && entry.ca_certificate_file.is_none() {
+        let roots = entry.ca_certificate_file.is_some() || entry.spiffe_trust_bundle_map_file.is_some();
+        if identity.is_none() && !roots {
             return Err(format!("{field}.config names neither certificate_file nor ca_certificate_file"));
         }
         let refresh = match entry.refresh_interval {
@@ -196,7 +208,13 @@ impl ProviderEntry {
                     .ok_or_else(|| format!("{field}.config.refresh_interval is {text:?}, not such as \"600s\""))?
             }
         };
-        Ok(Provider::Files(Files { identity, roots: entry.ca_certificate_file, refresh }))
+        Ok(Provider::Files(Files {
+            identity,
+            roots: entry.ca_certificate_file,
+            bundles: entry.spiffe_trust_bundle_map_file,
+            crl: entry.crl_file,
+            refresh,
+        }))
     }
 }
 
@@ -297,6 +315,7 @@ fn resolve_ca(entry: Option<CaEntry>, server: &Server) -> Result<Option<Ca>, Str
     }
     let mut server = server.clone();
     let mut ttl = Duration::from_secs(24 * 60 * 60);
+    let named = entry.is_some();
     if let Some(entry) = entry {
         if let Some(uri) = entry.server_uri {
             server.address = target(&uri).map_err(|why| format!("mesh.ca.server_uri: {why}"))?;
@@ -305,7 +324,7 @@ fn resolve_ca(entry: Option<CaEntry>, server: &Server) -> Result<Option<Ca>, Str
             ttl = Duration::from_secs(seconds);
         }
     }
-    Ok(Some(Ca { server, ttl }))
+    Ok(Some(Ca { server, ttl, named }))
 }
 
 /// `host:port` of a gRPC target or URL.
@@ -321,4 +340,13 @@ fn target(uri: &str) -> Result<String, String> {
         Some(Ok(port)) if port != 0 => Ok(rest.to_owned()),
         _ => Err(format!("{uri:?} needs a host and a port, such as \"127.0.0.1:15012\"")),
     }
+}
+
+/// The path of a Unix socket: `unix:///run/socket`, `unix:/run/socket` or the path itself.
+pub(super) fn socket(uri: &str) -> Result<PathBuf, String> {
+    let path = uri.strip_prefix("unix://").or_else(|| uri.strip_prefix("unix:")).unwrap_or(uri);
+    if path.is_empty() || path.contains("://") || path.starts_with("tcp:") {
+        return Err(format!("{uri:?} is not a Unix socket, such as \"unix:///run/spire/agent.sock\""));
+    }
+    Ok(PathBuf::from(path))
 }

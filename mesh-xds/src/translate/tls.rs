@@ -31,9 +31,9 @@ use crate::proto::{
 };
 
 /// The SDS name of our own certificate.
-pub(super) const OWN: &str = "default";
+pub const OWN: &str = "default";
 /// The SDS name of the mesh's roots.
-pub(super) const ROOTS: &str = "ROOTCA";
+pub const ROOTS: &str = "ROOTCA";
 /// The SDS name, and the files, under which control planes mean the roots of the system.
 const SYSTEM_ROOTS: [&str; 3] =
     ["file-root:system", "/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt"];
@@ -242,6 +242,10 @@ fn decode_validation(
         Some(Specifier::Filename(file)) if SYSTEM_ROOTS.contains(&file.as_str()) => Roots::System,
         Some(_) => return Err(wrong("trusted_ca", format!("is not supported; name the roots {ROOTS:?} by SDS"))),
     };
+    if validation.crl.is_some() || validation.only_verify_leaf_cert_crl {
+        let field = if validation.crl.is_some() { "crl" } else { "only_verify_leaf_cert_crl" };
+        return Err(wrong(field, format!("is not taken from a TLS context; it comes with the roots {ROOTS:?} by SDS")));
+    }
     let mut names = Vec::new();
     for (i, matcher) in validation.match_subject_alt_names.into_iter().enumerate() {
         names.push(value::string(matcher).within(|| format!("match_subject_alt_names[{i}]"))?);

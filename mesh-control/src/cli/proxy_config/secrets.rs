@@ -14,6 +14,10 @@ pub(super) fn secret(item: &Value) -> Vec<Vec<String>> {
     let secret = field(item, "secret");
     let chain = path(secret, &["tls_certificate", "certificate_chain", "inline_bytes"]);
     let root = path(secret, &["validation_context", "trusted_ca", "inline_bytes"]);
+    // What else is to be trusted has no certificate in it.
+    if !field(secret, "generic_secret").is_null() {
+        return vec![row(&name, "Generic", "ACTIVE", "", ["", "", ""].map(str::to_owned))];
+    }
     let (kind, bytes) = match (chain, root) {
         (Value::String(chain), _) => ("Cert Chain", chain),
         (_, Value::String(root)) => ("CA", root),
@@ -51,7 +55,7 @@ fn now() -> Option<ASN1Time> {
 }
 
 /// `2020-01-01T00:00:00Z`.
-fn time(of: ASN1Time) -> String {
+pub(in crate::cli) fn time(of: ASN1Time) -> String {
     let of = of.to_datetime();
     let (date, time) = (of.date(), of.time());
     format!(

@@ -264,6 +264,12 @@ pub struct CertificateValidationContext {
     pub ca_certificate_provider_instance: ::core::option::Option<
         CertificateProviderPluginInstance,
     >,
+    #[prost(message, optional, tag = "7")]
+    pub crl: ::core::option::Option<
+        super::super::super::super::config::core::v3::DataSource,
+    >,
+    #[prost(bool, tag = "14")]
+    pub only_verify_leaf_cert_crl: bool,
 }
 /// Nested message and enum types in `CertificateValidationContext`.
 pub mod certificate_validation_context {
@@ -368,7 +374,7 @@ impl ::prost::Name for SubjectAltNameMatcher {
 pub struct Secret {
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
-    #[prost(oneof = "secret::Type", tags = "2, 4")]
+    #[prost(oneof = "secret::Type", tags = "2, 4, 5")]
     pub r#type: ::core::option::Option<secret::Type>,
 }
 /// Nested message and enum types in `Secret`.
@@ -379,6 +385,8 @@ pub mod secret {
         TlsCertificate(super::TlsCertificate),
         #[prost(message, tag = "4")]
         ValidationContext(super::CertificateValidationContext),
+        #[prost(message, tag = "5")]
+        GenericSecret(super::GenericSecret),
     }
 }
 impl ::prost::Name for Secret {
@@ -389,6 +397,24 @@ impl ::prost::Name for Secret {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret".into()
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GenericSecret {
+    #[prost(message, optional, tag = "1")]
+    pub secret: ::core::option::Option<
+        super::super::super::super::config::core::v3::DataSource,
+    >,
+}
+impl ::prost::Name for GenericSecret {
+    const NAME: &'static str = "GenericSecret";
+    const PACKAGE: &'static str = "envoy.extensions.transport_sockets.tls.v3";
+    fn full_name() -> ::prost::alloc::string::String {
+        "envoy.extensions.transport_sockets.tls.v3.GenericSecret".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.GenericSecret"
+            .into()
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
