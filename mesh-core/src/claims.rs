@@ -50,6 +50,44 @@ impl Claim {
         }
     }
 
+    /// As JSON, names in order.
+    pub fn to_json(&self) -> String {
+        let mut out = String::new();
+        self.write(&mut out);
+        out
+    }
+
+    fn write(&self, out: &mut String) {
+        match self {
+            Self::Null => out.push_str("null"),
+            Self::Bool(value) => out.push_str(if *value { "true" } else { "false" }),
+            Self::Number(value) => out.push_str(&value.to_string()),
+            Self::Text(text) => quote(text, out),
+            Self::List(list) => {
+                out.push('[');
+                for (i, value) in list.iter().enumerate() {
+                    if i > 0 {
+                        out.push(',');
+                    }
+                    value.write(out);
+                }
+                out.push(']');
+            }
+            Self::Map(map) => {
+                out.push('{');
+                for (i, (name, value)) in map.iter().enumerate() {
+                    if i > 0 {
+                        out.push(',');
+                    }
+                    quote(name, out);
+                    out.push(':');
+                    value.write(out);
+                }
+                out.push('}');
+            }
+        }
+    }
+
     /// The texts of a list of texts, or the one text; others are left out.
     pub fn texts(&self) -> impl Iterator<Item = &str> {
         let (one, list) = match self {
@@ -59,6 +97,20 @@ impl Claim {
         };
         one.into_iter().chain(list.iter().filter_map(Self::as_text))
     }
+}
+
+/// A text in quotes (RFC 8259 7).
+fn quote(text: &str, out: &mut String) {
+    out.push('"');
+    for c in text.chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            c if u32::from(c) < 0x20 => out.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c => out.push(c),
+        }
+    }
+    out.push('"');
 }
 
 /// The payloads of the verified tokens of one request, by the name each is put under; with Istio all under [`PAYLOAD`].
@@ -191,6 +243,8 @@ mod tests {
         assert_eq!(two.principal(), None, "a subject that is no text is none");
         assert_eq!(two.audiences().collect::<Vec<_>>(), ["x", "y"]);
         assert_eq!(two.presenter(), None);
+        let text = r#"{"a":[1,-2.5,true,null,"\"x\\\u000a"],"b":{}}"#;
+        assert_eq!(serde_json::from_str::<Claim>(text).unwrap().to_json(), text);
         assert!(Claims::default().is_empty() && Claims::default().principal().is_none());
     }
 

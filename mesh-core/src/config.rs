@@ -21,6 +21,7 @@ mod hash;
 mod health_check;
 mod http;
 mod inbound;
+mod jwt;
 mod outlier;
 mod policy;
 mod rate_limit;
@@ -50,6 +51,7 @@ pub use hash::{HashCookie, HashPolicy, HashSource, RoutingPriority};
 pub use health_check::{GrpcCheck, HealthCheck, HttpCheck, Probe, TcpCheck};
 pub use http::HttpSettings;
 pub use inbound::{EscapedSlashes, Inbound, MtlsMode, PathNormalization};
+pub use jwt::{JwtAuthn, JwtKeys, JwtProvider, JwtRequirement, JwtRule};
 pub use outlier::{FailurePercentage, LatencyOutlier, Monitor, OutlierDetection, SuccessRate};
 pub use policy::{
     Abort, AbortStatus, BackOff, Fault, FaultDelay, GrpcRetry, HedgePolicy, HttpRetry, RateLimitedBackOff, ResetFormat,

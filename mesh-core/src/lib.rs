@@ -51,6 +51,7 @@ pub mod fault;
 pub mod hash;
 pub mod health;
 pub mod identity;
+pub mod jwt;
 pub mod limit;
 pub mod load;
 mod locality;
