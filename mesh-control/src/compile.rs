@@ -29,6 +29,7 @@ mod locate;
 mod route;
 mod scope;
 pub(crate) mod shared;
+pub(crate) mod tokens;
 mod world;
 
 pub(crate) use delegate::delegate_of;

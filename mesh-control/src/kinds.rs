@@ -18,6 +18,7 @@ mod parse;
 mod peer_authentication;
 mod read;
 mod refused;
+mod request_authentication;
 mod service;
 mod service_entry;
 mod sidecar;
@@ -37,6 +38,7 @@ pub(crate) use gateway_api::{GATEWAY_NAME, gateway_labels};
 pub use parse::parse;
 pub(crate) use parse::parse_source;
 pub use peer_authentication::PeerAuthentication;
+pub use request_authentication::{RequestAuthentication, TokenRule};
 pub use service::{PortProtocol, Service, ServicePort, TargetPort};
 pub use service_entry::{Resolution, ServiceEntry};
 pub use sidecar::{Egress, Sidecar};
@@ -73,6 +75,8 @@ pub enum Kind {
     Gateway,
     /// Istio `PeerAuthentication`: whether callers must show a certificate.
     PeerAuthentication,
+    /// Istio `RequestAuthentication`: whose tokens servers believe.
+    RequestAuthentication,
     /// Istio `WorkloadGroup`: what workloads that register themselves have in common.
     WorkloadGroup,
     /// Istio `Sidecar`: what the workloads of a namespace see of the mesh.
@@ -94,7 +98,7 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Service,
         Self::ServiceAccount,
         Self::Deployment,
@@ -104,6 +108,7 @@ impl Kind {
         Self::VirtualService,
         Self::Gateway,
         Self::PeerAuthentication,
+        Self::RequestAuthentication,
         Self::WorkloadGroup,
         Self::Sidecar,
         Self::GatewayClass,
@@ -125,6 +130,7 @@ impl Kind {
             Self::VirtualService => "VirtualService",
             Self::Gateway | Self::KubeGateway => "Gateway",
             Self::PeerAuthentication => "PeerAuthentication",
+            Self::RequestAuthentication => "RequestAuthentication",
             Self::WorkloadGroup => "WorkloadGroup",
             Self::Sidecar => "Sidecar",
             Self::GatewayClass => "GatewayClass",
@@ -169,6 +175,7 @@ impl Kind {
             Self::VirtualService => "vs",
             Self::Gateway => "gw",
             Self::PeerAuthentication => "pa",
+            Self::RequestAuthentication => "ra",
             Self::WorkloadGroup => "wg",
             Self::Sidecar => "sidecar",
             Self::GatewayClass => "gc",
@@ -184,7 +191,7 @@ impl Kind {
         match self {
             Self::Service | Self::ServiceAccount => "",
             Self::Deployment => "apps",
-            Self::PeerAuthentication => "security.istio.io",
+            Self::PeerAuthentication | Self::RequestAuthentication => "security.istio.io",
             Self::GatewayClass | Self::KubeGateway | Self::HttpRoute | Self::GrpcRoute | Self::ReferenceGrant => {
                 "gateway.networking.k8s.io"
             }
@@ -285,6 +292,8 @@ pub enum Spec {
     Gateway(Gateway),
     /// A `PeerAuthentication`.
     PeerAuthentication(PeerAuthentication),
+    /// A `RequestAuthentication`.
+    RequestAuthentication(RequestAuthentication),
     /// A `WorkloadGroup`.
     WorkloadGroup(WorkloadGroup),
     /// A `Sidecar`.

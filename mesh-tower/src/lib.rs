@@ -24,6 +24,7 @@ mod body;
 mod dial;
 mod error;
 mod health;
+mod jwt;
 mod live;
 mod mesh;
 mod message;

@@ -124,6 +124,11 @@ pub mod envoy {
                         include!("proto/generated/envoy.extensions.filters.http.fault.v3.rs");
                     }
                 }
+                pub mod jwt_authn {
+                    pub mod v3 {
+                        include!("proto/generated/envoy.extensions.filters.http.jwt_authn.v3.rs");
+                    }
+                }
                 pub mod local_ratelimit {
                     pub mod v3 {
                         include!("proto/generated/envoy.extensions.filters.http.local_ratelimit.v3.rs");

@@ -38,6 +38,7 @@ mod grpc;
 mod hash;
 mod header;
 mod health_check;
+mod jwt;
 mod listener;
 mod matcher;
 mod outlier;

@@ -13,9 +13,10 @@ use prost::Message;
 use prost_types::{DescriptorProto, EnumDescriptorProto, FileDescriptorSet, field_descriptor_proto::Type};
 
 /// What of `google.protobuf` is taken from elsewhere: all but `Any`, whose value is to be shared and not copied.
-const EXTERNAL: [(&str, &str); 15] = [
+const EXTERNAL: [(&str, &str); 16] = [
     (".google.protobuf.Duration", "::prost_types::Duration"),
     (".google.protobuf.Timestamp", "::prost_types::Timestamp"),
+    (".google.protobuf.Empty", "()"),
     (".google.protobuf.Struct", "::prost_types::Struct"),
     (".google.protobuf.Value", "::prost_types::Value"),
     (".google.protobuf.ListValue", "::prost_types::ListValue"),

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     ApiGateway, ApiRoute, Deployment, DestinationRule, Gateway, Grant, Key, Kind, Object, Parsed, PeerAuthentication,
-    Service, ServiceEntry, Sidecar, Source, Spec, VirtualService, WorkloadEntry, WorkloadGroup,
+    RequestAuthentication, Service, ServiceEntry, Sidecar, Source, Spec, VirtualService, WorkloadEntry, WorkloadGroup,
     read::{Fields, Reader, nearest},
     refused,
     yaml::{At, Node, Value},
@@ -219,6 +219,9 @@ fn spec(kind: Kind, meta: &Metadata, tree: &Node, object: &mut Fields<'_>, reade
         match kind {
             Kind::PeerAuthentication => return Some(Spec::PeerAuthentication(PeerAuthentication::default())),
             Kind::Sidecar => return Some(Spec::Sidecar(Sidecar::default())),
+            Kind::RequestAuthentication => {
+                return Some(Spec::RequestAuthentication(RequestAuthentication::default()));
+            }
             _ => {}
         }
         reader.report(codes::MISSING_FIELD, Level::Error, tree.at, "spec is missing".to_owned());
@@ -238,6 +241,7 @@ fn spec(kind: Kind, meta: &Metadata, tree: &Node, object: &mut Fields<'_>, reade
             let root = meta.namespace == ROOT_NAMESPACE;
             Spec::PeerAuthentication(PeerAuthentication::read(&mut fields, root, reader))
         }
+        Kind::RequestAuthentication => Spec::RequestAuthentication(RequestAuthentication::read(&mut fields, reader)),
         Kind::WorkloadGroup => Spec::WorkloadGroup(WorkloadGroup::read(&mut fields, reader)),
         Kind::Sidecar => Spec::Sidecar(Sidecar::read(&mut fields, reader)),
         Kind::GatewayClass => {

@@ -52,6 +52,7 @@ pub(crate) fn dropped(name: &str, bytes: &[u8]) -> Dropped {
 /// Whether a message sets up security or is a condition, so that every field of it counts.
 fn is_strict(name: &str) -> bool {
     name.starts_with("envoy.extensions.transport_sockets.tls.v3.")
+        || name.starts_with("envoy.extensions.filters.http.jwt_authn.v3.Jwt") && !name.ends_with(".JwtCacheConfig")
         || matches!(
             name,
             "envoy.config.listener.v3.FilterChainMatch"
@@ -59,6 +60,8 @@ fn is_strict(name: &str) -> bool {
                 | "envoy.config.route.v3.HeaderMatcher"
                 | "envoy.config.route.v3.QueryParameterMatcher"
                 | "envoy.config.route.v3.RouteMatch"
+                | "envoy.extensions.filters.http.jwt_authn.v3.ProviderWithAudiences"
+                | "envoy.extensions.filters.http.jwt_authn.v3.RequirementRule"
                 | "envoy.type.matcher.v3.RegexMatcher"
                 | "envoy.type.matcher.v3.StringMatcher"
         )

@@ -196,6 +196,33 @@ impl ::prost::Name for HeaderValueOption {
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HttpUri {
+    #[prost(string, tag = "1")]
+    pub uri: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "3")]
+    pub timeout: ::core::option::Option<::prost_types::Duration>,
+    #[prost(oneof = "http_uri::HttpUpstreamType", tags = "2")]
+    pub http_upstream_type: ::core::option::Option<http_uri::HttpUpstreamType>,
+}
+/// Nested message and enum types in `HttpUri`.
+pub mod http_uri {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum HttpUpstreamType {
+        #[prost(string, tag = "2")]
+        Cluster(::prost::alloc::string::String),
+    }
+}
+impl ::prost::Name for HttpUri {
+    const NAME: &'static str = "HttpUri";
+    const PACKAGE: &'static str = "envoy.config.core.v3";
+    fn full_name() -> ::prost::alloc::string::String {
+        "envoy.config.core.v3.HttpUri".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/envoy.config.core.v3.HttpUri".into()
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DataSource {
     #[prost(oneof = "data_source::Specifier", tags = "1, 2, 3, 4")]
     pub specifier: ::core::option::Option<data_source::Specifier>,
