@@ -55,6 +55,9 @@ mod sessions;
 #[path = "traffic/timeouts.rs"]
 mod timeouts;
 
+#[path = "traffic/tokens.rs"]
+mod tokens;
+
 #[path = "traffic/upgrades.rs"]
 mod upgrades;
 

@@ -97,7 +97,7 @@ impl Snapshot {
                     }
                 }
                 Guard::Ask { when: Some(wanted) } if !heard.found(wanted) => {}
-                Guard::Ask { .. } => return Admit::Ask { at },
+                Guard::Ask { .. } | Guard::Jwt(_) => return Admit::Ask { at },
             }
         }
         self.admit_route(view)

@@ -14,6 +14,7 @@ use crate::{
     admit::InboundView,
     config::{self, AuditCondition, Name, Rbac, RbacAction},
     error::CompileError,
+    jwt::Jwt,
 };
 
 mod condition;
@@ -189,6 +190,7 @@ impl Heard {
 #[derive(Debug)]
 pub(crate) enum Guard {
     Rbac(Engine),
+    Jwt(Arc<Jwt>),
     Ask { when: Option<config::ShadowMatch> },
 }
 
@@ -201,6 +203,7 @@ impl Guards {
         let compile = |(i, guard): (usize, &config::Guard)| {
             Ok(match guard {
                 config::Guard::Rbac(rbac) => Guard::Rbac(Engine::compile(rbac, &format!("{field}.guards[{i}]"))?),
+                config::Guard::Jwt(jwt) => Guard::Jwt(Arc::new(Jwt::compile(jwt)?)),
                 config::Guard::ExtAuthz(service) => Guard::Ask { when: service.when.clone() },
             })
         };

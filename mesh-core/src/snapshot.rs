@@ -14,6 +14,7 @@ use crate::{
     error::{CompileError, NoRoute},
     fault::FaultDecision,
     hash::Found,
+    jwt::Jwt,
     plan::{Plan, Target},
     rate_limit::Limits,
     request::RequestView,
@@ -228,6 +229,14 @@ impl Snapshot {
     /// What requests to this port must pass, in order.
     pub(crate) fn guards(&self, port: u16) -> &[Guard] {
         self.guards.get(&port).map_or(&[], |guards| &guards.0)
+    }
+
+    /// What the guard of a port at a place demands of tokens, if that is what it guards by.
+    pub fn jwt(&self, port: u16, at: usize) -> Option<&Arc<Jwt>> {
+        match self.guards(port).get(at) {
+            Some(Guard::Jwt(jwt)) => Some(jwt),
+            _ => None,
+        }
     }
 
     /// How many requests the server on this port lets in.

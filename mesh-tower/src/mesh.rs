@@ -36,6 +36,7 @@ use crate::{
     client::{GrpcClient, HttpClient},
     connect::Listener,
     error::{BoxError, Error},
+    jwt::Tokens,
     live::Live,
     pool::Pool,
     server::{Gate, Handler, Role, Server, Tunnels, signalled},
@@ -232,6 +233,7 @@ impl Mesh {
         B: HttpBody<Error: Into<BoxError>, Data: Send> + Send + 'static,
     {
         let shared = &self.shared;
+        let side = SideCalls::new(Arc::clone(&shared.live), shared.http.leaf(), shared.http.source());
         let server = Server {
             live: Arc::clone(&shared.live),
             identity: shared.identity.clone(),
@@ -243,7 +245,8 @@ impl Mesh {
             gate: shared.gate.clone(),
             tunnels: Tunnels::default(),
             clock: shared.http.source(),
-            side: SideCalls::new(Arc::clone(&shared.live), shared.http.leaf(), shared.http.source()),
+            tokens: Arc::new(Tokens::new(side.clone(), shared.http.source())),
+            side,
         };
         let mut serving = std::pin::pin!(server.run(listener, handler, shared.ending.subscribe()));
         tokio::select! {

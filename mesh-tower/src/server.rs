@@ -40,6 +40,7 @@ use crate::{
     connect::{Io, Listener},
     context::Context,
     error::BoxError,
+    jwt::Tokens,
     live::Live,
     pool::{ask_upgrade, remove_hop_by_hop},
     side::SideCalls,
@@ -123,6 +124,8 @@ pub(crate) struct Server {
     /// Asks other services before a request is let in.
     #[allow(dead_code, reason = "the filters that ask come next")]
     pub(crate) side: SideCalls,
+    /// Reads and proves tokens of end users.
+    pub(crate) tokens: Arc<Tokens>,
 }
 
 /// Whom a server serves.
@@ -213,6 +216,7 @@ impl Server {
             Role::Gateway => MtlsMode::Disable,
             Role::Workload(_) => match self.inbound() {
                 Some(inbound) => {
+                    self.prepare(&inbound);
                     if !inbound.alpn.is_empty() {
                         acceptor = acceptor.with_alpn(inbound.alpn.iter().map(String::as_str));
                     }

@@ -124,6 +124,11 @@ impl Reply {
         Self { message: Some(message), ..self }
     }
 
+    /// This text in place of the upstream's name.
+    pub(crate) fn text(self, text: &'static str) -> Self {
+        Self { message: Some(text.as_bytes()), ..self }
+    }
+
     /// Answers when the gate has a permit, which it takes.
     pub(crate) fn when(mut self, gate: &Arc<Semaphore>) -> Self {
         self.gate = Some(Arc::clone(gate));
@@ -274,7 +279,8 @@ async fn answer(
         response = response.header(*name, value);
     }
     if !is_grpc {
-        return Ok(response.body(boxed(Full::new(Bytes::from(name)))).unwrap());
+        let text = reply.message.unwrap_or(name.as_bytes());
+        return Ok(response.body(boxed(Full::new(Bytes::from_static(text)))).unwrap());
     }
     response = response.header(header::CONTENT_TYPE, "application/grpc");
     if reply.grpc != 0 && !reply.in_trailers {

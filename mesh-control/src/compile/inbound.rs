@@ -4,9 +4,11 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use mesh_core::config::{Action, Inbound, Labels, MtlsMode, Route, RouteMatch, RouteTable, StringMatch, VirtualHost};
+use mesh_core::config::{
+    Action, Guard, Inbound, Labels, MtlsMode, Route, RouteMatch, RouteTable, StringMatch, VirtualHost,
+};
 
-use super::{NodeInfo, World, world::includes};
+use super::{NodeInfo, World, tokens, world::includes};
 use crate::kinds::{Spec, TargetPort};
 
 /// The policy of every port of a workload: those its services name, and those it says itself.
@@ -26,9 +28,12 @@ pub(crate) fn inbound(world: &World, node: &NodeInfo) -> impl Iterator<Item = (u
             }
         }
     }
-    ports
-        .into_iter()
-        .map(|port| (port, Arc::new(server(world, port, mode(world, &node.namespace, &node.labels, port)))))
+    let tokens = tokens::authentication(world, &node.namespace, &node.labels);
+    let guards: Vec<Guard> = tokens.into_iter().map(Guard::Jwt).collect();
+    ports.into_iter().map(move |port| {
+        let mtls = mode(world, &node.namespace, &node.labels, port);
+        (port, Arc::new(Inbound { guards: guards.clone(), ..server(world, port, mtls) }))
+    })
 }
 
 fn server(world: &World, port: u16, mtls: MtlsMode) -> Inbound {

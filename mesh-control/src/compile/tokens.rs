@@ -103,8 +103,8 @@ fn keys(world: &World, namespace: &str, rule: &TokenRule) -> JwtKeys {
 }
 
 /// Host and port of an address.
-pub(crate) fn host_of(uri: &str) -> Option<(String, u16)> {
+fn host_of(uri: &str) -> Option<(String, u16)> {
     let uri: http::Uri = uri.parse().ok()?;
-    let port = uri.port_u16().unwrap_or(if uri.scheme_str() == Some("https") { 443 } else { 80 });
+    let port = uri.port_u16().unwrap_or_else(|| if uri.scheme_str() == Some("https") { 443 } else { 80 });
     Some((uri.host()?.to_owned(), port))
 }

@@ -201,6 +201,18 @@ const BROKEN: &[(&str, &[Fault])] = &[
         "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: x}\nspec:\n  mtls: {mode: strict}\n  portLevelMtls: {http: {mode: DISABLE}}\n",
         &[("IST0106", 5, 16, "STRICT"), ("IST0106", 6, 18, "selector"), ("IST0106", 6, 19, "port number")],
     ),
+    (
+        "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {name: x}\nspec:\n  targetRefs: []\n  jwtRules:\n  - {issuer: a, jwks: nonsense}\n  - {issuer: b, jwksUri: \"file:///etc/passwd\"}\n  - {issuer: c, jwksUri: \"https://c/keys\", jwks: \"{}\"}\n  - {issuer: d}\n  - {jwksUri: \"https://e/keys\", fromHeaders: [{name: a b}]}\n",
+        &[
+            ("MSH0008", 5, 15, "matchLabels"),
+            ("IST0106", 7, 23, "Key Set"),
+            ("IST0106", 8, 26, "https://"),
+            ("IST0106", 9, 26, "jwksUri and jwks"),
+            ("MSH0008", 10, 5, "openid-configuration"),
+            ("IST0106", 11, 54, "header name"),
+            ("MSH0006", 11, 5, "issuer"),
+        ],
+    ),
 ];
 
 /// OP3: every fault of a file is told at once, at its place, with what to do.

@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{HeaderMatch, Name, StringMatch};
+use super::{HeaderMatch, JwtAuthn, Name, StringMatch};
 
 /// One thing a request must pass. Those of a port are asked in order; the first that refuses has the last word.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -20,6 +20,8 @@ pub enum Guard {
     Rbac(Arc<Rbac>),
     /// Somebody else is asked. Envoy `ExtAuthz`.
     ExtAuthz(Arc<ExtAuthz>),
+    /// Tokens of end users. Envoy `JwtAuthentication`.
+    Jwt(Arc<JwtAuthn>),
 }
 
 /// Source: Envoy `envoy.extensions.filters.http.rbac.v3.RBAC`; gRFC A41.

@@ -102,7 +102,7 @@ fn is_of_tokens(byte: u8) -> bool {
 }
 
 /// Names and values of all cookies, values without the quotes around them.
-fn cookies<'a>(headers: &'a HeaderMap) -> impl Iterator<Item = (&'a str, &'a str)> {
+fn cookies(headers: &HeaderMap) -> impl Iterator<Item = (&str, &str)> {
     let lines = headers.get_all(header::COOKIE).iter().filter_map(|line| std::str::from_utf8(line.as_bytes()).ok());
     lines.flat_map(|line| line.split(';')).filter_map(|cookie| {
         let (name, value) = cookie.split_once('=')?;
@@ -160,7 +160,7 @@ fn decoded(text: &str) -> Cow<'_, str> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, clippy::type_complexity)]
 
     use super::*;
 

@@ -23,6 +23,9 @@ use super::{Caller, FORWARDED_CLIENT_CERT, Role, Server};
 use crate::{context::Context, source};
 
 mod ask;
+mod token;
+
+const UNDECIDED: &str = "this cannot be decided";
 
 /// Why the application does not get a request.
 #[derive(Debug)]
@@ -110,9 +113,14 @@ impl Server {
         while let Some(at) = judge(snapshot, inbound, caller, port, parts, from, known)? {
             match inbound.guards.get(at) {
                 Some(Guard::ExtAuthz(service)) => self.ask(service, caller, parts).await?,
+                Some(Guard::Jwt(config)) => {
+                    let jwt = snapshot.jwt(port, at);
+                    let jwt = jwt.ok_or_else(|| Refusal::new(StatusCode::FORBIDDEN, Flags::NONE, UNDECIDED))?;
+                    known.claims = Some(self.authenticate(config, jwt, caller, port, parts).await?);
+                }
                 // Never named: rules are decided by the snapshot, and it has as many guards as its configuration.
                 Some(Guard::Rbac(_)) | None => {
-                    return Err(Refusal::new(StatusCode::FORBIDDEN, Flags::NONE, "this cannot be decided"));
+                    return Err(Refusal::new(StatusCode::FORBIDDEN, Flags::NONE, UNDECIDED));
                 }
             }
             from = at + 1;

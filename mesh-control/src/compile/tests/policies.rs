@@ -2,11 +2,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use mesh_core::config::{
-    Action, Connections, Discovery, Fraction, HostRewrite, Http2, Keepalive, LoadBalancer, OutlierDetection,
-    PathRewrite, Protocol, RetryBudget, SuccessRate, TcpKeepalive, Thresholds, TlsMode,
+    Action, Connections, Discovery, Fraction, Guard, HostRewrite, Http2, JwtKeys, JwtProvider, JwtRequirement,
+    Keepalive, LoadBalancer, OutlierDetection, PathRewrite, Protocol, RetryBudget, SuccessRate, TcpKeepalive,
+    Thresholds, TlsMode,
 };
 
 use super::*;
@@ -167,6 +168,65 @@ fn peer_authentication_goes_by_precedence() {
         (&*inbound.name, inbound.routes.virtual_hosts[0].domains.as_slice()),
         ("0.0.0.0_9080", &["*".to_owned()][..])
     );
+}
+
+/// AN13, AN14: whose tokens a workload believes is what mesh, namespace and workload say together, in the form istiod writes;
+/// keys are fetched from services of the mesh alone.
+#[test]
+fn request_authentication_is_combined() {
+    let mut mesh = Mesh::bookinfo();
+    let policy = |name: &str, namespace: &str, spec: &str| {
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {spec}\n"
+        )
+    };
+    let jwt = |mesh: &Mesh, name: &str| match mesh.config(&node(name)).inbound[&9080].guards.as_slice() {
+        [] => None,
+        [Guard::Jwt(jwt)] => Some(Arc::clone(jwt)),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(jwt(&mesh, "reviews-v1"), None);
+    mesh.apply(&policy("all", "istio-system", "{jwtRules: [{issuer: M, jwks: '{\"keys\": []}'}]}"));
+    mesh.apply(&policy(
+        "reviews",
+        "default",
+        "{selector: {matchLabels: {app: reviews}}, jwtRules: [{issuer: A, audiences: [x], jwksUri: 'http://details:9080/keys', \
+         fromHeaders: [{name: X-Jwt, prefix: 'J '}], fromParams: [t], fromCookies: [c], forwardOriginalToken: true, \
+         outputPayloadToHeader: X-P, outputClaimToHeaders: [{header: X-S, claim: a.b}], timeout: 2s, spaceDelimitedClaims: [roles]}]}",
+    ));
+    mesh.apply(&policy("other", "elsewhere", "{jwtRules: [{issuer: E, jwks: '{\"keys\": []}'}]}"));
+    let any = JwtRequirement::Any;
+    let of = |n: usize| JwtRequirement::Provider { name: format!("origins-{n}").into(), audiences: None };
+    let or_none = |n| any(vec![of(n), JwtRequirement::AllowMissing]);
+    let one = jwt(&mesh, "ratings-v1").unwrap();
+    assert_eq!(one.rules[0].requirement, Some(or_none(0)));
+    assert_eq!(one.providers["origins-0"].issuer, "M");
+    let two = jwt(&mesh, "reviews-v1").unwrap();
+    let all = JwtRequirement::All(vec![or_none(0), or_none(1)]);
+    assert_eq!(two.rules[0].requirement, Some(any(vec![of(0), of(1), all])));
+    let expected = JwtProvider {
+        issuer: "A".to_owned(),
+        audiences: vec!["x".to_owned()],
+        keys: JwtKeys::Remote {
+            uri: "http://details:9080/keys".to_owned(),
+            cluster: "outbound|9080||details.default.svc.cluster.local".into(),
+            timeout: Duration::from_secs(2),
+            refresh: Duration::from_secs(1200),
+        },
+        forward: true,
+        from_headers: vec![("x-jwt".into(), "J ".to_owned())],
+        from_params: vec!["t".to_owned()],
+        from_cookies: vec!["c".to_owned()],
+        payload_header: Some("x-p".into()),
+        payload_name: Some("payload".to_owned()),
+        space_delimited: ["scope", "permission", "roles"].map(str::to_owned).to_vec(),
+        claim_headers: vec![("x-s".into(), vec!["a".to_owned(), "b".to_owned()])],
+        ..JwtProvider::default()
+    };
+    assert_eq!(*two.providers["origins-0"], expected);
+    // Not a service of the mesh: nothing is fetched, nothing of that issuer believed.
+    mesh.apply(&policy("all", "istio-system", "{jwtRules: [{issuer: M, jwksUri: 'http://169.254.169.254/keys'}]}"));
+    assert_eq!(jwt(&mesh, "ratings-v1").unwrap().providers["origins-0"].keys, JwtKeys::default());
 }
 
 /// GW4, GW9: services and endpoints that are written down.
