@@ -23,6 +23,10 @@ mod health;
 
 #[path = "traffic/load.rs"]
 mod load;
+
+#[path = "traffic/floods.rs"]
+mod floods;
+
 #[path = "traffic/mirroring.rs"]
 mod mirroring;
 

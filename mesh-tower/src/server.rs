@@ -18,10 +18,7 @@ use std::{
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header, request::Parts};
 use http_body::Body as HttpBody;
 use hyper::{body::Incoming, service::service_fn, upgrade::OnUpgrade};
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::conn::auto,
-};
+use hyper_util::rt::TokioIo;
 use mesh_core::{
     config::{Inbound, MtlsMode, ServiceName},
     identity::SpiffeId,
@@ -44,7 +41,7 @@ use crate::{
     live::Live,
     pool::{ask_upgrade, remove_hop_by_hop},
     side::SideCalls,
-    source::Source,
+    source::{self, Source},
     telemetry::{PEER_METADATA, Telemetry, refused},
     tls::{Accepted, LiveIdentity, MtlsAcceptor, Reason},
 };
@@ -53,6 +50,7 @@ mod body;
 mod caller;
 mod guard;
 mod health;
+mod limits;
 mod load;
 mod reply;
 mod shed;
@@ -64,7 +62,9 @@ use body::Answer;
 pub use body::RequestBody;
 use caller::Caller;
 use guard::{Refusal, own_address};
+use health::is_probe;
 pub use health::{HealthBody, WithHealth};
+use limits::{Heard, Listening};
 pub use load::{LoadBody, LoadRecorder, WithLoad, record_call};
 pub use mesh_core::load::LoadReport;
 use reply::{has_failed, in_time, in_vain, own_answer};
@@ -245,18 +245,23 @@ impl Server {
         let mut term = Term::new(io.take_tenure());
         let (held, of) = (Arc::clone(&self), Arc::clone(&caller));
         let head = self.inbound().and_then(|inbound| inbound.request_headers_timeout).unwrap_or(HEAD);
+        let heard = Heard::default();
+        let (io, requests) = (Listening { io, heard: heard.clone() }, heard.clone());
         let service = service_fn(move |request| {
+            requests.request();
             let (server, caller, handler) = (Arc::clone(&self), Arc::clone(&caller), handler.clone());
             async move { Ok::<_, Infallible>(server.answer(&caller, handler, request).await) }
         });
-        let mut builder = auto::Builder::new(TokioExecutor::new());
-        builder.http1().timer(TokioTimer::new()).header_read_timeout(head);
-        builder.http2().timer(TokioTimer::new()).adaptive_window(true).max_concurrent_streams(1000);
-        let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(io), service));
+        let protocols = limits::protocols(head);
+        let mut connection = pin!(protocols.serve_connection_with_upgrades(TokioIo::new(io), service));
         let drained = tokio::select! {
             ended = connection.as_mut() => return tell_end(ended),
             () = until_true(&mut draining) => true,
             () = term.over(&held, &of) => false,
+            () = heard.silence(head) => {
+                tracing::debug!(target: "mesh::server", "closed: it said nothing");
+                return;
+            }
         };
         connection.as_mut().graceful_shutdown();
         tokio::select! {
@@ -271,7 +276,7 @@ impl Server {
         B: HttpBody<Error: Into<BoxError>>,
     {
         let (mut parts, body) = request.into_parts();
-        let malformed = self.straighten(&mut parts);
+        let malformed = limits::head(&parts).and_then(|()| self.straighten(&mut parts));
         let changing = parts.extensions.get::<OnUpgrade>().cloned().filter(|_| self.role == Role::Gateway);
         let introduced = parts.headers.contains_key(PEER_METADATA);
         let mut story = self.receive(caller, &mut parts);
@@ -288,7 +293,11 @@ impl Server {
             let status = StatusCode::from_u16(limited.status).unwrap_or(StatusCode::TOO_MANY_REQUESTS);
             refusal = Some(Refusal::new(status, Flags::RL, "local_rate_limited"));
         }
-        let overloaded = refusal.is_none() && !self.let_in(&mut story).await;
+        let overloaded = refusal.is_none() && !is_probe(&parts) && !self.let_in(&mut story).await;
+        if refusal.is_none() && context.deadline.is_some_and(|deadline| deadline <= source::instant()) {
+            // It waited for its turn until nobody waited for it.
+            refusal = Some(Refusal::new(StatusCode::GATEWAY_TIMEOUT, Flags::UT, "the deadline passed while it waited"));
+        }
         if overloaded {
             let mut full = Refusal::new(StatusCode::SERVICE_UNAVAILABLE, Flags::UO, "the server is overloaded");
             full.details = "overload".into();

@@ -13,7 +13,7 @@ use std::{
 
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::{Stream, stream};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header, request::Parts};
 use http_body::{Body as HttpBody, Frame};
 use http_body_util::{BodyExt, Limited};
 use pin_project_lite::pin_project;
@@ -25,6 +25,11 @@ use crate::error::BoxError;
 
 const CHECK: &str = "/grpc.health.v1.Health/Check";
 const WATCH: &str = "/grpc.health.v1.Health/Watch";
+
+/// Asks whether the server is well: that is answered however much there is to do, or a busy server would be taken for a dead one.
+pub(super) fn is_probe(parts: &Parts) -> bool {
+    matches!(parts.uri.path(), CHECK | WATCH)
+}
 const STATUS: HeaderName = HeaderName::from_static("grpc-status");
 /// Longer questions are none.
 const MOST: usize = 4096;
