@@ -75,7 +75,7 @@ impl Proven {
             parts.headers.remove(name);
         }
         for (name, value) in &self.set {
-            parts.headers.append(name, value.clone());
+            parts.headers.insert(name, value.clone());
         }
     }
 }
@@ -278,6 +278,8 @@ impl<V: Verify> Work<'_, V> {
             ask.of.iter().filter_map(|at| providers.get(*at)).flat_map(|it| &it.places).collect();
         places.sort();
         places.dedup();
+        places.reverse();
+        places.sort_by_key(|place| place.rank());
         let mut any = false;
         for place in places {
             // A token that was proven and taken off is not there for the next.
@@ -376,7 +378,8 @@ fn in_header(claim: &Claim) -> Option<String> {
     match claim {
         Claim::Text(text) => Some(text.clone()),
         Claim::Bool(value) => Some(value.to_string()),
-        Claim::Number(value) => Some(value.to_string()),
+        Claim::Number(value) if value.fract() == 0.0 && value.abs() < 9e15 => Some(value.to_string()),
+        Claim::Number(value) => Some(format!("{value:.6}")),
         Claim::List(_) | Claim::Map(_) => Some(base64(claim.to_json().as_bytes())),
         Claim::Null => None,
     }

@@ -34,6 +34,15 @@ impl Place {
         ]
     }
 
+    /// Which is looked at before others: of several good tokens the last has the last word. Source: Envoy 1.40 by experiment.
+    pub(super) fn rank(&self) -> u8 {
+        match self {
+            Self::Cookie(_) => 0,
+            Self::Query(_) => 1,
+            Self::Header(..) => 2,
+        }
+    }
+
     /// The token there, if there is any.
     pub(super) fn find<'a>(&self, view: &RequestView<'a>) -> Option<Cow<'a, str>> {
         match self {
@@ -72,7 +81,7 @@ impl Place {
     }
 }
 
-/// A header's lines count as one text; behind the prefix the first run of characters that tokens are made of is the token.
+/// A header's lines count as one text, joined by commas; what is behind the prefix is the token. Source: Envoy 1.40 by experiment.
 fn in_header<'a>(headers: &'a HeaderMap, name: &str, prefix: &str) -> Option<Cow<'a, str>> {
     let mut lines = headers.get_all(name).iter();
     let first = lines.next()?;
@@ -84,21 +93,14 @@ fn in_header<'a>(headers: &'a HeaderMap, name: &str, prefix: &str) -> Option<Cow
     }
     if !prefix.is_empty() {
         let at = text.windows(prefix.len()).position(|part| part == prefix.as_bytes())? + prefix.len();
-        let rest = text.get(at..).unwrap_or_default();
-        let begin = rest.iter().position(|byte| is_of_tokens(*byte)).unwrap_or(rest.len());
-        let rest = rest.get(begin..).unwrap_or_default();
-        let end = rest.iter().position(|byte| !is_of_tokens(*byte)).unwrap_or(rest.len());
-        text = rest.get(..end).unwrap_or_default().to_vec().into();
+        // To the end, whatever is there: of two tokens behind each other none is taken for the one that counts.
+        text = text.get(at..).unwrap_or_default().trim_ascii().to_vec().into();
     }
     // What is no text is a token that cannot be read, and not none.
     Some(match text {
         Cow::Borrowed(bytes) => String::from_utf8_lossy(bytes),
         Cow::Owned(bytes) => String::from_utf8_lossy(&bytes).into_owned().into(),
     })
-}
-
-fn is_of_tokens(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_')
 }
 
 /// Names and values of all cookies, values without the quotes around them.
@@ -183,8 +185,8 @@ mod tests {
             (bearer(), "/", &[("authorization", "Bearer a.b.c")], Some("a.b.c"), "/", &[]),
             (bearer(), "/", &[("authorization", "bearer a.b.c")], None, "/", &[]),
             (bearer(), "/", &[("authorization", "Basic abc")], None, "/", &[]),
-            (bearer(), "/", &[("authorization", "Bearer  'a.b.c', x")], Some("a.b.c"), "/", &[]),
-            (bearer(), "/", &[("authorization", "Bearer a.b.c"), ("authorization", "Bearer d.e.f")], Some("a.b.c"), "/", &[]),
+            (bearer(), "/", &[("authorization", "Bearer  'a.b.c', x")], Some("'a.b.c', x"), "/", &[]),
+            (bearer(), "/", &[("authorization", "Bearer a.b.c"), ("authorization", "Bearer d.e.f")], Some("a.b.c,Bearer d.e.f"), "/", &[]),
             (bearer(), "/", &[("authorization", "Basic x"), ("authorization", "Bearer d.e.f")], Some("d.e.f"), "/", &[]),
             (plain(), "/", &[("x-jwt", "a b"), ("y", "1")], Some("a b"), "/", &[("y", "1")]),
             (query(), "/p?a=1&t=a.b.c&b=2", &[], Some("a.b.c"), "/p?a=1&b=2", &[]),

@@ -209,7 +209,7 @@ impl fmt::Display for JwtError {
             Self::PayloadNoJson => "Jwt payload is an invalid JSON",
             Self::NoText(claim) => return write!(f, "Jwt payload [{claim}] field is not a string"),
             Self::NoNumber(claim) => return write!(f, "Jwt payload [{claim}] field is not an integer"),
-            Self::NoTime(claim) => return write!(f, "Jwt payload [{claim}] field is not a 64 bit unsigned integer"),
+            Self::NoTime(claim) => return write!(f, "Jwt payload [{claim}] field is not a positive 64 bit integer"),
             Self::AudienceNoText => "Jwt payload [aud] field is not a string or string list",
             Self::SignatureNoBase64 => "Jwt signature is an invalid Base64url encoded",
             Self::TooLong => "Jwt is too long",
