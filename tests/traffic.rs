@@ -10,6 +10,9 @@ mod balancing;
 #[path = "traffic/endpoints.rs"]
 mod endpoints;
 
+#[path = "traffic/filters.rs"]
+mod filters;
+
 #[path = "traffic/harness.rs"]
 mod harness;
 

@@ -49,7 +49,7 @@ pub use clusters::{Clusters, Iter as ClustersIter};
 pub use connections::{Connections, Http2, Keepalive, SocketOption, TcpKeepalive};
 pub use hash::{HashCookie, HashPolicy, HashSource, RoutingPriority};
 pub use health_check::{GrpcCheck, HealthCheck, HttpCheck, Probe, TcpCheck};
-pub use http::HttpSettings;
+pub use http::{FilterOverride, HttpSettings, OwnFilter};
 pub use inbound::{EscapedSlashes, Inbound, MtlsMode, PathNormalization};
 pub use jwt::{JwtAuthn, JwtKeys, JwtProvider, JwtRequirement, JwtRule};
 pub use outlier::{FailurePercentage, LatencyOutlier, Monitor, OutlierDetection, SuccessRate};

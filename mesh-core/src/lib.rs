@@ -48,6 +48,7 @@ pub mod endpoint;
 pub mod error;
 pub mod explain;
 pub mod fault;
+pub mod filter;
 pub mod hash;
 pub mod health;
 pub mod identity;

@@ -6,6 +6,7 @@ use crate::{
     cluster::Cluster,
     config::{Criteria, DirectResponse, HedgePolicy, Name, Redirect, RetryPolicy, RoutingPriority, Upgrade},
     fault::FaultDecision,
+    filter::HttpFilter,
     hash::{Fresh, HashPolicies},
     mirror::MirrorPolicy,
     pick::Wanted,
@@ -147,6 +148,8 @@ pub struct RoutePolicy {
     pub hedge: Option<HedgePolicy>,
     /// How many bytes of a streamed body are kept for sending it again; `None` is the client's own limit.
     pub replay_limit: Option<u64>,
+    /// Filters of the program's own, in the order in which they see a request.
+    pub filters: Vec<Arc<dyn HttpFilter>>,
     /// How many requests are let through; `None` is all.
     pub limits: Option<Limits>,
     /// New authority and path.

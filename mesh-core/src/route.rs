@@ -15,6 +15,7 @@ use crate::{
     config::{self, Action, Forward, HttpSettings, Mirror, Name, PathMatch},
     error::{CompileError, NoRoute},
     fault::Faults,
+    filter,
     hash::HashPolicies,
     mirror::{MOST_MIRRORS, MirrorPolicy},
     plan::RoutePolicy,
@@ -262,6 +263,11 @@ impl Rule {
             ..RoutePolicy::default()
         };
         policy.rewrite.matched_prefix = matched_prefix(&route.matches.path);
+        let own_filters: &[config::FilterOverride] = match &route.action {
+            Action::Forward(forward) => &forward.filters,
+            _ => &[],
+        };
+        policy.filters = filter::compile(&settings.filters, own_filters).map_err(at)?;
         let kind = match &route.action {
             Action::Forward(forward) => {
                 forward_policy(&mut policy, forward, host, table).map_err(at)?;

@@ -105,7 +105,7 @@ impl Drop for Call {
         let Some(last) = Arc::get_mut(&mut record) else { return };
         // What a request held on to, clusters and endpoints above all, is not kept with its memory.
         (last.plan, last.refused, last.location, last.progress) = (None, None, None, Progress::default());
-        (last.request, last.copies, last.waits_on) = (None, Vec::new(), None);
+        (last.request, last.copies, last.waits_on, last.filtered) = (None, Vec::new(), None, None);
         let journal = last.journal.get_mut().unwrap_or_else(PoisonError::into_inner);
         (journal.endpoint, journal.cluster, journal.peer) = (None, None, None);
         let _ = RECORDS.try_with(|records| {
@@ -149,6 +149,8 @@ struct Record {
     /// None while nobody uses the record.
     plan: Option<Plan>,
     refused: Option<(ErrorKind, String)>,
+    /// What a filter answered by itself.
+    filtered: Option<Box<FilterAnswer>>,
     /// The `location` of an answer made here.
     location: Option<HeaderValue>,
     /// The head as it was sent, where changes of the response ask for it.
@@ -187,6 +189,7 @@ impl Call {
         let record = Record {
             plan: Some(plan),
             refused,
+            filtered: None,
             location: None,
             request: None,
             copies: Vec::new(),
@@ -224,6 +227,14 @@ impl Call {
     pub(crate) fn located(mut self, location: Option<HeaderValue>) -> Self {
         if let Some(record) = self.0.as_mut().and_then(Arc::get_mut) {
             record.location = location;
+        }
+        self
+    }
+
+    /// Answered by a filter: it goes no further than the balancer.
+    pub(crate) fn filtered(mut self, answer: FilterAnswer) -> Self {
+        if let Some(record) = self.0.as_mut().and_then(Arc::get_mut) {
+            record.filtered = Some(Box::new(answer));
         }
         self
     }
@@ -270,6 +281,7 @@ impl Call {
             return;
         }
         rewrite::on_response(plan, self.record().request.as_deref(), status.as_u16(), headers);
+        plan.route.filters.iter().rev().for_each(|filter| filter.response(status, headers));
     }
 
     /// It goes nowhere: there is nothing to time.
@@ -337,6 +349,9 @@ impl Call {
     pub(crate) fn own_answer(&self) -> Option<Error> {
         if let Some((kind, why)) = &self.record().refused {
             return Some(Error::msg(*kind, why.clone()));
+        }
+        if let Some(FilterAnswer { status, body }) = self.record().filtered.as_deref() {
+            return Some(Error::answered(*status, body.clone(), None));
         }
         let plan = self.plan();
         let route = &plan.route;

@@ -37,7 +37,7 @@ mod spread;
 mod testing;
 mod upkeep;
 
-pub use mesh_core::{cluster, config, plan, retry};
+pub use mesh_core::{cluster, config, filter, plan, retry};
 
 pub use self::{
     body::{Body, ResponseBody},

@@ -43,6 +43,7 @@ mod jwt;
 mod listener;
 mod matcher;
 mod outlier;
+mod own_filter;
 mod path_template;
 mod policy;
 mod rate_limit;

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Fault, LocalRateLimit, Session};
+use super::{Fault, LocalRateLimit, Name, Session};
 
 /// Defaults of a port's routes.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
@@ -22,4 +22,33 @@ pub struct HttpSettings {
     pub rate_limit: Option<Arc<LocalRateLimit>>,
     /// How sessions stay together on routes that do not say. Envoy `StatefulSession` among the `http_filters`.
     pub session: Option<Arc<Session>>,
+    /// Filters of the program's own, in order: before the rate limit and the fault of the port. Envoy `http_filters` of types
+    /// that are [registered](crate::filter::register).
+    pub filters: Vec<OwnFilter>,
+}
+
+/// A filter that the program brought along. Source: Envoy `HttpFilter`.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
+pub struct OwnFilter {
+    /// What routes call it.
+    pub name: Name,
+    /// The full name of its configuration message.
+    pub message: Name,
+    /// The message.
+    pub config: Vec<u8>,
+    /// Only routes that say so have it.
+    pub disabled: bool,
+}
+
+/// What a route says of a filter of its port. Source: Envoy `typed_per_filter_config`, `FilterConfig`.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
+pub struct FilterOverride {
+    /// Which one.
+    pub name: Name,
+    /// It is not for requests of this route; otherwise it is, also when disabled at the port.
+    pub disabled: bool,
+    /// Another message, by its full name, in place of the port's.
+    pub config: Option<(Name, Vec<u8>)>,
 }

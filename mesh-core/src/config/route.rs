@@ -5,8 +5,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Criteria, Fault, Fraction, HashPolicy, HedgePolicy, LocalRateLimit, Name, RateLimit, Regex, RetryPolicy,
-    RoutingPriority, Session, StringMatch,
+    Criteria, Fault, FilterOverride, Fraction, HashPolicy, HedgePolicy, LocalRateLimit, Name, RateLimit, Regex,
+    RetryPolicy, RoutingPriority, Session, StringMatch,
 };
 
 mod action;

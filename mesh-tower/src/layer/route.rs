@@ -251,6 +251,11 @@ impl<S> Shared<S> {
             let why = format!("its route does not let it change to {protocol}");
             return Ok(departure.refuse((ErrorKind::Upgrade, why), rng));
         }
+        let mut filters = plan.route.filters.iter();
+        if let Some(answer) = filters.find_map(|filter| filter.request(departure.message.parts_mut())) {
+            let progress = std::mem::take(&mut departure.progress);
+            return Ok(Call::new(plan, rng, progress).filtered(answer));
+        }
         let location = match &plan.target {
             Target::Redirect | Target::Respond => {
                 HeaderValue::try_from(rewrite::location(&plan, &view)).ok().filter(|location| !location.is_empty())

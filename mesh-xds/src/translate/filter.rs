@@ -24,7 +24,7 @@ use crate::proto::{
 };
 
 use super::{
-    policy, rate_limit,
+    own_filter, policy, rate_limit,
     read::{Ignored, Within, Wrong, element, wrong},
     route::Side,
     session,
@@ -138,6 +138,8 @@ pub(super) fn chain(filters: &[HttpFilter], side: Side, place: &str, ignored: &m
         } else if any.is::<StatefulSession>() {
             let message: StatefulSession = ignored.open(any, &place).within(at)?;
             read.session = Some(session::decode(message, &place, ignored).within(at)?);
+        } else if side == Side::Outbound && own_filter::is_one(any) {
+            // Read by `own_filter::decode`, with those that are disabled.
         } else if QUIET.contains(&filter.name.as_str()) && !ignored.is_grpc() {
         } else if filter.is_optional {
             ignored.add(&place, &filter.name);

@@ -12,7 +12,7 @@ use mesh_core::config::{
 };
 
 use super::{
-    Listener, RouteSource, endpoint, filter,
+    Listener, RouteSource, endpoint, filter, own_filter,
     read::{Ignored, Within, Wrong, element, wrong},
     route::{self, Side},
     tls, value,
@@ -100,7 +100,8 @@ fn outbound(message: Message, ignored: &mut Ignored) -> Result<Listener, Wrong> 
             return Ok(Listener::Ignored("takes TLS from outside the mesh, which is not supported".to_owned()));
         }
         let filters = filter::chain(&manager.http_filters, Side::Outbound, FILTERS, ignored).within(at)?;
-        let settings = settings(&manager, filters, ignored).within(at)?;
+        let mut settings = settings(&manager, filters, ignored).within(at)?;
+        settings.filters = own_filter::decode(&manager.http_filters).within(at)?;
         let outbound = |routes| Listener::Outbound { port, routes, settings: Arc::new(settings) };
         return routes(manager, Side::Outbound, ignored).map(outbound).within(at);
     }
@@ -143,6 +144,7 @@ fn settings(
         fault: filters.fault,
         rate_limit: filters.rate_limit,
         session: filters.session,
+        filters: Vec::new(),
     })
 }
 
@@ -347,16 +349,19 @@ pub(super) fn encode_outbound(
     settings: &HttpSettings,
 ) -> Message {
     let rds = Rds { config_source: Some(value::over_ads()), route_config_name: routes.to_owned() };
+    let own = settings.filters.iter().map(own_filter::encode);
     let manager = HttpConnectionManager {
         stat_prefix: format!("outbound_{name}"),
         route_specifier: Some(RouteSpecifier::Rds(rds)),
-        http_filters: filter::encode(
-            Side::Outbound,
-            false,
-            settings.fault.as_ref(),
-            settings.rate_limit.as_deref(),
-            settings.session.as_deref(),
-        ),
+        http_filters: own
+            .chain(filter::encode(
+                Side::Outbound,
+                false,
+                settings.fault.as_ref(),
+                settings.rate_limit.as_deref(),
+                settings.session.as_deref(),
+            ))
+            .collect(),
         // Said aloud, as absence is five minutes.
         stream_idle_timeout: Some(value::encode_duration(settings.idle_timeout.unwrap_or_default())),
         common_http_protocol_options: settings.max_stream_duration.map(|limit| HttpProtocolOptions {

@@ -8,7 +8,7 @@ use mesh_core::config::{
 };
 
 use super::{
-    filter, matcher, rate_limit,
+    filter, matcher, own_filter, rate_limit,
     read::{Ignored, Within, Wrong, wrong},
     route::Side,
     session, value,
@@ -217,6 +217,8 @@ pub(super) fn fault_of(
             found = Some(fault(message).within(at)?.unwrap_or_default());
         } else if any.is::<LocalRateLimitMessage>() && side == Side::Outbound {
             // Read by `limit_of`.
+        } else if own_filter::is_one(any) && side == Side::Outbound {
+            // Read by `own_filter::overrides`.
         } else if session::is_setting(any) && side == Side::Outbound {
             // Read by `session::of_route`.
         } else if side == Side::Inbound && filter::guards(key, any) {

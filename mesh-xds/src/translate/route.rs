@@ -11,7 +11,7 @@ use mesh_core::config::{
 };
 
 use super::{
-    header, matcher, path_template, policy, rate_limit,
+    header, matcher, own_filter, path_template, policy, rate_limit,
     read::{Ignored, Within, Wrong, element, wrong},
     session, value,
 };
@@ -119,6 +119,7 @@ fn virtual_host(
     let mirrors = forward::mirrors(message.request_mirror_policies, place, ignored)?;
     let limit = policy::limit_of(&message.typed_per_filter_config, place, ignored)?;
     let session = session::of_route(&message.typed_per_filter_config, place, ignored)?;
+    let filters = own_filter::overrides(&message.typed_per_filter_config)?;
     let limits = rate_limit::entries(message.rate_limits, place, ignored)?;
     let hedge = message.hedge_policy.as_ref().and_then(policy::hedge);
     let replay_limit = policy::replay_limit(message.per_request_buffer_limit_bytes, message.request_body_buffer_limit);
@@ -142,6 +143,7 @@ fn virtual_host(
             forward.replay_limit = forward.replay_limit.or(replay_limit);
             forward.rate_limit = forward.rate_limit.take().or_else(|| limit.clone());
             forward.session = forward.session.take().or_else(|| session.clone());
+            forward.filters = own_filter::over(&filters, std::mem::take(&mut forward.filters));
             if forward.rate_limits.is_empty() || includes_hosts {
                 forward.rate_limits.extend(limits.iter().cloned());
             }
@@ -193,6 +195,7 @@ fn decode_route(message: RouteMessage, side: Side, place: &str, ignored: &mut Ig
             let mut forward = forward::decode(action, template.as_ref(), &place, ignored).under("route")?;
             forward.rate_limit = policy::limit_of(&message.typed_per_filter_config, &place, ignored)?;
             forward.session = session::of_route(&message.typed_per_filter_config, &place, ignored)?;
+            forward.filters = own_filter::overrides(&message.typed_per_filter_config)?;
             forward.replay_limit =
                 policy::replay_limit(message.per_request_buffer_limit_bytes, message.request_body_buffer_limit);
             Action::Forward(forward)
@@ -401,6 +404,7 @@ fn filter_settings(route: &Route) -> BTreeMap<String, Any> {
         if let Some(session) = &forward.session {
             settings.insert(session::STATEFUL_SESSION.to_owned(), session::encode_route(session));
         }
+        settings.extend(own_filter::encode_overrides(&forward.filters));
     }
     settings
 }

@@ -70,10 +70,14 @@ fn on(host: &str, port: u32) -> Option<Address> {
 }
 
 fn outbound(host: &str, source: ConfigSource) -> Message {
+    outbound_with(host, source, vec![router()])
+}
+
+fn outbound_with(host: &str, source: ConfigSource, http_filters: Vec<HttpFilter>) -> Message {
     let rds = Rds { config_source: Some(source), route_config_name: "9080".into() };
     let manager = HttpConnectionManager {
         route_specifier: Some(RouteSpecifier::Rds(rds)),
-        http_filters: vec![router()],
+        http_filters,
         ..HttpConnectionManager::default()
     };
     Message {
@@ -308,6 +312,35 @@ fn filters_that_guard_close_the_port() {
     let rbac = filter::ConfigType::TypedConfig(any("envoy.extensions.filters.network.rbac.v3.RBAC", &[]));
     guarded.filters.insert(0, Filter { name: "envoy.filters.network.rbac".into(), config_type: Some(rbac) });
     assert!(ports(vec![guarded])[0].1.refused.as_ref().unwrap().contains("envoy.filters.network.rbac"));
+}
+
+/// RA17: filters of the program's own keep their order, disabled ones too; one that cannot be made of its configuration refuses the
+/// listener, and one that nobody registered does unless it is optional.
+#[test]
+fn filters_of_ones_own_are_read() {
+    #[derive(Debug)]
+    struct Nothing;
+    impl mesh_core::filter::HttpFilter for Nothing {
+        fn request(&self, _: &mut http::request::Parts) -> Option<mesh_core::filter::FilterAnswer> {
+            None
+        }
+    }
+    mesh_core::filter::register("test.translate.Nothing", |config| match config {
+        b"bad" => Err("it is bad".to_owned()),
+        _ => Ok(std::sync::Arc::new(Nothing)),
+    });
+    let own = |name: &str, config: &[u8]| filter(name, any("test.translate.Nothing", config));
+    let off = HttpFilter { disabled: true, ..own("b", b"2") };
+    let read = |filters: Vec<HttpFilter>| decode(&outbound_with("0.0.0.0", ads(), filters));
+    let decoded = read(vec![own("a", b"1"), off, router()]).unwrap();
+    let Listener::Outbound { settings, .. } = decoded.value else { panic!() };
+    let seen: Vec<_> = settings.filters.iter().map(|it| (&*it.name, it.config.as_slice(), it.disabled)).collect();
+    assert_eq!(seen, [("a", &b"1"[..], false), ("b", &b"2"[..], true)]);
+    let error = read(vec![own("a", b"bad"), router()]).unwrap_err();
+    assert!(error.contains("http_filters[0 \"a\"].typed_config") && error.contains("it is bad"), "{error}");
+    let strange = |is_optional| HttpFilter { is_optional, ..filter("s", any("test.translate.Nobody", b"")) };
+    assert!(read(vec![strange(false), router()]).unwrap_err().contains("test.translate.Nobody"));
+    assert!(read(vec![strange(true), router()]).unwrap().ignored.iter().any(|path| path.contains("http_filters.s")));
 }
 
 /// CB8, RL7: limits that adapt, and limits of bytes per second, are not acted on, and that is said by name: reported, or the

@@ -14,7 +14,12 @@ pub(crate) fn config() -> Config {
     for (port, mtls) in [(9080, MtlsMode::Strict), (9090, MtlsMode::Permissive), (9091, MtlsMode::Disable)] {
         config.inbound.insert(port, Arc::new(inbound(port, mtls)));
     }
+    register_filter();
     let settings = HttpSettings {
+        filters: vec![
+            OwnFilter { name: "first".into(), message: FILTER.into(), config: vec![1, 2], disabled: false },
+            OwnFilter { name: "second".into(), message: FILTER.into(), config: vec![], disabled: true },
+        ],
         idle_timeout: Some(Duration::from_secs(9)),
         max_stream_duration: Some(Duration::from_secs(99)),
         fault: Some(Fault {
@@ -104,6 +109,20 @@ fn route(matches: RouteMatch, action: Action) -> Route {
 
 fn to(cluster: &str) -> Vec<WeightedCluster> {
     vec![WeightedCluster { cluster: cluster.into(), weight: 1, criteria: criteria(), ..WeightedCluster::default() }]
+}
+
+/// A filter that the program brought along.
+const FILTER: &str = "test.rich.Filter";
+
+fn register_filter() {
+    #[derive(Debug)]
+    struct Nothing;
+    impl mesh_core::filter::HttpFilter for Nothing {
+        fn request(&self, _: &mut http::request::Parts) -> Option<mesh_core::filter::FilterAnswer> {
+            None
+        }
+    }
+    mesh_core::filter::register(FILTER, |_| Ok(Arc::new(Nothing)));
 }
 
 fn criteria() -> Criteria {
@@ -199,6 +218,11 @@ fn table(name: &str) -> RouteTable {
             hedge: Some(HedgePolicy { on_per_try_timeout: true, ..HedgePolicy::default() }),
             replay_limit: Some(1 << 33),
             rate_limit: Some(Arc::new(LocalRateLimit { limits: Vec::new(), ..rate_limit() })),
+            filters: vec![
+                FilterOverride { name: "first".into(), disabled: true, config: None },
+                FilterOverride { name: "second".into(), disabled: false, config: Some((FILTER.into(), vec![3])) },
+                FilterOverride { name: "third".into(), disabled: false, config: None },
+            ],
             rate_limits: rate_limit().limits,
             session: Some(Arc::new(Session { state: Some(SessionState::Header("x-at".into())), strict: false })),
             retry: Some(retry()),

@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Criteria, Fault, Fraction, HashPolicy, HeaderChange, HeaderChanges, HedgePolicy, LocalRateLimit, Name, RateLimit,
-    Regex, RetryPolicy, RoutingPriority, Session,
+    Criteria, Fault, FilterOverride, Fraction, HashPolicy, HeaderChange, HeaderChanges, HedgePolicy, LocalRateLimit,
+    Name, RateLimit, Regex, RetryPolicy, RoutingPriority, Session,
 };
 
 /// What happens to a request that matched. Source: Envoy `Route.action`.
@@ -68,6 +68,9 @@ pub struct Forward {
     /// How sessions stay together, in place of what the port says; of the route, else of its host. Envoy
     /// `typed_per_filter_config["envoy.filters.http.stateful_session"]`.
     pub session: Option<Arc<Session>>,
+    /// What it says of the port's filters of the program's own; of the route, else of its host. Envoy
+    /// `typed_per_filter_config`.
+    pub filters: Vec<FilterOverride>,
     /// What requests are counted by. Envoy `rate_limits` of the route, else (or besides) of its host.
     pub rate_limits: Vec<RateLimit>,
     /// New `:authority`. Envoy `RouteAction.host_rewrite_specifier`.

@@ -21,7 +21,7 @@ use crate::{
         r#type::matcher::v3::{RegexMatchAndSubstitute, RegexMatcher},
     },
     translate::{
-        hash, header,
+        hash, header, own_filter,
         path_template::{self, Template},
         policy, rate_limit,
         read::{Ignored, Within, Wrong, element, wrong},
@@ -192,6 +192,10 @@ fn weighted(split: WeightedMessage, place: &str, ignored: &mut Ignored) -> Resul
             ignored,
         );
         let fault = policy::fault_of(&message.typed_per_filter_config, Side::Outbound, &place, ignored);
+        for own in own_filter::overrides(&message.typed_per_filter_config).within(at)? {
+            // Of filters of the program's own only routes and hosts speak.
+            ignored.add(&place, &format!("typed_per_filter_config.{}", own.name));
+        }
         let cluster_header = match message.cluster_header.as_str() {
             "" => None,
             name => Some(header_name(name, "cluster_header").within(at)?.into()),
