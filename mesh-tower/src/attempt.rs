@@ -19,6 +19,7 @@ use mesh_core::{
     cluster::Cluster,
     config::Name,
     endpoint::{Endpoint, Tried},
+    filter::FilterAnswer,
     mirror::MirrorPolicy,
     outcome::Flags,
     plan::{Plan, Target},

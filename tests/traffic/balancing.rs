@@ -401,3 +401,63 @@ async fn everybody_gets_some() {
         }
     }
 }
+
+/// LB9, NR10: who an endpoint is to a ring is the key in its metadata, wherever it listens.
+#[tokio::test]
+async fn an_endpoint_keeps_its_users_when_it_moves() {
+    for kind in Kind::ALL {
+        let upstreams = four().await;
+        let keyed = |order: [usize; 4]| {
+            let mut app = balanced(kind, &upstreams, LoadBalancer::RingHash(RingHash::default()));
+            let mut endpoints = Endpoints::clone(&app.endpoints);
+            for (endpoint, key) in endpoints.localities[0].endpoints.iter_mut().zip(order) {
+                endpoint.hash_key = Some(format!("pod-{key}").into());
+            }
+            app.endpoints = Arc::new(endpoints);
+            app
+        };
+        let before = program(kind, keyed([0, 1, 2, 3]), &[by_header()]).await;
+        // All four have moved, each to where the next one was.
+        let after = program(kind, keyed([3, 0, 1, 2]), &[by_header()]).await;
+        for user in 0..20 {
+            let user = format!("user-{user}");
+            let at = before.get_with("/", &[("end-user", &user)]).await.body;
+            let then = after.get_with("/", &[("end-user", &user)]).await.body;
+            let place = NAMES.iter().position(|name| **name == at).unwrap();
+            assert_eq!(then, NAMES[(place + 1) % 4], "{kind:?} {user}");
+        }
+    }
+}
+
+/// LB25: a policy of the program's own decides, of what may be picked.
+#[tokio::test]
+async fn a_policy_of_the_programs_own_decides() {
+    use mesh_core::{balance, endpoint::Endpoint as Live, pick::Ask, time::Time};
+
+    /// The last one.
+    #[derive(Debug)]
+    struct Last;
+
+    impl balance::Policy for Last {
+        fn pick(
+            &self,
+            endpoints: &[Arc<Live>],
+            may: &dyn Fn(&Live) -> bool,
+            _: &Ask<'_>,
+            _: Time,
+            _: &mut dyn rand::RngCore,
+        ) -> Option<usize> {
+            endpoints.iter().rposition(|endpoint| may(endpoint))
+        }
+    }
+
+    balance::register("test.traffic.Last", |_| Ok(Arc::new(Last)));
+    for kind in Kind::ALL {
+        let upstreams = four().await;
+        let custom = mesh_tower::config::Custom { name: "test.traffic.Last".into(), config: Vec::new() };
+        let program = program(kind, balanced(kind, &upstreams, LoadBalancer::Custom(custom)), &[]).await;
+        for _ in 0..5 {
+            assert_eq!(program.get("/").await.body, "d", "{kind:?}");
+        }
+    }
+}

@@ -272,3 +272,37 @@ async fn slow_tries_are_hedged() {
         }
     }
 }
+
+/// RT12, RT21: a body that is still being sent is kept for another try up to a limit; past it there is no other try.
+#[tokio::test]
+async fn streamed_bodies_are_sent_again_up_to_a_limit() {
+    use futures_util::StreamExt;
+
+    for kind in Kind::ALL {
+        for (replay_limit, tries) in [(None, 2), (Some(1_000), 2), (Some(40), 1)] {
+            let app = failing_first(1).await;
+            let forward = Forward { replay_limit, ..retrying(policy(1)) };
+            let program = Program::calling(kind, &[&app], forward).await;
+            // A gRPC message of 95 bytes with its frame, in ten pieces that take their time.
+            let mut whole = vec![0, 0, 0, 0, 95];
+            whole.resize(100, b'x');
+            let pieces: Vec<_> = whole.chunks(10).map(bytes::Bytes::copy_from_slice).collect();
+            let pieces = futures_util::stream::iter(pieces).then(|piece| async move {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+                Ok::<_, std::convert::Infallible>(http_body::Frame::data(piece))
+            });
+            let mut request = Request::put("http://app/a.B/C");
+            if kind.is_grpc() {
+                request = request.method("POST").header("content-type", "application/grpc").header("te", "trailers");
+            }
+            let body = http_body_util::BodyExt::boxed_unsync(http_body_util::StreamBody::new(pieces));
+            let answer = program.mesh.http().request(request.body(body).unwrap()).await.unwrap();
+            let failed = answer.status() == 503 || answer.headers().get("grpc-status").is_some_and(|it| it == "14");
+            assert_eq!(failed, tries == 1, "{kind:?} {replay_limit:?}: {answer:?}");
+            assert_eq!(app.count(), tries, "{kind:?} {replay_limit:?}");
+            for arrival in app.arrivals() {
+                assert_eq!(arrival.body.len(), if kind.is_grpc() { 95 } else { 100 }, "{kind:?} {replay_limit:?}");
+            }
+        }
+    }
+}

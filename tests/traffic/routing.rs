@@ -154,3 +154,42 @@ async fn a_route_has_its_own_policy() {
         assert_eq!(other.count(), 0, "{kind:?}");
     }
 }
+
+/// NR3: of the hosts whose domains mean a request the most exact takes it, whatever the case of its name.
+#[tokio::test]
+async fn the_most_exact_host_takes_the_request() {
+    for kind in Kind::ALL {
+        let (names, domains) =
+            (["exact", "long", "suffix", "prefix", "rest"], ["a.b.test", "*.b.test", "*.test", "a.b.*", "*"]);
+        let mut upstreams = Vec::new();
+        for name in names {
+            upstreams.push(Upstream::start(name).await);
+        }
+        let host = |(name, domain): (&str, &str)| {
+            std::sync::Arc::new(mesh_tower::config::VirtualHost {
+                name: name.into(),
+                domains: vec![domain.to_owned()],
+                routes: vec![route(RouteMatch::default(), Action::Forward(to(name)))],
+                ..Default::default()
+            })
+        };
+        let clusters = upstreams.iter().map(|upstream| cluster(kind, upstream.name, &[upstream]));
+        let mut config = config(clusters, Vec::new());
+        let virtual_hosts = names.into_iter().zip(domains).map(host).collect();
+        let table = mesh_tower::config::RouteTable { virtual_hosts, ..Default::default() };
+        config.outbound.insert(80, std::sync::Arc::new(table));
+        let program = Program::new(kind, config).await;
+        for (host, expected) in [
+            ("a.b.test", "exact"),
+            ("A.B.Test", "exact"),
+            ("x.b.test", "long"),
+            ("x.a.b.test", "long"),
+            ("c.test", "suffix"),
+            ("a.b.c", "prefix"),
+            ("b.c", "rest"),
+        ] {
+            let answer = program.send(http::Request::get(format!("http://{host}/")), "").await;
+            assert_eq!(answer.header("x-upstream"), expected, "{kind:?} {host}");
+        }
+    }
+}

@@ -179,3 +179,27 @@ async fn a_grpc_timeout_is_kept() {
     let sent = mesh_core::timeout::parse_grpc_timeout(&app.last().header("grpc-timeout")).unwrap();
     assert!(sent <= SHORT && !sent.is_zero(), "{sent:?}");
 }
+
+/// Whoever is called does not answer.
+struct Nobody;
+
+impl mesh_tower::connect::Connector for Nobody {
+    fn connect<'a>(&'a self, _: mesh_tower::connect::Target<'a>) -> mesh_tower::connect::Connecting<'a> {
+        Box::pin(std::future::pending())
+    }
+}
+
+/// TO8: a connection that is not there in time is a failure to connect, long before the request's own time is up.
+#[tokio::test]
+async fn connections_are_made_in_time() {
+    for kind in Kind::ALL {
+        let mut app = crate::harness::cluster_at(kind, "app", &[([192, 0, 2, 1], 80).into()]);
+        app.connect_timeout = SHORT;
+        let routes = vec![route(RouteMatch::default(), Action::Forward(to("app")))];
+        let mesh = mesh_tower::Mesh::builder().config(config([app], routes)).connector(Nobody).build().await.unwrap();
+        let began = Instant::now();
+        let answer = Program::over(kind, mesh).get("/").await;
+        assert!(answer.is(kind, 503) && answer.flags.contains("UF"), "{kind:?}: {answer:?}");
+        assert!((SHORT..Duration::from_secs(10)).contains(&began.elapsed()), "{kind:?}: {:?}", began.elapsed());
+    }
+}

@@ -130,6 +130,41 @@ fn other_addresses_are_read() {
     assert!(error.contains("of a kind that is not supported"), "{error}");
 }
 
+/// NR10: what endpoints say of themselves is kept by key; metadata of types that are not known, and of other owners, is passed over.
+#[test]
+fn metadata_is_read() {
+    use mesh_core::config::MetadataValue;
+    use prost_types::{Struct, Value, value::Kind};
+
+    let value = |kind| Value { kind: Some(kind) };
+    let fields = [
+        ("hash_key", value(Kind::StringValue("pod-1".into()))),
+        ("version", value(Kind::StringValue("v1".into()))),
+        ("shard", value(Kind::NumberValue(2.0))),
+        ("canary", value(Kind::BoolValue(true))),
+        ("none", value(Kind::NullValue(0))),
+    ];
+    let fields = Struct { fields: fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect() };
+    let typed = crate::any("test.translate.Unknown", b"x");
+    let metadata = mesh_xds::proto::envoy::config::core::v3::Metadata {
+        filter_metadata: [("envoy.lb".to_owned(), fields), ("other".to_owned(), Struct::default())].into(),
+        typed_filter_metadata: [("envoy.lb".to_owned(), typed)].into(),
+    };
+    let message = LbEndpoint { metadata: Some(metadata), ..endpoint("10.0.0.1", 80) };
+    let endpoints = vec![locality("a", 0, vec![message])];
+    let message = ClusterLoadAssignment { cluster_name: "c".into(), endpoints, policy: None };
+    let decoded = translate::endpoints(&body(&message)).unwrap();
+    let read = &decoded.value.localities[0].endpoints[0];
+    assert_eq!(read.hash_key.as_deref(), Some("pod-1"));
+    let expected = [
+        ("canary", MetadataValue::Bool(true)),
+        ("shard", MetadataValue::Number("2".into())),
+        ("version", MetadataValue::from("v1")),
+    ];
+    assert_eq!(read.metadata(), expected.map(|(key, value)| (key.into(), value)));
+    assert!(decoded.ignored.iter().any(|path| path.contains("\"none\"")), "{:?}", decoded.ignored);
+}
+
 /// NR13: an assignment stays in force however old; that it should not is told as ignored.
 #[test]
 fn staleness_is_told() {
