@@ -12,7 +12,7 @@ use mesh_core::config::{
 
 use super::{
     super::{
-        Listener, RouteSource, ServerListener, endpoint, filter,
+        Listener, RouteSource, ServerListener, endpoint, filter, own_filter,
         read::{Ignored, Within, Wrong, element, wrong},
         route::{self, Side},
         tls, value,
@@ -61,6 +61,7 @@ fn target(api: ApiListener, ignored: &mut Ignored) -> Result<Listener, Wrong> {
         fault: filters.fault,
         rate_limit: None,
         session: filters.session,
+        filters: own_filter::decode(&manager.http_filters)?,
     };
     unheard(&manager, API, ignored);
     let routes = routes(manager, API, ignored)?;
