@@ -251,17 +251,17 @@ impl<S> Shared<S> {
             let why = format!("its route does not let it change to {protocol}");
             return Ok(departure.refuse((ErrorKind::Upgrade, why), rng));
         }
-        let mut filters = plan.route.filters.iter();
-        if let Some(answer) = filters.find_map(|filter| filter.request(departure.message.parts_mut())) {
-            let progress = std::mem::take(&mut departure.progress);
-            return Ok(Call::new(plan, rng, progress).filtered(answer));
-        }
         let location = match &plan.target {
             Target::Redirect | Target::Respond => {
                 HeaderValue::try_from(rewrite::location(&plan, &view)).ok().filter(|location| !location.is_empty())
             }
             _ => None,
         };
+        let mut filters = plan.route.filters.iter();
+        if let Some(answer) = filters.find_map(|filter| filter.request(departure.message.parts_mut())) {
+            let progress = std::mem::take(&mut departure.progress);
+            return Ok(Call::new(plan, rng, progress).filtered(answer));
+        }
         session::unwrap(&plan, departure.message.parts_mut());
         // What is answered here is answered as it came.
         if plan.cluster().is_some() && plan.fault.abort.is_none() {
