@@ -7,7 +7,7 @@
 //! `process.rs` starts Envoy and changes its configuration, `both.rs` puts one configuration in force on both sides,
 //! `ask.rs` sends a request through either, `upstream.rs` is what both send to. Routes are compared in `routes.rs`, with
 //! configurations made in `generate.rs`, judged in `compare.rs` and `record.rs` and counted in `cover.rs`; retries in
-//! `retries.rs`.
+//! `retries.rs`, subsets of endpoints in `subsets.rs`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "envoy/ask.rs"]
@@ -34,5 +34,7 @@ mod record;
 mod retries;
 #[path = "envoy/routes.rs"]
 mod routes;
+#[path = "envoy/subsets.rs"]
+mod subsets;
 #[path = "envoy/upstream.rs"]
 mod upstream;

@@ -19,6 +19,7 @@ use http_body::Body as HttpBody;
 use mesh_core::{
     config,
     error::CompileError,
+    fault::FaultDecision,
     plan::{Plan, Target},
     request::{RequestView, is_grpc},
     rewrite,
@@ -240,7 +241,7 @@ impl<S> Shared<S> {
             target,
             ..RequestView::of(departure.message.parts(), port)
         };
-        let plan = match snapshot.plan(&view, &mut rng) {
+        let mut plan = match snapshot.plan(&view, &mut rng) {
             Ok(plan) => plan,
             Err(why) => {
                 let why = format!("{} {}: {why}", view.method, view.authority);
@@ -259,6 +260,8 @@ impl<S> Shared<S> {
         };
         let mut filters = plan.route.filters.iter();
         if let Some(answer) = filters.find_map(|filter| filter.request(departure.message.parts_mut())) {
+            // It stands before faults, too.
+            plan.fault = FaultDecision::NONE;
             let progress = std::mem::take(&mut departure.progress);
             return Ok(Call::new(plan, rng, progress).filtered(answer));
         }
