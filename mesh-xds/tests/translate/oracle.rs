@@ -120,6 +120,10 @@ fn what_we_write_envoys_own_types_read_without_loss() {
                     ));
                     continue;
                 }
+                if ["first", "second", "third"].contains(&name.as_str()) {
+                    // The program's own, of which Envoy knows nothing.
+                    continue;
+                }
                 assert_eq!(name, "envoy.filters.http.fault");
                 agrees::<filters::fault::v3::HttpFault, HttpFault>(&inner(any));
                 seen[2] += 1;
