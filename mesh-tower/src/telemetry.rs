@@ -258,12 +258,11 @@ impl Telemetry {
     /// our caller sent; the headers carry the context on. As destination the context returned is our own server span's.
     pub fn begin(&self, reporter: Reporter, parts: &mut Parts, inherited: Option<&TraceContext>) -> TraceContext {
         let said = trace::Said::of(&parts.headers);
-        let headers = &mut parts.headers;
-        let received = if said.trace { TraceContext::extract(headers) } else { None };
+        if !said.request_id {
+            parts.headers.insert(X_REQUEST_ID, new_request_id());
+        }
+        let received = if said.trace { TraceContext::extract(&parts.headers) } else { None };
         if reporter == Reporter::Destination {
-            if !said.request_id {
-                headers.insert(X_REQUEST_ID, new_request_id());
-            }
             return received.map_or_else(|| self.root(), |context| self.below(&context));
         }
         let context = match (received, inherited) {
@@ -273,13 +272,9 @@ impl Telemetry {
             (None, None) => self.root(),
         };
         if said.trace {
-            TraceContext::clear(headers);
-        }
-        if said.request_id {
-            context.inject_new(headers);
+            context.inject(&mut parts.headers);
         } else {
-            let id = context.inject_with(&trace::request_id(), headers);
-            headers.insert(X_REQUEST_ID, id);
+            context.inject_new(&mut parts.headers);
         }
         context
     }

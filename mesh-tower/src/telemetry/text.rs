@@ -14,27 +14,19 @@ const PAGE: usize = 2048;
 
 /// The value of that text; empty where it is not visible ASCII, which ours always is.
 pub(crate) fn value(text: &[u8]) -> HeaderValue {
-    let [value] = values([text]);
-    value
-}
-
-/// The values of those texts, written at once, which costs less than one after the other.
-pub(crate) fn values<const N: usize>(texts: [&[u8]; N]) -> [HeaderValue; N] {
     thread_local! {
         static PAPER: RefCell<BytesMut> = RefCell::default();
     }
     let written = PAPER.try_with(|paper| {
         let mut paper = paper.borrow_mut();
-        let len = texts.iter().map(|text| text.len()).sum();
-        if paper.capacity() < len {
-            paper.reserve(len.max(PAGE));
+        if paper.capacity() < text.len() {
+            paper.reserve(text.len().max(PAGE));
         }
-        texts.iter().for_each(|text| paper.extend_from_slice(text));
-        let mut written = paper.split().freeze();
-        texts.map(|text| HeaderValue::from_maybe_shared(written.split_to(text.len())))
+        paper.extend_from_slice(text);
+        HeaderValue::from_maybe_shared(paper.split().freeze())
     });
-    let values = written.unwrap_or_else(|_| texts.map(HeaderValue::from_bytes));
-    values.map(|value| value.unwrap_or_else(|_| HeaderValue::from_static("")))
+    let value = written.unwrap_or_else(|_| HeaderValue::from_bytes(text));
+    value.unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
 /// A number in decimal.

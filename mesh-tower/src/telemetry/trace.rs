@@ -9,7 +9,7 @@ use std::{fmt, time::SystemTime};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use super::text::{hex8, hex16, value, values};
+use super::text::{hex8, hex16, value};
 use crate::source;
 
 mod export;
@@ -73,36 +73,24 @@ impl TraceContext {
 
     /// Writes it, replacing what was there.
     pub fn inject(&self, headers: &mut HeaderMap) {
-        Self::clear(headers);
-        self.inject_new(headers);
-    }
-
-    /// Takes off what writing it would not replace.
-    pub(super) fn clear(headers: &mut HeaderMap) {
         for name in [B3, B3_PARENT, B3_FLAGS, TRACESTATE] {
             headers.remove(name);
         }
+        self.inject_new(headers);
     }
 
     /// Writes it on headers that say nothing of a trace yet.
     pub(super) fn inject_new(&self, headers: &mut HeaderMap) {
-        self.inject_with(&[], headers);
-    }
-
-    /// The same, and makes a value of another text along with its own.
-    pub(super) fn inject_with(&self, other: &[u8], headers: &mut HeaderMap) -> HeaderValue {
-        let text = self.traceparent();
-        let [other, own] = values([other, &text]);
-        headers.insert(TRACEPARENT, own);
+        headers.insert(TRACEPARENT, value(&self.traceparent()));
         if let Some(state) = &self.state {
             headers.insert(TRACESTATE, state.clone());
         }
         if self.b3 {
+            let text = self.traceparent();
             headers.insert(B3_TRACE, value(&text[3..35]));
             headers.insert(B3_SPAN, value(&text[36..52]));
             headers.insert(B3_SAMPLED, HeaderValue::from_static(if self.sampled { "1" } else { "0" }));
         }
-        other
     }
 
     fn traceparent(&self) -> [u8; 55] {
@@ -154,11 +142,6 @@ pub enum SpanKind {
 
 /// A fresh `x-request-id`: a version 4 UUID.
 pub fn new_request_id() -> HeaderValue {
-    value(&request_id())
-}
-
-/// The text of one.
-pub(super) fn request_id() -> [u8; 36] {
     let (high, low) = (source::random_u64(), source::random_u64());
     let high = high & !(0xf << 12) | 4 << 12;
     let low = low & !(0b11 << 62) | 0b10 << 62;
@@ -171,7 +154,7 @@ pub(super) fn request_id() -> [u8; 36] {
     text[19..23].copy_from_slice(&third[..4]);
     text[24..28].copy_from_slice(&third[4..]);
     text[28..].copy_from_slice(&fourth);
-    text
+    value(&text)
 }
 
 /// What the headers say that concerns traces, found in one pass: most requests say nothing.
