@@ -4,7 +4,11 @@
 //! The program is `MESH_CONTROL_PLANE`, else it is built here with Go. Without Go each test says that it is skipped; with
 //! `MESH_REQUIRE_PEERS` it fails.
 
+#[path = "control-plane/named.rs"]
+mod named;
 #[path = "control-plane/process.rs"]
 mod process;
+#[path = "control-plane/server.rs"]
+mod server;
 #[path = "control-plane/snapshots.rs"]
 mod snapshots;

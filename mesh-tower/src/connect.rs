@@ -103,6 +103,12 @@ pub trait Listener: Send + 'static {
     ///
     /// It does not know.
     fn local_addr(&self) -> io::Result<SocketAddr>;
+
+    /// The address a connection was made to, where it can be told: a listener may have several.
+    fn local_addr_of(io: &Self::Io) -> Option<SocketAddr> {
+        let _ = io;
+        None
+    }
 }
 
 impl Listener for TcpListener {
@@ -117,6 +123,10 @@ impl Listener for TcpListener {
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
         Self::local_addr(self)
+    }
+
+    fn local_addr_of(io: &TcpStream) -> Option<SocketAddr> {
+        io.local_addr().ok()
     }
 }
 

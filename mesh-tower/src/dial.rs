@@ -8,8 +8,9 @@ use std::{
     any::Any,
     collections::HashMap,
     fmt,
+    net::SocketAddr,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -18,8 +19,13 @@ use std::{
 use arc_swap::ArcSwap;
 use mesh_core::{config::Name, time::Time};
 
+use crate::server::Report;
+
 /// Asks for the listener of a target (`xds:///HOST:PORT`, `xds://AUTHORITY/HOST:PORT`), or says why it cannot be.
 pub(crate) type Opener = Box<dyn Fn(&str) -> Result<Dialled, String> + Send + Sync>;
+
+/// Asks for the listener of a server by the address it listens on, or says why it cannot be.
+pub(crate) type ServerOpener = Box<dyn Fn(SocketAddr) -> Result<Dialled, String> + Send + Sync>;
 
 /// What is asked for as long as this value is there.
 pub(crate) struct Dialled {
@@ -55,6 +61,8 @@ struct Known {
 /// The names in use.
 pub(crate) struct Dialling {
     open: Opener,
+    open_server: ServerOpener,
+    report: OnceLock<Report>,
     known: ArcSwap<HashMap<Box<str>, Arc<Known>>>,
     writer: Mutex<()>,
 }
@@ -67,8 +75,23 @@ impl Dialling {
     /// Names that requests may go to at once: whoever passes on the authorities of others must not grow for ever.
     const MOST: usize = 10_000;
 
-    pub(crate) fn new(open: Opener) -> Self {
-        Self { open, known: ArcSwap::default(), writer: Mutex::default() }
+    pub(crate) fn new(open: Opener, open_server: ServerOpener) -> Self {
+        Self { open, open_server, report: OnceLock::new(), known: ArcSwap::default(), writer: Mutex::default() }
+    }
+
+    /// Who is told of servers' states.
+    pub(crate) fn report(&self) -> Option<&Report> {
+        self.report.get()
+    }
+
+    /// Tells this one of servers' states, unless somebody is told already.
+    pub(crate) fn report_to(&self, report: Report) {
+        let _ = self.report.set(report);
+    }
+
+    /// Asks for the listener of a server.
+    pub(crate) fn open_server(&self, address: SocketAddr) -> Result<Dialled, String> {
+        (self.open_server)(address)
     }
 
     /// Asks for a target in the name of a client that is made for it.
@@ -167,13 +190,14 @@ mod tests {
         let asked = Arc::new(Mutex::new(Vec::new()));
         let held = Arc::new(());
         let (log, hold) = (Arc::clone(&asked), Arc::clone(&held));
-        let dialling = Dialling::new(Box::new(move |target| {
+        let open: Opener = Box::new(move |target| {
             log.lock().unwrap().push(target.to_owned());
             match target {
                 "xds:///nowhere" => Err("nowhere".to_owned()),
                 _ => Ok(Dialled::new(target.into(), Arc::clone(&hold))),
             }
-        }));
+        });
+        let dialling = Dialling::new(open, Box::new(|address| Err(address.to_string())));
         let at = |seconds| Time::ZERO + Duration::from_secs(seconds);
         assert_eq!(&**dialling.dial("a:1", at(0)).unwrap().listener(), "xds:///a:1");
         dialling.dial("a:1", at(50)).unwrap();

@@ -24,7 +24,7 @@ use tokio::{
 };
 
 use crate::{
-    dial::{Dialling, Opener},
+    dial::{Dialling, Opener, ServerOpener},
     names::Answers,
     source,
 };
@@ -62,8 +62,8 @@ impl Live {
 
     /// Nothing in force yet; each destination is asked for by its name once requests go there.
     #[cfg_attr(not(feature = "xds"), allow(dead_code, reason = "without a control plane nobody is asked"))]
-    pub(crate) fn dialled_by(open: Opener) -> Self {
-        Self { dialling: Some(Dialling::new(open)), ..Self::default() }
+    pub(crate) fn dialled_by(open: Opener, open_server: ServerOpener) -> Self {
+        Self { dialling: Some(Dialling::new(open, open_server)), ..Self::default() }
     }
 
     /// The names that are dialled, where destinations are asked for by name.

@@ -31,6 +31,8 @@ use rustls_pki_types::CertificateDer;
 use serde_json::Value;
 use tokio::{net::ToSocketAddrs, sync::watch};
 
+#[cfg(feature = "xds")]
+use crate::tls::Identity;
 use crate::{
     admin::{Admin, Dump},
     client::{GrpcClient, HttpClient},
@@ -45,16 +47,13 @@ use crate::{
     tls::LiveIdentity,
     upkeep::Owned,
 };
-#[cfg(feature = "xds")]
-use crate::{
-    dial::{Dialled, Opener},
-    tls::Identity,
-};
 
 mod bind;
 mod builder;
 mod error;
 mod handlers;
+#[cfg(feature = "xds")]
+mod named;
 
 use bind::bind;
 pub use builder::Builder;
@@ -365,7 +364,7 @@ fn join(
     let client = Client::shared(Arc::clone(&bootstrap));
     let live = Arc::new(match bootstrap.profile {
         Profile::Envoy => Live::new(),
-        Profile::Grpc => Live::dialled_by(opener(&client)),
+        Profile::Grpc => named::live(&bootstrap, &client),
     });
     let workload = workload.unwrap_or_else(|| bootstrap.node.workload());
     let metadata = own_metadata(&bootstrap.node.id, &workload);
@@ -408,18 +407,6 @@ fn join(
     let fields: Page = Arc::new(move || serde_json::to_value(client.resources().describe()).unwrap_or_default());
     let pages = vec![("/fields", fields), ("/control_plane", Arc::clone(&status))];
     Joined { live, workload, metadata, secure, principal, status, dump, pages, services, tasks }
-}
-
-/// Asks for what is dialled.
-#[cfg(feature = "xds")]
-fn opener(client: &Arc<Client>) -> Opener {
-    // Whoever holds the mesh's state must not hold the client of its control plane: it is the mesh's to end.
-    let client = Arc::downgrade(client);
-    Box::new(move |target| {
-        let client = client.upgrade().ok_or_else(|| "the mesh has ended".to_owned())?;
-        let dialled = client.dial(target)?;
-        Ok(Dialled::new(dialled.listener().clone(), dialled))
-    })
 }
 
 /// The configuration in force as Envoy's admin port would show it.

@@ -52,6 +52,7 @@ mod guard;
 mod health;
 mod limits;
 mod load;
+mod named;
 mod reply;
 mod shed;
 mod story;
@@ -67,6 +68,8 @@ pub use health::{HealthBody, WithHealth};
 use limits::{Heard, Listening};
 pub use load::{LoadBody, LoadRecorder, WithLoad, record_call};
 pub use mesh_core::load::LoadReport;
+pub(crate) use named::Report;
+pub use named::ServingState;
 use reply::{has_failed, in_time, in_vain, own_answer};
 pub(crate) use shed::Gate;
 use story::Story;
@@ -144,6 +147,9 @@ impl Server {
         S: Handler<B>,
         B: HttpBody<Error: Into<BoxError>, Data: Send> + Send + 'static,
     {
+        if self.role != Role::Gateway && self.live.dialling().is_some() {
+            return Box::pin(self.run_named(listener, handler, end)).await;
+        }
         let server = Arc::new(self);
         let local = own_address(listener.local_addr());
         let handshakes = Arc::new(Semaphore::new(HANDSHAKES));

@@ -16,7 +16,7 @@ use crate::process::{ControlPlane, PATIENCE};
 const CLUSTER: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
 
 /// A server that answers everything with its name.
-async fn upstream(name: &'static str) -> SocketAddr {
+pub(crate) async fn upstream(name: &'static str) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let router = Router::new().fallback(move || async move { name });
@@ -56,7 +56,7 @@ async fn ask(mesh: &Mesh, host: &str) -> (u16, String) {
 }
 
 /// Waits until this is the answer.
-async fn until(mesh: &Mesh, host: &str, expected: (u16, &str)) {
+pub(crate) async fn until(mesh: &Mesh, host: &str, expected: (u16, &str)) {
     let end = Instant::now() + PATIENCE;
     loop {
         let answer = ask(mesh, host).await;
@@ -68,18 +68,18 @@ async fn until(mesh: &Mesh, host: &str, expected: (u16, &str)) {
     }
 }
 
-fn ads() -> Value {
+pub(crate) fn ads() -> Value {
     json!({"ads": {}, "resource_api_version": "V3"})
 }
 
-fn cluster(name: &str, timeout: &str) -> Value {
+pub(crate) fn cluster(name: &str, timeout: &str) -> Value {
     json!({
         "name": name, "type": "EDS", "connect_timeout": timeout,
         "eds_cluster_config": {"eds_config": ads(), "service_name": name},
     })
 }
 
-fn endpoints(name: &str, at: SocketAddr) -> Value {
+pub(crate) fn endpoints(name: &str, at: SocketAddr) -> Value {
     let socket = json!({"address": at.ip().to_string(), "port_value": at.port()});
     json!({
         "cluster_name": name,

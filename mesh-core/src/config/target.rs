@@ -32,6 +32,8 @@ pub struct Serving {
     pub chains: Vec<Chain>,
     /// For connections that no chain takes; without it they are closed. Envoy `Listener.default_filter_chain`.
     pub default_chain: Option<Arc<Inbound>>,
+    /// Its routes came by a name of their own.
+    pub default_routes_by_name: bool,
 }
 
 /// What holds for the connections that match. Source: Envoy `FilterChain`.
@@ -42,6 +44,8 @@ pub struct Chain {
     pub matches: ChainMatch,
     /// What is demanded of them.
     pub policy: Arc<Inbound>,
+    /// The routes in it came by a name of their own: they change without the listener.
+    pub routes_by_name: bool,
 }
 
 /// Which connections a chain takes; what is empty takes all. Source: Envoy `FilterChainMatch`, less what gRPC never matches.
@@ -179,7 +183,8 @@ mod tests {
     }
 
     fn chain(name: &str, matches: ChainMatch) -> Chain {
-        Chain { matches, policy: Arc::new(Inbound { name: name.into(), ..Inbound::default() }) }
+        let policy = Arc::new(Inbound { name: name.into(), ..Inbound::default() });
+        Chain { matches, policy, routes_by_name: false }
     }
 
     /// SV2: at each step the most specific win, without going back; what no chain takes is for the default, or closed.

@@ -18,7 +18,7 @@ use crate::{
     live::Live,
     names,
     pool::Pool,
-    server::Gate,
+    server::{Gate, Report, ServingState},
     source::Source,
     telemetry::{AccessLog, Peer, Spans, Telemetry},
     tls::{ClientTls, Identity, LiveIdentity},
@@ -41,6 +41,17 @@ pub struct Builder {
     saved: Option<(PathBuf, Duration)>,
     resolver: Resolution,
     gate: Option<Gate>,
+    report: Reporting,
+}
+
+/// Who is told of servers' states.
+#[derive(Default)]
+struct Reporting(Option<Report>);
+
+impl fmt::Debug for Reporting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Reporting").field(&self.0.is_some()).finish()
+    }
 }
 
 /// How connections are made.
@@ -221,6 +232,14 @@ impl Builder {
         self
     }
 
+    /// Tells whether servers serve, by the address each listens on, where listeners of the control plane say so (gRPC's
+    /// profile, gRFC A36): first once that is known, then whenever it changes.
+    #[must_use]
+    pub fn on_serving_state(mut self, report: impl Fn(SocketAddr, &ServingState) + Send + Sync + 'static) -> Self {
+        self.report = Reporting(Some(Box::new(report)));
+        self
+    }
+
     /// Keeps the last good configuration of the control plane in this file, and starts from it when none answers within a
     /// second, unless it is older than `max_age`. The status on the admin port says then that what is in force is stale.
     /// The file is readable by its owner alone; keys and certificates are not in it.
@@ -265,6 +284,9 @@ impl Builder {
             }
         };
         let Joined { live, workload, metadata, status, dump, pages, services, mut tasks, .. } = joined;
+        if let (Some(dialling), Some(report)) = (live.dialling(), self.report.0) {
+            dialling.report_to(report);
+        }
         let secure = has_own || joined.secure;
         let principal = principal.or(joined.principal);
         let service = service_of(&workload);

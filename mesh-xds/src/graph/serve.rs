@@ -19,6 +19,20 @@ use crate::translate::{
 /// How deep clusters of clusters may be. Source: gRFC A37.
 const DEPTH: usize = 16;
 
+/// What no route takes is unavailable, not missing. Source: gRFC A36.
+fn closed(table: Arc<RouteTable>) -> Arc<RouteTable> {
+    let rest = unavailable(&table.name, "no route of this server takes the request");
+    let route = rest.virtual_hosts.iter().flat_map(|host| &host.routes).next().cloned();
+    let mut table = Arc::unwrap_or_clone(table);
+    for host in &mut table.virtual_hosts {
+        Arc::make_mut(host).routes.extend(route.clone());
+    }
+    if !table.virtual_hosts.iter().any(|host| host.domains.iter().any(|domain| domain == "*")) {
+        table.virtual_hosts.extend(rest.virtual_hosts);
+    }
+    Arc::new(table)
+}
+
 impl Graph {
     /// Every listener that is whole, or its previous form.
     pub(super) fn serve(&mut self, previous: &Config, now: Time) -> Served {
@@ -136,7 +150,7 @@ impl Graph {
                     None => return old.cloned(),
                 },
             };
-            Arc::make_mut(policy).routes = on_side(&table, Side::Inbound);
+            Arc::make_mut(policy).routes = closed(on_side(&table, Side::Inbound));
         }
         Some(Arc::new(serving))
     }

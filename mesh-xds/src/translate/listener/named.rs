@@ -134,12 +134,14 @@ fn server(message: Message, ignored: &mut Ignored) -> Result<ServerListener, Wro
             continue;
         };
         distinct(&matches, &mut known).under("filter_chain_match").within(at)?;
-        serving.chains.push(Chain { matches, policy: Arc::new(policy) });
+        let routes_by_name = matches!(routes, RouteSource::Rds(_));
+        serving.chains.push(Chain { matches, policy: Arc::new(policy), routes_by_name });
         sources.push(routes);
     }
     if let Some(chain) = message.default_filter_chain {
         let (policy, routes) = policy(&chain, ignored).under("default_filter_chain")?;
         serving.default_chain = Some(Arc::new(policy));
+        serving.default_routes_by_name = matches!(routes, RouteSource::Rds(_));
         sources.push(routes);
     }
     if sources.is_empty() {
