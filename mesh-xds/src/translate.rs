@@ -232,6 +232,9 @@ pub(crate) fn fields_of(kind: TypeUrl, body: &Bytes, decoded: &Decoded<Part>) ->
     }
 }
 
+/// What a resource calls itself is kept in many places (OP15).
+const LONGEST_NAME: usize = 4096;
+
 fn decode<T>(
     kind: TypeUrl,
     body: &Bytes,
@@ -241,6 +244,11 @@ fn decode<T>(
     let mut name = String::new();
     let mut ignored = Ignored::by(context);
     match read(body, &mut name, &mut ignored) {
+        Ok(_) if name.len() > LONGEST_NAME => {
+            let message = format!("is longer than {LONGEST_NAME} bytes");
+            let start = name.chars().take(64).collect();
+            Err(ResourceError { kind, resource: start, field: "name".to_owned(), message })
+        }
         Ok(value) => Ok(Decoded { name: name.into(), value, ignored: ignored.into_list() }),
         Err(Wrong { field, message }) => {
             // What is no message of that type may still have a name.

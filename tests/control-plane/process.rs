@@ -53,6 +53,8 @@ pub(crate) struct Asked {
     pub(crate) delta: bool,
     #[serde(rename = "type")]
     pub(crate) kind: String,
+    /// The last version accepted.
+    pub(crate) version: String,
     /// How many names it lists.
     pub(crate) names: usize,
     /// Of a refusal.

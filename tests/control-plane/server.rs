@@ -30,9 +30,19 @@ const LISTENER: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
 
 /// XD24, SV1, SV2, SV3, SV4, SV5, SV6: a server asks for the listener of its address, serves by its chains and routes, and tells
 /// whether it does; what cannot be used is refused and changes nothing; another listener ends the connections of the one before,
-/// other routes by name do not; without a listener callers are closed.
+/// other routes by name do not. A listener that is deleted stays in force, as gRPC has it (XD10).
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_serves_what_its_listener_says() {
+    serves(false).await;
+}
+
+/// SV1, SV5, XD10: where the bootstrap wants errors to count, a server whose listener is refused or deleted closes its callers.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_without_a_listener_closes_its_callers() {
+    serves(true).await;
+}
+
+async fn serves(strict: bool) {
     let Some(mut control_plane) = ControlPlane::start(&[]) else { return };
     let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = socket.local_addr().unwrap();
@@ -41,7 +51,7 @@ async fn a_server_serves_what_its_listener_says() {
 
     let states = Arc::new(Mutex::new(Vec::new()));
     let told = Arc::clone(&states);
-    let mesh = member(&control_plane, move |at, state| told.lock().unwrap().push((at, state.clone()))).await;
+    let mesh = member(&control_plane, strict, move |at, state| told.lock().unwrap().push((at, state.clone()))).await;
     let server = mesh.clone();
     tokio::spawn(async move {
         let handler = Router::new().fallback(|| async { "served" });
@@ -83,6 +93,14 @@ async fn a_server_serves_what_its_listener_says() {
     control_plane.serve(&snapshot("3", vec![here(&two)], "/a"));
     let refusal = control_plane.until_asked(|asked| asked.kind == LISTENER && asked.error.contains("filters"));
     assert!(refusal.error.contains(&address.to_string()), "{}", refusal.error);
+    if strict {
+        until_state("NotServing").await;
+        control_plane.serve(&snapshot("3b", vec![here(&chains("one"))], "/a"));
+        until_state("Serving").await;
+        while state().unwrap().1 != ServingState::Serving {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
     assert_eq!((answers("/a").await, state().unwrap().1), (vec![200, 200, 200], ServingState::Serving));
 
     // Routes by name change under a connection; another listener ends it.
@@ -113,8 +131,12 @@ async fn a_server_serves_what_its_listener_says() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 
-    // The control plane deletes it, and is to be believed.
     control_plane.serve(&snapshot("7", vec![], "/b"));
+    if !strict {
+        control_plane.until_asked(|asked| asked.kind == LISTENER && asked.version == "7");
+        assert_eq!(answers("/b").await, [200, 200, 200]);
+        return;
+    }
     until_state("no such resource").await;
     let mut stranger = TcpStream::connect(address).await.unwrap();
     assert_eq!(stranger.read(&mut [0; 16]).await.unwrap_or(0), 0, "closed");
@@ -157,8 +179,9 @@ async fn over(connection: &mut TcpStream, path: &str) -> u16 {
         bytes.extend_from_slice(&some[..read]);
         let text = String::from_utf8_lossy(&bytes).into_owned();
         let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
-        let length = head.lines().find_map(|line| line.to_lowercase().strip_prefix("content-length: ")?.parse().ok());
-        if body.len() >= length.unwrap_or(0) {
+        let length =
+            head.lines().find_map(|line| line.to_lowercase().strip_prefix("content-length: ")?.parse::<usize>().ok());
+        if length.map_or(body.ends_with("0\r\n\r\n"), |length| body.len() >= length) {
             return head[9..12].parse().unwrap();
         }
     }
@@ -201,12 +224,13 @@ fn snapshot(version: &str, listeners: Vec<Value>, path: &str) -> Value {
 
 async fn member(
     control_plane: &ControlPlane,
+    strict: bool,
     report: impl Fn(SocketAddr, &ServingState) + Send + Sync + 'static,
 ) -> Mesh {
     let bootstrap = json!({
         "xds_servers": [{
             "server_uri": control_plane.address, "channel_creds": [{"type": "insecure"}],
-            "server_features": ["xds_v3", "fail_on_data_errors"],
+            "server_features": if strict { json!(["xds_v3", "fail_on_data_errors"]) } else { json!(["xds_v3"]) },
         }],
         "node": {"id": "grpc-server"},
         "server_listener_resource_name_template": "grpc/server/%s",

@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use super::{DRAIN, HANDSHAKE, HANDSHAKES, Handler, Role, Server, accept, until_true};
-use crate::{connect::Listener, error::BoxError, live::Live};
+use crate::{connect::Listener, error::BoxError, live::Live, tls::MtlsAcceptor};
 
 /// How long connections may go on once what they were accepted by is in force no more. Source: gRFC A36 `drain_grace_time`.
 const OLD: Duration = Duration::from_secs(600);
@@ -142,6 +142,8 @@ impl Server {
             }
         };
         let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+        // Kept, since it is what sessions are resumed by.
+        let acceptor = MtlsAcceptor::new(self.identity.clone());
         let mut current: Option<Generation> = None;
         let mut older = JoinSet::new();
         loop {
@@ -171,9 +173,9 @@ impl Server {
                 tracing::debug!(target: "mesh::server", %peer, "closed: no chain takes it");
                 continue;
             };
-            let (handler, draining) = (handler.clone(), generation.drain.subscribe());
+            let (handler, acceptor, draining) = (handler.clone(), acceptor.clone(), generation.drain.subscribe());
             generation.connections.spawn(async move {
-                let shaken = timeout(HANDSHAKE, server.shake(stream, peer, Some(local.ip()))).await;
+                let shaken = timeout(HANDSHAKE, server.shake(acceptor, stream, peer, Some(local.ip()))).await;
                 drop(permit);
                 match shaken {
                     Ok(Ok((io, caller))) => server.converse(io, caller, handler, draining).await,

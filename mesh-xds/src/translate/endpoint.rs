@@ -39,6 +39,9 @@ pub(super) const LB: &str = "envoy.lb";
 const PLACE: &str = "endpoints.lb_endpoints";
 const SOCKET_MATCH: &str = "envoy.transport_socket_match";
 
+/// Localities and endpoints of one cluster: no process needs as many (OP15).
+const MOST_ENDPOINTS: usize = 200_000;
+
 /// The highest priority there may be. Source: Envoy `LocalityLbEndpoints.priority`.
 const LAST_PRIORITY: u32 = 128;
 
@@ -67,6 +70,11 @@ fn by_weight(endpoints: &mut Endpoints) -> Result<(), Wrong> {
 
 /// The endpoints of an assignment, in a resource of its own or within a cluster.
 pub(super) fn assignment(message: ClusterLoadAssignment, ignored: &mut Ignored) -> Result<Endpoints, Wrong> {
+    let count = message.endpoints.iter().map(|group| 1 + group.lb_endpoints.len()).sum::<usize>();
+    if count > MOST_ENDPOINTS {
+        let why = format!("have {count} localities and endpoints together, more than {MOST_ENDPOINTS}");
+        return Err(wrong("endpoints", why));
+    }
     let mut localities = Vec::with_capacity(message.endpoints.len());
     let mut told = Told::default();
     let mut seen = BTreeSet::new();

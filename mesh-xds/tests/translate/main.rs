@@ -8,6 +8,7 @@ mod cluster;
 mod discovery;
 mod endpoint;
 mod grpc;
+mod limits;
 mod listener;
 mod named;
 mod oracle;

@@ -180,7 +180,7 @@ fn api_listeners_are_refused_to_the_letter() {
     assert!(decoded.ignored.iter().any(|field| field.contains("cors")), "{:?}", decoded.ignored);
 }
 
-/// SV1, SV2, SV3: what gRPC refuses a server's listener for, and which chains take no connection.
+/// SV1, SV2, SV3, OP15: what gRPC refuses a server's listener for, and which chains take no connection.
 #[test]
 fn server_listeners_are_refused_to_the_letter() {
     let any_chain = || chain("any", FilterChainMatch::default());
