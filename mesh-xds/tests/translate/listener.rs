@@ -381,7 +381,7 @@ fn unknown_chain_conditions_are_refused() {
         message.extend([0x1a, chain.len() as u8]);
         message.extend(chain);
         let error = translate::listener(&message.into()).unwrap_err();
-        assert_eq!(error.field, format!("filter_chains.filter_chain_match.{name}"));
+        assert_eq!(error.field, format!("filter_chains[0].filter_chain_match.{name}"));
     }
 }
 
