@@ -26,6 +26,8 @@ impl Signer {
             Algorithm::HS256 => json!({"kty": "oct", "k": URL_SAFE_NO_PAD.encode(SECRET)}),
             _ => serde_json::to_value(Jwk::from_encoding_key(&key, algorithm).unwrap()).unwrap(),
         };
+        // A key says by its type alone what it is good for, unless a test says otherwise.
+        jwk.as_object_mut().unwrap().remove("alg");
         jwk["kid"] = kid.into();
         Self { key, algorithm, jwk }
     }

@@ -262,7 +262,7 @@ fn one_sided_tls_is_refused() {
     }
 }
 
-/// RA17: filters that only observe are passed over, others reported, guards close the port.
+/// RA17, AN17: filters that only observe are passed over, others reported, guards close the port.
 #[test]
 fn filters_that_guard_close_the_port() {
     let quiet = || {
@@ -385,7 +385,7 @@ fn unknown_chain_conditions_are_refused() {
     }
 }
 
-/// RA17, RA22, RA23, RA24: a chain ends in the router and has it once; names are its own; what is unknown refuses it, unless it is optional.
+/// RA17, RA22, RA23, RA24, RL4: a chain ends in the router and has it once; names are its own; what is unknown refuses it, unless it is optional.
 #[test]
 fn filter_chains_are_checked() {
     let check = |filters: Vec<HttpFilter>| decode(&virtual_inbound(vec![port_chain(80, None, filters)]));
@@ -408,6 +408,7 @@ fn filter_chains_are_checked() {
         (vec![of("compressor", "Compressor"), router()], "not supported"),
         (vec![of("buffer", "Buffer"), router()], "not supported"),
         (vec![of("composite", "Composite"), router()], "not supported"),
+        (vec![of("rate_limit_quota", "RateLimitQuotaFilterConfig"), router()], "not supported"),
     ] {
         let error = check(filters).unwrap_err();
         assert!(error.contains(why), "{error}");
