@@ -1,3 +1,5 @@
+//! Tokens against what their providers and requirements demand, signatures told by a table.
+
 #![allow(clippy::unwrap_used, clippy::panic, clippy::type_complexity, clippy::redundant_clone)]
 
 use std::time::Duration;

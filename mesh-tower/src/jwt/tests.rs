@@ -1,3 +1,5 @@
+//! Tokens signed, forged, remembered, and keys that come, change and fail, on a paused clock.
+
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::sync::atomic::{AtomicUsize, Ordering};
