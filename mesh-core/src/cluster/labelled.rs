@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeMap, hash::Hasher, sync::Arc};
 
-use hashbrown::{HashMap, HashTable};
+use hashbrown::HashTable;
 use rand::RngCore;
 use xxhash_rust::xxh64::Xxh64;
 
@@ -46,7 +46,7 @@ impl Labelled {
     ) -> Self {
         let mut subsets = HashTable::new();
         for selector in &config.selectors {
-            let mut found: HashMap<Metadata, Placed> = HashMap::new();
+            let mut found: BTreeMap<Metadata, Placed> = BTreeMap::new();
             for (level, place, at) in placed(all) {
                 let endpoint = making.roll.get(at);
                 let Some(labels) = endpoint.and_then(|endpoint| labels_of(endpoint.config(), &selector.keys)) else {
