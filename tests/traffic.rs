@@ -4,8 +4,14 @@
 //! themselves are tested in `mesh-core`; what is shown here is that a program gets them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "traffic/authorization.rs"]
+mod authorization;
+
 #[path = "traffic/balancing.rs"]
 mod balancing;
+
+#[path = "traffic/bypass.rs"]
+mod bypass;
 
 #[path = "traffic/endpoints.rs"]
 mod endpoints;

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use mesh_core::config::{Config, Labels, Locality, MtlsMode};
+use mesh_core::config::{Config, ExtAuthz, Labels, Locality, MtlsMode, PathNormalization};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -20,6 +20,7 @@ use crate::{
     registry::{Registered, WorkloadPort, Workloads},
 };
 
+pub(crate) mod authz;
 mod cluster;
 mod delegate;
 mod gateway;
@@ -42,6 +43,12 @@ pub struct MeshSettings {
     pub trust_domain: String,
     /// Where objects that hold for all namespaces live. `rootNamespace`.
     pub root_namespace: String,
+    /// Other names of the trust domain, whose identities are as good as its own. `trustDomainAliases`.
+    pub trust_domain_aliases: Vec<String>,
+    /// Who is asked by policies of the action `CUSTOM`, by name. `extensionProviders`.
+    pub extension_providers: BTreeMap<String, ExtAuthz>,
+    /// The form paths are brought into before they are decided by. `pathNormalization.normalization`.
+    pub path: PathNormalization,
     /// What hosts end in: `reviews.default.svc.<domain>`.
     pub domain: String,
     /// What servers demand where no PeerAuthentication says otherwise.
@@ -63,6 +70,9 @@ impl Default for MeshSettings {
         Self {
             trust_domain: "cluster.local".to_owned(),
             root_namespace: "istio-system".to_owned(),
+            trust_domain_aliases: Vec::new(),
+            extension_providers: BTreeMap::new(),
+            path: PathNormalization::BASE,
             domain: "cluster.local".to_owned(),
             mtls: MtlsMode::Strict,
             auto_mtls: true,

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::diagnostic::{Diagnostic, Level, codes};
 
+mod authorization_policy;
 mod deployment;
 mod destination_rule;
 mod gateway;
@@ -27,6 +28,10 @@ mod workload_entry;
 mod workload_group;
 mod yaml;
 
+pub use authorization_policy::{Attribute, AuthorizationPolicy, AuthzAction, AuthzRule, Term};
+pub(crate) use authorization_policy::{
+    network as authz_network, regex_syntax_escape as regex_escape, template as authz_template,
+};
 pub use deployment::Deployment;
 pub use destination_rule::{
     Balancing, Choice, ConnectionPool, DestinationRule, Distribute, H2Upgrade, Locating, Settings, Subset, Tls,
@@ -77,6 +82,8 @@ pub enum Kind {
     PeerAuthentication,
     /// Istio `RequestAuthentication`: whose tokens servers believe.
     RequestAuthentication,
+    /// Istio `AuthorizationPolicy`: who may ask what.
+    AuthorizationPolicy,
     /// Istio `WorkloadGroup`: what workloads that register themselves have in common.
     WorkloadGroup,
     /// Istio `Sidecar`: what the workloads of a namespace see of the mesh.
@@ -98,7 +105,7 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Service,
         Self::ServiceAccount,
         Self::Deployment,
@@ -109,6 +116,7 @@ impl Kind {
         Self::Gateway,
         Self::PeerAuthentication,
         Self::RequestAuthentication,
+        Self::AuthorizationPolicy,
         Self::WorkloadGroup,
         Self::Sidecar,
         Self::GatewayClass,
@@ -131,6 +139,7 @@ impl Kind {
             Self::Gateway | Self::KubeGateway => "Gateway",
             Self::PeerAuthentication => "PeerAuthentication",
             Self::RequestAuthentication => "RequestAuthentication",
+            Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::WorkloadGroup => "WorkloadGroup",
             Self::Sidecar => "Sidecar",
             Self::GatewayClass => "GatewayClass",
@@ -157,7 +166,7 @@ impl Kind {
     pub fn plural(self) -> String {
         let name = self.as_str().to_ascii_lowercase();
         match name.strip_suffix('y') {
-            Some(stem) if name.ends_with("entry") => format!("{stem}ies"),
+            Some(stem) if name.ends_with("entry") || name.ends_with("policy") => format!("{stem}ies"),
             _ if name.ends_with("ss") => format!("{name}es"),
             _ => format!("{name}s"),
         }
@@ -176,6 +185,7 @@ impl Kind {
             Self::Gateway => "gw",
             Self::PeerAuthentication => "pa",
             Self::RequestAuthentication => "ra",
+            Self::AuthorizationPolicy => "ap",
             Self::WorkloadGroup => "wg",
             Self::Sidecar => "sidecar",
             Self::GatewayClass => "gc",
@@ -191,7 +201,7 @@ impl Kind {
         match self {
             Self::Service | Self::ServiceAccount => "",
             Self::Deployment => "apps",
-            Self::PeerAuthentication | Self::RequestAuthentication => "security.istio.io",
+            Self::PeerAuthentication | Self::AuthorizationPolicy | Self::RequestAuthentication => "security.istio.io",
             Self::GatewayClass | Self::KubeGateway | Self::HttpRoute | Self::GrpcRoute | Self::ReferenceGrant => {
                 "gateway.networking.k8s.io"
             }
@@ -294,6 +304,8 @@ pub enum Spec {
     PeerAuthentication(PeerAuthentication),
     /// A `RequestAuthentication`.
     RequestAuthentication(RequestAuthentication),
+    /// An `AuthorizationPolicy`.
+    AuthorizationPolicy(AuthorizationPolicy),
     /// A `WorkloadGroup`.
     WorkloadGroup(WorkloadGroup),
     /// A `Sidecar`.

@@ -19,6 +19,7 @@ use crate::{
 
 mod condition;
 mod metadata;
+pub mod question;
 
 use condition::{Rule, Truth, any};
 

@@ -11,6 +11,7 @@ use std::{path::PathBuf, time::Duration};
 use http::HeaderName;
 use http_body::Body as HttpBody;
 use mesh_core::{
+    authz::question::Codec,
     config::{Config, ServiceName, Workload},
     snapshot::Snapshot,
 };
@@ -243,6 +244,7 @@ impl Mesh {
             service: Arc::clone(&shared.service),
             gate: shared.gate.clone(),
             tunnels: Tunnels::default(),
+            check_codec: CHECK,
             clock: shared.http.source(),
             tokens: Arc::new(Tokens::new(side.clone(), shared.http.source())),
             side,
@@ -257,6 +259,12 @@ impl Mesh {
         }
     }
 }
+
+/// How authorization services are spoken to over gRPC.
+#[cfg(feature = "xds")]
+const CHECK: Option<Codec> = Some(mesh_xds::rpc::ext_authz::CODEC);
+#[cfg(not(feature = "xds"))]
+const CHECK: Option<Codec> = None;
 
 /// Where configuration comes from.
 #[derive(Debug, Default)]

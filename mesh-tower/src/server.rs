@@ -20,6 +20,7 @@ use http_body::Body as HttpBody;
 use hyper::{body::Incoming, service::service_fn, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
 use mesh_core::{
+    authz::question::Codec,
     config::{Inbound, MtlsMode, ServiceName},
     identity::SpiffeId,
     outcome::Flags,
@@ -125,10 +126,11 @@ pub(crate) struct Server {
     /// The clock and the chance that rate limits go by.
     pub(crate) clock: Source,
     /// Asks other services before a request is let in.
-    #[allow(dead_code, reason = "the filters that ask come next")]
     pub(crate) side: SideCalls,
     /// Reads and proves tokens of end users.
     pub(crate) tokens: Arc<Tokens>,
+    /// How authorization services are spoken to over gRPC.
+    pub(crate) check_codec: Option<Codec>,
 }
 
 /// Whom a server serves.

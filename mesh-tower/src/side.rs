@@ -4,8 +4,6 @@
 //! balancing and limits as any other request of this process; no route takes part. Each is sent once, within a limit of time
 //! and of size, and what becomes of the request being served when it fails is the asker's to decide.
 
-#![allow(dead_code, reason = "the filters that ask come next")]
-
 use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::{BufMut, Bytes, BytesMut};

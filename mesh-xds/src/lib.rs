@@ -26,6 +26,7 @@ pub mod peer;
 pub mod profile;
 pub mod proto;
 pub mod resources;
+pub mod rpc;
 pub mod saved;
 pub mod server;
 mod task;

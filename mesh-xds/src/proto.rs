@@ -89,6 +89,11 @@ pub mod envoy {
                 include!("proto/generated/envoy.config.listener.v3.rs");
             }
         }
+        pub mod rbac {
+            pub mod v3 {
+                include!("proto/generated/envoy.config.rbac.v3.rs");
+            }
+        }
         pub mod route {
             pub mod v3 {
                 include!("proto/generated/envoy.config.route.v3.rs");
@@ -119,6 +124,11 @@ pub mod envoy {
                 }
             }
             pub mod http {
+                pub mod ext_authz {
+                    pub mod v3 {
+                        include!("proto/generated/envoy.extensions.filters.http.ext_authz.v3.rs");
+                    }
+                }
                 pub mod fault {
                     pub mod v3 {
                         include!("proto/generated/envoy.extensions.filters.http.fault.v3.rs");
@@ -132,6 +142,11 @@ pub mod envoy {
                 pub mod local_ratelimit {
                     pub mod v3 {
                         include!("proto/generated/envoy.extensions.filters.http.local_ratelimit.v3.rs");
+                    }
+                }
+                pub mod rbac {
+                    pub mod v3 {
+                        include!("proto/generated/envoy.extensions.filters.http.rbac.v3.rs");
                     }
                 }
                 pub mod router {
@@ -316,6 +331,11 @@ pub mod envoy {
         }
     }
     pub mod service {
+        pub mod auth {
+            pub mod v3 {
+                include!("proto/generated/envoy.service.auth.v3.rs");
+            }
+        }
         pub mod discovery {
             pub mod v3 {
                 include!("proto/generated/envoy.service.discovery.v3.rs");

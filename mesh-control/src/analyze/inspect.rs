@@ -69,6 +69,9 @@ pub(super) fn inspect(all: &[Arc<Object>], known: &Known, found: &mut Vec<Diagno
             Spec::RequestAuthentication(policy) => {
                 selector(object, &policy.selector, Some(&object.key.namespace), known, found);
             }
+            Spec::AuthorizationPolicy(policy) => {
+                selector(object, &policy.selector, Some(&object.key.namespace), known, found);
+            }
             Spec::Sidecar(sidecar) => selector(object, &sidecar.selector, Some(&object.key.namespace), known, found),
             Spec::Gateway(gateway) => selector(object, &gateway.selector, None, known, found),
             _ => {}

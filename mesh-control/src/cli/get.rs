@@ -177,6 +177,7 @@ fn columns(kind: Kind) -> &'static [(&'static str, &'static str)] {
         Kind::GatewayClass => &[("CONTROLLER", "/spec/controllerName")],
         Kind::HttpRoute | Kind::GrpcRoute => &[("HOSTNAMES", "/spec/hostnames")],
         Kind::PeerAuthentication => &[("MODE", "/spec/mtls/mode")],
+        Kind::AuthorizationPolicy => &[("ACTION", "/spec/action")],
         Kind::Service => &[("PORT(S)", "/spec/ports")],
         _ => &[],
     }

@@ -1,4 +1,5 @@
-//! What a workload's servers demand of callers: PeerAuthentication by precedence, then the mesh's default.
+//! What a workload's servers demand of callers: PeerAuthentication by precedence, then the mesh's default; and what requests
+//! must pass by the AuthorizationPolicies that are about the workload.
 //!
 //! Source: Istio `pilot/pkg/model/authentication.go`: workload before namespace before mesh, the oldest of a level.
 
@@ -8,7 +9,7 @@ use mesh_core::config::{
     Action, Guard, Inbound, Labels, MtlsMode, Route, RouteMatch, RouteTable, StringMatch, VirtualHost,
 };
 
-use super::{NodeInfo, World, tokens, world::includes};
+use super::{NodeInfo, World, authz, tokens, world::includes};
 use crate::kinds::{Spec, TargetPort};
 
 /// The policy of every port of a workload: those its services name, and those it says itself.
@@ -29,10 +30,10 @@ pub(crate) fn inbound(world: &World, node: &NodeInfo) -> impl Iterator<Item = (u
         }
     }
     let tokens = tokens::authentication(world, &node.namespace, &node.labels);
-    let guards: Vec<Guard> = tokens.into_iter().map(Guard::Jwt).collect();
+    let guards = authz::guards(world, node, tokens.map(Guard::Jwt));
     ports.into_iter().map(move |port| {
         let mtls = mode(world, &node.namespace, &node.labels, port);
-        (port, Arc::new(Inbound { guards: guards.clone(), ..server(world, port, mtls) }))
+        (port, Arc::new(Inbound { guards: guards.clone(), path: world.mesh.path, ..server(world, port, mtls) }))
     })
 }
 

@@ -25,6 +25,7 @@ use crate::{
     store::{SourceFile, Store},
 };
 
+mod authz;
 mod balancing;
 mod delegates;
 mod gateway_api;

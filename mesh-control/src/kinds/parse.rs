@@ -3,8 +3,9 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
-    ApiGateway, ApiRoute, Deployment, DestinationRule, Gateway, Grant, Key, Kind, Object, Parsed, PeerAuthentication,
-    RequestAuthentication, Service, ServiceEntry, Sidecar, Source, Spec, VirtualService, WorkloadEntry, WorkloadGroup,
+    ApiGateway, ApiRoute, AuthorizationPolicy, Deployment, DestinationRule, Gateway, Grant, Key, Kind, Object, Parsed,
+    PeerAuthentication, RequestAuthentication, Service, ServiceEntry, Sidecar, Source, Spec, VirtualService,
+    WorkloadEntry, WorkloadGroup,
     read::{Fields, Reader, nearest},
     refused,
     yaml::{At, Node, Value},
@@ -218,6 +219,9 @@ fn spec(kind: Kind, meta: &Metadata, tree: &Node, object: &mut Fields<'_>, reade
         // `spec: {}` may be left out where nothing is required.
         match kind {
             Kind::PeerAuthentication => return Some(Spec::PeerAuthentication(PeerAuthentication::default())),
+            Kind::AuthorizationPolicy => {
+                return Some(Spec::AuthorizationPolicy(AuthorizationPolicy::default()));
+            }
             Kind::Sidecar => return Some(Spec::Sidecar(Sidecar::default())),
             Kind::RequestAuthentication => {
                 return Some(Spec::RequestAuthentication(RequestAuthentication::default()));
@@ -242,6 +246,7 @@ fn spec(kind: Kind, meta: &Metadata, tree: &Node, object: &mut Fields<'_>, reade
             Spec::PeerAuthentication(PeerAuthentication::read(&mut fields, root, reader))
         }
         Kind::RequestAuthentication => Spec::RequestAuthentication(RequestAuthentication::read(&mut fields, reader)),
+        Kind::AuthorizationPolicy => Spec::AuthorizationPolicy(AuthorizationPolicy::read(&mut fields, reader)),
         Kind::WorkloadGroup => Spec::WorkloadGroup(WorkloadGroup::read(&mut fields, reader)),
         Kind::Sidecar => Spec::Sidecar(Sidecar::read(&mut fields, reader)),
         Kind::GatewayClass => {

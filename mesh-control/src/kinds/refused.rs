@@ -14,7 +14,6 @@ pub(super) fn reason(group: &str, kind: &str) -> Option<&'static str> {
         ("networking.istio.io", "ProxyConfig") => {
             "it configures Envoy, which is not here; processes are configured by their environment"
         }
-        ("security.istio.io", "AuthorizationPolicy") => "not yet supported; who may call whom is not restricted",
         ("telemetry.istio.io", "Telemetry") => {
             "not yet supported; metrics are always on, logs and traces are switched by the environment"
         }

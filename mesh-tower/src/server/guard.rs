@@ -193,14 +193,15 @@ fn tell(heard: &Heard, caller: &Caller, parts: &Parts) {
 /// The request names one host, once.
 fn one_host(parts: &Parts) -> Result<(), Box<Refusal>> {
     let named = parts.uri.authority();
-    if named.is_some_and(|named| named.as_str().contains('@')) {
-        return Err(Refusal::malformed("the authority has a user name"));
+    if named.is_some_and(|named| named.as_str().contains('@') || ends_in_dot(named.as_str())) {
+        return Err(Refusal::malformed("the authority is no host"));
     }
     let mut lines = parts.headers.get_all(header::HOST).iter();
     let host = match (lines.next(), lines.next()) {
         (_, Some(_)) => return Err(Refusal::malformed("there are several hosts")),
         (Some(line), None) => match line.to_str() {
-            Ok(host) if !host.contains(['@', ',', '/', ' ']) => Some(host),
+            // With a dot at its end it is the same host to whoever asks DNS, and another to whoever compares.
+            Ok(host) if !host.contains(['@', ',', '/', ' ', '\\']) && !ends_in_dot(host) => Some(host),
             _ => return Err(Refusal::malformed("the host is no host")),
         },
         (None, None) => None,
@@ -215,6 +216,11 @@ fn one_host(parts: &Parts) -> Result<(), Box<Refusal>> {
         _ => {}
     }
     Ok(())
+}
+
+fn ends_in_dot(authority: &str) -> bool {
+    let port = authority.rsplit_once(':').filter(|(_, port)| port.bytes().all(|byte| byte.is_ascii_digit()));
+    port.map_or(authority, |(host, _)| host).ends_with('.')
 }
 
 /// The path has the form the port asks for.

@@ -53,6 +53,9 @@ pub(crate) fn dropped(name: &str, bytes: &[u8]) -> Dropped {
 fn is_strict(name: &str) -> bool {
     name.starts_with("envoy.extensions.transport_sockets.tls.v3.")
         || name.starts_with("envoy.extensions.filters.http.jwt_authn.v3.Jwt") && !name.ends_with(".JwtCacheConfig")
+        || name.starts_with("envoy.config.rbac.v3.")
+        || name.starts_with("envoy.extensions.filters.http.ext_authz.v3.")
+        || name.starts_with("envoy.extensions.filters.http.rbac.v3.")
         || matches!(
             name,
             "envoy.config.listener.v3.FilterChainMatch"
@@ -62,8 +65,19 @@ fn is_strict(name: &str) -> bool {
                 | "envoy.config.route.v3.RouteMatch"
                 | "envoy.extensions.filters.http.jwt_authn.v3.ProviderWithAudiences"
                 | "envoy.extensions.filters.http.jwt_authn.v3.RequirementRule"
+                | "envoy.config.core.v3.CidrRange"
+                | "envoy.config.core.v3.GrpcService"
+                | "envoy.config.core.v3.GrpcService.EnvoyGrpc"
+                | "envoy.config.core.v3.HttpUri"
+                | "envoy.type.matcher.v3.DoubleMatcher"
+                | "envoy.type.matcher.v3.ListMatcher"
+                | "envoy.type.matcher.v3.ListStringMatcher"
+                | "envoy.type.matcher.v3.MetadataMatcher"
+                | "envoy.type.matcher.v3.OrMatcher"
+                | "envoy.type.matcher.v3.PathMatcher"
                 | "envoy.type.matcher.v3.RegexMatcher"
                 | "envoy.type.matcher.v3.StringMatcher"
+                | "envoy.type.matcher.v3.ValueMatcher"
         )
 }
 

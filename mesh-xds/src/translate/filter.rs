@@ -2,12 +2,16 @@
 //!
 //! A control plane made for sidecars lists many filters no library runs. Most only observe; those are passed over in
 //! silence by name. Any other refuses the listener, unless it is optional or disabled: then it is reported as ignored
-//! (gRFC A39). One that authorizes or authenticates callers must not be passed over: on the way in, its presence makes
-//! the port refuse every request until it is supported.
+//! (gRFC A39). One that authorizes or authenticates callers must not be passed over: on the way in, one that is not known,
+//! or says something that cannot be kept, makes the port refuse every request, and says why. Refusing the listener alone
+//! would leave open what it was to close, where there was none before.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
-use mesh_core::config::{Fault, LocalRateLimit, Session};
+use mesh_core::config::{AuditCondition, Fault, Guard, LocalRateLimit, RbacAction, RbacRules, Session};
 
 use crate::proto::{
     Any,
@@ -15,7 +19,8 @@ use crate::proto::{
         config::core::v3::TypedExtensionConfig,
         extensions::filters::{
             http::{
-                fault::v3::HttpFault, local_ratelimit::v3::LocalRateLimit as LocalRateLimitMessage, router::v3::Router,
+                ext_authz::v3::ExtAuthz, fault::v3::HttpFault, jwt_authn::v3::JwtAuthentication,
+                local_ratelimit::v3::LocalRateLimit as LocalRateLimitMessage, rbac::v3::Rbac, router::v3::Router,
                 stateful_session::v3::StatefulSession,
             },
             network::http_connection_manager::v3::{HttpFilter, http_filter::ConfigType},
@@ -24,16 +29,13 @@ use crate::proto::{
 };
 
 use super::{
-    own_filter, policy, rate_limit,
+    ext_authz, jwt, own_filter, policy, rate_limit, rbac,
     read::{Ignored, Within, Wrong, element, wrong},
     route::Side,
     session,
 };
 
 const ROUTER: &str = "envoy.filters.http.router";
-/// The message of the authorization filter. Not declared among our sources: so far it is only ever refused.
-const RBAC: &str = "envoy.filters.http.rbac";
-const RBAC_URL: &str = "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC";
 
 /// What observes or decorates, in Istio's chains, and is done by other means here or not needed.
 const QUIET: [&str; 11] = [
@@ -87,6 +89,8 @@ fn inner_type(any: &Any) -> Option<String> {
 pub(super) struct Chain {
     /// Why the chain must refuse everything, if it must.
     pub(super) refused: Option<String>,
+    /// What requests must pass, in order.
+    pub(super) guards: Vec<Guard>,
     /// The fault of routes without their own.
     pub(super) fault: Option<Fault>,
     /// The rate limit of routes without their own.
@@ -100,7 +104,9 @@ pub(super) fn chain(filters: &[HttpFilter], side: Side, place: &str, ignored: &m
     let place = format!("{place}.http_filters");
     let mut read = Chain::default();
     let mut names = BTreeSet::new();
-    if let Some(twice) = filters.iter().find(|filter| !names.insert(filter.name.as_str())) {
+    // Istio gives all its rules one name.
+    let named = filters.iter().filter(|filter| side == Side::Outbound || filter.name != rbac::RBAC);
+    if let Some(twice) = named.into_iter().find(|filter| !names.insert(filter.name.as_str())) {
         return Err(wrong("http_filters", format!("name {:?} twice (RA17)", twice.name)));
     }
     let is_router = |filter: &HttpFilter| match &filter.config_type {
@@ -118,7 +124,17 @@ pub(super) fn chain(filters: &[HttpFilter], side: Side, place: &str, ignored: &m
             None => &empty,
         };
         let at = || element("http_filters", i, &filter.name);
-        if side == Side::Inbound && guards(&filter.name, any) {
+        if side == Side::Inbound && (any.is::<Rbac>() || any.is::<ExtAuthz>() || any.is::<JwtAuthentication>()) {
+            match guard(any, &place, ignored).within(at) {
+                Ok(guard) => read.guards.push(guard),
+                Err(Wrong { field, message }) => {
+                    ignored.add(&place, &format!("{} (all requests are refused)", filter.name));
+                    read.refused.get_or_insert_with(|| {
+                        format!("a guard of this port cannot be kept, so all requests are refused: {field}: {message}")
+                    });
+                }
+            }
+        } else if side == Side::Inbound && guards(&filter.name, any) {
             read.refused.get_or_insert_with(|| {
                 format!(
                     "the HTTP filter {:?} guards this port and is not supported: all requests are refused",
@@ -152,11 +168,22 @@ pub(super) fn chain(filters: &[HttpFilter], side: Side, place: &str, ignored: &m
     Ok(read)
 }
 
+fn guard(any: &Any, place: &str, ignored: &mut Ignored) -> Result<Guard, Wrong> {
+    if any.is::<Rbac>() {
+        return Ok(Guard::Rbac(Arc::new(rbac::decode(ignored.open(any, place)?, place, ignored)?)));
+    }
+    if any.is::<JwtAuthentication>() {
+        return Ok(Guard::Jwt(Arc::new(jwt::decode(ignored.open(any, place)?, place, ignored)?)));
+    }
+    Ok(Guard::ExtAuthz(Arc::new(ext_authz::decode(ignored.open(any, place)?, place, ignored)?)))
+}
+
 /// The filters of a chain we write. A port that must refuse everything says so in a way every Envoy understands: an
 /// authorization filter that allows nobody.
 pub(super) fn encode(
     side: Side,
     refused: bool,
+    guards: &[Guard],
     fault: Option<&Fault>,
     limit: Option<&LocalRateLimit>,
     session: Option<&Session>,
@@ -166,11 +193,19 @@ pub(super) fn encode(
         config_type: Some(ConfigType::TypedConfig(any)),
         ..HttpFilter::default()
     };
-    // `rules`, there and empty: allow those whom any of no policies names.
-    let nobody = Any { type_url: RBAC_URL.to_owned(), value: vec![0x0a, 0x00].into() };
     let mut filters = Vec::new();
     if refused {
-        filters.push(typed(RBAC, nobody));
+        // `rules`, there and empty: allow those whom any of no policies names.
+        let nobody = RbacRules { action: RbacAction::Allow, policies: BTreeMap::new(), audit: AuditCondition::None };
+        let nobody = mesh_core::config::Rbac { rules: Some(nobody), ..Default::default() };
+        filters.push(typed(rbac::RBAC, rbac::encode(&nobody)));
+    }
+    for guard in guards {
+        filters.push(match guard {
+            Guard::Rbac(rules) => typed(rbac::RBAC, rbac::encode(rules)),
+            Guard::Jwt(tokens) => typed(jwt::JWT, jwt::encode(tokens)),
+            Guard::ExtAuthz(service) => typed(ext_authz::EXT_AUTHZ, ext_authz::encode(service)),
+        });
     }
     if side == Side::Outbound {
         // Empty where no fault is for every route: it is there for the routes that have their own.

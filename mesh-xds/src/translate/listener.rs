@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use mesh_core::config::{
-    EndpointAddress, HttpSettings, Inbound, LocalRateLimit, MtlsMode, Name, PathNormalization, RouteTable,
+    EndpointAddress, Guard, HttpSettings, Inbound, LocalRateLimit, MtlsMode, Name, PathNormalization, RouteTable,
 };
 
 use super::{
@@ -39,6 +39,7 @@ use crate::proto::{
     },
 };
 
+mod guarded;
 mod named;
 
 /// The listener with the policy of our own servers.
@@ -184,6 +185,9 @@ struct Port {
     plaintext: bool,
     routes: Option<Arc<RouteTable>>,
     refused: Option<String>,
+    guards: Option<Vec<Guard>>,
+    path: Option<PathNormalization>,
+    trusted_hops: Option<u32>,
     rate_limit: Option<Arc<LocalRateLimit>>,
     request_headers_timeout: Option<Duration>,
     request_timeout: Option<Duration>,
@@ -211,9 +215,9 @@ fn inbound(chains: Vec<FilterChain>, ignored: &mut Ignored) -> Result<Vec<(u16, 
             alpn,
             routes,
             refused: port.refused,
-            guards: Vec::new(),
-            path: PathNormalization::BASE,
-            trusted_hops: None,
+            guards: port.guards.unwrap_or_default(),
+            path: port.path.unwrap_or(PathNormalization::NONE),
+            trusted_hops: port.trusted_hops,
             rate_limit: port.rate_limit,
             request_headers_timeout: port.request_headers_timeout,
             request_timeout: port.request_timeout,
@@ -245,9 +249,10 @@ fn inbound_chain(chain: &FilterChain, ports: &mut BTreeMap<u16, Port>, ignored: 
     let socket = chain.transport_socket.as_ref();
     let tls = socket.map_or(Ok(None), |socket| tls::downstream(socket, ignored)).under("transport_socket")?;
     let filters = filter::chain(&manager.http_filters, Side::Inbound, FILTERS, ignored)?;
-    let limits = server_limits(&manager, ignored)?;
+    let limits = guarded::server_limits(&manager, ignored)?;
     let most = connection_limit(chain, ignored)?;
-    let refused = guard(chain).or(filters.refused);
+    let mut refused = guard(chain).or(filters.refused);
+    let (path, hops) = (guarded::path(&manager)?, guarded::trusted_hops(&manager));
     let RouteSource::Inline(routes) = routes(manager, Side::Inbound, ignored)? else {
         return Err(wrong("filters.rds", "is not supported in an inbound chain; send the routes inline"));
     };
@@ -260,6 +265,14 @@ fn inbound_chain(chain: &FilterChain, ports: &mut BTreeMap<u16, Port>, ignored: 
         None => entry.plaintext = true,
     }
     entry.routes.get_or_insert(routes);
+    let same = entry.guards.as_ref().is_none_or(|guards| *guards == filters.guards);
+    if !same || entry.path.is_some_and(|before| before != path) {
+        refused
+            .get_or_insert_with(|| "the chains of this port guard it differently: all requests are refused".to_owned());
+    }
+    entry.guards.get_or_insert(filters.guards);
+    entry.path.get_or_insert(path);
+    entry.trusted_hops = entry.trusted_hops.or(hops);
     entry.refused = entry.refused.take().or(refused);
     entry.rate_limit = entry.rate_limit.take().or(filters.rate_limit);
     entry.request_headers_timeout = entry.request_headers_timeout.or(limits.0);
@@ -278,34 +291,6 @@ fn narrowed(matches: &FilterChainMatch) -> Option<&'static str> {
         (!matches.server_names.is_empty(), "server_names"),
     ];
     narrows.into_iter().find_map(|(is_set, field)| is_set.then_some(field))
-}
-
-/// How long callers may take for heads and for whole requests; what else is said of their connections is told (TO9).
-fn server_limits(
-    manager: &HttpConnectionManager,
-    ignored: &mut Ignored,
-) -> Result<(Option<Duration>, Option<Duration>), Wrong> {
-    let common = manager.common_http_protocol_options.unwrap_or_default();
-    for (is_set, field) in [
-        (manager.stream_idle_timeout.is_some_and(|it| it != Default::default()), "stream_idle_timeout"),
-        (common.idle_timeout.is_some(), "common_http_protocol_options.idle_timeout"),
-        (common.max_stream_duration.is_some(), "common_http_protocol_options.max_stream_duration"),
-        (common.max_connection_duration.is_some(), "common_http_protocol_options.max_connection_duration"),
-        (common.max_requests_per_connection.is_some(), "common_http_protocol_options.max_requests_per_connection"),
-        (common.max_headers_count.is_some(), "common_http_protocol_options.max_headers_count"),
-    ] {
-        if is_set {
-            ignored.add(FILTERS, field);
-        }
-    }
-    let limit = |limit: Option<prost_types::Duration>, field| {
-        let limit = limit.map(|it| value::duration(it, field)).transpose();
-        limit.map(|limit| limit.filter(|limit| *limit > Duration::ZERO))
-    };
-    Ok((
-        limit(manager.request_headers_timeout, "request_headers_timeout")?,
-        limit(manager.request_timeout, "request_timeout")?,
-    ))
 }
 
 /// How many connections there may be, by a filter in front of HTTP (RL8); other such filters are told.
@@ -357,6 +342,7 @@ pub(super) fn encode_outbound(
             .chain(filter::encode(
                 Side::Outbound,
                 false,
+                &[],
                 settings.fault.as_ref(),
                 settings.rate_limit.as_deref(),
                 settings.session.as_deref(),
@@ -386,7 +372,14 @@ pub(super) fn encode_api(name: &str, routes: &str, settings: &HttpSettings) -> M
     let manager = HttpConnectionManager {
         route_specifier: Some(RouteSpecifier::Rds(rds)),
         // Of filters gRPC refuses those that it does not have.
-        http_filters: filter::encode(Side::Outbound, false, settings.fault.as_ref(), None, settings.session.as_deref()),
+        http_filters: filter::encode(
+            Side::Outbound,
+            false,
+            &[],
+            settings.fault.as_ref(),
+            None,
+            settings.session.as_deref(),
+        ),
         common_http_protocol_options: settings.max_stream_duration.map(|limit| HttpProtocolOptions {
             max_stream_duration: Some(value::encode_duration(limit)),
             ..HttpProtocolOptions::default()
@@ -404,7 +397,7 @@ pub(super) fn encode_api(name: &str, routes: &str, settings: &HttpSettings) -> M
 pub(super) fn encode_server(name: &str, address: SocketAddr, inbound: &Inbound) -> Message {
     let manager = HttpConnectionManager {
         route_specifier: Some(RouteSpecifier::RouteConfig(route::encode(&inbound.routes.name, &inbound.routes))),
-        http_filters: filter::encode(Side::Inbound, false, None, None, None),
+        http_filters: filter::encode(Side::Inbound, inbound.refused.is_some(), &inbound.guards, None, None, None),
         ..HttpConnectionManager::default()
     };
     Message {
@@ -438,9 +431,14 @@ fn encode_chains(port: u16, inbound: &Inbound) -> impl Iterator<Item = FilterCha
         route_specifier: Some(RouteSpecifier::RouteConfig(route::encode(&routes, &inbound.routes))),
         request_headers_timeout: inbound.request_headers_timeout.map(value::encode_duration),
         request_timeout: inbound.request_timeout.map(value::encode_duration),
+        normalize_path: Some(inbound.path.dot_segments),
+        merge_slashes: inbound.path.merge_slashes,
+        path_with_escaped_slashes_action: guarded::encode_slashes(inbound.path.escaped_slashes),
+        xff_num_trusted_hops: inbound.trusted_hops.unwrap_or(0),
         http_filters: filter::encode(
             Side::Inbound,
             inbound.refused.is_some(),
+            &inbound.guards,
             None,
             inbound.rate_limit.as_deref(),
             None,

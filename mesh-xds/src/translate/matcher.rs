@@ -70,7 +70,7 @@ pub(super) fn headers(messages: Vec<HeaderMessage>, field: &str) -> Result<Vec<H
     messages.into_iter().enumerate().map(decode).collect()
 }
 
-fn header(message: HeaderMessage) -> Result<HeaderMatch, Wrong> {
+pub(super) fn header(message: HeaderMessage) -> Result<HeaderMatch, Wrong> {
     let name = message.name.to_ascii_lowercase();
     if !PSEUDO_HEADERS.contains(&name.as_str()) && http::HeaderName::from_bytes(name.as_bytes()).is_err() {
         return Err(wrong("name", format!("{name:?} is no header")));
@@ -154,7 +154,11 @@ pub(super) fn encode(matches: &RouteMatch) -> Message {
 }
 
 pub(super) fn encode_headers(headers: &[HeaderMatch]) -> Vec<HeaderMessage> {
-    let encode = |header: &HeaderMatch| HeaderMessage {
+    headers.iter().map(encode_header).collect()
+}
+
+pub(super) fn encode_header(header: &HeaderMatch) -> HeaderMessage {
+    HeaderMessage {
         name: header.name.to_string(),
         header_match_specifier: Some(match &header.matcher {
             HeaderMatcher::Present(present) => HeaderMatchSpecifier::PresentMatch(*present),
@@ -165,8 +169,7 @@ pub(super) fn encode_headers(headers: &[HeaderMatch]) -> Vec<HeaderMessage> {
         }),
         invert_match: header.invert,
         treat_missing_header_as_empty: header.missing_as_empty,
-    };
-    headers.iter().map(encode).collect()
+    }
 }
 
 pub(super) fn encode_query(query: &QueryMatch) -> QueryParameterMatcher {

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use mesh_core::config::*;
 
 mod clusters;
+mod guards;
 
 /// One of everything.
 pub(crate) fn config() -> Config {
@@ -326,7 +327,9 @@ fn inbound(port: u16, mtls: MtlsMode) -> Inbound {
         request_headers_timeout: Some(Duration::from_secs(7)),
         request_timeout: Some(Duration::from_secs(70)),
         max_connections: Some(700),
-        ..Inbound::default()
+        guards: guards::guards(),
+        path: PathNormalization { dot_segments: false, merge_slashes: true, escaped_slashes: EscapedSlashes::Forward },
+        trusted_hops: Some(2),
     }
 }
 

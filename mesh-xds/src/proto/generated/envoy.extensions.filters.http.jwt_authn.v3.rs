@@ -197,9 +197,13 @@ pub mod jwt_requirement {
         #[prost(message, tag = "4")]
         RequiresAll(super::JwtRequirementAndList),
         #[prost(message, tag = "5")]
-        AllowMissingOrFailed(()),
+        AllowMissingOrFailed(
+            super::super::super::super::super::super::super::google::protobuf::Empty,
+        ),
         #[prost(message, tag = "6")]
-        AllowMissing(()),
+        AllowMissing(
+            super::super::super::super::super::super::super::google::protobuf::Empty,
+        ),
     }
 }
 impl ::prost::Name for JwtRequirement {

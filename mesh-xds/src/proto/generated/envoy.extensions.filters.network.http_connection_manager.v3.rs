@@ -11,12 +11,25 @@ pub struct HttpConnectionManager {
     pub common_http_protocol_options: ::core::option::Option<
         super::super::super::super::super::config::core::v3::HttpProtocolOptions,
     >,
+    #[prost(message, optional, tag = "14")]
+    pub use_remote_address: ::core::option::Option<bool>,
+    #[prost(uint32, tag = "19")]
+    pub xff_num_trusted_hops: u32,
     #[prost(message, optional, tag = "24")]
     pub stream_idle_timeout: ::core::option::Option<::prost_types::Duration>,
     #[prost(message, optional, tag = "28")]
     pub request_timeout: ::core::option::Option<::prost_types::Duration>,
+    #[prost(message, optional, tag = "30")]
+    pub normalize_path: ::core::option::Option<bool>,
+    #[prost(bool, tag = "33")]
+    pub merge_slashes: bool,
     #[prost(message, optional, tag = "41")]
     pub request_headers_timeout: ::core::option::Option<::prost_types::Duration>,
+    #[prost(
+        enumeration = "http_connection_manager::PathWithEscapedSlashesAction",
+        tag = "45"
+    )]
+    pub path_with_escaped_slashes_action: i32,
     #[prost(oneof = "http_connection_manager::RouteSpecifier", tags = "3, 4")]
     pub route_specifier: ::core::option::Option<http_connection_manager::RouteSpecifier>,
 }
@@ -60,6 +73,53 @@ pub mod http_connection_manager {
                 "HTTP1" => Some(Self::Http1),
                 "HTTP2" => Some(Self::Http2),
                 "HTTP3" => Some(Self::Http3),
+                _ => None,
+            }
+        }
+    }
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum PathWithEscapedSlashesAction {
+        ImplementationSpecificDefault = 0,
+        KeepUnchanged = 1,
+        RejectRequest = 2,
+        UnescapeAndRedirect = 3,
+        UnescapeAndForward = 4,
+    }
+    impl PathWithEscapedSlashesAction {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::ImplementationSpecificDefault => "IMPLEMENTATION_SPECIFIC_DEFAULT",
+                Self::KeepUnchanged => "KEEP_UNCHANGED",
+                Self::RejectRequest => "REJECT_REQUEST",
+                Self::UnescapeAndRedirect => "UNESCAPE_AND_REDIRECT",
+                Self::UnescapeAndForward => "UNESCAPE_AND_FORWARD",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "IMPLEMENTATION_SPECIFIC_DEFAULT" => {
+                    Some(Self::ImplementationSpecificDefault)
+                }
+                "KEEP_UNCHANGED" => Some(Self::KeepUnchanged),
+                "REJECT_REQUEST" => Some(Self::RejectRequest),
+                "UNESCAPE_AND_REDIRECT" => Some(Self::UnescapeAndRedirect),
+                "UNESCAPE_AND_FORWARD" => Some(Self::UnescapeAndForward),
                 _ => None,
             }
         }

@@ -90,6 +90,23 @@ impl ::prost::Name for Int64Range {
         "type.googleapis.com/envoy.type.v3.Int64Range".into()
     }
 }
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct DoubleRange {
+    #[prost(double, tag = "1")]
+    pub start: f64,
+    #[prost(double, tag = "2")]
+    pub end: f64,
+}
+impl ::prost::Name for DoubleRange {
+    const NAME: &'static str = "DoubleRange";
+    const PACKAGE: &'static str = "envoy.type.v3";
+    fn full_name() -> ::prost::alloc::string::String {
+        "envoy.type.v3.DoubleRange".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/envoy.type.v3.DoubleRange".into()
+    }
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Int32Range {
     #[prost(int32, tag = "1")]

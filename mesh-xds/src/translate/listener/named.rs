@@ -191,6 +191,7 @@ fn policy(chain: &FilterChain, ignored: &mut Ignored) -> Result<(Inbound, RouteS
         callers,
         alpn,
         refused: filters.refused,
+        guards: filters.guards,
         ..Inbound::default()
     };
     Ok((policy, routes))
