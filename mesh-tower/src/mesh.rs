@@ -11,7 +11,6 @@ use std::{path::PathBuf, time::Duration};
 use http::HeaderName;
 use http_body::Body as HttpBody;
 use mesh_core::{
-    authz::question::Codec,
     config::{Config, ServiceName, Workload},
     snapshot::Snapshot,
 };
@@ -244,7 +243,10 @@ impl Mesh {
             service: Arc::clone(&shared.service),
             gate: shared.gate.clone(),
             tunnels: Tunnels::default(),
-            check_codec: CHECK,
+            #[cfg(feature = "xds")]
+            check_codec: Some(mesh_xds::rpc::ext_authz::CODEC),
+            #[cfg(not(feature = "xds"))]
+            check_codec: None,
             clock: shared.http.source(),
             tokens: Arc::new(Tokens::new(side.clone(), shared.http.source())),
             side,
@@ -259,12 +261,6 @@ impl Mesh {
         }
     }
 }
-
-/// How authorization services are spoken to over gRPC.
-#[cfg(feature = "xds")]
-const CHECK: Option<Codec> = Some(mesh_xds::rpc::ext_authz::CODEC);
-#[cfg(not(feature = "xds"))]
-const CHECK: Option<Codec> = None;
 
 /// Where configuration comes from.
 #[derive(Debug, Default)]
@@ -482,13 +478,4 @@ fn own_metadata(node: &str, workload: &Workload) -> Option<PeerMetadata> {
     let id = http::HeaderValue::from_str(node).ok()?;
     let own = http::HeaderValue::from_str(&peer::encode(workload)).ok()?;
     Some(PeerMetadata { id, own, decode: peer::decode })
-}
-
-/// The service a server's requests are counted under: the one its workloads form, by Kubernetes' naming.
-fn service_of(workload: &Workload) -> ServiceName {
-    if workload.canonical_name.is_empty() {
-        return ServiceName::default();
-    }
-    let host = format!("{}.{}.svc.cluster.local", workload.canonical_name, workload.namespace);
-    ServiceName { host: host.into(), name: workload.canonical_name.clone(), namespace: workload.namespace.clone() }
 }

@@ -3,10 +3,10 @@
 use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use http::HeaderName;
-use mesh_core::config::{Config, Workload};
+use mesh_core::config::{Config, ServiceName, Workload};
 use tokio::sync::watch;
 
-use super::{Joined, Mesh, MeshError, Origin, Shared, service_of};
+use super::{Joined, Mesh, MeshError, Origin, Shared};
 #[cfg(feature = "xds")]
 use super::{announced, join};
 use crate::{
@@ -341,4 +341,13 @@ impl Builder {
         };
         Ok(Mesh { shared: Arc::new(shared) })
     }
+}
+
+/// The service a server's requests are counted under: the one its workloads form, by Kubernetes' naming.
+fn service_of(workload: &Workload) -> ServiceName {
+    if workload.canonical_name.is_empty() {
+        return ServiceName::default();
+    }
+    let host = format!("{}.{}.svc.cluster.local", workload.canonical_name, workload.namespace);
+    ServiceName { host: host.into(), name: workload.canonical_name.clone(), namespace: workload.namespace.clone() }
 }

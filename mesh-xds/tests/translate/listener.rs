@@ -294,11 +294,6 @@ fn filters_that_guard_close_the_port() {
     assert_eq!(decode(vec![unknown], true), (None, vec![]));
     let wrapped = any("udpa.type.v1.TypedStruct", &[&[0x0a, 32][..], b"type.googleapis.com/my.JwtPolicy"].concat());
     for guard in [
-        filter("envoy.filters.http.rbac", any("envoy.extensions.filters.http.rbac.v3.RBAC", &[])),
-        filter(
-            "envoy.filters.http.jwt_authn",
-            any("envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication", &[]),
-        ),
         filter("envoy.filters.http.ext_authz", any("envoy.extensions.filters.http.ext_authz.v3.ExtAuthz", &[])),
         filter("istio_authn", any("istio.envoy.config.filter.http.authn.v2alpha1.FilterConfig", &[])),
         filter("plain-name", any("envoy.extensions.filters.http.oauth2.v3.OAuth2", &[])),
