@@ -105,8 +105,8 @@ pub(super) fn chain(filters: &[HttpFilter], side: Side, place: &str, ignored: &m
     let mut read = Chain::default();
     let mut names = BTreeSet::new();
     // Istio gives all its rules one name.
-    let named = filters.iter().filter(|filter| side == Side::Outbound || filter.name != rbac::RBAC);
-    if let Some(twice) = named.into_iter().find(|filter| !names.insert(filter.name.as_str())) {
+    let mut named = filters.iter().filter(|filter| side == Side::Outbound || filter.name != rbac::RBAC);
+    if let Some(twice) = named.find(|filter| !names.insert(filter.name.as_str())) {
         return Err(wrong("http_filters", format!("name {:?} twice (RA17)", twice.name)));
     }
     let is_router = |filter: &HttpFilter| match &filter.config_type {
