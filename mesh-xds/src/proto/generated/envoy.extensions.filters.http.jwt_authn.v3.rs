@@ -197,13 +197,9 @@ pub mod jwt_requirement {
         #[prost(message, tag = "4")]
         RequiresAll(super::JwtRequirementAndList),
         #[prost(message, tag = "5")]
-        AllowMissingOrFailed(
-            super::super::super::super::super::super::super::google::protobuf::Empty,
-        ),
+        AllowMissingOrFailed(()),
         #[prost(message, tag = "6")]
-        AllowMissing(
-            super::super::super::super::super::super::super::google::protobuf::Empty,
-        ),
+        AllowMissing(()),
     }
 }
 impl ::prost::Name for JwtRequirement {

@@ -16,15 +16,3 @@ impl ::prost::Name for Any {
         "type.googleapis.com/google.protobuf.Any".into()
     }
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Empty {}
-impl ::prost::Name for Empty {
-    const NAME: &'static str = "Empty";
-    const PACKAGE: &'static str = "google.protobuf";
-    fn full_name() -> ::prost::alloc::string::String {
-        "google.protobuf.Empty".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "type.googleapis.com/google.protobuf.Empty".into()
-    }
-}
