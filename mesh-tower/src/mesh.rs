@@ -4,7 +4,7 @@
 //! publish into [`Live`] and [`LiveIdentity`], and hands their functions to telemetry. Everything it starts ends when
 //! the last clone is dropped.
 
-use std::{fmt, io, net::SocketAddr, sync::Arc};
+use std::{fmt, net::SocketAddr, sync::Arc};
 #[cfg(feature = "xds")]
 use std::{path::PathBuf, time::Duration};
 
@@ -31,8 +31,6 @@ use rustls_pki_types::CertificateDer;
 use serde_json::Value;
 use tokio::{net::ToSocketAddrs, sync::watch};
 
-#[cfg(feature = "xds")]
-use crate::tls::Identity;
 use crate::{
     admin::{Admin, Dump},
     client::{GrpcClient, HttpClient},
@@ -47,6 +45,8 @@ use crate::{
     tls::LiveIdentity,
     upkeep::Owned,
 };
+#[cfg(feature = "xds")]
+use crate::{telemetry::CertificateGauges, tls::Identity};
 
 mod bind;
 mod builder;

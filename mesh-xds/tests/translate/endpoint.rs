@@ -110,7 +110,7 @@ fn other_addresses_are_read() {
     let good = decode(vec![locality("a", 0, vec![with(a.clone(), std::slice::from_ref(&b))])]).unwrap();
     let read = &good.localities[0].endpoints[0];
     assert_eq!(read.other_addresses(), ["[fd00::1]:80".parse().unwrap()]);
-    let twice = decode(vec![locality("a", 0, vec![with(a.clone(), &[a.clone()])])]).unwrap_err();
+    let twice = decode(vec![locality("a", 0, vec![with(a.clone(), std::slice::from_ref(&a))])]).unwrap_err();
     assert!(
         twice.contains("lb_endpoints[0].endpoint.address") && twice.contains("10.0.0.1:80 occurs twice"),
         "{twice}"
