@@ -12,6 +12,7 @@ use std::{
         Arc, LazyLock, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use http::{HeaderMap, HeaderValue, StatusCode, request::Parts};
@@ -177,6 +178,10 @@ pub(crate) struct Journal {
     pub(crate) cluster: Option<Arc<Cluster>>,
     pub(crate) peer: Option<Arc<Peer>>,
     pub(crate) attempts: u32,
+    /// Of a streamed request, what its route allows from the end of the request's body on.
+    pub(crate) allowed: Option<Duration>,
+    /// Its route's time is up.
+    pub(crate) ran_out: bool,
 }
 
 impl Call {
@@ -186,7 +191,16 @@ impl Call {
 
     fn recorded(plan: Plan, refused: Option<(ErrorKind, String)>, rng: RequestRng, progress: Progress) -> Self {
         let tried = Tried::new(plan.route.retry.as_ref());
-        let journal = Journal { rng, tried, endpoint: None, cluster: None, peer: None, attempts: 0 };
+        let journal = Journal {
+            rng,
+            tried,
+            endpoint: None,
+            cluster: None,
+            peer: None,
+            attempts: 0,
+            allowed: None,
+            ran_out: false,
+        };
         let record = Record {
             plan: Some(plan),
             refused,

@@ -89,6 +89,31 @@ impl Body {
         }
     }
 
+    /// With what is at hand of it already read: one that turns out to be a single chunk, as that of a unary gRPC call, is
+    /// no stream any more; it repeats for free, and has been read to its end.
+    pub(crate) fn at_hand(mut self) -> Self {
+        let Kind::Streamed(stream) = &mut self.kind else { return self };
+        let mut context = Context::from_waker(Waker::noop());
+        let first = match Pin::new(&mut *stream).poll_frame(&mut context) {
+            Poll::Pending => return self,
+            Poll::Ready(None) => return Self::empty(),
+            Poll::Ready(Some(first)) => first,
+        };
+        let second = match &first {
+            Ok(frame) if frame.is_data() => Pin::new(stream).poll_frame(&mut context),
+            _ => Poll::Pending,
+        };
+        match (first.map(Frame::into_data), second) {
+            (Ok(Ok(chunk)), Poll::Ready(None)) => Self::from(chunk),
+            (first, second) => {
+                let first = first.map(|frame| frame.map_or_else(|other| other, Frame::data));
+                let second = if let Poll::Ready(second) = second { second } else { None };
+                self.through(|rest| Begun { ahead: [Some(first), second], rest });
+                self
+            }
+        }
+    }
+
     /// The same body as `wrap` passes it on; what it tells of its progress stays.
     pub(crate) fn through<B>(&mut self, wrap: impl FnOnce(Self) -> B)
     where
@@ -115,6 +140,40 @@ impl Body {
         };
         self.progress.clone_from(&progress.passing);
         (self, progress)
+    }
+}
+
+/// A body of which the first frames have been read.
+struct Begun {
+    ahead: [Option<Result<Frame<Bytes>, BoxError>>; 2],
+    rest: Body,
+}
+
+impl HttpBody for Begun {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self.ahead.iter_mut().find_map(Option::take) {
+            Some(frame) => Poll::Ready(Some(frame)),
+            None => Pin::new(&mut self.rest).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ahead.iter().all(Option::is_none) && self.rest.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let chunks = self.ahead.iter().flatten().filter_map(|frame| frame.as_ref().ok()?.data_ref());
+        let ahead: u64 = chunks.map(|chunk| chunk.len() as u64).sum();
+        let rest = self.rest.size_hint();
+        let mut hint = SizeHint::new();
+        hint.set_lower(rest.lower().saturating_add(ahead));
+        if let Some(upper) = rest.upper().and_then(|upper| upper.checked_add(ahead)) {
+            hint.set_upper(upper);
+        }
+        hint
     }
 }
 
@@ -239,6 +298,11 @@ struct Passing {
 }
 
 impl Progress {
+    /// It was not all here at once.
+    pub(crate) fn is_streamed(&self) -> bool {
+        self.passing.is_some()
+    }
+
     /// Bytes read so far.
     pub(crate) fn bytes(&self) -> u64 {
         self.passing.as_ref().map_or(self.known, |passing| passing.bytes.load(Ordering::Relaxed))
@@ -427,6 +491,30 @@ mod tests {
         let (_body, progress) = Body::from("abc").watched();
         assert!(progress.is_ended());
         assert_eq!(progress.bytes(), 3);
+    }
+
+    /// What is at hand is read ahead, none of it is lost, and a lone chunk is a body that is all here.
+    #[tokio::test]
+    async fn a_body_that_is_at_hand_is_no_stream() {
+        let data = |text: &'static str| Ok::<_, BoxError>(Frame::data(Bytes::from_static(text.as_bytes())));
+        let streamed = |frames: Vec<Result<Frame<Bytes>, BoxError>>| {
+            Body::new(StreamBody::new(futures_util::stream::iter(frames))).at_hand()
+        };
+        assert_eq!(streamed(vec![data("abc")]).known_len(), Some(3));
+        assert_eq!(streamed(vec![]).known_len(), Some(0));
+        let several = streamed(vec![data("a"), data("b"), data("c")]);
+        assert_eq!((several.known_len(), several.size_hint().lower()), (None, 2));
+        assert_eq!(several.collect().await.unwrap().to_bytes(), "abc");
+        let mut trailers = HeaderMap::new();
+        trailers.insert("x-end", "1".parse().unwrap());
+        let trailed = streamed(vec![data("a"), Ok(Frame::trailers(trailers))]).collect().await.unwrap();
+        assert_eq!(trailed.trailers().unwrap()["x-end"], "1");
+        assert!(streamed(vec![data("a"), Err("gone".into())]).collect().await.is_err());
+        let slow = futures_util::stream::unfold(0, |n| async move {
+            tokio::task::yield_now().await;
+            (n < 3).then(|| (Ok::<_, BoxError>(Frame::data(Bytes::from_static(b"x"))), n + 1))
+        });
+        assert_eq!(Body::new(StreamBody::new(Box::pin(slow))).at_hand().collect().await.unwrap().to_bytes(), "xxx");
     }
 
     #[tokio::test]

@@ -149,8 +149,9 @@ where
         // Each try has its own, so this is the name of its endpoint and no earlier one's.
         rewrite::apply_endpoint(call.plan(), named(&endpoint), request.parts_mut());
         let is_grpc = call.plan().is_grpc;
-        let mut guard =
-            Guard { pick: Some(pick), clock: self.source.clock(), deadline: try_deadline, seen: None, is_grpc };
+        let streamed = call.progress().is_streamed().then(|| call.clone());
+        let clock = self.source.clock();
+        let mut guard = Guard { pick: Some(pick), clock, deadline: try_deadline, streamed, seen: None, is_grpc };
         let response = match self.inner.call(Picked { request, call, deadline: try_deadline, cluster, endpoint }).await
         {
             Ok(response) => response,
@@ -191,6 +192,8 @@ pub(super) struct Guard {
     pick: Option<Pick>,
     clock: Clock,
     deadline: Option<Instant>,
+    /// A request whose deadline is only known when it has been read.
+    streamed: Option<Call>,
     seen: Option<Outcome>,
     is_grpc: bool,
 }
@@ -275,7 +278,8 @@ impl Drop for Guard {
             return;
         }
         let now = source::instant();
-        if self.deadline.is_some_and(|deadline| deadline <= now) {
+        let ran_out = self.streamed.as_ref().is_some_and(|call| call.journal().ran_out);
+        if ran_out || self.deadline.is_some_and(|deadline| deadline <= now) {
             self.settle(&Outcome::failed(Failure::Timeout), self.clock.at(now));
         } else if let Some(seen) = self.seen {
             self.settle(&seen, self.clock.at(now));

@@ -155,7 +155,7 @@ where
         let transparent = plan.is_grpc && self.layer.rules == Rules::Mesh;
         let waits = call.waits_on().is_some();
         if policy.is_none() && pace.is_none() && !transparent && !waits {
-            mark(request.headers_mut(), 1, 0, plan.is_grpc, deadline, now);
+            mark(request.headers_mut(), 1, 0, plan.is_grpc, time_left(&call, deadline, now));
             let only = Attempt { request, call: call.clone(), deadline, try_deadline: deadline, number: 1, begun: now };
             return self.inner.call(only).await;
         }
@@ -225,7 +225,8 @@ impl Course<'_> {
             None => Message::from_parts(self.head.again(), body),
         };
         let begun = self.now.take().unwrap_or_else(source::instant);
-        mark(request.headers_mut(), self.number, self.counted, self.call.plan().is_grpc, try_deadline, begun);
+        let left = time_left(self.call, try_deadline, begun);
+        mark(request.headers_mut(), self.number, self.counted, self.call.plan().is_grpc, left);
         Attempt { request, call: self.call.clone(), deadline: self.deadline, try_deadline, number: self.number, begun }
     }
 
@@ -483,10 +484,17 @@ fn since_1970(source: &Source) -> Duration {
     source.wall().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }
 
+/// Until its deadline; and no more than the route allows, where that counts from when the request has been read.
+fn time_left(call: &Call, deadline: Option<Instant>, now: Instant) -> Option<Duration> {
+    let allowed = if call.progress().is_streamed() { call.journal().allowed } else { None };
+    let left = deadline.map(|deadline| deadline.saturating_duration_since(now));
+    left.into_iter().chain(allowed).min()
+}
+
 /// Tells the destination how much time is left, and which try this is (RT11, TO3).
-fn mark(headers: &mut HeaderMap, number: u32, counted: u32, is_grpc: bool, deadline: Option<Instant>, now: Instant) {
-    if let Some(deadline) = deadline {
-        tell_time_left(headers, is_grpc, deadline.saturating_duration_since(now));
+fn mark(headers: &mut HeaderMap, number: u32, counted: u32, is_grpc: bool, left: Option<Duration>) {
+    if let Some(left) = left {
+        tell_time_left(headers, is_grpc, left);
     }
     headers.insert(ATTEMPT_COUNT, decimal(number.into()));
     if is_grpc && counted > 0 {

@@ -380,7 +380,7 @@ impl Departure {
         let inherited = context.and_then(|context| context.depart(message.headers_mut()));
         let own = context::grpc_timeout(message.headers()).map(|timeout| source::instant() + timeout);
         let deadline = inherited.into_iter().chain(own).min();
-        let (body, progress) = std::mem::take(message.body_mut()).watched();
+        let (body, progress) = std::mem::take(message.body_mut()).at_hand().watched();
         *message.body_mut() = body;
         Self { message, progress, deadline, source }
     }

@@ -86,9 +86,11 @@ struct Limit {
     /// The earliest of the limits whose clock runs, and what it is called.
     at: Option<(Instant, ErrorKind)>,
     /// A limit whose clock starts when the request has been read.
-    after_request: Option<(Duration, Call)>,
+    after_request: Option<Duration>,
     /// How long nothing may pass in either direction.
-    idle: Option<(Duration, Call)>,
+    idle: Option<Duration>,
+    /// Of what, where one of these two is set.
+    call: Option<Call>,
 }
 
 impl Limit {
@@ -103,10 +105,19 @@ impl Limit {
         let stream = route.stream_limit_of(is_grpc).map(|most| (now + most, ErrorKind::Duration));
         let caller = routed.deadline.map(|deadline| (deadline, ErrorKind::Deadline));
         let at = [stream, caller].into_iter().flatten().min_by_key(|(at, _)| *at);
-        let mut limit = Self { at, after_request: None, idle: route.idle_timeout.map(|idle| (idle, call.clone())) };
+        let mut limit = Self { at, after_request: None, idle: route.idle_timeout, call: None };
         match timeout {
             Some(timeout) if call.progress().is_ended() => limit.start(timeout, now),
-            timeout => limit.after_request = timeout.map(|timeout| (timeout, call.clone())),
+            timeout => limit.after_request = timeout,
+        }
+        if limit.after_request.is_some() || limit.idle.is_some() {
+            limit.call = Some(call.clone());
+        }
+        // A stream's own deadline would end it while its caller still sends: gRPC servers count from its beginning. Where
+        // the route limits gRPC calls by name, that is meant. Envoy tells `x-envoy-expected-rq-timeout-ms` always, and
+        // `grpc-timeout` in that case.
+        if !is_grpc || route.max_grpc_timeout.is_some() {
+            limit.after_request.iter().for_each(|timeout| call.journal().allowed = Some(*timeout));
         }
         limit
     }
@@ -141,7 +152,7 @@ impl Timer {
 
     /// Itself, if there is any limit.
     fn if_any(self) -> Option<Self> {
-        let Limit { at, after_request, idle } = &self.limit;
+        let Limit { at, after_request, idle, .. } = &self.limit;
         (at.is_some() || after_request.is_some() || idle.is_some()).then_some(self)
     }
 
@@ -151,15 +162,19 @@ impl Timer {
     }
 
     pub(super) fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<ErrorKind> {
-        if let Some((timeout, _)) =
-            self.limit.after_request.take_if(|(_, call)| call.progress().poll_ended(cx).is_ready())
-        {
+        let call = self.limit.call.as_ref();
+        let ended = |_: &mut Duration| call.is_some_and(|call| call.progress().poll_ended(cx).is_ready());
+        if let Some(timeout) = self.limit.after_request.take_if(ended) {
             self.limit.start(timeout, source::instant());
             self.sleep = None;
         }
         if let Some((at, kind)) = self.limit.at {
             let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(at)));
             if sleep.as_mut().poll(cx).is_ready() {
+                // Those below that know of no deadline, since it was not set when they began, learn here why they end.
+                if let (ErrorKind::Timeout, Some(call)) = (kind, &self.limit.call) {
+                    call.journal().ran_out = true;
+                }
                 return Poll::Ready(kind);
             }
         }
@@ -169,8 +184,8 @@ impl Timer {
     /// Bytes of the request that passed meanwhile are noticed when the time is up, so the limit is reached between one and
     /// two such times after the last of them; exactly after the last of the response.
     fn poll_still(&mut self, cx: &mut Context<'_>) -> Poll<ErrorKind> {
-        let Some((idle, call)) = &self.limit.idle else { return Poll::Pending };
-        let sleeping = || Box::pin(sleep_until(source::instant() + *idle));
+        let (Some(idle), Some(call)) = (self.limit.idle, &self.limit.call) else { return Poll::Pending };
+        let sleeping = || Box::pin(sleep_until(source::instant() + idle));
         let (before, sleep) = self.still.get_or_insert_with(|| (call.progress().bytes(), sleeping()));
         while sleep.as_mut().poll(cx).is_ready() {
             let passed = call.progress().bytes();
@@ -200,7 +215,7 @@ mod tests {
     use crate::{
         Body, BoxError, Context as Served, HttpClient, ResponseFlags,
         layer::Picked,
-        testing::{Scripted, TestResponse, client, cluster, configured, endless, grpc_response, response},
+        testing::{Log, Scripted, TestResponse, client, cluster, configured, endless, grpc_response, response},
     };
 
     /// TO1: the route's timeout spans all tries, and answers 504.
@@ -329,6 +344,75 @@ mod tests {
         let client = limited(two_seconds(), |_| async { panic!("its time is over") });
         let served = Served { deadline: Some(Instant::now()), ..Served::default() };
         assert_eq!(served.scope(client.get("http://reviews/")).await.unwrap().status(), 504);
+    }
+
+    /// TO1, OD3: so is one that lets the time of a streamed request run out, before it answers or after; one whose caller
+    /// still sends is not.
+    #[tokio::test(start_paused = true)]
+    async fn running_out_of_time_is_the_endpoints_failure_of_streams_too() {
+        let streamed = |wait: Duration| {
+            let chunks = futures_util::stream::unfold(0, move |n| async move {
+                sleep(wait).await;
+                (n < 2).then(|| (Ok::<_, BoxError>(Frame::data(Bytes::from_static(b"x"))), n + 1))
+            });
+            let mut request =
+                http::Request::post("http://reviews/a.B/C").body(StreamBody::new(Box::pin(chunks))).unwrap();
+            request.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+            request
+        };
+        for answers in [false, true] {
+            let client = limited(two_seconds(), move |picked: Picked| async move {
+                let _ = picked.request.into_body().collect().await;
+                if !answers {
+                    std::future::pending::<()>().await;
+                }
+                Ok(endless(200))
+            });
+            let ejected = || client.live().load().unwrap().cluster("reviews").unwrap().endpoints()[0].is_ejected();
+            let slow = client.request(streamed(Duration::from_secs(60)));
+            assert!(tokio::time::timeout(Duration::from_secs(30), slow).await.is_err());
+            for _ in 0..2 {
+                assert!(!ejected());
+                let answer = client.request(streamed(Duration::from_millis(1))).await.unwrap();
+                let _ = answer.into_body().collect().await;
+            }
+            assert!(ejected(), "{answers}");
+        }
+    }
+
+    /// TO3: a streamed request tells its route's timeout as well, where that does not end streams; one that is at hand is
+    /// no stream.
+    #[tokio::test(start_paused = true)]
+    async fn streams_tell_their_limit() {
+        let told = Log::new();
+        let told_of = async |forward: Forward, is_grpc: bool, at_hand: bool| {
+            let log = told.clone();
+            let client = limited(forward, move |picked: Picked| {
+                let name = if is_grpc { "grpc-timeout" } else { "x-envoy-expected-rq-timeout-ms" };
+                log.push(picked.request.headers().get(name).map(|it| it.to_str().unwrap().to_owned()));
+                async { Ok(grpc_response(&[], 0)) }
+            });
+            let chunk = futures_util::stream::once(async move {
+                if !at_hand {
+                    sleep(Duration::from_millis(1)).await;
+                }
+                Ok::<_, BoxError>(Frame::data(Bytes::from_static(b"x")))
+            });
+            let mut request =
+                http::Request::post("http://reviews/a.B/C").body(StreamBody::new(Box::pin(chunk))).unwrap();
+            if is_grpc {
+                request.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+            }
+            client.request(request).await.unwrap();
+            told.all().pop().unwrap()
+        };
+        let by_name = || Forward { max_grpc_timeout: Some(Duration::from_secs(1)), ..two_seconds() };
+        let text = |it: &str| Some(it.to_owned());
+        assert_eq!(told_of(two_seconds(), false, false).await, text("2000"));
+        assert_eq!(told_of(two_seconds(), false, true).await, text("2000"));
+        assert_eq!(told_of(two_seconds(), true, true).await, text("2000000u"));
+        assert_eq!(told_of(two_seconds(), true, false).await, None);
+        assert_eq!(told_of(by_name(), true, false).await, text("1000000u"));
     }
 
     /// TO1: an endpoint that lets time run out is blamed, and the caller of a gRPC stream gets a status.
