@@ -276,9 +276,12 @@ impl Cluster {
         if ask.wanted.is_none()
             && let Some(at) =
                 self.claim_probe(|endpoint| endpoint.is_worth_a_probe(ask.tried) && self.is_asked_for(endpoint, ask))
-            && let Some(pick) = Pick::new(self, Chosen::Member(at), ask.priority, now)
         {
-            return Ok(pick.probing());
+            match Pick::new(self, Chosen::Member(at), ask.priority, now) {
+                Some(pick) => return Ok(pick.probing()),
+                // Another request took the endpoint's last place meanwhile.
+                None => self.endpoints().get(at as usize).iter().for_each(|endpoint| self.release_probe(endpoint)),
+            }
         }
         let turn = Turn {
             policy: &self.config.load_balancer,

@@ -11,7 +11,10 @@ use crate::{
     config::{Monitor, OutlierDetection},
     outcome::{Failure, Outcome},
     rng::{below, mix},
-    sync::{AtomicU32, AtomicU64, Ordering::Relaxed},
+    sync::{
+        AtomicU32, AtomicU64,
+        Ordering::{Acquire, Relaxed, Release},
+    },
     time::Time,
 };
 
@@ -60,6 +63,8 @@ const OUT: u32 = 1;
 const PROBATION: u32 = 2;
 /// As before, with that request under way.
 const PROBED: u32 = 3;
+/// Being ejected: out, and since when is being written.
+const GOING: u32 = 4;
 
 /// What a sweep made of an endpoint.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -158,18 +163,23 @@ impl<'a> Cell<'a> {
 
     /// Marks it ejected; false when it already was. `id` stands for it where chance is wanted.
     pub(crate) fn eject(&self, config: &OutlierDetection, id: u64, now: Time) -> bool {
-        if self.state.compare_exchange(USED, OUT, Relaxed, Relaxed).is_err() {
-            return false;
-        }
-        self.begin(config, id, now);
-        true
+        self.take_out(USED, config, id, now)
     }
 
     /// Ejects a half-open endpoint whose probe failed; false when it was no probe any more.
     pub(crate) fn fail_probe(&self, config: &OutlierDetection, id: u64, now: Time) -> bool {
-        // The time first: a sweep that sees it out again must not see the old time.
+        self.take_out(PROBED, config, id, now)
+    }
+
+    /// From that state, and from no other.
+    fn take_out(&self, from: u32, config: &OutlierDetection, id: u64, now: Time) -> bool {
+        if self.state.compare_exchange(from, GOING, Relaxed, Relaxed).is_err() {
+            return false;
+        }
         self.begin(config, id, now);
-        self.state.compare_exchange(PROBED, OUT, Relaxed, Relaxed).is_ok()
+        // A sweep that sees it out must not see an earlier ejection's time.
+        let _ = self.state.compare_exchange(GOING, OUT, Release, Relaxed);
+        true
     }
 
     fn begin(&self, config: &OutlierDetection, id: u64, now: Time) {
@@ -199,7 +209,7 @@ impl<'a> Cell<'a> {
     /// What the ticks that have passed mean for it.
     pub(crate) fn sweep(&self, config: &OutlierDetection, ticks: Ticks) -> Swept {
         let mut swept = Swept::InUse;
-        match self.state.load(Relaxed) {
+        match self.state.load(Acquire) {
             OUT => {
                 let Some(tick) = ticks.first_at_or_after(self.ends(config)) else { return Swept::Out };
                 if config.half_open {
@@ -214,7 +224,7 @@ impl<'a> Cell<'a> {
                 swept = Swept::Returned;
             }
             PROBATION => return Swept::Probation,
-            PROBED => return Swept::Out,
+            PROBED | GOING => return Swept::Out,
             _ => {}
         }
         let returned = self.counts().returned_at.load(Relaxed);

@@ -197,7 +197,8 @@ impl Cluster {
             endpoint.begin(now);
         }
         let unejects = self.config.outlier_detection.as_ref().is_some_and(|config| config.uneject_on_health_check);
-        if passed && !failing && unejects {
+        // An endpoint in use keeps what is counted of it, however often it passes.
+        if passed && !failing && unejects && endpoint.is_ejected() {
             self.readmit(endpoint, now);
         }
     }
