@@ -161,6 +161,8 @@ struct Record {
     copies: Vec<(Arc<MirrorPolicy>, Arc<Cluster>)>,
     /// What it waits on for an endpoint, if it is to wait.
     waits_on: Option<Arc<Live>>,
+    /// A copy of another request.
+    is_copy: bool,
     /// When it left the application.
     begun: Instant,
     progress: Progress,
@@ -209,6 +211,7 @@ impl Call {
             request: None,
             copies: Vec::new(),
             waits_on: None,
+            is_copy: false,
             begun: source::instant(),
             progress,
             flags: AtomicU32::new(0),
@@ -268,6 +271,19 @@ impl Call {
             record.copies = copies;
         }
         self
+    }
+
+    /// As a copy of another request: tried once, and at nobody's expense.
+    pub(crate) fn for_a_copy(mut self) -> Self {
+        if let Some(record) = self.0.as_mut().and_then(Arc::get_mut) {
+            record.is_copy = true;
+        }
+        self
+    }
+
+    /// It is a copy of another request.
+    pub(crate) fn is_copy(&self) -> bool {
+        self.record().is_copy
     }
 
     /// With what it waits on, instead of failing for want of an endpoint.

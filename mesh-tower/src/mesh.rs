@@ -392,7 +392,9 @@ fn join(
         tasks.push(Owned::spawn(follow_identity(source, identity)));
     }
     let services = csds_routes(&bootstrap.node, &client).into_axum_router();
-    let keeper = saved.map(|saved| Arc::new(Keeper::start(saved, client.config())));
+    let asked = Arc::downgrade(&client);
+    let answers = move || asked.upgrade().is_some_and(|client| client.status().connected_since.is_some());
+    let keeper = saved.map(|saved| Arc::new(Keeper::start(saved, client.config(), answers)));
     let configs = keeper.as_ref().map_or_else(|| client.config(), |keeper| keeper.config());
     // Whoever else holds these, such as the admin port, may be left out.
     let (followed, held) = (Arc::clone(&live), (Arc::clone(&client), keeper.clone()));

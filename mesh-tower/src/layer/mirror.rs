@@ -176,7 +176,7 @@ fn copy_of(routed: &Routed, policy: &MirrorPolicy, cluster: &Arc<Cluster>, body:
     let now = source::instant();
     Routed {
         request: Message::from_parts(parts, body),
-        call: Call::new(copied, rng, progress),
+        call: Call::new(copied, rng, progress).for_a_copy(),
         deadline: Some(now + longest),
         now,
     }

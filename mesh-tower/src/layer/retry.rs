@@ -2,8 +2,8 @@
 //!
 //! Whether an outcome is tried again is core's verdict. Here is the doing: the request's body is kept up to a limit so
 //! that it can be sent again, and past the limit the try under way is the last (RT12); each try has its own time limit,
-//! up to the headers of its response (TO5); a gRPC status is looked for in the trailers of a response that ended at once
-//! (C4); a failed response is let go of before the next try begins. Every retry takes a whole token from a budget that
+//! up to the headers of its response (TO5); a gRPC status is looked for in the trailers of a response that ends at once
+//! (C4), which no stream is held up for; a failed response is let go of before the next try begins. Every retry takes a whole token from a budget that
 //! requests fill by tenths, so that retries stay a tenth of the traffic however much fails (C3). Several tries at once are
 //! in `retry/hedge.rs`.
 
@@ -140,8 +140,12 @@ where
     type Response = S::Response;
 
     async fn call(&self, routed: Routed) -> Result<Self::Response, Error> {
-        self.layer.budget.deposit();
         let Routed { mut request, call, deadline, now } = routed;
+        // A copy is tried once, and neither fills nor drains what others' retries are paid from.
+        let is_copy = call.is_copy();
+        if !is_copy {
+            self.layer.budget.deposit();
+        }
         let plan = call.plan();
         let own = Overrides::take(request.headers_mut(), plan.route.retry.as_ref(), plan.route.hedge.as_ref());
         // In a box, since hardly any request has its own, and each would carry the room along.
@@ -152,7 +156,7 @@ where
         });
         let pace = Pace::of(own_hedge.or(plan.route.hedge.as_ref()), policy);
         // A gRPC call may be sent again unasked (RT10).
-        let transparent = plan.is_grpc && self.layer.rules == Rules::Mesh;
+        let transparent = plan.is_grpc && self.layer.rules == Rules::Mesh && !is_copy;
         let waits = call.waits_on().is_some();
         if policy.is_none() && pace.is_none() && !transparent && !waits {
             mark(request.headers_mut(), 1, 0, plan.is_grpc, time_left(&call, deadline, now));
@@ -332,7 +336,8 @@ where
         let mut answer = pin!(self.inner.call(attempt));
         let mut response = within(answer.as_mut(), &mut clock).await??;
         if peek && call.is_some_and(|call| ends_tell(&call, &response)) {
-            within(pin!(peek::peek(response.body_mut())), &mut clock).await?;
+            // The headers are here, so the try's clock has stopped.
+            peek::peek(response.body_mut()).await;
         }
         Ok(response)
     }
@@ -433,7 +438,7 @@ fn outcome(status: u16, headers: &HeaderMap, is_grpc: bool) -> Outcome {
 }
 
 /// A gRPC response whose status is still to come, with nothing left for its caller to send: the server cannot be waiting
-/// for the caller, so waiting for the server's next word holds nobody up.
+/// for the caller.
 fn ends_tell<B>(call: &Call, response: &http::Response<B>) -> bool {
     response.status() == http::StatusCode::OK && grpc_status(response.headers()).is_none() && call.progress().is_ended()
 }
@@ -670,11 +675,35 @@ mod tests {
             assert_eq!(body.to_bytes(), chunks.concat());
         }
         let client = of(policy, |_| async { Ok(endless(200)) });
+        let watch = http::Request::post("/a.B/C").body(Body::from("x")).unwrap();
+        let answer = tower::ServiceExt::oneshot(client.grpc("reviews").unwrap(), watch);
+        let answer = tokio::time::timeout(Duration::from_secs(1), answer).await;
+        assert!(answer.is_ok(), "a stream without a word is its caller's");
         let stream = StreamBody::new(futures_util::stream::pending::<Result<Frame<Bytes>, BoxError>>());
         let request = http::Request::post("/a.B/C").body(stream).unwrap();
         let answer = tower::ServiceExt::oneshot(client.grpc("reviews").unwrap(), request);
         let answer = tokio::time::timeout(Duration::from_secs(1), answer).await;
         assert!(answer.is_ok(), "while its caller still sends, a stream is not waited for");
+    }
+
+    /// TO5: a gRPC stream whose first message comes after the limit of a try is neither cut nor tried again.
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_grpc_stream_is_no_failed_try() {
+        let mut policy = on(&[]);
+        policy.on.grpc = vec![GrpcRetry::Unavailable, GrpcRetry::DeadlineExceeded];
+        policy.per_try_timeout = Some(Duration::from_secs(1));
+        let tries = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&tries);
+        let client = of(policy, move |_| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            async { Ok(late(Duration::from_secs(5))) }
+        });
+        let request = http::Request::post("/a.B/C").body(Body::from("x")).unwrap();
+        let answer = tower::ServiceExt::oneshot(client.grpc("reviews").unwrap(), request).await.unwrap();
+        let body = answer.into_body().collect().await.unwrap();
+        assert_eq!(body.trailers().unwrap()["grpc-status"], "0");
+        assert_eq!(body.to_bytes(), "word");
+        assert_eq!(tries.load(Ordering::Relaxed), 1);
     }
 
     /// TO3: each try is told how much time is left, in the header of its protocol.
@@ -701,6 +730,19 @@ mod tests {
         assert_eq!(told[0], 10_000);
         assert!((5_900..=6_000).contains(&told[1]), "{told:?}");
         assert!((1_800..=2_000).contains(&told[2]), "{told:?}");
+    }
+
+    /// A gRPC response whose first message comes late.
+    fn late(wait: Duration) -> TestResponse {
+        let mut trailers = HeaderMap::new();
+        trailers.insert("grpc-status", 0.into());
+        let first = async move {
+            sleep(wait).await;
+            Ok(Frame::data(Bytes::from_static(b"word")))
+        };
+        let rest = futures_util::stream::iter([Ok(Frame::trailers(trailers))]);
+        let frames = futures_util::StreamExt::chain(futures_util::stream::once(first), rest);
+        http::Response::new(StreamBody::new(frames).boxed_unsync())
     }
 
     fn on(http: &[HttpRetry]) -> RetryPolicy {

@@ -1,18 +1,27 @@
 //! The first words of a response's body, read to learn a gRPC status that stands at the end, and put back in front.
 //!
-//! Looking ahead never holds up a stream: it waits for the server's first word after the headers, and looks for a second
-//! one only if that is at hand. A call that failed has its trailers in one of the two places (C4).
+//! Looking ahead never holds up a stream: it waits a moment for the server's first word after the headers, and looks for a
+//! second one only if that is at hand. A call that failed has its trailers in one of the two places (C4).
 
-use std::{future::poll_fn, pin::Pin, task::Poll};
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame};
+use tokio::time::timeout;
 
 use crate::{
     body::ResponseBody,
     error::{BoxError, Error},
 };
+
+/// What comes within it has come with the headers: packets in between, and tasks that are busy, take their time.
+const AT_ONCE: Duration = Duration::from_millis(10);
 
 /// Frames read ahead; in a box, since hardly any body has been.
 #[derive(Debug, Default)]
@@ -61,9 +70,13 @@ where
     B: HttpBody<Data = Bytes> + Unpin,
     B::Error: Into<BoxError>,
 {
-    poll_fn(|cx| match body.watched() {
+    let mut read = |cx: &mut Context<'_>| match body.watched() {
         Some((body, watchers)) => watchers.poll_ahead(Pin::new(body), cx),
         None => Poll::Ready(()),
-    })
-    .await;
+    };
+    let here = poll_fn(|cx| Poll::Ready(read(cx).is_ready())).await;
+    if !here {
+        // What a stream that begins with silence is worth, nobody can tell yet. In a box, since hardly any is waited for.
+        let _ = Box::pin(timeout(AT_ONCE, poll_fn(read))).await;
+    }
 }
