@@ -58,6 +58,9 @@ pub const DEBOUNCE: Duration = Duration::from_millis(5);
 /// Between two looks at workloads that lost their stream.
 const PROBE_INTERVAL: Duration = Duration::from_millis(200);
 
+/// Between two looks at whether the registry has changed, and is to be written.
+const SAVE_INTERVAL: Duration = Duration::from_millis(500);
+
 /// What an Envoy says it is. It makes no certificate signing request, so that it gets its certificate as a secret.
 const ENVOY: &str = "envoy";
 
@@ -122,34 +125,53 @@ impl Push {
         }
     }
 
-    /// Keeps the views true until dropped.
+    /// Keeps the views true until dropped. What takes its time, a disk or workloads that do not answer, holds no push up.
     pub(crate) async fn run(self: Arc<Self>) {
+        tokio::select! {
+            () = self.follow_changes() => {}
+            () = self.follow_trust() => {}
+            () = self.look_after_workloads() => {}
+            () = self.keep_saved() => {}
+        }
+    }
+
+    async fn follow_changes(self: &Arc<Self>) {
         let mut changes = self.state.changes();
+        while changes.changed().await.is_ok() {
+            time::sleep(DEBOUNCE).await;
+            changes.mark_unchanged();
+            let push = self.clone();
+            // Compiling takes processor time in proportion to the mesh, which the streams should not wait for.
+            let _ = tokio::task::spawn_blocking(move || push.refresh()).await;
+        }
+    }
+
+    async fn follow_trust(&self) {
         let mut told = self.ca.told();
+        while told.changed().await.is_ok() {
+            told.mark_unchanged();
+            self.tell_trust();
+        }
+    }
+
+    async fn look_after_workloads(self: &Arc<Self>) {
         let mut probe = time::interval(PROBE_INTERVAL);
         probe.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
         loop {
-            tokio::select! {
-                changed = changes.changed() => {
-                    if changed.is_err() {
-                        return;
-                    }
-                    time::sleep(DEBOUNCE).await;
-                    changes.mark_unchanged();
-                    let push = self.clone();
-                    // Compiling takes processor time in proportion to the mesh, which the streams should not wait for.
-                    let _ = tokio::task::spawn_blocking(move || push.refresh()).await;
-                }
-                _ = told.changed() => {
-                    told.mark_unchanged();
-                    self.tell_trust();
-                }
-                _ = probe.tick() => {
-                    self.ca.upkeep(SystemTime::now());
-                    self.renew_secrets();
-                    self.look_after_the_lost().await;
-                }
-            }
+            probe.tick().await;
+            self.ca.upkeep(SystemTime::now());
+            self.renew_secrets();
+            self.look_after_the_lost().await;
+        }
+    }
+
+    async fn keep_saved(self: &Arc<Self>) {
+        let mut turn = time::interval(SAVE_INTERVAL);
+        turn.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+        loop {
+            turn.tick().await;
+            let state = self.state.clone();
+            let _ = tokio::task::spawn_blocking(move || state.save()).await;
         }
     }
 

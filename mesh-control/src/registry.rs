@@ -2,7 +2,8 @@
 //!
 //! A workload that lost its stream stays an endpoint until it had [`Registry::GRACE`] to come back, and those known before a
 //! restart of the control plane get the same grace, so that neither a hiccup nor a restart empties a cluster. Time is an
-//! argument (Unix milliseconds); whoever owns the registry calls [`Registry::expire`] at [`Registry::next_timeout`].
+//! argument (Unix milliseconds); whoever owns the registry calls [`Registry::expire`] at [`Registry::next_timeout`], and writes it
+//! now and then what changed: a thousand workloads that come at once are one file.
 //!
 //! Source: Istio's WorkloadEntry auto-registration (`PILOT_WORKLOAD_ENTRY_GRACE_PERIOD`, 10 s).
 
@@ -41,6 +42,8 @@ impl Workloads for Registry {
 pub struct Registry {
     workloads: BTreeMap<String, Arc<Registered>>,
     path: Option<PathBuf>,
+    /// Something changed since it was last written.
+    unsaved: bool,
 }
 
 /// A workload that runs.
@@ -110,15 +113,11 @@ impl Registry {
             workload.lost = Some(now);
             (key(&workload.namespace, &workload.name), Arc::new(workload))
         });
-        Ok(Self { workloads: workloads.collect(), path: Some(path) })
+        Ok(Self { workloads: workloads.collect(), path: Some(path), unsaved: false })
     }
 
     /// A workload connected. True when endpoints changed by it.
-    ///
-    /// # Errors
-    ///
-    /// When the state cannot be written; the registry in memory is right all the same.
-    pub fn connect(&mut self, mut workload: Registered) -> Result<bool, StoreError> {
+    pub fn connect(&mut self, mut workload: Registered) -> bool {
         workload.lost = None;
         let key = key(&workload.namespace, &workload.name);
         let before = self.workloads.get(&key);
@@ -130,43 +129,35 @@ impl Registry {
         let admin = workload.admin;
         let same = before.is_some_and(|before| Registered { lost: None, admin, ..(**before).clone() } == workload);
         self.workloads.insert(key, Arc::new(workload));
-        self.save()?;
-        Ok(!same)
+        self.unsaved = true;
+        !same
     }
 
     /// The stream of a workload ended at `now`; it stays an endpoint for [`Registry::GRACE`]. True when endpoints changed.
     ///
     /// With `leaving` it is removed at once: it said goodbye, or is known to be gone.
-    ///
-    /// # Errors
-    ///
-    /// When the state cannot be written; the registry in memory is right all the same.
-    pub fn disconnect(&mut self, namespace: &str, name: &str, leaving: bool, now: u64) -> Result<bool, StoreError> {
+    pub fn disconnect(&mut self, namespace: &str, name: &str, leaving: bool, now: u64) -> bool {
         let key = key(namespace, name);
-        let Some(workload) = self.workloads.get_mut(&key) else { return Ok(false) };
+        let Some(workload) = self.workloads.get_mut(&key) else { return false };
         if !leaving {
             // Not saved: after a restart everyone counts as lost anyway.
             Arc::make_mut(workload).lost = Some(now);
-            return Ok(false);
+            return false;
         }
         self.workloads.remove(&key);
-        self.save()?;
-        Ok(true)
+        self.unsaved = true;
+        true
     }
 
     /// Removes those that did not come back in time. True when any was removed.
-    ///
-    /// # Errors
-    ///
-    /// When the state cannot be written; the registry in memory is right all the same.
-    pub fn expire(&mut self, now: u64) -> Result<bool, StoreError> {
+    pub fn expire(&mut self, now: u64) -> bool {
         let before = self.workloads.len();
         self.workloads.retain(|_, workload| deadline(workload).is_none_or(|deadline| now < deadline));
         if self.workloads.len() == before {
-            return Ok(false);
+            return false;
         }
-        self.save()?;
-        Ok(true)
+        self.unsaved = true;
+        true
     }
 
     /// When [`Registry::expire`] has something to do next, in Unix milliseconds.
@@ -180,25 +171,65 @@ impl Registry {
     }
 
     /// A workload told how it is: `Some` says why it wants no requests. True when endpoints changed.
-    ///
-    /// # Errors
-    ///
-    /// When the state cannot be written; the registry in memory is right all the same.
-    pub fn tell_health(&mut self, namespace: &str, name: &str, unhealthy: Option<String>) -> Result<bool, StoreError> {
-        let Some(workload) = self.workloads.get_mut(&key(namespace, name)) else { return Ok(false) };
+    pub fn tell_health(&mut self, namespace: &str, name: &str, unhealthy: Option<String>) -> bool {
+        let Some(workload) = self.workloads.get_mut(&key(namespace, name)) else { return false };
         if workload.unhealthy == unhealthy {
-            return Ok(false);
+            return false;
         }
         let changed = workload.unhealthy.is_some() != unhealthy.is_some();
         Arc::make_mut(workload).unhealthy = unhealthy;
-        self.save()?;
-        Ok(changed)
+        self.unsaved = true;
+        changed
     }
 
-    fn save(&self) -> Result<(), StoreError> {
-        let Some(path) = &self.path else { return Ok(()) };
-        let workloads: Vec<&Registered> = self.workloads.values().map(|workload| &**workload).collect();
-        write_json(path, &workloads)
+    /// The workload of that name.
+    pub(crate) fn find(&self, namespace: &str, name: &str) -> Option<&Arc<Registered>> {
+        self.workloads.get(&key(namespace, name))
+    }
+
+    /// Those that lost their stream, of other names, where this one listens.
+    pub(crate) fn lost_in_place_of(&self, workload: &Registered) -> Vec<Arc<Registered>> {
+        let same_name = |it: &Registered| it.namespace == workload.namespace && it.name == workload.name;
+        let same_place = |it: &Registered| it.address == workload.address && it.ports == workload.ports;
+        let lost = self.workloads.values().filter(|it| it.lost.is_some() && same_place(it) && !same_name(it));
+        lost.cloned().collect()
+    }
+
+    /// What is to be written, if anything changed since it was last asked for; to write it takes its time, so whoever holds
+    /// the registry lets go of it first.
+    pub(crate) fn unsaved(&mut self) -> Option<Unsaved> {
+        let path = self.path.as_ref().filter(|_| self.unsaved)?.clone();
+        self.unsaved = false;
+        Some(Unsaved { path, workloads: self.workloads() })
+    }
+
+    /// It could not be written.
+    pub(crate) fn still_unsaved(&mut self) {
+        self.unsaved = true;
+    }
+}
+
+impl Drop for Registry {
+    /// What was not written yet is written at the end; a crash loses no more than the last moments, and those workloads come
+    /// back by themselves.
+    fn drop(&mut self) {
+        if let Some(Err(error)) = self.unsaved().map(|unsaved| unsaved.write()) {
+            tracing::warn!(%error, "the registry of workloads could not be written");
+        }
+    }
+}
+
+/// The registry of a moment, to be written.
+#[derive(Debug)]
+pub(crate) struct Unsaved {
+    path: PathBuf,
+    workloads: Vec<Arc<Registered>>,
+}
+
+impl Unsaved {
+    pub(crate) fn write(&self) -> Result<(), StoreError> {
+        let workloads: Vec<&Registered> = self.workloads.iter().map(|workload| &**workload).collect();
+        write_json(&self.path, &workloads)
     }
 }
 
@@ -239,26 +270,26 @@ mod tests {
     #[test]
     fn a_lost_workload_stays_for_the_grace_and_not_longer() {
         let mut registry = Registry::open(None, 0).unwrap();
-        assert!(registry.connect(workload("reviews-v1", [127, 0, 0, 14])).unwrap());
-        assert!(!registry.connect(workload("reviews-v1", [127, 0, 0, 14])).unwrap(), "nothing changed");
-        assert!(registry.connect(workload("reviews-v1", [127, 0, 0, 15])).unwrap(), "it moved");
+        assert!(registry.connect(workload("reviews-v1", [127, 0, 0, 14])));
+        assert!(!registry.connect(workload("reviews-v1", [127, 0, 0, 14])), "nothing changed");
+        assert!(registry.connect(workload("reviews-v1", [127, 0, 0, 15])), "it moved");
         assert_eq!(registry.next_timeout(), None);
-        assert!(!registry.disconnect("default", "reviews-v1", false, 1_000).unwrap());
+        assert!(!registry.disconnect("default", "reviews-v1", false, 1_000));
         assert_eq!(registry.next_timeout(), Some(11_000));
-        assert!(!registry.expire(10_999).unwrap());
-        assert!(!registry.connect(workload("reviews-v1", [127, 0, 0, 15])).unwrap(), "back in time: no change");
+        assert!(!registry.expire(10_999));
+        assert!(!registry.connect(workload("reviews-v1", [127, 0, 0, 15])), "back in time: no change");
         assert_eq!(registry.next_timeout(), None);
-        registry.disconnect("default", "reviews-v1", false, 20_000).unwrap();
-        assert!(registry.expire(30_000).unwrap());
+        registry.disconnect("default", "reviews-v1", false, 20_000);
+        assert!(registry.expire(30_000));
         assert!(registry.workloads().is_empty());
     }
 
     #[test]
     fn goodbye_is_at_once() {
         let mut registry = Registry::open(None, 0).unwrap();
-        registry.connect(workload("reviews-v1", [127, 0, 0, 14])).unwrap();
-        assert!(registry.disconnect("default", "reviews-v1", true, 1).unwrap());
-        assert!(!registry.disconnect("default", "reviews-v1", true, 1).unwrap());
+        registry.connect(workload("reviews-v1", [127, 0, 0, 14]));
+        assert!(registry.disconnect("default", "reviews-v1", true, 1));
+        assert!(!registry.disconnect("default", "reviews-v1", true, 1));
         assert!(registry.workloads().is_empty());
     }
 
@@ -267,12 +298,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let open = |now| Registry::open(Some(dir.path().to_owned()), now).unwrap();
         let mut registry = open(0);
-        registry.connect(workload("reviews-v1", [127, 0, 0, 14])).unwrap();
-        registry.connect(workload("reviews-v2", [127, 0, 0, 15])).unwrap();
+        registry.connect(workload("reviews-v1", [127, 0, 0, 14]));
+        registry.connect(workload("reviews-v2", [127, 0, 0, 15]));
+        drop(registry);
         let mut registry = open(100_000);
         assert_eq!(registry.workloads().len(), 2);
-        assert!(!registry.connect(workload("reviews-v2", [127, 0, 0, 15])).unwrap());
-        assert!(registry.expire(110_000).unwrap());
+        assert!(!registry.connect(workload("reviews-v2", [127, 0, 0, 15])));
+        assert!(registry.expire(110_000));
         assert_eq!(registry.workloads().iter().map(|it| it.name.as_str()).collect::<Vec<_>>(), ["reviews-v2"]);
     }
 }

@@ -4,7 +4,10 @@
 
 use std::{
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -27,6 +30,8 @@ pub(crate) struct State {
     mesh: MeshSettings,
     /// Who else knows of workloads.
     others: Vec<Arc<dyn Workloads>>,
+    /// The registry could not be written last, and somebody was told so.
+    saving_fails: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -43,7 +48,8 @@ impl State {
     ) -> Result<Self, StoreError> {
         let store = Store::open(dir.map(Path::to_owned))?;
         let registry = Registry::open(dir.map(Path::to_owned), now())?;
-        Ok(Self { inner: Mutex::new(Inner { store, registry }), changes: watch::Sender::new(0), mesh, others })
+        let (inner, changes) = (Mutex::new(Inner { store, registry }), watch::Sender::new(0));
+        Ok(Self { inner, changes, mesh, others, saving_fails: AtomicBool::new(false) })
     }
 
     pub(crate) fn apply(&self, files: &[SourceFile], dry_run: bool) -> Result<Applied, StoreError> {
@@ -116,7 +122,7 @@ impl State {
 
     /// A workload told how it is; see [`Registry::tell_health`].
     pub(crate) fn told_health(&self, namespace: &str, name: &str, unhealthy: Option<String>) {
-        let changed = self.lock().registry.tell_health(namespace, name, unhealthy).unwrap_or_else(not_written);
+        let changed = self.lock().registry.tell_health(namespace, name, unhealthy);
         self.tell(changed);
     }
 
@@ -126,22 +132,17 @@ impl State {
     pub(crate) fn connected(&self, workload: Registered) {
         let mut inner = self.lock();
         let mut changed = false;
-        for other in inner.registry.workloads() {
-            let same_name = other.namespace == workload.namespace && other.name == workload.name;
-            let same_place = other.address == workload.address && other.ports == workload.ports;
-            if other.lost.is_some() && same_place && !same_name {
-                let gone = inner.registry.disconnect(&other.namespace, &other.name, true, now());
-                changed |= gone.unwrap_or_else(not_written);
-            }
+        for other in inner.registry.lost_in_place_of(&workload) {
+            changed |= inner.registry.disconnect(&other.namespace, &other.name, true, now());
         }
-        changed |= inner.registry.connect(workload).unwrap_or_else(not_written);
+        changed |= inner.registry.connect(workload);
         drop(inner);
         self.tell(changed);
     }
 
     /// A workload's stream ended; whether it still runs is not known.
     pub(crate) fn disconnected(&self, namespace: &str, name: &str) {
-        let changed = self.lock().registry.disconnect(namespace, name, false, now()).unwrap_or_else(not_written);
+        let changed = self.lock().registry.disconnect(namespace, name, false, now());
         self.tell(changed);
     }
 
@@ -149,10 +150,10 @@ impl State {
     /// in between.
     pub(crate) fn still_lost(&self, workload: &Registered, gone: bool) {
         let mut inner = self.lock();
-        let is_lost = inner.registry.workloads().iter().any(|known| **known == *workload);
+        let Registered { namespace, name, .. } = workload;
+        let is_lost = inner.registry.find(namespace, name).is_some_and(|known| **known == *workload);
         if is_lost {
-            let Registered { namespace, name, .. } = workload;
-            let changed = inner.registry.disconnect(namespace, name, gone, now()).unwrap_or_else(not_written);
+            let changed = inner.registry.disconnect(namespace, name, gone, now());
             drop(inner);
             self.tell(changed);
         }
@@ -160,8 +161,22 @@ impl State {
 
     /// Removes workloads that did not come back in time.
     pub(crate) fn expire(&self) {
-        let changed = self.lock().registry.expire(now()).unwrap_or_else(not_written);
+        let changed = self.lock().registry.expire(now());
         self.tell(changed);
+    }
+
+    /// Writes who runs, if that changed since it was last written. Waits for a disk, with nothing locked.
+    pub(crate) fn save(&self) {
+        let Some(unsaved) = self.lock().registry.unsaved() else { return };
+        let Err(error) = unsaved.write() else {
+            self.saving_fails.store(false, Relaxed);
+            return;
+        };
+        self.lock().registry.still_unsaved();
+        // The registry in memory is right all the same; only a restart would know less.
+        if !self.saving_fails.swap(true, Relaxed) {
+            tracing::warn!(%error, "the registry of workloads could not be written");
+        }
     }
 
     /// Everyone who runs: those who connected, and whom others know of beside them.
@@ -233,12 +248,6 @@ impl Workloads for Fixed {
     }
 }
 
-/// The registry in memory is right all the same; only a restart would know less.
-fn not_written(error: StoreError) -> bool {
-    tracing::warn!(%error, "the registry of workloads could not be written");
-    true
-}
-
 /// Unix milliseconds.
 pub(crate) fn now() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
@@ -290,6 +299,25 @@ mod tests {
         changes.mark_unchanged();
         state.others_changed();
         assert!(changes.has_changed().unwrap());
+    }
+
+    /// However many workloads come at once, they are written together, by nobody who holds the state; and those not written
+    /// yet are when it ends.
+    #[test]
+    fn workloads_are_saved_together() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("workloads.json");
+        let open = || State::open(Some(dir.path()), MeshSettings::default(), Vec::new()).unwrap();
+        let state = open();
+        (0..100).for_each(|n| state.connected(workload(&format!("a-{n}"), [10, 0, 0, n])));
+        assert!(!file.exists(), "a connection does not wait for a disk");
+        state.save();
+        let written = std::fs::metadata(&file).unwrap().modified().unwrap();
+        state.save();
+        assert_eq!(std::fs::metadata(&file).unwrap().modified().unwrap(), written, "nothing changed");
+        state.connected(workload("b", [10, 0, 1, 1]));
+        drop(state);
+        assert_eq!(open().workloads().len(), 101);
     }
 
     /// A workload that names a group has what the group says, under what it says itself; a group that is not there is told.

@@ -18,6 +18,7 @@ use crate::{proto::Any, xdstp};
 
 pub mod back_off;
 pub mod client;
+mod complaint;
 pub mod delta;
 mod held;
 mod link;

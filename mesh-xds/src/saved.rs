@@ -33,6 +33,8 @@ const LARGEST: u64 = 1 << 30;
 const LONGEST_HEADER: usize = 4096;
 /// Changes are written together: a mesh in motion costs one file in this time.
 const PAUSE: Duration = Duration::from_secs(1);
+/// A file in force all along is written anew so often within the age it may have.
+const RENEWALS: u32 = 8;
 /// For this long after the start a control plane is waited for, before what was saved is put in force in its place.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -207,11 +209,25 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Over the configurations of a control plane. Must be called within a tokio runtime.
-    pub fn start(saved: Saved, live: watch::Receiver<Option<Arc<Config>>>) -> Self {
+    /// Over the configurations of a control plane; `answers` says whether it can be reached at the moment: as long as it
+    /// can, what it said last is as good as new, however long ago it said so. Must be called within a tokio runtime.
+    pub fn start(
+        saved: Saved,
+        live: watch::Receiver<Option<Arc<Config>>>,
+        answers: impl Fn() -> bool + Send + 'static,
+    ) -> Self {
+        Self::with_clock(saved, live, answers, SystemTime::now)
+    }
+
+    fn with_clock(
+        saved: Saved,
+        live: watch::Receiver<Option<Arc<Config>>>,
+        answers: impl Fn() -> bool + Send + 'static,
+        clock: impl Fn() -> SystemTime + Send + 'static,
+    ) -> Self {
         let (publish, config) = watch::channel(None);
         let (tell, standing) = watch::channel(Standing::default());
-        Self { config, standing, _task: Task::spawn(keep(saved, live, publish, tell)) }
+        Self { config, standing, _task: Task::spawn(keep(saved, live, publish, tell, answers, clock)) }
     }
 
     /// What should be in force: of the control plane, else what was saved.
@@ -230,13 +246,17 @@ async fn keep(
     mut live: watch::Receiver<Option<Arc<Config>>>,
     publish: watch::Sender<Option<Arc<Config>>>,
     tell: watch::Sender<Standing>,
+    answers: impl Fn() -> bool + Send,
+    clock: impl Fn() -> SystemTime + Send,
 ) {
+    // So often that the file is never much older than the control plane's last word.
+    let renewal = (saved.max_age / RENEWALS).max(PAUSE);
     let saved = Arc::new(saved);
     let first = tokio::time::timeout(PATIENCE, live.wait_for(Option::is_some)).await.map(|found| found.is_ok());
     match first {
         Ok(true) => {}
         Ok(false) => return,
-        Err(_) => start_from(&saved, &publish, &tell).await,
+        Err(_) => start_from(&saved, &publish, &tell, clock()).await,
     }
     let mut failing = false;
     loop {
@@ -249,7 +269,8 @@ async fn keep(
         publish.send_replace(config.clone());
         let pause = Instant::now() + PAUSE;
         if let Some(config) = config {
-            let error = off_thread(&saved, move |saved| saved.store(&config, SystemTime::now())).await.err();
+            let now = clock();
+            let error = off_thread(&saved, move |saved| saved.store(&config, now)).await.err();
             match &error {
                 Some(why) if !failing => tracing::warn!(target: "mesh", "{why}"),
                 _ => {}
@@ -270,17 +291,27 @@ async fn keep(
                 Err(_) => {}
             }
         }
-        if !changed && live.changed().await.is_err() {
-            return;
+        while !changed {
+            match tokio::time::timeout(renewal, live.changed()).await {
+                Ok(Ok(())) => changed = true,
+                Ok(Err(_)) => return,
+                // The same again, as of now.
+                Err(_) => changed = answers(),
+            }
         }
     }
 }
 
-async fn start_from(saved: &Arc<Saved>, publish: &watch::Sender<Option<Arc<Config>>>, tell: &watch::Sender<Standing>) {
-    match off_thread(saved, |saved| saved.load(SystemTime::now())).await {
+async fn start_from(
+    saved: &Arc<Saved>,
+    publish: &watch::Sender<Option<Arc<Config>>>,
+    tell: &watch::Sender<Standing>,
+    now: SystemTime,
+) {
+    match off_thread(saved, move |saved| saved.load(now)).await {
         Ok(None) => {}
         Ok(Some(Loaded { config, written })) => {
-            let age = SystemTime::now().duration_since(written).unwrap_or_default().as_secs();
+            let age = now.duration_since(written).unwrap_or_default().as_secs();
             tracing::warn!(
                 target: "mesh",
                 age_seconds = age,

@@ -27,6 +27,26 @@ const WINDOW: u32 = 1 << 20;
 
 /// Opens a connection.
 pub(crate) async fn connect(server: &Server) -> Result<Channel, String> {
+    try_connect(server).await.map_err(|failed| failed.why)
+}
+
+/// A connection that could not be opened.
+#[derive(Debug)]
+pub(crate) struct Failed {
+    /// One line.
+    pub(crate) why: String,
+    /// Nobody was there to take it, so that asking again soon costs nobody anything.
+    pub(crate) nobody: bool,
+}
+
+impl From<String> for Failed {
+    fn from(why: String) -> Self {
+        Self { why, nobody: false }
+    }
+}
+
+/// Opens a connection, or says whether anybody was there.
+pub(crate) async fn try_connect(server: &Server) -> Result<Channel, Failed> {
     let scheme = if server.tls.is_some() { "https" } else { "http" };
     let mut endpoint = Endpoint::from_shared(format!("{scheme}://{}", server.address))
         .and_then(|endpoint| endpoint.user_agent(concat!("mesh-xds/", env!("CARGO_PKG_VERSION"))))
@@ -42,7 +62,24 @@ pub(crate) async fn connect(server: &Server) -> Result<Channel, String> {
         let config = tls_config(tls).await?;
         endpoint = endpoint.tls_config(config).map_err(|error| format!("{}: {}", server.address, chain(&error)))?;
     }
-    endpoint.connect().await.map_err(|error| format!("{}: {}", server.address, chain(&error)))
+    endpoint
+        .connect()
+        .await
+        .map_err(|error| Failed { why: format!("{}: {}", server.address, chain(&error)), nobody: is_unreached(&error) })
+}
+
+fn is_unreached(error: &(dyn Error + 'static)) -> bool {
+    use std::io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable, TimedOut};
+
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+        if matches!(kind, Some(ConnectionRefused | HostUnreachable | NetworkUnreachable | TimedOut)) {
+            return true;
+        }
+        next = error.source();
+    }
+    false
 }
 
 /// The headers of a call: the token, if the bootstrap names one, and the cluster as Istio wants it.

@@ -57,25 +57,23 @@ impl Mesh {
         let versions = ["productpage-v1", "details-v1", "ratings-v1", "reviews-v1", "reviews-v2", "reviews-v3"];
         for (n, name) in (11..).zip(versions) {
             let node = node(name);
-            registry
-                .connect(Registered {
-                    name: name.into(),
-                    namespace: "default".into(),
-                    workload: name.into(),
-                    service_account: node.service_account,
-                    address: [127, 0, 0, n].into(),
-                    ports: node.ports,
-                    labels: node.labels,
-                    locality: Default::default(),
-                    gateway: false,
-                    group: String::new(),
-                    weight: 0,
-                    unhealthy: None,
-                    admin: None,
-                    since: 0,
-                    lost: None,
-                })
-                .unwrap();
+            registry.connect(Registered {
+                name: name.into(),
+                namespace: "default".into(),
+                workload: name.into(),
+                service_account: node.service_account,
+                address: [127, 0, 0, n].into(),
+                ports: node.ports,
+                labels: node.labels,
+                locality: Default::default(),
+                gateway: false,
+                group: String::new(),
+                weight: 0,
+                unhealthy: None,
+                admin: None,
+                since: 0,
+                lost: None,
+            });
         }
         let mut mesh = Self { store: Store::open(None).unwrap(), registry, settings: MeshSettings::default(), now: 0 };
         mesh.apply(&text);
@@ -166,7 +164,7 @@ fn one_address_is_one_endpoint() {
     let of_v1 = |it: &std::sync::Arc<Registered>| it.name == "reviews-v1";
     let mut twin = Registered::clone(mesh.registry.workloads().iter().find(|it| of_v1(it)).unwrap());
     twin.name = "reviews-v1-again".into();
-    mesh.registry.connect(twin).unwrap();
+    mesh.registry.connect(twin);
     let config = mesh.config(&node("productpage-v1"));
     let whole = cluster(&config, "outbound|9080||reviews.default.svc.cluster.local");
     assert_eq!(addresses(whole), ["127.0.0.14:9080", "127.0.0.15:9080", "127.0.0.16:9080"]);

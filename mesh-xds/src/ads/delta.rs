@@ -19,6 +19,7 @@ use rand::RngCore;
 use super::{
     DataErrors, DeltaRequest, DeltaResponse, Event, MOST_RESOURCES, Subscription, TypeReport, TypeUrl,
     back_off::BackOff,
+    complaint::Complaints,
     held::{Held, Known},
     link::Link,
 };
@@ -151,11 +152,11 @@ impl<T> Delta<T> {
         }
         let kind = response.kind;
         let Some(state) = self.types.get_mut(&kind) else { return };
-        let mut errors = Vec::new();
+        let mut errors = Complaints::default();
         let mut seen = BTreeSet::new();
         let too_many = response.resources.len() > MOST_RESOURCES;
         if too_many {
-            errors.push(format!(
+            errors.push(&format!(
                 "{kind}: {} resources in one response, more than {MOST_RESOURCES}",
                 response.resources.len()
             ));
@@ -164,13 +165,13 @@ impl<T> Delta<T> {
             let name = match item.readable_name(kind) {
                 Ok(name) => name,
                 Err(why) => {
-                    errors.push(format!("{kind} resource {index}: {why}"));
+                    errors.push(&format!("{kind} resource {index}: {why}"));
                     continue;
                 }
             };
             let name = Name::from(name);
             if !seen.insert(name.clone()) {
-                errors.push(format!("{kind} {name:?}: occurs more than once in the response"));
+                errors.push(&format!("{kind} {name:?}: occurs more than once in the response"));
                 continue;
             }
             // Not asked for, or not any more: neither used nor a reason to refuse (XD3).
@@ -178,7 +179,7 @@ impl<T> Delta<T> {
                 continue;
             }
             if let Err(why) = state.held.take(kind, &name, item, now, &mut decode, &mut self.events) {
-                errors.push(why);
+                errors.push(&why);
             }
         }
         for name in response.removed.iter().filter(|name| !too_many && !seen.contains(*name)) {
@@ -192,7 +193,7 @@ impl<T> Delta<T> {
                 state.held.fail(kind, &problem.name, &problem.message, &mut self.events);
             }
         }
-        let refusal = (!errors.is_empty()).then(|| errors.join("; "));
+        let refusal = errors.finish();
         match &refusal {
             None => {
                 state.version.clone_from(&response.version);

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use mesh_core::{config::Name, time::Time};
 use xxhash_rust::xxh64::xxh64;
 
-use super::{Event, Item, Subscription, TypeUrl};
+use super::{Event, Item, MOST_RESOURCES, Subscription, TypeUrl};
 
 /// How long a resource asked for may stay unanswered before it counts as not existing (gRFC A57).
 pub const DOES_NOT_EXIST: Duration = Duration::from_secs(15);
@@ -122,6 +122,10 @@ impl Held {
         if item.body.is_none() && !self.known.contains_key(name) {
             // The heartbeat of something that never came.
             return Ok(());
+        }
+        // Of a type that is wanted as a whole, increments could add up without end.
+        if self.known.len() >= MOST_RESOURCES && !self.known.contains_key(name) {
+            return Err(format!("{kind} {name:?}: more than {MOST_RESOURCES} resources"));
         }
         self.settle(name);
         let known = self.known.entry(name.clone()).or_default();

@@ -13,10 +13,13 @@ use super::back_off::{BackOff, spread};
 /// gRFC A88 records the hot loop a server could otherwise cause.
 pub const FLOOR: Duration = Duration::from_secs(1);
 
-/// For this long after a loss, attempts are made about every 0.8 s instead of backing off.
+/// For this long after a loss, attempts are made about every 0.8 s instead of backing off; and for as long as no connection
+/// can be made.
 ///
 /// A control plane that restarts is back within seconds, and a user who restarts one is looking: a plain 1 s × 1.6 would by
-/// then have grown past the restart itself. Only a longer outage is one in which a herd of clients has to be kept apart.
+/// then have grown past the restart itself. After a longer outage a herd of clients has to be kept apart from a server that
+/// takes connections and cannot serve them; but where nobody listens, asking costs nobody anything, and whenever the server
+/// is back everybody is served within two seconds.
 pub const QUICK: Duration = Duration::from_secs(15);
 
 /// The life of one stream after another.
@@ -73,10 +76,11 @@ impl Link {
 
     pub(super) fn handle_disconnected(&mut self, now: Time, rng: &mut impl RngCore) {
         let delivered = matches!(self.state, State::Up { delivered: true, .. });
+        let refused = matches!(self.state, State::Connecting);
         let connect_at = if delivered {
             self.outage = Some(now);
             self.attempted.map_or(now, |attempted| now.max(attempted + FLOOR))
-        } else if now.saturating_since(*self.outage.get_or_insert(now)) < QUICK {
+        } else if refused || now.saturating_since(*self.outage.get_or_insert(now)) < QUICK {
             now + spread(0.8, self.back_off.jitter, rng).min(self.back_off.cap)
         } else {
             self.failures = self.failures.saturating_add(1);

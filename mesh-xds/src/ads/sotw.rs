@@ -20,6 +20,7 @@ use rand::RngCore;
 use super::{
     DataErrors, Event, MOST_RESOURCES, Request, Response, Subscription, TypeReport, TypeUrl,
     back_off::BackOff,
+    complaint::Complaints,
     delta::Delta,
     held::{Held, Known},
     link::Link,
@@ -152,11 +153,11 @@ impl<T> Sotw<T> {
         let kind = response.kind;
         // A type never asked for is nobody's concern: there is no subscription an answer could state.
         let Some(state) = self.types.get_mut(&kind) else { return };
-        let mut errors = Vec::new();
+        let mut errors = Complaints::default();
         let mut seen = BTreeSet::new();
         let too_many = response.resources.len() > MOST_RESOURCES;
         if too_many {
-            errors.push(format!(
+            errors.push(&format!(
                 "{kind}: {} resources in one response, more than {MOST_RESOURCES}",
                 response.resources.len()
             ));
@@ -166,24 +167,26 @@ impl<T> Sotw<T> {
             let name = match item.readable_name(kind) {
                 Ok(name) => name,
                 Err(why) => {
-                    errors.push(format!("{kind} resource {index}: {why}"));
+                    errors.push(&format!("{kind} resource {index}: {why}"));
                     all_named = false;
                     continue;
                 }
             };
             let name = Name::from(name);
             if !seen.insert(name.clone()) {
-                errors.push(format!("{kind} {name:?}: occurs more than once in the response"));
+                errors.push(&format!("{kind} {name:?}: occurs more than once in the response"));
                 continue;
             }
             // Not asked for: neither used nor a reason to refuse (XD3).
             if !state.wanted.wants(&name) {
-                state.forgotten.insert(name);
+                if state.forgotten.len() < MOST_RESOURCES {
+                    state.forgotten.insert(name);
+                }
                 continue;
             }
             state.forgotten.remove(&name);
             if let Err(why) = state.held.take(kind, &name, item, now, &mut decode, &mut self.events) {
-                errors.push(why);
+                errors.push(&why);
             }
         }
         for problem in &response.problems {
@@ -203,14 +206,14 @@ impl<T> Sotw<T> {
         state.nonce.clone_from(&response.nonce);
         state.gathers = None;
         state.due = true;
-        if errors.is_empty() {
+        let refusal = errors.finish();
+        if let Some(message) = refusal {
+            state.refusal = Some((response.version.clone(), message.clone()));
+            state.error = Some(message);
+        } else {
             state.version.clone_from(&response.version);
             state.refusal = None;
             state.error = None;
-        } else {
-            let message = errors.join("; ");
-            state.refusal = Some((response.version.clone(), message.clone()));
-            state.error = Some(message);
         }
         if !too_many {
             self.events.push_back(Event::Synced(kind));

@@ -223,7 +223,7 @@ impl Driver {
         if reached {
             tracing::info!(%server, why, "the stream to the control plane ended");
         } else if self.unreached {
-            tracing::info!(%server, why, "the control plane is still not reached");
+            tracing::debug!(%server, why, "the control plane is still not reached");
         } else {
             tracing::warn!(%server, why, "the control plane cannot be reached; it is tried again until it can");
         }
@@ -267,7 +267,16 @@ impl Driver {
         let bootstrap = self.bootstrap.clone();
         let (at, servers) = (self.at, self.servers.clone());
         let server = servers.get(at).unwrap_or(&bootstrap.server);
-        let channel = transport::connect(server).await?;
+        let channel = match transport::try_connect(server).await {
+            Ok(channel) => channel,
+            Err(failed) => {
+                if !failed.nobody {
+                    // Somebody is there and could not do it: a server to be spared, as one that ends its streams.
+                    self.machine.handle_connected();
+                }
+                return Err(failed.why.into());
+            }
+        };
         let headers = transport::headers(server, &bootstrap.node).await?;
         let (outgoing, requests) = mpsc::channel(OUTGOING);
         let mut call = Request::new(ReceiverStream::new(requests));

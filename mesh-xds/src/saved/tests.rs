@@ -96,7 +96,7 @@ async fn the_file_bridges_the_time_without_control_plane() {
     let saved = Saved::new(directory.path().join("last"), Saved::MAX_AGE, &bootstrap());
     saved.store(&config("old"), SystemTime::now()).unwrap();
     let (publish, live) = watch::channel(None);
-    let keeper = Keeper::start(saved.clone(), live);
+    let keeper = Keeper::start(saved.clone(), live, || true);
     let mut configs = keeper.config();
     let is = |wanted: Arc<Config>| move |config: &Option<Arc<Config>>| config.as_ref() == Some(&wanted);
     tokio::time::timeout(PATIENCE, configs.wait_for(is(config("old")))).await.unwrap().unwrap();
@@ -121,9 +121,44 @@ async fn a_control_plane_that_answers_comes_first() {
     let saved = Saved::new(directory.path().join("last"), Saved::MAX_AGE, &bootstrap());
     saved.store(&config("old"), SystemTime::now()).unwrap();
     let (_publish, live) = watch::channel(Some(config("new")));
-    let keeper = Keeper::start(saved, live);
+    let keeper = Keeper::start(saved, live, || true);
     let mut configs = keeper.config();
     let first = tokio::time::timeout(PATIENCE, configs.wait_for(Option::is_some)).await.unwrap().unwrap().clone();
     assert_eq!(first, Some(config("new")));
     assert!(!keeper.standing().stale);
+}
+
+/// XD37: while the control plane is there, a configuration that does not change does not age; from its loss on it does.
+#[tokio::test(start_paused = true)]
+async fn a_quiet_mesh_does_not_age() {
+    const HOUR: Duration = Duration::from_secs(60 * 60);
+    let directory = tempfile::tempdir().unwrap();
+    let saved = Saved::new(directory.path().join("last"), Saved::MAX_AGE, &bootstrap());
+    let (_publish, live) = watch::channel(Some(config("quiet")));
+    let there = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let answers = Arc::clone(&there);
+    let start = Instant::now();
+    let clock = move || UNIX_EPOCH + Duration::from_secs(1_000_000) + start.elapsed();
+    let _keeper =
+        Keeper::with_clock(saved.clone(), live, move || answers.load(std::sync::atomic::Ordering::Relaxed), clock);
+    for _ in 0..50 {
+        tokio::time::sleep(HOUR).await;
+    }
+    // Writing takes a moment of another clock.
+    let loaded = async {
+        loop {
+            match saved.load(clock()) {
+                Ok(Some(loaded)) => return loaded,
+                _ => tokio::task::yield_now().await,
+            }
+        }
+    };
+    let loaded = loaded.await;
+    assert_eq!(loaded.config, config("quiet"));
+    assert!(clock().duration_since(loaded.written).unwrap() <= 4 * HOUR);
+    there.store(false, std::sync::atomic::Ordering::Relaxed);
+    for _ in 0..30 {
+        tokio::time::sleep(HOUR).await;
+    }
+    assert!(saved.load(clock()).unwrap_err().contains("s old"));
 }

@@ -254,7 +254,7 @@ fn a_workload_on_another_port_is_found_by_the_ports_name() {
     let mut moved = (*mesh.registry.workloads()[1]).clone();
     moved.ports = vec![WorkloadPort { name: "http".into(), number: 19_080 }];
     let service = moved.labels["app"].clone();
-    mesh.registry.connect(moved).unwrap();
+    mesh.registry.connect(moved);
     let config = mesh.config(&node("reviews-v1"));
     let cluster = cluster(&config, &format!("outbound|9080||{service}.default.svc.cluster.local"));
     assert!(addresses(cluster)[0].ends_with(":19080"), "{:?}", addresses(cluster));
@@ -298,7 +298,7 @@ fn unchanged_parts_come_out_equal() {
     assert_eq!((&before.clusters, &before.inbound), (&after.clusters, &after.inbound));
     assert_eq!(before.outbound[&80], after.outbound[&80]);
     assert_ne!(before.outbound[&9080], after.outbound[&9080]);
-    mesh.registry.disconnect("default", "reviews-v1", true, 1).unwrap();
+    mesh.registry.disconnect("default", "reviews-v1", true, 1);
     let fewer = mesh.config(&node("productpage-v1"));
     assert_eq!(after.outbound, fewer.outbound);
     let changed: Vec<&str> =
