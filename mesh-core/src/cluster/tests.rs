@@ -12,6 +12,7 @@ use crate::{
 };
 
 mod balancing;
+mod checks;
 mod ejection;
 mod labels;
 mod limits;

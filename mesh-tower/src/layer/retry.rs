@@ -16,7 +16,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName};
+use http::HeaderMap;
 use http_body::Body as HttpBody;
 use mesh_core::{
     config::RetryPolicy,
@@ -32,15 +32,15 @@ use tower_layer::Layer;
 use super::{Attempt, Call, Routed, Stage, Watchers};
 use crate::{
     body::ResponseBody,
-    context::{self, tell_time_left},
+    context,
     error::{BoxError, Error, ErrorKind},
     message::Message,
     source::{self, Source},
-    telemetry::decimal,
 };
 
 mod head;
 mod hedge;
+mod mark;
 mod peek;
 mod ready;
 mod replay;
@@ -48,14 +48,12 @@ mod throttle;
 
 use head::Head;
 use hedge::Pace;
+use mark::{mark, time_left};
 pub(super) use peek::{Ahead, Read};
 pub use ready::WaitForReady;
 pub(crate) use replay::Player;
 use replay::Tape;
 use throttle::Throttles;
-
-const PREVIOUS_ATTEMPTS: HeaderName = HeaderName::from_static("grpc-previous-rpc-attempts");
-const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
 
 /// Tries again what its plan's policy says.
 #[derive(Clone, Debug)]
@@ -489,24 +487,6 @@ fn since_1970(source: &Source) -> Duration {
     source.wall().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }
 
-/// Until its deadline; and no more than the route allows, where that counts from when the request has been read.
-fn time_left(call: &Call, deadline: Option<Instant>, now: Instant) -> Option<Duration> {
-    let allowed = if call.progress().is_streamed() { call.journal().allowed } else { None };
-    let left = deadline.map(|deadline| deadline.saturating_duration_since(now));
-    left.into_iter().chain(allowed).min()
-}
-
-/// Tells the destination how much time is left, and which try this is (RT11, TO3).
-fn mark(headers: &mut HeaderMap, number: u32, counted: u32, is_grpc: bool, left: Option<Duration>) {
-    if let Some(left) = left {
-        tell_time_left(headers, is_grpc, left);
-    }
-    headers.insert(ATTEMPT_COUNT, decimal(number.into()));
-    if is_grpc && counted > 0 {
-        headers.insert(PREVIOUS_ATTEMPTS, decimal(counted.into()));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -517,7 +497,10 @@ mod tests {
     use http_body_util::{BodyExt, StreamBody};
     use mesh_core::config::{Forward, GrpcRetry, HttpRetry, RetryConditions, Thresholds};
 
-    use super::*;
+    use super::{
+        mark::{ATTEMPT_COUNT, PREVIOUS_ATTEMPTS},
+        *,
+    };
     use crate::{
         Body, HttpClient, ResponseFlags,
         layer::Picked,
