@@ -57,9 +57,8 @@ pub(super) fn decode(message: Message, place: &str, ignored: &mut Ignored) -> Re
         Some(code) => return Err(wrong("status_on_error", format!("{code} is no status"))),
     };
     let when = message.filter_enabled_metadata.map(|wanted| {
-        let value = match rbac::metadata(wanted)? {
-            mesh_core::config::Condition::Metadata(wanted) => wanted,
-            _ => return Err(wrong("", "is no condition on metadata")),
+        let mesh_core::config::Condition::Metadata(value) = rbac::metadata(wanted)? else {
+            return Err(wrong("", "is no condition on metadata"));
         };
         let key = value.path.first().filter(|_| value.path.len() == 1 && !value.invert && *value.filter == *rbac::RBAC);
         match (key.and_then(|key| key.strip_suffix(POLICY)), value.value) {
