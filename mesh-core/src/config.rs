@@ -40,9 +40,9 @@ pub use balance::{
     SlowStart, ZoneAware,
 };
 pub use cluster::{
-    Cluster, Discovery, Dns, DnsFamily, DnsName, DropOverload, Endpoint, EndpointAddress, EndpointMore, Endpoints,
-    Health, Labels, Local, Locality, LocalityEndpoints, Protocol, RetryBudget, ServiceName, Thresholds, TlsMode,
-    UpstreamTls, Workload,
+    CertificateFiles, Cluster, Discovery, Dns, DnsFamily, DnsName, DropOverload, Endpoint, EndpointAddress,
+    EndpointMore, Endpoints, Health, Labels, Local, Locality, LocalityEndpoints, Protocol, RetryBudget, ServiceName,
+    Thresholds, TlsMode, TlsVersions, UpstreamTls, Workload,
 };
 pub(crate) use clusters::Chunk as ClusterChunk;
 pub use clusters::{Clusters, Iter as ClustersIter};

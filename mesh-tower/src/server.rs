@@ -228,6 +228,7 @@ impl Server {
                     if !inbound.alpn.is_empty() {
                         acceptor = acceptor.with_alpn(inbound.alpn.iter().map(String::as_str));
                     }
+                    acceptor = acceptor.with_versions(inbound.tls_versions);
                     inbound.mtls
                 }
                 None if self.secure => MtlsMode::Strict,

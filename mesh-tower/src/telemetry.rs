@@ -322,7 +322,9 @@ impl Telemetry {
             None
         };
         let header = header.unwrap_or_else(|| HeaderValue::from_static(""));
-        if let Some(peer) = cache.recall(&header) {
+        // An endpoint may be somebody else by now, with the same words.
+        let same = |peer: &Arc<Peer>| peer.principal.as_deref() == principal.map(SpiffeId::as_str);
+        if let Some(peer) = cache.recall(&header).filter(same) {
             return peer;
         }
         let workload = self.believe(&header, principal).or_else(|| known.cloned()).unwrap_or_else(|| of(principal));

@@ -11,11 +11,17 @@
 
 use std::{error::Error as StdError, fmt, sync::Arc};
 
+use mesh_core::config::TlsVersions;
 pub use mesh_core::trust::Trust;
-use rustls::crypto::CryptoProvider;
+use rustls::{
+    SupportedProtocolVersion,
+    crypto::CryptoProvider,
+    version::{TLS12, TLS13},
+};
 
 mod client;
 mod connector;
+mod files;
 mod identity;
 mod leash;
 mod listener;
@@ -42,7 +48,14 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
 }
 
 /// The versions spoken: TLS 1.3, and 1.2 for peers that have no better. Source: Istio `meshMTLS.minProtocolVersion`.
-pub(crate) static VERSIONS: &[&rustls::SupportedProtocolVersion] = &[&rustls::version::TLS13, &rustls::version::TLS12];
+pub(crate) fn versions(asked: TlsVersions) -> &'static [&'static SupportedProtocolVersion] {
+    static BOTH: [&SupportedProtocolVersion; 2] = [&TLS13, &TLS12];
+    match asked {
+        TlsVersions::Both => &BOTH,
+        TlsVersions::Only12 => &BOTH[1..],
+        TlsVersions::Only13 => &BOTH[..1],
+    }
+}
 
 /// Why there is no TLS connection, or no identity.
 #[derive(Debug)]

@@ -247,6 +247,7 @@ fn tls(
             alpn: alpn.iter().map(|&protocol| protocol.to_owned()).collect(),
             workload_identity: true,
             subject_alt_names: service.accounts.iter().map(|name| exact(name)).collect(),
+            ..UpstreamTls::default()
         })
     };
     match settings {
@@ -255,8 +256,13 @@ fn tls(
         Some(tls) => match tls.kind {
             TlsKind::Disable => TlsMode::Disable,
             TlsKind::IstioMutual => TlsMode::Always(mutual()),
-            TlsKind::Simple => TlsMode::Always(Arc::new(UpstreamTls {
-                sni: tls.sni.clone(),
+            TlsKind::Simple | TlsKind::Mutual => TlsMode::Always(Arc::new(UpstreamTls {
+                sni: match tls.sni.as_str() {
+                    // As web TLS does, and not the address of whichever endpoint it is.
+                    "" if !service.host.contains('*') => service.host.to_string(),
+                    sni => sni.to_owned(),
+                },
+                host_sni: tls.sni.is_empty() && service.host.contains('*'),
                 alpn: vec![if http2 { "h2" } else { "http/1.1" }.to_owned()],
                 workload_identity: false,
                 subject_alt_names: match tls.subject_alt_names.as_slice() {
@@ -264,6 +270,9 @@ fn tls(
                     [] if service.external => service.accounts.iter().map(|name| exact(name)).collect(),
                     names => names.iter().map(|name| exact(name)).collect(),
                 },
+                certificate: tls.certificate.clone(),
+                roots: tls.roots.clone(),
+                ..UpstreamTls::default()
             })),
         },
     }

@@ -154,7 +154,7 @@ const BROKEN: &[(&str, &[Fault])] = &[
         "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: x}\nspec:\n  host: a\n  trafficPolicy:\n    loadBalancer: {simple: ROUND_ROBBIN}\n    tls: {mode: MUTUAL}\n  subsets:\n  - {name: v1, labels: {version: 1.5}}\n  - {name: v1}\n",
         &[
             ("IST0106", 7, 28, "ROUND_ROBIN"),
-            ("MSH0008", 8, 17, "ISTIO_MUTUAL"),
+            ("IST0106", 8, 17, "ISTIO_MUTUAL"),
             ("MSH0006", 10, 34, "quotes"),
             ("IST0106", 11, 12, "line 10"),
         ],

@@ -446,14 +446,47 @@ pub enum TlsMode {
 pub struct UpstreamTls {
     /// The server name sent (`outbound_.9080_.v1_.reviews.default.svc.cluster.local`); empty sends the host.
     pub sni: String,
+    /// The endpoint's host name goes before `sni` where it has one. Envoy `auto_host_sni`.
+    pub host_sni: bool,
     /// Offered protocols, in order.
     pub alpn: Vec<String>,
     /// Our own workload certificate is presented and the mesh's roots are trusted (SDS `default` and `ROOTCA`);
-    /// false: no client certificate and the system's roots.
+    /// false: `certificate` and `roots` say.
     pub workload_identity: bool,
     /// Any one must match a subject alternative name of the server. Empty with workload identity: any identity of the
     /// trust domain's roots; empty without: the host name, as web TLS does.
     pub subject_alt_names: Vec<StringMatch>,
+    /// What is presented without workload identity; `None` is nothing. Istio `ClientTLSSettings.clientCertificate`,
+    /// `privateKey`; SDS `file-cert:CHAIN~KEY`.
+    pub certificate: Option<CertificateFiles>,
+    /// A file of PEM certificates that are trusted without workload identity; `None` is the system's roots. Istio
+    /// `ClientTLSSettings.caCertificates`; SDS `file-root:FILE`.
+    pub roots: Option<String>,
+    /// What is spoken.
+    pub versions: TlsVersions,
+}
+
+/// A certificate in files of PEM, which are read again when they change.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct CertificateFiles {
+    /// The chain, leaf first.
+    pub chain: String,
+    /// Its key.
+    pub key: String,
+}
+
+/// Which versions of TLS are spoken. Source: Envoy `TlsParameters.tls_minimum_protocol_version`,
+/// `tls_maximum_protocol_version`; Istio `meshMTLS.minProtocolVersion`.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TlsVersions {
+    /// TLS 1.3, and 1.2 with those who have no better. Nothing older is ever spoken.
+    #[default]
+    Both,
+    /// TLS 1.2 alone.
+    Only12,
+    /// TLS 1.3 alone.
+    Only13,
 }
 
 /// Labels of a workload.

@@ -5,7 +5,7 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 use http::HeaderMap;
 use serde::{Deserialize, Serialize};
 
-use super::{Guard, LocalRateLimit, Name, RouteTable, StringMatch};
+use super::{Guard, LocalRateLimit, Name, RouteTable, StringMatch, TlsVersions};
 
 /// The policy of one listening port.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -19,6 +19,8 @@ pub struct Inbound {
     ///
     /// Envoy `CertificateValidationContext.match_subject_alt_names` of the `DownstreamTlsContext`.
     pub callers: Vec<StringMatch>,
+    /// Versions of TLS spoken. Envoy `DownstreamTlsContext.common_tls_context.tls_params`.
+    pub tls_versions: TlsVersions,
     /// Protocols offered in the TLS handshake. Istio: `h2`, `http/1.1`.
     pub alpn: Vec<String>,
     /// The routes of what is let in; each is [`Action::NonForwarding`](super::Action) or a direct response.
@@ -56,6 +58,7 @@ impl Default for Inbound {
             name: Name::default(),
             mtls: MtlsMode::Strict,
             callers: Vec::new(),
+            tls_versions: TlsVersions::default(),
             alpn: vec!["h2".to_owned(), "http/1.1".to_owned()],
             routes: Arc::default(),
             refused: None,

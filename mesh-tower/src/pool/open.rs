@@ -60,7 +60,9 @@ async fn shake_hands(way: &Way, held: Held) -> Result<Opened, Error> {
     let (io, tenure): (Box<dyn Io>, _) = match way.tls() {
         None => (Box::new(stream), None),
         Some(tls) => {
+            let named = &way.endpoint.config().hostname;
             let host = match address {
+                _ if !named.is_empty() => named.to_string(),
                 EndpointAddress::Host(host, _) => host.clone(),
                 EndpointAddress::Socket(address) => address.ip().to_string(),
                 EndpointAddress::Unix(_) => String::new(),

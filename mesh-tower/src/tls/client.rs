@@ -2,23 +2,28 @@
 
 use std::{
     io,
-    path::PathBuf,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use mesh_core::config::{Protocol, StringMatch, UpstreamTls};
 use rustls::{
-    ClientConfig, HandshakeKind, RootCertStore,
+    ClientConfig, HandshakeKind,
     client::{Resumption, WebPkiServerVerifier, danger::ServerCertVerifier},
     time_provider::TimeProvider,
 };
-use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
+use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use webpki::KeyUsage;
 
 use super::{
-    LiveIdentity, Tenure, TlsError, VERSIONS, identity::InForce, named::NamedServer, provider, verify::Verifier,
+    LiveIdentity, Tenure, TlsError,
+    files::{self, Stamp},
+    identity::InForce,
+    named::NamedServer,
+    provider,
+    verify::Verifier,
+    versions,
 };
 use crate::telemetry::refused;
 
@@ -60,6 +65,7 @@ pub struct Sessions(Mutex<Vec<Arc<Kept>>>);
 #[derive(Debug)]
 struct Kept {
     made_for: (u64, u64),
+    stamp: Stamp,
     tls: UpstreamTls,
     protocol: Protocol,
     config: Arc<ClientConfig>,
@@ -184,43 +190,52 @@ impl ClientTls {
     fn kept(&self, target: &UpstreamTarget<'_>, sessions: &Sessions) -> Result<Arc<Kept>, TlsError> {
         let now = self.identity.in_force();
         let made_for = if target.tls.workload_identity { (now.generation, now.trust_generation) } else { (0, 0) };
-        let same = |kept: &Arc<Kept>| kept.made_for == made_for && kept.tls == *target.tls;
+        let stamp = files::stamp(target.tls);
+        let same = |kept: &Arc<Kept>| kept.made_for == made_for && kept.stamp == stamp && kept.tls == *target.tls;
         if let Some(kept) = sessions.get(target.protocol).filter(same) {
             return Ok(kept);
         }
-        let kept = Arc::new(self.make(target, &now, made_for)?);
+        let kept = Arc::new(self.make(target, &now, made_for, stamp)?);
         sessions.put(Arc::clone(&kept));
         Ok(kept)
     }
 
-    fn make(&self, target: &UpstreamTarget<'_>, now: &InForce, made_for: (u64, u64)) -> Result<Kept, TlsError> {
+    fn make(
+        &self,
+        target: &UpstreamTarget<'_>,
+        now: &InForce,
+        made_for: (u64, u64),
+        stamp: Stamp,
+    ) -> Result<Kept, TlsError> {
         let provider = provider();
         let algorithms = provider.signature_verification_algorithms;
         let builder = ClientConfig::builder_with_details(Arc::clone(&provider), Arc::new(self.identity.clock()))
-            .with_protocol_versions(VERSIONS)
+            .with_protocol_versions(versions(target.tls.versions))
             .map_err(TlsError::Config)?;
         let expected: Arc<[StringMatch]> = target.tls.subject_alt_names.clone().into();
         let verifier: Arc<dyn ServerCertVerifier> = if target.tls.workload_identity {
             let (judge, expected) = (Arc::clone(&now.judge), Arc::clone(&expected));
             Arc::new(Verifier { algorithms, judge, expected })
         } else if expected.is_empty() {
-            let web = WebPkiServerVerifier::builder_with_provider(system_roots()?, provider);
+            let web = WebPkiServerVerifier::builder_with_provider(files::roots(target.tls.roots.as_ref())?, provider);
             web.build().map_err(|error| TlsError::Identity(error.to_string()))?
         } else {
-            let roots = system_roots()?;
+            let roots = files::roots(target.tls.roots.as_ref())?;
             NamedServer::new(algorithms, &roots, target.tls.subject_alt_names.clone())
         };
         let builder = builder.dangerous().with_custom_certificate_verifier(Arc::clone(&verifier));
         let mut config = if target.tls.workload_identity {
             let identity = now.identity.as_ref().ok_or(TlsError::NoIdentity)?;
             builder.with_client_cert_resolver(identity.key())
+        } else if let Some(files) = &target.tls.certificate {
+            builder.with_client_cert_resolver(files::certificate(files)?)
         } else {
             builder.with_no_client_auth()
         };
         config.resumption = Resumption::in_memory_sessions(SERVER_NAMES);
         config.alpn_protocols = alpn(target).into_iter().map(|name| name.as_bytes().to_vec()).collect();
         let (tls, protocol) = (target.tls.clone(), target.protocol);
-        Ok(Kept { made_for, tls, protocol, config: Arc::new(config), verifier, expected })
+        Ok(Kept { made_for, stamp, tls, protocol, config: Arc::new(config), verifier, expected })
     }
 }
 
@@ -245,25 +260,10 @@ fn alpn<'a>(target: &UpstreamTarget<'a>) -> Vec<&'a str> {
 
 /// The name sent. What is no host name sends none, which needs some address: the peer is judged by its identity.
 fn server_name(target: &UpstreamTarget<'_>) -> ServerName<'static> {
-    let name = if target.tls.sni.is_empty() { target.host } else { &target.tls.sni };
+    let is_name = target.host.parse::<std::net::IpAddr>().is_err() && !target.host.is_empty();
+    let by_host = target.tls.sni.is_empty() || (target.tls.host_sni && is_name);
+    let name = if by_host { target.host } else { &target.tls.sni };
     ServerName::try_from(name.to_owned()).unwrap_or_else(|_| std::net::Ipv4Addr::UNSPECIFIED.into())
-}
-
-/// The system's roots: `SSL_CERT_FILE`, else the usual places, read once.
-fn system_roots() -> Result<Arc<RootCertStore>, TlsError> {
-    static ROOTS: OnceLock<Option<Arc<RootCertStore>>> = OnceLock::new();
-    ROOTS.get_or_init(|| read_system_roots().map(Arc::new)).clone().ok_or(TlsError::NoSystemRoots)
-}
-
-fn read_system_roots() -> Option<RootCertStore> {
-    let usual = ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
-    let named = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
-    let files = named.map_or_else(|| usual.into_iter().map(PathBuf::from).collect(), |file| vec![file]);
-    files.into_iter().find_map(|file| {
-        let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(CertificateDer::pem_file_iter(file).ok()?.flatten());
-        (!roots.is_empty()).then_some(roots)
-    })
 }
 
 #[cfg(test)]

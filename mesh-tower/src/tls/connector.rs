@@ -18,7 +18,7 @@ use tokio_rustls::client::TlsStream;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::{ClientTls, LiveIdentity, UpstreamTarget};
+use super::{ClientTls, Leash, LiveIdentity, Sessions, UpstreamTarget};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -90,8 +90,9 @@ where
         Box::pin(async move {
             let io = TokioIo::new(connecting.await.map_err(Into::into)?);
             let target = UpstreamTarget { tls: &layer.context, protocol: layer.protocol, host: &host };
-            let stream = layer.tls.connect(io, target).await?;
-            Ok(MtlsStream { io: TokioIo::new(stream) })
+            let (stream, tenure) = layer.tls.resume(io, target, &Sessions::default()).await?;
+            let leash = tenure.map(|tenure| Leash::new(tenure, "outbound"));
+            Ok(MtlsStream { io: TokioIo::new(stream), leash })
         })
     }
 }
@@ -99,11 +100,15 @@ where
 /// A connection of an [`MtlsConnector`].
 #[derive(Debug)]
 pub struct MtlsStream<IO> {
+    leash: Option<Leash>,
     io: TokioIo<TlsStream<TokioIo<IO>>>,
 }
 
 impl<IO: Read + Write + Unpin> Read for MtlsStream<IO> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        if let Some(leash) = &self.leash {
+            leash.check(cx)?;
+        }
         Pin::new(&mut self.io).poll_read(cx, buf)
     }
 }

@@ -10,7 +10,8 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Accepted, MtlsAcceptor};
+use super::{Accepted, MtlsAcceptor, Reason};
+use crate::telemetry::refused;
 
 /// How long a caller may take for the handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -44,12 +45,15 @@ impl MtlsListener {
         self.handshakes.spawn(async move {
             let _ = stream.set_nodelay(true);
             match timeout(HANDSHAKE, acceptor.accept(stream, mode)).await {
-                Ok(Ok(accepted)) => Some((accepted, address)),
+                Ok(Ok(accepted)) => Some((accepted.held(), address)),
                 Ok(Err(error)) => {
                     tracing::debug!(target: "mesh::tls", peer = %address, %error, "connection refused");
                     None
                 }
-                Err(_) => None,
+                Err(_) => {
+                    refused("inbound", Reason::Timeout);
+                    None
+                }
             }
         });
     }

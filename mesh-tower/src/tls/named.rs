@@ -53,8 +53,9 @@ impl ServerCertVerifier for NamedServer {
         certificate
             .verify_for_usage(self.algorithms.all, &self.anchors, intermediates, now, usage, None, None)
             .map_err(Refusal::Chain)?;
+        let by_pattern = certificate.valid_dns_names().any(|name| self.names.iter().any(|wanted| covers(name, wanted)));
         let mut of_leaf = certificate.valid_dns_names().chain(certificate.valid_uri_names());
-        if of_leaf.any(|name| names_match(&self.names, [name])) {
+        if by_pattern || of_leaf.any(|name| names_match(&self.names, [name])) {
             Ok(ServerCertVerified::assertion())
         } else {
             Err(Refusal::Unnamed { expected: format!("{:?}", self.names) }.into())
@@ -84,6 +85,12 @@ impl ServerCertVerifier for NamedServer {
     }
 }
 
+/// A certificate's `*.example.com` stands for one label. Source: Envoy, of an exact matcher of DNS names.
+fn covers(pattern: &str, wanted: &StringMatch) -> bool {
+    let (Some(parent), StringMatch::Exact { value, .. }) = (pattern.strip_prefix("*."), wanted) else { return false };
+    value.split_once('.').is_some_and(|(label, rest)| !label.is_empty() && rest.eq_ignore_ascii_case(parent))
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -93,10 +100,10 @@ mod tests {
     use super::*;
     use crate::tls::provider;
 
-    /// A server's certificate must carry one of the listed names, whatever host was dialled; its chain counts first.
+    /// AN6: a server's certificate must carry one of the listed names, whatever host was dialled; its chain counts first.
     #[test]
     fn the_list_decides_not_the_host() {
-        let (roots, leaf) = signed(&["api.example.com", "other.example.com"]);
+        let (roots, leaf) = signed(&["api.example.com", "other.example.com", "*.wild.example.com"]);
         let (elsewhere, _) = signed(&["api.example.com"]);
         let exact = |value: &str| StringMatch::Exact { value: value.to_owned(), ignore_case: false };
         for (roots, names, accepted) in [
@@ -105,6 +112,9 @@ mod tests {
             (&roots, vec![exact("dialled.example.com")], false),
             (&roots, Vec::new(), false),
             (&elsewhere, vec![exact("api.example.com")], false),
+            (&roots, vec![exact("a.wild.example.com")], true),
+            (&roots, vec![exact("a.b.wild.example.com")], false),
+            (&roots, vec![exact("wild.example.com")], false),
         ] {
             let algorithms = provider().signature_verification_algorithms;
             let verifier = NamedServer::new(algorithms, roots, names.clone());

@@ -7,7 +7,10 @@ use std::{
     task::{Context, Poll},
 };
 
-use mesh_core::{config::MtlsMode, identity::SpiffeId};
+use mesh_core::{
+    config::{MtlsMode, TlsVersions},
+    identity::SpiffeId,
+};
 use rustls::{
     HandshakeKind, ServerConfig,
     server::{ServerSessionMemoryCache, danger::ClientCertVerifier},
@@ -17,7 +20,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use webpki::KeyUsage;
 
-use super::{LiveIdentity, Tenure, TlsError, VERSIONS, identity::InForce, provider, verify::Verifier};
+use super::{Leash, LiveIdentity, Tenure, TlsError, identity::InForce, provider, verify::Verifier, versions};
 use crate::telemetry::refused;
 
 /// The first byte of a TLS handshake record; no HTTP request begins with it.
@@ -35,6 +38,7 @@ const KEPT: usize = 4;
 pub struct MtlsAcceptor {
     identity: LiveIdentity,
     alpn: Vec<Vec<u8>>,
+    versions: TlsVersions,
     kept: Arc<Mutex<Vec<Kept>>>,
 }
 
@@ -43,6 +47,7 @@ pub struct MtlsAcceptor {
 struct Kept {
     made_for: (u64, u64),
     alpn: Vec<Vec<u8>>,
+    versions: TlsVersions,
     config: Arc<ServerConfig>,
     verifier: Arc<Verifier>,
 }
@@ -50,13 +55,25 @@ struct Kept {
 impl MtlsAcceptor {
     /// Offers HTTP/2 and HTTP/1.1.
     pub fn new(identity: LiveIdentity) -> Self {
-        Self { identity, alpn: vec![b"h2".to_vec(), b"http/1.1".to_vec()], kept: Arc::default() }
+        Self {
+            identity,
+            alpn: vec![b"h2".to_vec(), b"http/1.1".to_vec()],
+            versions: TlsVersions::default(),
+            kept: Arc::default(),
+        }
     }
 
     /// Offers these protocols; callers that offer none of them are refused, callers that offer nothing are taken.
     #[must_use]
     pub fn with_alpn<'a>(mut self, protocols: impl IntoIterator<Item = &'a str>) -> Self {
         self.alpn = protocols.into_iter().map(|name| name.as_bytes().to_vec()).collect();
+        self
+    }
+
+    /// Speaks these versions of TLS.
+    #[must_use]
+    pub fn with_versions(mut self, versions: TlsVersions) -> Self {
+        self.versions = versions;
         self
     }
 
@@ -82,7 +99,12 @@ impl MtlsAcceptor {
     {
         let first = match mode {
             MtlsMode::Disable => {
-                return Ok(Accepted { tenure: None, io: MaybeTls::Plain(Rewound { first: None, io }) });
+                return Ok(Accepted {
+                    peer: None,
+                    tenure: None,
+                    leash: None,
+                    io: MaybeTls::Plain(Rewound { first: None, io }),
+                });
             }
             MtlsMode::Strict => None,
             // A caller who closes without a word is plaintext's business.
@@ -90,7 +112,7 @@ impl MtlsAcceptor {
         };
         let io = Rewound { first, io };
         if mode == MtlsMode::Permissive && first != Some(CLIENT_HELLO) {
-            return Ok(Accepted { tenure: None, io: MaybeTls::Plain(io) });
+            return Ok(Accepted { peer: None, tenure: None, leash: None, io: MaybeTls::Plain(io) });
         }
         let kept = self.kept()?;
         let accepting = TlsAcceptor::from(Arc::clone(&kept.config)).accept(io);
@@ -109,7 +131,8 @@ impl MtlsAcceptor {
         // Our certificate is that of the beginning, the trust that of now.
         let made_for = (kept.made_for.0, now.made_for.1);
         let tenure = Tenure::new(&self.identity, chain, KeyUsage::client_auth(), Arc::default(), made_for)?;
-        Ok(Accepted { tenure: Some(tenure), io: MaybeTls::Tls(Box::new(stream)) })
+        let peer = Some(tenure.peer().clone());
+        Ok(Accepted { peer, tenure: Some(tenure), leash: None, io: MaybeTls::Tls(Box::new(stream)) })
     }
 
     fn kept(&self) -> Result<Kept, TlsError> {
@@ -118,7 +141,7 @@ impl MtlsAcceptor {
         let mut all = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         // What was made for an earlier one goes, and with it what could be resumed.
         all.retain(|kept| kept.made_for == made_for);
-        if let Some(kept) = all.iter().find(|kept| kept.alpn == self.alpn) {
+        if let Some(kept) = all.iter().find(|kept| kept.alpn == self.alpn && kept.versions == self.versions) {
             return Ok(kept.clone());
         }
         let kept = self.make(&now, made_for)?;
@@ -135,7 +158,7 @@ impl MtlsAcceptor {
         let algorithms = provider.signature_verification_algorithms;
         let verifier = Arc::new(Verifier { algorithms, judge: Arc::clone(&now.judge), expected: Arc::default() });
         let mut config = ServerConfig::builder_with_details(provider, Arc::new(self.identity.clock()))
-            .with_protocol_versions(VERSIONS)
+            .with_protocol_versions(versions(self.versions))
             .map_err(TlsError::Config)?
             .with_client_cert_verifier(Arc::clone(&verifier) as Arc<dyn ClientCertVerifier>)
             .with_cert_resolver(identity.key());
@@ -143,14 +166,17 @@ impl MtlsAcceptor {
         // Kept here and not in a ticket, so that dropping these settings is the end of them, and none is resumed twice.
         config.session_storage = ServerSessionMemoryCache::new(SESSIONS);
         config.send_tls13_tickets = 1;
-        Ok(Kept { made_for, alpn: self.alpn.clone(), config: Arc::new(config), verifier })
+        let (alpn, versions) = (self.alpn.clone(), self.versions);
+        Ok(Kept { made_for, alpn, versions, config: Arc::new(config), verifier })
     }
 }
 
 /// An accepted connection, plaintext or TLS.
 #[derive(Debug)]
 pub struct Accepted<IO> {
+    peer: Option<SpiffeId>,
     tenure: Option<Tenure>,
+    leash: Option<Leash>,
     io: MaybeTls<IO>,
 }
 
@@ -170,7 +196,13 @@ struct Rewound<IO> {
 impl<IO> Accepted<IO> {
     /// Who called, as its certificate proved; `None` in plaintext.
     pub fn peer(&self) -> Option<&SpiffeId> {
-        self.tenure.as_ref().map(Tenure::peer)
+        self.peer.as_ref()
+    }
+
+    /// Ends by itself when its time is over, for those who see nothing but bytes.
+    pub(super) fn held(mut self) -> Self {
+        self.leash = self.tenure.take().map(|tenure| Leash::new(tenure, "inbound"));
+        self
     }
 
     /// How long it may stand; taken by whoever sees to it. `None` in plaintext.
@@ -205,6 +237,9 @@ impl<IO> Accepted<IO> {
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for Accepted<IO> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if let Some(leash) = &self.leash {
+            leash.check(cx)?;
+        }
         match &mut self.io {
             MaybeTls::Plain(io) => Pin::new(io).poll_read(cx, buf),
             MaybeTls::Tls(io) => Pin::new(io).poll_read(cx, buf),

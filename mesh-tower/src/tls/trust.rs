@@ -161,3 +161,80 @@ fn strong(certificate: &X509Certificate<'_>) -> Result<(), Refusal> {
 fn hex(serial: &[u8]) -> String {
     without_leading_zeros(serial).iter().map(|byte| format!("{byte:02x}")).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use rcgen::{
+        BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, PublicKeyData, SanType, SubjectPublicKeyInfo,
+    };
+
+    use super::*;
+    use crate::tls::{Reason, provider};
+
+    /// RSA of 1024 bits.
+    const WEAK: &str = "-----BEGIN PUBLIC KEY-----
+MIGfMA0GCSqGSIb3DQEBAQUAA4GNADCBiQKBgQCcUJp2h8nu3UHxY3x0gxtnwnh3
+nDur1f3XA/e2kxyQ50brdZdMaZ+WIBr4mA/+zDeCzKcBXhGubmOD/bjYBxCQnVmc
+PzAx9mE9T2srU2bnVwS8uXnG+AokNux2pAL+IOy0SA7DwZXQ6sMRTO3BainPeYUf
+ODGMyQP/sZBGlWGRdwIDAQAB
+-----END PUBLIC KEY-----";
+
+    fn ca() -> (Issuer<'static, KeyPair>, CertificateDer<'static>) {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let root = params.self_signed(&key).unwrap().der().clone();
+        (Issuer::new(params, key), root)
+    }
+
+    fn leaf(id: &str, key: &impl PublicKeyData, issuer: &Issuer<'_, KeyPair>) -> CertificateDer<'static> {
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![SanType::URI(id.try_into().unwrap())];
+        params.signed_by(key, issuer).unwrap().der().clone()
+    }
+
+    fn verdict(judge: &Judge, leaf: &CertificateDer<'_>) -> Result<String, Reason> {
+        let algorithms = provider().signature_verification_algorithms;
+        let verdict = judge.judge(leaf, &[], &algorithms, UnixTime::now(), KeyUsage::client_auth());
+        verdict.map(|verdict| verdict.id.to_string()).map_err(|refusal| TlsError::from(refusal).reason())
+    }
+
+    /// AN5: a key too short is refused, whoever vouches for it.
+    #[test]
+    fn weak_keys_are_refused() {
+        let (issuer, root) = ca();
+        let judge = Judge::new(Arc::default(), "a", Some(anchors(&[root]).unwrap())).unwrap();
+        let id = "spiffe://a/ns/x/sa/y";
+        assert_eq!(verdict(&judge, &leaf(id, &KeyPair::generate().unwrap(), &issuer)), Ok(id.to_owned()));
+        let weak = SubjectPublicKeyInfo::from_pem(WEAK).unwrap();
+        assert_eq!(verdict(&judge, &leaf(id, &weak, &issuer)), Err(Reason::WeakKey));
+    }
+
+    /// AN5: of four CAs and four trust domains each CA vouches for its own domain alone; an alias is vouched for by ours.
+    #[test]
+    fn a_ca_vouches_for_its_own_trust_domain_alone() {
+        let domains = ["a", "b", "c", "d"];
+        let (issuers, roots): (Vec<_>, Vec<_>) = (0..4).map(|_| ca()).unzip();
+        let mut told = trust::Trust { aliases: ["old".to_owned()].into(), ..trust::Trust::default() };
+        for (domain, root) in domains.iter().zip(&roots).skip(1) {
+            told.bundles.insert((*domain).to_owned(), vec![root.to_vec().into()]);
+        }
+        let judge = Judge::new(Arc::new(told), "a", Some(anchors(&roots[..1]).unwrap())).unwrap();
+        let key = KeyPair::generate().unwrap();
+        for (i, issuer) in issuers.iter().enumerate() {
+            for (j, domain) in domains.iter().enumerate() {
+                let id = format!("spiffe://{domain}/ns/x/sa/y");
+                let expected = if i == j { Ok(id.clone()) } else { Err(Reason::UnknownIssuer) };
+                assert_eq!(verdict(&judge, &leaf(&id, &key, issuer)), expected, "CA {i}, domain {domain}");
+            }
+            let old = "spiffe://old/ns/x/sa/y";
+            let expected = if i == 0 { Ok(old.to_owned()) } else { Err(Reason::UnknownIssuer) };
+            assert_eq!(verdict(&judge, &leaf(old, &key, issuer)), expected, "CA {i}, the alias");
+        }
+        // Nobody knows that domain, whoever vouches for it.
+        let stranger = leaf("spiffe://e/ns/x/sa/y", &key, &issuers[0]);
+        assert_eq!(verdict(&judge, &stranger), Err(Reason::TrustDomain));
+    }
+}

@@ -2,8 +2,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod admin;
+mod bad;
 mod configs;
 mod membership;
+#[cfg(feature = "xds")]
+mod metadata;
+mod modes;
+mod others;
 mod pki;
 mod pool;
 mod resumption;

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use mesh_tower::tls::{Identity, LiveIdentity};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber, date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber, date_time_ymd,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
@@ -43,6 +43,8 @@ impl Ca {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        // Another name than leaves have, which others would take for self-signed.
+        params.distinguished_name.push(DnType::CommonName, "a CA");
         params.not_before = date_time_ymd(2020, 1, 1);
         params.not_after = date_time_ymd(2120, 1, 1);
         let root = params.self_signed(&key).unwrap().der().clone();
@@ -69,6 +71,18 @@ impl Ca {
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
         (vec![certificate.der().clone()], key)
+    }
+
+    /// A CA below this one, and its certificate.
+    pub(crate) fn below(&self) -> (Self, CertificateDer<'static>) {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params.distinguished_name.push(DnType::CommonName, "below");
+        params.not_after = date_time_ymd(2120, 1, 1);
+        let certificate = params.signed_by(&key, &self.issuer).unwrap().der().clone();
+        (Self { issuer: Issuer::new(params, key), root: self.root() }, certificate)
     }
 
     /// A list of what this CA has revoked: the leaves with these serial numbers.
@@ -98,4 +112,16 @@ impl Ca {
     pub(crate) fn live(&self, id: &str) -> LiveIdentity {
         LiveIdentity::new(self.identity(id))
     }
+}
+
+/// As text.
+pub(crate) fn pem(what: &str, der: &[u8]) -> String {
+    use base64::{Engine, engine::general_purpose::STANDARD};
+    format!("-----BEGIN {what}-----\n{}\n-----END {what}-----\n", STANDARD.encode(der))
+}
+
+/// A chain and its key as text.
+pub(crate) fn chain_pem((chain, key): &Chain) -> (String, String) {
+    let chain = chain.iter().map(|certificate| pem("CERTIFICATE", certificate)).collect();
+    (chain, pem("PRIVATE KEY", key.secret_der()))
 }

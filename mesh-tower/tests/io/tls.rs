@@ -174,7 +174,7 @@ async fn identities_hide_their_keys_and_refuse_what_does_not_fit() {
     refused(Identity::from_pem("x", "y", "z"), "not PEM");
 }
 
-async fn connect(
+pub(crate) async fn connect(
     identity: &LiveIdentity,
     io: DuplexStream,
     expected: &[&str],
@@ -201,12 +201,12 @@ async fn echo<IO: AsyncRead + AsyncWrite + Unpin>(client: &mut IO, server: &mut 
     assert_eq!(&read, b"ping");
 }
 
-fn anywhere() -> ServerName<'static> {
+pub(crate) fn anywhere() -> ServerName<'static> {
     ServerName::try_from("anywhere").unwrap()
 }
 
 /// A client that believes every server and shows whatever certificate it is given, if any.
-fn raw_client(chain: Option<Chain>) -> ClientConfig {
+pub(crate) fn raw_client(chain: Option<Chain>) -> ClientConfig {
     let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .unwrap()
@@ -219,7 +219,7 @@ fn raw_client(chain: Option<Chain>) -> ClientConfig {
 }
 
 /// A server that shows whatever certificate it is given and asks for none.
-fn raw_server((chain, key): Chain) -> ServerConfig {
+pub(crate) fn raw_server((chain, key): Chain) -> ServerConfig {
     ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .unwrap()

@@ -206,13 +206,18 @@ fn inbound(chains: Vec<FilterChain>, ignored: &mut Ignored) -> Result<Vec<(u16, 
             (None, _) => MtlsMode::Disable,
         };
         let default = Inbound::default();
-        let (callers, alpn) = port.tls.map_or((Vec::new(), default.alpn), |tls| (tls.callers, tls.alpn));
+        let tls = port.tls.unwrap_or(tls::Downstream {
+            callers: Vec::new(),
+            alpn: default.alpn,
+            versions: default.tls_versions,
+        });
         let routes = port.routes.unwrap_or_default();
         Arc::new(Inbound {
             name: port.name,
             mtls,
-            callers,
-            alpn,
+            callers: tls.callers,
+            tls_versions: tls.versions,
+            alpn: tls.alpn,
             routes,
             refused: port.refused,
             guards: port.guards.unwrap_or_default(),
@@ -465,7 +470,7 @@ fn encode_chains(port: u16, inbound: &Inbound) -> impl Iterator<Item = FilterCha
         transport_socket,
         ..FilterChain::default()
     };
-    let encrypted = || chain("tls", Some(tls::encode_downstream(&inbound.callers, &inbound.alpn)));
+    let encrypted = || chain("tls", Some(tls::encode_downstream(inbound)));
     let plaintext = || chain("raw_buffer", None);
     let chains = match inbound.mtls {
         MtlsMode::Strict => vec![encrypted()],

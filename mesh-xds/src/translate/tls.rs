@@ -1,12 +1,13 @@
 //! TLS contexts, both directions. Nothing here is ignored: what cannot be honoured refuses the context.
 //!
-//! Certificates come by name: `default` is our own workload certificate and `ROOTCA` the mesh's roots, the names under
+//! Certificates come by name: `default` is our own workload certificate and `ROOTCA` the mesh's roots, `file-cert:CHAIN~KEY`
+//! and `file-root:FILE` are files of this machine, the names under
 //! which Istio's sidecars ask their agent; `certs.rs` is the agent here. Files and inline keys are not taken from a control
 //! plane. Source: Envoy `UpstreamTlsContext`, `DownstreamTlsContext`.
 
 use std::sync::Arc;
 
-use mesh_core::config::{StringMatch, UpstreamTls};
+use mesh_core::config::{CertificateFiles, Inbound, StringMatch, TlsVersions, UpstreamTls};
 
 use super::{
     read::{Ignored, Within, Wrong, wrong},
@@ -34,6 +35,10 @@ use crate::proto::{
 pub const OWN: &str = "default";
 /// The SDS name of the mesh's roots.
 pub const ROOTS: &str = "ROOTCA";
+/// Begins the SDS name of a certificate in files.
+const FILE_CERTIFICATE: &str = "file-cert:";
+/// Begins the SDS name of roots in a file.
+const FILE_ROOTS: &str = "file-root:";
 /// The SDS name, and the files, under which control planes mean the roots of the system.
 const SYSTEM_ROOTS: [&str; 3] =
     ["file-root:system", "/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt"];
@@ -45,6 +50,7 @@ const SOCKET_RAW: &str = "envoy.transport_sockets.raw_buffer";
 pub(super) struct Downstream {
     pub(super) callers: Vec<StringMatch>,
     pub(super) alpn: Vec<String>,
+    pub(super) versions: TlsVersions,
 }
 
 /// The TLS of a cluster's transport socket; `None` is plaintext.
@@ -69,11 +75,11 @@ pub(super) fn downstream(socket: &TransportSocket, ignored: &mut Ignored) -> Res
     }
     let common = context.common_tls_context.unwrap_or_default();
     let common = decode_common(common, PLACE, ignored).under("typed_config.common_tls_context")?;
-    if !(common.own_certificate && common.roots == Roots::Mesh) {
+    if !(common.certificate == Some(Certificate::Own) && common.roots == Roots::Mesh) {
         let why = format!("must name the certificate {OWN:?} and the roots {ROOTS:?}; others are not supported");
         return Err(wrong("typed_config.common_tls_context", why));
     }
-    Ok(Some(Downstream { callers: common.names, alpn: common.alpn }))
+    Ok(Some(Downstream { callers: common.names, alpn: common.alpn, versions: common.versions }))
 }
 
 fn typed(socket: &TransportSocket) -> Result<Option<&Any>, Wrong> {
@@ -94,17 +100,21 @@ fn decode_upstream(context: UpstreamTlsContext, place: &str, ignored: &mut Ignor
     }
     let common = context.common_tls_context.unwrap_or_default();
     let common = decode_common(common, place, ignored).under("common_tls_context")?;
-    let workload_identity = match (common.own_certificate, common.roots) {
-        (true, Roots::Mesh) => true,
-        (false, Roots::System) => false,
-        (false, Roots::Unset) => {
+    let (workload_identity, certificate, roots) = match (common.certificate, common.roots) {
+        (Some(Certificate::Own), Roots::Mesh) => (true, None, None),
+        (Some(Certificate::Files(files)), Roots::File(roots)) => (false, Some(files), Some(roots)),
+        (Some(Certificate::Files(files)), Roots::System) => (false, Some(files), None),
+        (None, Roots::File(roots)) => (false, None, Some(roots)),
+        (None, Roots::System) => (false, None, None),
+        (None, Roots::Unset) => {
             // Envoy would verify nothing then. Verifying all the same refuses more, never less.
             ignored.add(place, "common_tls_context.validation_context (absent: the server is verified all the same)");
-            false
+            (false, None, None)
         }
         _ => {
             let why = format!(
-                "must name the certificate {OWN:?} with the roots {ROOTS:?}, or no certificate with the system's roots"
+                "must name the certificate {OWN:?} with the roots {ROOTS:?}, or files or no certificate with the system's \
+                 roots or those of a file"
             );
             return Err(wrong("common_tls_context", why));
         }
@@ -114,31 +124,43 @@ fn decode_upstream(context: UpstreamTlsContext, place: &str, ignored: &mut Ignor
         return Err(wrong("auto_sni_san_validation", "is not supported with the workload's own certificate"));
     }
     Ok(UpstreamTls {
-        sni: if context.auto_host_sni { String::new() } else { context.sni },
+        sni: context.sni,
+        host_sni: context.auto_host_sni,
         alpn: common.alpn,
         workload_identity,
         subject_alt_names: if by_host { Vec::new() } else { common.names },
+        certificate,
+        roots,
+        versions: common.versions,
     })
 }
 
 struct Common {
-    own_certificate: bool,
+    certificate: Option<Certificate>,
     roots: Roots,
     names: Vec<StringMatch>,
     alpn: Vec<String>,
+    versions: TlsVersions,
 }
 
-#[derive(Clone, Copy, PartialEq)]
+#[derive(PartialEq)]
+enum Certificate {
+    /// The workload's.
+    Own,
+    Files(CertificateFiles),
+}
+
+#[derive(PartialEq)]
 enum Roots {
     Unset,
     Mesh,
     System,
+    File(String),
 }
 
 fn decode_common(context: CommonTlsContext, place: &str, ignored: &mut Ignored) -> Result<Common, Wrong> {
-    if let Some(parameters) = &context.tls_params {
-        check_parameters(parameters, place, ignored).under("tls_params")?;
-    }
+    let parameters = context.tls_params.as_ref();
+    let versions = parameters.map(|parameters| versions(parameters, place, ignored)).transpose().under("tls_params")?;
     if ignored.is_grpc() && context.tls_params.is_some() {
         return Err(wrong("tls_params", "is set, which is not supported"));
     }
@@ -155,15 +177,19 @@ fn decode_common(context: CommonTlsContext, place: &str, ignored: &mut Ignored) 
             (None, None) => false,
         };
     let certificates = context.tls_certificate_sds_secret_configs.as_slice();
-    let own_certificate = match certificates {
-        [] => by_provider,
+    let certificate = match certificates {
+        [] => by_provider.then_some(Certificate::Own),
         _ if ignored.is_grpc() => {
             let why = "are not supported; name a certificate provider of the bootstrap";
             return Err(wrong("tls_certificate_sds_secret_configs", why));
         }
-        [one] if one.name == OWN => true,
+        [one] if one.name == OWN => Some(Certificate::Own),
+        [one] if let Some(files) = certificate_files(&one.name) => Some(Certificate::Files(files)),
         [one, ..] => {
-            let why = format!("names {:?}; only the workload's own certificate {OWN:?} is supported", one.name);
+            let why = format!(
+                "names {:?}; only the workload's own certificate {OWN:?} and one {FILE_CERTIFICATE}CHAIN~KEY are supported",
+                one.name
+            );
             return Err(wrong("tls_certificate_sds_secret_configs", why));
         }
     };
@@ -187,7 +213,8 @@ fn decode_common(context: CommonTlsContext, place: &str, ignored: &mut Ignored) 
             decode_combined(combined, ignored).under("combined_validation_context")?
         }
     };
-    Ok(Common { own_certificate, roots, names, alpn: context.alpn_protocols })
+    let versions = versions.unwrap_or_default();
+    Ok(Common { certificate, roots, names, alpn: context.alpn_protocols, versions })
 }
 
 /// The certificates and roots of a provider that the bootstrap names: one that it does not is refused (gRFC A29).
@@ -223,6 +250,9 @@ fn roots_of(secret: &SdsSecretConfig) -> Result<Roots, Wrong> {
     match secret.name.as_str() {
         ROOTS => Ok(Roots::Mesh),
         name if SYSTEM_ROOTS.contains(&name) => Ok(Roots::System),
+        name if let Some(file) = name.strip_prefix(FILE_ROOTS).filter(|file| !file.is_empty()) => {
+            Ok(Roots::File(file.to_owned()))
+        }
         name => Err(wrong("name", format!("is {name:?}; only {ROOTS:?} and {:?} are supported", SYSTEM_ROOTS[0]))),
     }
 }
@@ -261,43 +291,84 @@ fn decode_validation(
     Ok((roots, names))
 }
 
-/// TLS 1.2 and 1.3 are spoken, with forward-secret authenticated ciphers only; asking for less is met, asking for more
-/// cannot be promised.
-fn check_parameters(parameters: &TlsParameters, place: &str, ignored: &mut Ignored) -> Result<(), Wrong> {
-    match TlsProtocol::try_from(parameters.tls_minimum_protocol_version) {
-        Ok(TlsProtocol::TlsAuto | TlsProtocol::TlSv10 | TlsProtocol::TlSv11 | TlsProtocol::TlSv12) => {}
-        _ => return Err(wrong("tls_minimum_protocol_version", "above TLS 1.2 is not supported")),
-    }
-    match TlsProtocol::try_from(parameters.tls_maximum_protocol_version) {
-        Ok(TlsProtocol::TlsAuto | TlsProtocol::TlSv13) => {}
-        _ => return Err(wrong("tls_maximum_protocol_version", "below TLS 1.3 is not supported")),
-    }
+/// `file-cert:CHAIN~KEY`, as Istio names files that its agent reads.
+fn certificate_files(name: &str) -> Option<CertificateFiles> {
+    let (chain, key) = name.strip_prefix(FILE_CERTIFICATE)?.split_once('~')?;
+    let whole = !chain.is_empty() && !key.is_empty() && !key.contains('~');
+    whole.then(|| CertificateFiles { chain: chain.to_owned(), key: key.to_owned() })
+}
+
+/// TLS 1.2 and 1.3 are spoken, with forward-secret authenticated ciphers only; asking for less is met, asking for other
+/// ciphers is not.
+fn versions(parameters: &TlsParameters, place: &str, ignored: &mut Ignored) -> Result<TlsVersions, Wrong> {
+    use TlsProtocol::{TlSv10, TlSv11, TlSv12, TlSv13, TlsAuto};
     if !parameters.cipher_suites.is_empty() {
         ignored.add(place, "common_tls_context.tls_params.cipher_suites");
     }
     if !parameters.ecdh_curves.is_empty() {
         ignored.add(place, "common_tls_context.tls_params.ecdh_curves");
     }
-    Ok(())
+    let least = match TlsProtocol::try_from(parameters.tls_minimum_protocol_version) {
+        Ok(TlsAuto | TlSv10 | TlSv11 | TlSv12) => TlSv12,
+        Ok(TlSv13) => TlSv13,
+        Err(_) => return Err(wrong("tls_minimum_protocol_version", "is no version of TLS")),
+    };
+    match (least, TlsProtocol::try_from(parameters.tls_maximum_protocol_version)) {
+        (TlSv13, Ok(TlsAuto | TlSv13)) => Ok(TlsVersions::Only13),
+        (_, Ok(TlsAuto | TlSv13)) => Ok(TlsVersions::Both),
+        (TlSv12, Ok(TlSv12)) => Ok(TlsVersions::Only12),
+        _ => Err(wrong("tls_maximum_protocol_version", "leaves no version of TLS from 1.2 on")),
+    }
+}
+
+fn encode_versions(versions: TlsVersions) -> Option<TlsParameters> {
+    let (least, most) = match versions {
+        TlsVersions::Both => return None,
+        TlsVersions::Only12 => (TlsProtocol::TlSv12, TlsProtocol::TlSv12),
+        TlsVersions::Only13 => (TlsProtocol::TlSv13, TlsProtocol::TlSv13),
+    };
+    Some(TlsParameters {
+        tls_minimum_protocol_version: least.into(),
+        tls_maximum_protocol_version: most.into(),
+        ..TlsParameters::default()
+    })
 }
 
 pub(super) fn encode_upstream(tls: &UpstreamTls) -> TransportSocket {
+    let mut common = encode_common(tls.workload_identity, &tls.subject_alt_names);
+    common.alpn_protocols.clone_from(&tls.alpn);
+    common.tls_params = encode_versions(tls.versions);
+    if let Some(CertificateFiles { chain, key }) = &tls.certificate {
+        common.tls_certificate_sds_secret_configs = vec![secret(&format!("{FILE_CERTIFICATE}{chain}~{key}"))];
+    }
+    if let (Some(file), Some(ValidationContextType::ValidationContext(mut validation))) =
+        (&tls.roots, common.validation_context_type.clone())
+    {
+        validation.system_root_certs = None;
+        let combined = CombinedCertificateValidationContext {
+            default_validation_context: Some(validation),
+            validation_context_sds_secret_config: Some(secret(&format!("{FILE_ROOTS}{file}"))),
+            ..CombinedCertificateValidationContext::default()
+        };
+        common.validation_context_type = Some(ValidationContextType::CombinedValidationContext(combined));
+    }
     let context = UpstreamTlsContext {
         sni: tls.sni.clone(),
-        auto_host_sni: tls.sni.is_empty(),
-        common_tls_context: Some(CommonTlsContext {
-            alpn_protocols: tls.alpn.clone(),
-            ..encode_common(tls.workload_identity, &tls.subject_alt_names)
-        }),
+        auto_host_sni: tls.host_sni,
+        common_tls_context: Some(common),
         ..UpstreamTlsContext::default()
     };
     socket(SOCKET_TLS, Any::pack(&context))
 }
 
-pub(super) fn encode_downstream(callers: &[StringMatch], alpn: &[String]) -> TransportSocket {
+pub(super) fn encode_downstream(inbound: &Inbound) -> TransportSocket {
     let context = DownstreamTlsContext {
         require_client_certificate: Some(true),
-        common_tls_context: Some(CommonTlsContext { alpn_protocols: alpn.to_vec(), ..encode_common(true, callers) }),
+        common_tls_context: Some(CommonTlsContext {
+            alpn_protocols: inbound.alpn.clone(),
+            tls_params: encode_versions(inbound.tls_versions),
+            ..encode_common(true, &inbound.callers)
+        }),
     };
     socket(SOCKET_TLS, Any::pack(&context))
 }

@@ -387,6 +387,7 @@ fn mtls() -> Arc<UpstreamTls> {
         alpn: vec!["istio-http/1.1".into(), "istio".into(), "http/1.1".into()],
         workload_identity: true,
         subject_alt_names: vec![exact("spiffe://cluster.local/ns/default/sa/bookinfo-reviews")],
+        ..UpstreamTls::default()
     })
 }
 

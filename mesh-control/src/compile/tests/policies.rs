@@ -5,9 +5,9 @@
 use std::{sync::Arc, time::Duration};
 
 use mesh_core::config::{
-    Action, Connections, Discovery, Fraction, Guard, HostRewrite, Http2, JwtKeys, JwtProvider, JwtRequirement,
-    Keepalive, LoadBalancer, OutlierDetection, PathRewrite, Protocol, RetryBudget, SuccessRate, TcpKeepalive,
-    Thresholds, TlsMode,
+    Action, CertificateFiles, Connections, Discovery, Fraction, Guard, HostRewrite, Http2, JwtKeys, JwtProvider,
+    JwtRequirement, Keepalive, LoadBalancer, OutlierDetection, PathRewrite, Protocol, RetryBudget, SuccessRate,
+    TcpKeepalive, Thresholds, TlsMode,
 };
 
 use super::*;
@@ -337,4 +337,33 @@ fn mirrors_become_copies() {
     assert_eq!(copies(1), [(cluster("reviews", "v2"), share(50.0))]);
     assert_eq!(copies(2), []);
     assert_eq!(copies(3), [(cluster("ratings", ""), share(12.5)), (cluster("details", ""), None)]);
+}
+
+/// AN3, AN6, AN7: the modes of TLS towards endpoints, with files, names and server name as they are written.
+#[test]
+fn tls_modes_are_those_of_the_rule() {
+    let tls = |text: &str| {
+        let mut mesh = Mesh::bookinfo();
+        mesh.apply(&format!("apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: reviews}}\nspec:\n  host: reviews\n  trafficPolicy:\n    tls: {text}\n"));
+        let config = mesh.config(&node("productpage-v1"));
+        cluster(&config, "outbound|9080||reviews.default.svc.cluster.local").tls.clone()
+    };
+    let always = |text: &str| match tls(text) {
+        TlsMode::Always(tls) => tls,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(tls("{mode: DISABLE}"), TlsMode::Disable);
+    let simple = always("{mode: SIMPLE, caCertificates: system, insecureSkipVerify: false}");
+    assert_eq!((simple.sni.as_str(), &simple.roots), ("reviews.default.svc.cluster.local", &None));
+    assert!(!simple.workload_identity && simple.certificate.is_none() && simple.subject_alt_names.is_empty());
+    let named =
+        always("{mode: SIMPLE, sni: api.example.com, subjectAltNames: [a, b], caCertificates: /certs/root.pem}");
+    assert_eq!((named.sni.as_str(), named.roots.as_deref()), ("api.example.com", Some("/certs/root.pem")));
+    assert!(named.subject_alt_names.len() == 2 && named.subject_alt_names[1].is_match("b"));
+    let mutual = always("{mode: MUTUAL, clientCertificate: /c.pem, privateKey: /k.pem, caCertificates: /r.pem}");
+    let files = CertificateFiles { chain: "/c.pem".into(), key: "/k.pem".into() };
+    assert_eq!((&mutual.certificate, mutual.roots.as_deref()), (&Some(files), Some("/r.pem")));
+    let own = always("{mode: ISTIO_MUTUAL}");
+    assert!(own.workload_identity && own.sni == "outbound_.9080_._.reviews.default.svc.cluster.local");
+    assert!(own.subject_alt_names[0].is_match("spiffe://cluster.local/ns/default/sa/bookinfo-reviews"));
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mesh_core::config::{Connections, Keepalive, OutlierDetection, RetryBudget, TcpKeepalive};
+use mesh_core::config::{CertificateFiles, Connections, Keepalive, OutlierDetection, RetryBudget, TcpKeepalive};
 
 use super::{Balancing, balancing, outlier};
 use crate::kinds::{
@@ -68,6 +68,10 @@ pub struct Tls {
     pub sni: String,
     /// Names the server's certificate must show one of.
     pub subject_alt_names: Vec<String>,
+    /// With mode MUTUAL. `clientCertificate`, `privateKey`.
+    pub certificate: Option<CertificateFiles>,
+    /// A file of roots; `None` is the system's. `caCertificates`.
+    pub roots: Option<String>,
 }
 
 /// Source: Istio `ClientTLSSettings.TLSmode`.
@@ -77,6 +81,8 @@ pub enum TlsKind {
     Disable,
     /// TLS as on the web: the server shows a certificate the system trusts.
     Simple,
+    /// The same, and we show a certificate from files.
+    Mutual,
     /// Mutual TLS with the workload's certificate.
     IstioMutual,
 }
@@ -165,22 +171,17 @@ fn http2_keepalive(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<K
 
 fn tls(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<Tls> {
     let mut fields = reader.fields(node, path)?;
-    let mut kind = TlsKind::Disable;
+    let (mut kind, mut mode_at) = (TlsKind::Disable, node.at);
     if let Some((node, path)) = fields.take("mode") {
         let words = [
-            ("DISABLE", Some(TlsKind::Disable)),
-            ("SIMPLE", Some(TlsKind::Simple)),
-            ("ISTIO_MUTUAL", Some(TlsKind::IstioMutual)),
-            ("MUTUAL", None),
+            ("DISABLE", TlsKind::Disable),
+            ("SIMPLE", TlsKind::Simple),
+            ("MUTUAL", TlsKind::Mutual),
+            ("ISTIO_MUTUAL", TlsKind::IstioMutual),
         ];
-        match reader.word(node, &path, &words) {
-            Some(Some(known)) => kind = known,
-            Some(None) => reader.unsupported(
-                node.at,
-                &format!("{path} MUTUAL"),
-                "use ISTIO_MUTUAL, which shows the workload's own certificate",
-            ),
-            None => {}
+        mode_at = node.at;
+        if let Some(known) = reader.word(node, &path, &words) {
+            kind = known;
         }
     }
     let sni = fields.read("sni", |node, path| reader.text(node, path));
@@ -197,15 +198,42 @@ fn tls(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<Tls> {
         }
     }
     let subject_alt_names = names.map(|(node, path)| reader.texts(node, &path)).unwrap_or_default();
+    let mut file = |name: &str, allowed: bool, reader: &mut Reader<'_>| {
+        let said = fields.read(name, |node, path| reader.text(node, path)).filter(|said| !said.value.is_empty())?;
+        if !allowed {
+            reader.invalid(said.at, format!("{name} cannot be set with this mode"));
+        }
+        Some(said.value)
+    };
+    let chain = file("clientCertificate", kind == TlsKind::Mutual, reader);
+    let key = file("privateKey", kind == TlsKind::Mutual, reader);
+    let roots = file("caCertificates", matches!(kind, TlsKind::Simple | TlsKind::Mutual), reader);
+    // Istio's word for the system's.
+    let roots = roots.filter(|file| file != "system");
+    let certificate = chain.zip(key).map(|(chain, key)| CertificateFiles { chain, key });
+    if kind == TlsKind::Mutual && certificate.is_none() {
+        reader.invalid(
+            mode_at,
+            "mode MUTUAL needs clientCertificate and privateKey; ISTIO_MUTUAL shows the workload's own certificate"
+                .into(),
+        );
+    }
+    if let Some((node, path)) = fields.take("insecureSkipVerify")
+        && reader.boolean(node, &path) == Some(true)
+    {
+        reader.unsupported(node.at, &path, "a server is always verified; name its roots in caCertificates");
+    }
     fields.refused(
         reader,
-        &["clientCertificate", "privateKey", "caCertificates", "caCrl", "credentialName", "insecureSkipVerify"],
-        "mode SIMPLE trusts the system's roots, ISTIO_MUTUAL the mesh's; others are not supported yet",
+        &["caCrl", "credentialName"],
+        "certificates and roots are files here, or the workload's own with ISTIO_MUTUAL",
     );
     fields.close(reader);
     Some(Tls {
         kind,
         sni: sni.map(|at| at.value).unwrap_or_default(),
         subject_alt_names: subject_alt_names.into_iter().map(|at| at.value).collect(),
+        certificate,
+        roots,
     })
 }

@@ -150,9 +150,13 @@ pub(super) fn clusters() -> Vec<Cluster> {
             load_balancer: LoadBalancer::Random,
             tls: TlsMode::Always(Arc::new(UpstreamTls {
                 sni: "api.example.com".into(),
+                host_sni: true,
                 alpn: vec!["h2".into()],
                 workload_identity: false,
                 subject_alt_names: vec![exact("api.example.com")],
+                certificate: Some(CertificateFiles { chain: "/certs/chain.pem".into(), key: "/certs/key.pem".into() }),
+                roots: Some("/certs/root.pem".into()),
+                versions: TlsVersions::Only13,
             })),
             ..named("strict", Discovery::StrictDns(vec![("api.example.com".into(), 443), ("10.0.0.1".into(), 80)]))
         },
