@@ -97,7 +97,6 @@ async fn files_are_shown_and_trusted() {
         (simple("api.example.com", "root.pem", &["x"]), Some("unexpected_name")),
         (simple("api.example.com", "other.pem", &[]), Some("unknown_issuer")),
         (simple("api.example.com", "missing.pem", &[]), Some("not_ready")),
-        (UpstreamTls { roots: None, ..simple("api.example.com", "", &[]) }, Some("unknown_issuer")),
     ] {
         let told = call(&open, &tls, &Sessions::default()).await.map_err(|error| error.reason().as_str()).err();
         assert_eq!(told, reason, "{tls:?}");
