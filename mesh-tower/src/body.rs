@@ -505,7 +505,7 @@ mod tests {
         let several = streamed(vec![data("a"), data("b"), data("c")]);
         assert_eq!((several.known_len(), several.size_hint().lower()), (None, 2));
         assert_eq!(several.collect().await.unwrap().to_bytes(), "abc");
-        let mut trailers = HeaderMap::new();
+        let mut trailers = http::HeaderMap::new();
         trailers.insert("x-end", "1".parse().unwrap());
         let trailed = streamed(vec![data("a"), Ok(Frame::trailers(trailers))]).collect().await.unwrap();
         assert_eq!(trailed.trailers().unwrap()["x-end"], "1");

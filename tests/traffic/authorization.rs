@@ -5,8 +5,8 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use mesh_tower::{
     Mesh,
     config::{
-        AuthzService, Condition, ExtAuthz, Guard, HeaderMatch, HeaderMatcher, Inbound, MtlsMode, PathNormalization,
-        Rbac, RbacAction, RbacPolicy, RbacRules, RouteMatch, ShadowMatch, StringMatch,
+        Action, AuthzService, Condition, ExtAuthz, Guard, HeaderMatch, HeaderMatcher, Inbound, MtlsMode,
+        PathNormalization, Rbac, RbacAction, RbacPolicy, RbacRules, RouteMatch, ShadowMatch, StringMatch,
     },
 };
 use tokio::net::TcpListener;
@@ -43,7 +43,7 @@ pub(crate) async fn guarded(
     let app = Upstream::start("app").await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let routes = vec![route(RouteMatch::default(), to("app"))];
+    let routes = vec![route(RouteMatch::default(), Action::Forward(to("app")))];
     let mut own = config([cluster(kind, "authz", &[authz]), cluster(kind, "app", &[&app])], routes);
     let inbound = Inbound { mtls: MtlsMode::Disable, guards, path, ..Inbound::default() };
     own.inbound.insert(address.port(), Arc::new(inbound));
@@ -67,8 +67,11 @@ pub(crate) async fn guarded(
 }
 
 pub(crate) async fn caller(kind: Kind, address: SocketAddr) -> Program {
-    Program::new(kind, config([cluster_at(kind, "app", &[address])], vec![route(RouteMatch::default(), to("app"))]))
-        .await
+    Program::new(
+        kind,
+        config([cluster_at(kind, "app", &[address])], vec![route(RouteMatch::default(), Action::Forward(to("app")))]),
+    )
+    .await
 }
 
 /// AZ1, AZ2, AZ3: rules are enforced in their order, refusals are 403 or PERMISSION_DENIED, and what is refused never arrives.
