@@ -317,6 +317,7 @@ fn inbound(port: u16, mtls: MtlsMode) -> Inbound {
             false => Vec::new(),
         },
         alpn: Inbound::default().alpn,
+        tls_versions: if mtls == MtlsMode::Strict { TlsVersions::Only13 } else { TlsVersions::Both },
         routes: Arc::new(RouteTable {
             name: format!("inbound|{port}||").into(),
             virtual_hosts: vec![Arc::new(host)],

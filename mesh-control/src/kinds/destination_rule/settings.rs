@@ -198,7 +198,7 @@ fn tls(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<Tls> {
         }
     }
     let subject_alt_names = names.map(|(node, path)| reader.texts(node, &path)).unwrap_or_default();
-    let mut file = |name: &str, allowed: bool, reader: &mut Reader<'_>| {
+    let mut file = |name: &'static str, allowed: bool, reader: &mut Reader<'_>| {
         let said = fields.read(name, |node, path| reader.text(node, path)).filter(|said| !said.value.is_empty())?;
         if !allowed {
             reader.invalid(said.at, format!("{name} cannot be set with this mode"));
