@@ -18,7 +18,7 @@ use mesh_core::{
 use mesh_xds::{
     bootstrap::{Bootstrap, BootstrapError},
     certs::CertSource,
-    client::Client,
+    client::{Client, Dialled as Asked},
     csds::csds_routes,
     dump::{Certificates, config_dump},
     peer,

@@ -204,13 +204,13 @@ const BROKEN: &[(&str, &[Fault])] = &[
     (
         "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {name: x}\nspec:\n  targetRefs: []\n  jwtRules:\n  - {issuer: a, jwks: nonsense}\n  - {issuer: b, jwksUri: \"file:///etc/passwd\"}\n  - {issuer: c, jwksUri: \"https://c/keys\", jwks: \"{}\"}\n  - {issuer: d}\n  - {jwksUri: \"https://e/keys\", fromHeaders: [{name: a b}]}\n",
         &[
-            ("MSH0008", 5, 15, "matchLabels"),
+            ("MSH0008", 5, 3, "matchLabels"),
             ("IST0106", 7, 23, "Key Set"),
             ("IST0106", 8, 26, "https://"),
             ("IST0106", 9, 26, "jwksUri and jwks"),
             ("MSH0008", 10, 5, "openid-configuration"),
+            ("MSH0007", 11, 5, "issuer"),
             ("IST0106", 11, 54, "header name"),
-            ("MSH0006", 11, 5, "issuer"),
         ],
     ),
 ];
@@ -283,7 +283,6 @@ fn kinds_that_are_not_taken_say_what_to_do_instead() {
         ("networking.istio.io/v1alpha3", "EnvoyFilter", "Tower layer"),
         ("extensions.istio.io/v1alpha1", "WasmPlugin", "Tower layer"),
         ("networking.istio.io/v1beta1", "ProxyConfig", "environment"),
-        ("security.istio.io/v1", "AuthorizationPolicy", "not yet supported"),
         ("telemetry.istio.io/v1", "Telemetry", "not yet supported"),
         ("gateway.networking.k8s.io/v1alpha2", "TLSRoute", "HTTPRoute"),
         ("gateway.networking.k8s.io/v1", "BackendTLSPolicy", "DestinationRule"),

@@ -2,11 +2,7 @@
 
 use std::sync::Arc;
 
-use mesh_xds::{
-    bootstrap::Bootstrap,
-    client::{Client, Dialled as Asked},
-};
-
+use super::{Asked, Bootstrap, Client};
 use crate::{dial::Dialled, live::Live};
 
 /// Nothing in force yet; what is dialled or served on is asked of this client.

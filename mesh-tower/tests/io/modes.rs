@@ -72,12 +72,17 @@ async fn files_are_shown_and_trusted() {
     let write = |name: &str, text: String| std::fs::write(dir.path().join(name), text).unwrap();
     write("root.pem", pem("CERTIFICATE", &ca.root()));
     write("other.pem", pem("CERTIFICATE", &other.root()));
-    let show = |issuer: &Ca| {
+    // Files tell that they are new by their time, which is given here: two writes may fall within one tick of the clock.
+    let show = |issuer: &Ca, second: u64| {
         let (chain, key) = chain_pem(&issuer.sign(&Leaf { uris: &[RATINGS], ..Leaf::default() }));
         write("chain.pem", chain);
         write("key.pem", key);
+        for name in ["chain.pem", "key.pem"] {
+            let file = std::fs::File::options().write(true).open(path(dir.path(), name)).unwrap();
+            file.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(second)).unwrap();
+        }
     };
-    show(&ca);
+    show(&ca, 1);
     let own = CertificateFiles { chain: path(dir.path(), "chain.pem"), key: path(dir.path(), "key.pem") };
     let simple = |sni: &str, root: &str, names: &[&str]| UpstreamTls {
         sni: sni.to_owned(),
@@ -109,11 +114,9 @@ async fn files_are_shown_and_trusted() {
     assert_eq!(call(&closed, &mutual, &sessions).await.unwrap(), HandshakeKind::Full);
     assert_eq!(call(&closed, &mutual, &sessions).await.unwrap(), HandshakeKind::Resumed);
     // Other files of the same names: what was resumed with the ones before is over.
-    std::thread::sleep(std::time::Duration::from_millis(20));
-    show(&other);
+    show(&other, 2);
     assert!(call(&closed, &mutual, &sessions).await.is_err(), "another's certificate");
-    std::thread::sleep(std::time::Duration::from_millis(20));
-    show(&ca);
+    show(&ca, 3);
     assert_eq!(call(&closed, &mutual, &sessions).await.unwrap(), HandshakeKind::Full);
 }
 

@@ -104,8 +104,10 @@ pub(super) fn chain(filters: &[HttpFilter], side: Side, place: &str, ignored: &m
     let place = format!("{place}.http_filters");
     let mut read = Chain::default();
     let mut names = BTreeSet::new();
-    // Istio gives all its rules one name.
-    let mut named = filters.iter().filter(|filter| side == Side::Outbound || filter.name != rbac::RBAC);
+    // Rules have one name, and so have services that are asked: there may be several of each.
+    let several = [rbac::RBAC, ext_authz::EXT_AUTHZ, jwt::JWT];
+    let may_repeat = |filter: &&HttpFilter| side == Side::Inbound && several.contains(&&*filter.name);
+    let mut named = filters.iter().filter(|filter| !may_repeat(filter));
     if let Some(twice) = named.find(|filter| !names.insert(filter.name.as_str())) {
         return Err(wrong("http_filters", format!("name {:?} twice (RA17)", twice.name)));
     }

@@ -321,7 +321,11 @@ fn tls_that_cannot_be_kept_is_refused() {
         ..CommonTlsContext::default()
     };
     for (context, rest, why) in [
-        (parameters(minimum), ".common_tls_context.tls_params.tls_minimum_protocol_version", "no version"),
+        (
+            parameters(minimum),
+            ".common_tls_context.tls_params.tls_minimum_protocol_version (is 9, which is not known)",
+            "is not supported",
+        ),
         (parameters(maximum), ".common_tls_context.tls_params.tls_maximum_protocol_version", "from 1.2 on"),
         (common(other_name), ".common_tls_context.tls_certificate_sds_secret_configs", "file-cert:a"),
         (common(no_roots), ".common_tls_context", "ROOTCA"),

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use mesh_core::config::{Cluster, Config, HttpSettings, Inbound, PathRewrite};
+use mesh_core::config::{Cluster, Config, Guard, HttpSettings, Inbound, PathRewrite, RbacAction};
 use mesh_xds::{
     ads::TypeUrl,
     translate::{self, Listener, RouteSource, Shape, encode},
@@ -87,7 +87,9 @@ fn a_port_that_refuses_everything_still_does_after_the_wire() {
         ..Config::default()
     };
     let decoded = decode_all(&config, Shape::Sidecar);
-    assert!(decoded.inbound[&80].refused.as_ref().unwrap().contains("envoy.filters.http.rbac"));
+    let [Guard::Rbac(nobody)] = decoded.inbound[&80].guards.as_slice() else { panic!("{:?}", decoded.inbound[&80]) };
+    let rules = nobody.rules.as_ref().unwrap();
+    assert!(rules.action == RbacAction::Allow && rules.policies.is_empty(), "{rules:?}");
 }
 
 #[test]

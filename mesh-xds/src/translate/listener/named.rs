@@ -48,7 +48,7 @@ pub(super) fn decode(message: Message, ignored: &mut Ignored) -> Result<Listener
 fn target(api: ApiListener, ignored: &mut Ignored) -> Result<Listener, Wrong> {
     let any = api.api_listener.ok_or_else(|| wrong("", "is missing"))?;
     let manager: HttpConnectionManager = ignored.open(&any, API)?;
-    check_manager(API, ignored)?;
+    check_manager(&manager, API, ignored)?;
     let filters = filter::chain(&manager.http_filters, Side::Outbound, API, ignored)?;
     let common = manager.common_http_protocol_options.unwrap_or_default();
     let stream = common
@@ -88,8 +88,11 @@ fn unheard(manager: &HttpConnectionManager, place: &str, ignored: &mut Ignored) 
 }
 
 /// Who calls is whom the connection comes from: what says otherwise is refused, not ignored. Source: gRFC A41.
-fn check_manager(place: &str, ignored: &Ignored) -> Result<(), Wrong> {
-    for field in ["xff_num_trusted_hops", "original_ip_detection_extensions", "scoped_routes"] {
+fn check_manager(manager: &HttpConnectionManager, place: &str, ignored: &Ignored) -> Result<(), Wrong> {
+    if manager.xff_num_trusted_hops != 0 {
+        return Err(wrong("xff_num_trusted_hops", "is set, which is not supported"));
+    }
+    for field in ["original_ip_detection_extensions", "scoped_routes"] {
         if ignored.has(place, field) {
             return Err(wrong(field, "is set, which is not supported"));
         }
@@ -176,7 +179,7 @@ fn policy(chain: &FilterChain, ignored: &mut Ignored) -> Result<(Inbound, RouteS
     };
     let at = || element("filters", 0, HCM);
     let manager: HttpConnectionManager = ignored.open(any, FILTERS).within(at)?;
-    check_manager(FILTERS, ignored).within(at)?;
+    check_manager(&manager, FILTERS, ignored).within(at)?;
     let filters = filter::chain(&manager.http_filters, Side::Inbound, FILTERS, ignored).within(at)?;
     let socket = chain.transport_socket.as_ref();
     let tls = socket.map_or(Ok(None), |socket| tls::downstream(socket, ignored)).under("transport_socket")?;
