@@ -35,6 +35,7 @@ pub(crate) struct Dialled {
 
 impl Dialled {
     /// The listener, and what keeps it asked for.
+    #[cfg(any(feature = "xds", test))]
     pub(crate) fn new(listener: Name, held: impl Any + Send + Sync) -> Self {
         Self { listener, _held: Box::new(held) }
     }
