@@ -3,6 +3,8 @@
 //! The four services alone come first: their unit tests stand beside them and run here, because an example has no test run of
 //! its own. What needs Istio's sample files finds them by `MESH_ISTIO_DATA`, or beside the workspace, and says so if it does not.
 
+#[path = "bookinfo/access.rs"]
+mod access;
 #[path = "bookinfo/bad_input.rs"]
 mod bad_input;
 #[path = "bookinfo/calls.rs"]

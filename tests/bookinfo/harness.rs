@@ -201,7 +201,14 @@ impl Front for Bookinfo {
 
 impl Configured for Bookinfo {
     async fn reset(&self) {
-        for kind in ["virtualservice", "destinationrule", "gateway", "serviceentry"] {
+        for kind in [
+            "virtualservice",
+            "destinationrule",
+            "gateway",
+            "serviceentry",
+            "authorizationpolicy",
+            "requestauthentication",
+        ] {
             let ran = self.meshctl(&["get", kind, "-o", "name"]);
             assert_eq!(ran.code, 0, "get {kind}: {}{}", ran.out, ran.err);
             for name in
