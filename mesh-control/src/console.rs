@@ -6,7 +6,7 @@
 //! | `GET /console/live` | Server-Sent Events: the mesh once a second, as [`Live`] |
 //! | `GET /console/chart?host=&from=&to=` | rates and percentiles of the last quarter of an hour |
 //! | `GET /console/traces`, `/console/traces/{id}` | the last traces, and one of them |
-//! | `GET /console/processes/{name}/{page}` | a page of a workload's admin port: `clusters`, `certs`, `fields`, `control_plane` |
+//! | `GET /console/processes/{name}/{page}` | a page of a workload's admin port: `clusters`, `certs`, `fields`, `control_plane`, `config_dump` |
 //! | `POST /console/yaml` | a JSON value as YAML |
 //! | `GET /graph.json`, `/graph.dot`, `/graph.svg`, `/dotviz` | the service graph |
 //! | OTLP `TraceService/Export` | takes spans in |
