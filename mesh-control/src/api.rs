@@ -3,6 +3,7 @@
 //! | request | body | answer |
 //! |---|---|---|
 //! | `GET /version` | | [`Version`] |
+//! | `GET /metrics` | | Prometheus text by istiod's names, see `metrics.rs` |
 //! | `GET /ready` | | 200 as soon as it listens |
 //! | `POST /apply` | [`ApplyRequest`] | [`Applied`]; 422 with diagnostics, and nothing applied |
 //! | `POST /delete` | [`DeleteRequest`] | [`Deleted`]; what does not exist is listed, the rest is deleted |
@@ -41,6 +42,7 @@ use crate::{
     ca::Ca,
     console::{Console, writes_carry_the_token},
     kinds::{self, Key, Kind},
+    metrics::Now,
     plane::is_loopback,
     push::Push,
     state::State,
@@ -79,6 +81,7 @@ pub(crate) fn router(api: Api, console: Console) -> Router {
     let token = console.token();
     Router::new()
         .route("/version", get(version))
+        .route("/metrics", get(metrics))
         .route("/ready", get(|| async { "ready\n" }))
         .route("/apply", post(apply))
         .route("/delete", post(delete))
@@ -102,6 +105,12 @@ pub(crate) fn router(api: Api, console: Console) -> Router {
 
 async fn version(Shared(api): Shared<Api>) -> Json<Version> {
     Json(Version { version: env!("CARGO_PKG_VERSION").to_owned(), xds: api.xds })
+}
+
+async fn metrics(Shared(api): Shared<Api>) -> impl IntoResponse {
+    let (objects, workloads, proxies) = (api.state.list(None, None), api.state.workloads(), api.push.status());
+    let now = Now { objects: &objects, workloads: &workloads, proxies: &proxies };
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], api.state.metrics().render(&now))
 }
 
 async fn apply(

@@ -32,6 +32,7 @@ pub mod store;
 pub mod workload;
 
 mod console;
+mod metrics;
 mod serve;
 mod state;
 mod watch;

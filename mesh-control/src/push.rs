@@ -17,7 +17,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use mesh_core::config::Name;
@@ -99,6 +99,8 @@ struct Connection {
     /// Its SPIFFE id, as its token proved.
     identity: String,
     secrets: Option<Secrets>,
+    /// When what it has not taken yet was changed.
+    changed: Option<Instant>,
 }
 
 /// What a connection is to be shown.
@@ -215,6 +217,7 @@ impl Push {
 
     /// Makes the views of the world as it is now; streams whose view is the same hear nothing.
     fn refresh(&self) {
+        let begun = Instant::now();
         let mut maker = self.maker.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.views().clone();
         let (version, world) = self.state.world();
@@ -239,6 +242,7 @@ impl Push {
             let shown = Shown { version, world: &world, caller: &caller, view: &view, changed: Changed::All };
             self.show(id, &node, &shown);
         }
+        self.state.metrics().made(begun.elapsed());
     }
 
     /// Those that have not seen a version of the world yet.
@@ -274,13 +278,17 @@ impl Push {
         let (inbound, secrets) = (&connection.inbound, &connection.secrets);
         // Under the lock of the connections, so that nobody is told of an older trust after a newer one.
         let trust = self.trust.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        connection.view.send_if_modified(|current| {
+        let differs = connection.view.send_if_modified(|current| {
             let mut own = views::own(view, inbound, current);
             secrets::put(&trust, secrets.as_ref(), &mut own);
             let differs = *current != own;
             *current = own;
             differs
         });
+        if differs {
+            // The change came a little before, and waited for others.
+            connection.changed = connection.changed.or_else(|| Instant::now().checked_sub(DEBOUNCE));
+        }
     }
 
     fn with(&self, id: ConnectionId, kind: TypeUrl, change: impl FnOnce(&mut Progress, &Arc<ResourceSet>)) {
@@ -346,6 +354,7 @@ impl Source for Push {
             types: BTreeMap::new(),
             identity: identity.clone(),
             secrets,
+            changed: None,
             node: info.clone(),
         };
         tracing::info!(workload = info.name, namespace = info.namespace, "connected");
@@ -379,15 +388,21 @@ impl Source for Push {
         Ok((id, receiver))
     }
 
-    fn sent(&self, id: ConnectionId, kind: TypeUrl, version: &str) {
+    fn sent(&self, id: ConnectionId, kind: TypeUrl, version: &str, bytes: usize) {
+        self.state.metrics().pushed(kind, bytes);
         self.with(id, kind, |progress, _| progress.send(version));
     }
 
     fn acked(&self, id: ConnectionId, kind: TypeUrl, version: &str) {
         self.with(id, kind, |progress, view| progress.accept(kind, version, view));
+        let converged = self.lock().as_mut().and_then(|open| open.get_mut(&id)).and_then(Connection::has_converged);
+        if let Some(after) = converged {
+            self.state.metrics().converged(after);
+        }
     }
 
     fn nacked(&self, id: ConnectionId, kind: TypeUrl, version: &str, message: &str) {
+        self.state.metrics().refused(kind);
         self.with(id, kind, |progress, view| progress.refuse(kind, version, message, view));
     }
 
@@ -428,6 +443,15 @@ impl Push {
 }
 
 impl Connection {
+    /// How long it took until everything sent is used, said once a change.
+    fn has_converged(&mut self) -> Option<Duration> {
+        let is_behind = |(kind, progress): (&TypeUrl, &Progress)| !progress.uses(&self.view.borrow().version(*kind));
+        if self.types.iter().any(is_behind) {
+            return None;
+        }
+        self.changed.take().map(|changed| changed.elapsed())
+    }
+
     fn status(&self) -> ProxyStatus {
         let types = [TypeUrl::Cluster, TypeUrl::Listener, TypeUrl::Endpoint, TypeUrl::Route]
             .map(|kind| (kind.short().to_owned(), self.types.get(&kind).map(Progress::status).unwrap_or_default()));

@@ -18,6 +18,7 @@ use crate::{
     compile::{MeshSettings, World},
     diagnostic::Diagnostic,
     kinds::{Key, Kind, Object, Spec},
+    metrics::Metrics,
     registry::{Registered, Registry, WorkloadPort, Workloads},
     store::{Applied, SourceFile, Store, StoreError},
 };
@@ -30,6 +31,7 @@ pub(crate) struct State {
     mesh: MeshSettings,
     /// Who else knows of workloads.
     others: Vec<Arc<dyn Workloads>>,
+    metrics: Arc<Metrics>,
     /// The registry could not be written last, and somebody was told so.
     saving_fails: AtomicBool,
 }
@@ -49,7 +51,8 @@ impl State {
         let store = Store::open(dir.map(Path::to_owned))?;
         let registry = Registry::open(dir.map(Path::to_owned), now())?;
         let (inner, changes) = (Mutex::new(Inner { store, registry }), watch::Sender::new(0));
-        Ok(Self { inner, changes, mesh, others, saving_fails: AtomicBool::new(false) })
+        let metrics = Arc::default();
+        Ok(Self { inner, changes, mesh, others, metrics, saving_fails: AtomicBool::new(false) })
     }
 
     pub(crate) fn apply(&self, files: &[SourceFile], dry_run: bool) -> Result<Applied, StoreError> {
@@ -58,7 +61,7 @@ impl State {
             return inner.store.dry_run(files);
         }
         let before = inner.store.version();
-        let applied = inner.store.apply(files, now())?;
+        let applied = self.looked_through(inner.store.apply(files, now()))?;
         let changed = inner.store.version() != before;
         drop(inner);
         self.tell(changed);
@@ -69,11 +72,26 @@ impl State {
     pub(crate) fn sync(&self, folder: &Path, files: &[SourceFile]) -> Result<Applied, StoreError> {
         let mut inner = self.lock();
         let before = inner.store.version();
-        let applied = inner.store.sync(folder, files, now())?;
+        let applied = self.looked_through(inner.store.sync(folder, files, now()))?;
         let changed = inner.store.version() != before;
         drop(inner);
         self.tell(changed);
         Ok(applied)
+    }
+
+    /// Counts what became of files.
+    fn looked_through(&self, applied: Result<Applied, StoreError>) -> Result<Applied, StoreError> {
+        match &applied {
+            Ok(applied) => self.metrics.applied(&applied.changes),
+            Err(StoreError::Invalid(_)) => self.metrics.invalid(),
+            Err(_) => {}
+        }
+        applied
+    }
+
+    /// What is counted of this control plane.
+    pub(crate) fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
     }
 
     /// See [`Store::analyze`].
@@ -83,7 +101,7 @@ impl State {
     }
 
     pub(crate) fn delete(&self, keys: &[Key]) -> Result<Applied, StoreError> {
-        let deleted = self.lock().store.delete(keys)?;
+        let deleted = self.looked_through(self.lock().store.delete(keys))?;
         self.tell(!deleted.changes.is_empty());
         Ok(deleted)
     }
@@ -123,7 +141,7 @@ impl State {
     /// A workload told how it is; see [`Registry::tell_health`].
     pub(crate) fn told_health(&self, namespace: &str, name: &str, unhealthy: Option<String>) {
         let changed = self.lock().registry.tell_health(namespace, name, unhealthy);
-        self.tell(changed);
+        self.tell_workload("update", changed);
     }
 
     /// A workload's stream began.
@@ -137,13 +155,13 @@ impl State {
         }
         changed |= inner.registry.connect(workload);
         drop(inner);
-        self.tell(changed);
+        self.tell_workload("add", changed);
     }
 
     /// A workload's stream ended; whether it still runs is not known.
     pub(crate) fn disconnected(&self, namespace: &str, name: &str) {
         let changed = self.lock().registry.disconnect(namespace, name, false, now());
-        self.tell(changed);
+        self.tell_workload("update", changed);
     }
 
     /// A lost workload was looked after: it is `gone`, or it runs and gets its grace anew. Nothing happens if it came back
@@ -155,14 +173,14 @@ impl State {
         if is_lost {
             let changed = inner.registry.disconnect(namespace, name, gone, now());
             drop(inner);
-            self.tell(changed);
+            self.tell_workload(if gone { "delete" } else { "update" }, changed);
         }
     }
 
     /// Removes workloads that did not come back in time.
     pub(crate) fn expire(&self) {
         let changed = self.lock().registry.expire(now());
-        self.tell(changed);
+        self.tell_workload("delete", changed);
     }
 
     /// Writes who runs, if that changed since it was last written. Waits for a disk, with nothing locked.
@@ -223,6 +241,13 @@ impl State {
     /// Changes with every change of what [`State::world`] answers.
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
+    }
+
+    fn tell_workload(&self, event: &'static str, changed: bool) {
+        if changed {
+            self.metrics.workload(event);
+        }
+        self.tell(changed);
     }
 
     /// Makes whoever listens to [`State::changes`] look again.

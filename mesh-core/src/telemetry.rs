@@ -106,6 +106,60 @@ pub const fn request_protocol(is_grpc: bool) -> &'static str {
     if is_grpc { "grpc" } else { "http" }
 }
 
+/// Label `request_protocol` of a connection whose bytes nobody looks into.
+pub const TCP: &str = "tcp";
+
+/// Counts the messages of a gRPC body as its chunks pass, however they are cut: each has five bytes before it, of which
+/// four say how long it is. Source: gRPC over HTTP/2, `Length-Prefixed-Message`.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Messages {
+    count: u64,
+    /// Bytes of a message's head that have passed.
+    head: u8,
+    /// What they say so far.
+    length: u32,
+    /// Bytes of the message still to come.
+    left: u32,
+}
+
+impl Messages {
+    /// Those of a body that is all here.
+    pub fn of(body: &[u8]) -> u64 {
+        let mut messages = Self::default();
+        messages.passed(body);
+        messages.count
+    }
+
+    /// The next chunk of the body.
+    pub fn passed(&mut self, mut chunk: &[u8]) {
+        loop {
+            let inside = usize::try_from(self.left).unwrap_or(usize::MAX).min(chunk.len());
+            self.left = self.left.saturating_sub(u32::try_from(inside).unwrap_or(u32::MAX));
+            chunk = chunk.get(inside..).unwrap_or_default();
+            if self.left > 0 {
+                return;
+            }
+            while self.head < 5 {
+                let Some((byte, rest)) = chunk.split_first() else { return };
+                // The first says whether it is compressed.
+                if self.head > 0 {
+                    self.length = self.length << 8 | u32::from(*byte);
+                }
+                self.head += 1;
+                chunk = rest;
+            }
+            self.count += 1;
+            self.left = self.length;
+            (self.head, self.length) = (0, 0);
+        }
+    }
+
+    /// Messages begun so far.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+}
+
 /// A value for a label: itself, or [`UNKNOWN`] when empty.
 pub const fn or_unknown(value: &str) -> &str {
     if value.is_empty() { UNKNOWN } else { value }
@@ -128,6 +182,21 @@ fn first_of<'a>(labels: &'a Labels, names: &[&str]) -> Option<&'a str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// TE1: messages are counted by what their heads say, wherever the chunks are cut.
+    #[test]
+    fn messages_are_counted_however_they_are_cut() {
+        let body = [&[0, 0, 0, 0, 3][..], b"abc", &[1, 0, 0, 0, 0], &[0, 0, 0, 1, 0], &[7; 256]].concat();
+        assert_eq!(Messages::of(&body), 3);
+        for size in [1, 2, 3, 4, 5, 6, 7, 100] {
+            let mut messages = Messages::default();
+            body.chunks(size).for_each(|chunk| messages.passed(chunk));
+            assert_eq!(messages.count(), 3, "in chunks of {size}");
+            messages.passed(&[0, 0, 0, 0]);
+            assert_eq!(messages.count(), 3, "a head that is not whole");
+        }
+        assert_eq!(Messages::of(&[]), 0);
+    }
 
     #[test]
     fn canonical_names_fall_back_in_order() {

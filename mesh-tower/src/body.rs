@@ -10,7 +10,7 @@ use std::{
     fmt,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll, Waker},
@@ -20,6 +20,7 @@ use bytes::{Buf, Bytes};
 use futures_util::task::AtomicWaker;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
+use mesh_core::telemetry::Messages;
 use pin_project_lite::pin_project;
 
 use crate::{
@@ -132,6 +133,17 @@ impl Body {
         }
     }
 
+    /// The gRPC messages of a body that is all here; of another they are counted as they pass, by its [`Progress`].
+    pub(crate) fn count_messages(&self) -> u64 {
+        if let Some(passing) = &self.progress {
+            passing.messages.get_or_init(Mutex::default);
+        }
+        match &self.kind {
+            Kind::Full(bytes) => Messages::of(bytes),
+            Kind::Empty | Kind::Streamed(_) | Kind::Played(_) => 0,
+        }
+    }
+
     /// Says how it passes. A body that is all here has passed already.
     pub(crate) fn watched(mut self) -> (Self, Progress) {
         let progress = match self.known_len() {
@@ -205,7 +217,7 @@ impl HttpBody for Body {
         if let Some(progress) = &this.progress {
             match &polled {
                 Poll::Ready(Some(Ok(frame))) => {
-                    progress.passed(frame.data_ref().map_or(0, Bytes::len));
+                    progress.passed(frame.data_ref().map_or(&[], |data| &data[..]));
                     if matches!(&this.kind, Kind::Streamed(body) if body.is_end_stream()) {
                         progress.end();
                     }
@@ -293,6 +305,8 @@ pub(crate) struct Progress {
 #[derive(Debug, Default)]
 struct Passing {
     bytes: AtomicU64,
+    /// Where its messages are counted.
+    messages: OnceLock<Mutex<Messages>>,
     ended: AtomicBool,
     waiting: AtomicWaker,
 }
@@ -306,6 +320,12 @@ impl Progress {
     /// Bytes read so far.
     pub(crate) fn bytes(&self) -> u64 {
         self.passing.as_ref().map_or(self.known, |passing| passing.bytes.load(Ordering::Relaxed))
+    }
+
+    /// gRPC messages read so far, where they are counted.
+    pub(crate) fn messages(&self) -> u64 {
+        let counted = self.passing.as_ref().and_then(|passing| passing.messages.get());
+        counted.map_or(0, |messages| messages.lock().unwrap_or_else(PoisonError::into_inner).count())
     }
 
     /// Has all of it been read?
@@ -325,8 +345,11 @@ impl Progress {
 }
 
 impl Passing {
-    fn passed(&self, len: usize) {
-        self.bytes.fetch_add(len as u64, Ordering::Relaxed);
+    fn passed(&self, chunk: &[u8]) {
+        self.bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+        if let Some(messages) = self.messages.get() {
+            messages.lock().unwrap_or_else(PoisonError::into_inner).passed(chunk);
+        }
     }
 
     fn end(&self) {

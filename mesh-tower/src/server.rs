@@ -312,7 +312,7 @@ impl Server {
             full.details = "overload".into();
             refusal = Some(full);
         }
-        let (body, read) = RequestBody::new(body, Arc::clone(&story.request_bytes));
+        let (body, read) = RequestBody::new(body, Arc::clone(&story.received), story.is_grpc());
         let request = Request::from_parts(parts, body);
         let limit = self.inbound().and_then(|inbound| inbound.request_timeout);
         let mut response = match refusal {

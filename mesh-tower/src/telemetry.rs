@@ -17,6 +17,7 @@ use mesh_core::{
     identity::SpiffeId,
     outcome::Flags,
     telemetry::{REPORTER_DESTINATION, REPORTER_SOURCE},
+    time::Time,
 };
 
 use crate::{
@@ -99,6 +100,10 @@ pub struct Event<'a> {
     pub request_bytes: u64,
     /// Headers and body.
     pub response_bytes: u64,
+    /// Messages of a gRPC call's request.
+    pub request_messages: u64,
+    /// Messages of a gRPC call's response.
+    pub response_messages: u64,
     /// From the request's arrival to the response's last byte.
     pub duration: Duration,
     /// The connection was mutual TLS; only the destination's is told.
@@ -354,6 +359,11 @@ impl Telemetry {
     /// Tells a finished request.
     pub fn record(&self, event: &Event<'_>) {
         self.shared.record(event);
+    }
+
+    /// Lets go of the series of services that `is_known` does not know any more, once that has been so for a while.
+    pub(crate) fn forget(&self, is_known: impl Fn(&str) -> bool, now: Time) {
+        self.shared.metrics.forget(is_known, now);
     }
 
     /// The same, held for one request.

@@ -1,10 +1,15 @@
 //! The one background task: ends ejections, closes idle connections, settles histograms; and tasks that end with their owner.
 
-use std::{future::Future, sync::Weak, time::Duration};
+use std::{collections::HashSet, future::Future, sync::Weak, time::Duration};
 
 use tokio::task::JoinHandle;
 
-use crate::{live::Live, pool::Pool, source::Source, telemetry};
+use crate::{
+    live::Live,
+    pool::Pool,
+    source::Source,
+    telemetry::{self, Telemetry},
+};
 
 /// Between rounds.
 const ROUND: Duration = Duration::from_secs(5);
@@ -34,8 +39,9 @@ impl Drop for Owned {
 }
 
 /// Looks after clusters and connections until `live` is gone.
-pub(crate) async fn upkeep(live: Weak<Live>, pool: Pool, source: Source) {
+pub(crate) async fn upkeep(live: Weak<Live>, pool: Pool, telemetry: Telemetry, source: Source) {
     let mut rounds = tokio::time::interval(ROUND);
+    let mut round = 0_u32;
     loop {
         rounds.tick().await;
         let Some(live) = live.upgrade() else { return };
@@ -49,6 +55,14 @@ pub(crate) async fn upkeep(live: Weak<Live>, pool: Pool, source: Source) {
                 cluster.sweep(now);
                 telemetry::tell_ejections(cluster);
                 pool.retire_unhealthy(cluster);
+            }
+            // Seldom, since all clusters are looked through.
+            round = round.wrapping_add(1);
+            if round % 12 == 0 {
+                let config = snapshot.config();
+                let hosts = config.clusters.iter().filter_map(|(_, cluster)| cluster.service.as_ref());
+                let known: HashSet<&str> = hosts.map(|service| &*service.host).collect();
+                telemetry.forget(|host| known.contains(host), now);
             }
         }
         telemetry::upkeep();

@@ -11,6 +11,7 @@ use std::{
     task::{Context, Poll},
 };
 
+use prost::Message as _;
 use rustls_pki_types::CertificateDer;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
@@ -75,8 +76,8 @@ pub trait Source: Send + Sync + 'static {
     /// The status the stream ends with.
     fn connect(&self, peer: &Peer, node: &Node) -> Result<(ConnectionId, watch::Receiver<Arc<ResourceSet>>), Status>;
 
-    /// A version was sent.
-    fn sent(&self, _id: ConnectionId, _kind: TypeUrl, _version: &str) {}
+    /// A version was sent, in a response of so many bytes.
+    fn sent(&self, _id: ConnectionId, _kind: TypeUrl, _version: &str, _bytes: usize) {}
 
     /// The client uses this version.
     fn acked(&self, id: ConnectionId, kind: TypeUrl, version: &str);
@@ -204,7 +205,7 @@ async fn serve<S: Source, V: Variant>(
             room = outgoing.reserve(), if machine.is_due() => {
                 let Ok(room) = room else { return Ok(()) };
                 if let Some((kind, version, response)) = machine.poll() {
-                    connection.source.sent(connection.id, kind, &version);
+                    connection.source.sent(connection.id, kind, &version, response.encoded_len());
                     room.send(Ok(response));
                 }
             }

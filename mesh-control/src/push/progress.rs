@@ -38,6 +38,11 @@ impl Progress {
         }
     }
 
+    /// The client uses this version.
+    pub(super) fn uses(&self, version: &str) -> bool {
+        self.acked.as_deref() == Some(version)
+    }
+
     /// The client refuses a version or parts of it.
     pub(super) fn refuse(&mut self, kind: TypeUrl, version: &str, message: &str, view: &ResourceSet) {
         let mut message: String = message.chars().take(MAX_MESSAGE).collect();

@@ -12,6 +12,7 @@ use http_body::{Body as HttpBody, Frame};
 use mesh_core::{
     config::Workload,
     outcome::{Failure, Flags, grpc_status},
+    telemetry::Messages,
 };
 use tower_layer::Layer;
 
@@ -80,9 +81,11 @@ where
             call: call.clone(),
             logged: self.telemetry.is_logging().then(|| Logged::of(request.parts(), &trace)),
             request_head: head_bytes(request.headers()),
+            request_messages: if call.plan().is_grpc { request.body().count_messages() } else { 0 },
             status: 0,
             grpc_status: None,
             response_bytes: 0,
+            response_messages: Messages::default(),
             flags: Flags::NONE,
             details: Failure::Cancelled.details(),
             told: false,
@@ -112,9 +115,12 @@ pub(super) struct Story {
     call: Call,
     logged: Option<Box<Logged>>,
     request_head: u64,
+    /// Of a body that was all here.
+    request_messages: u64,
     status: u16,
     grpc_status: Option<u32>,
     response_bytes: u64,
+    response_messages: Messages,
     flags: Flags,
     details: &'static str,
     told: bool,
@@ -133,6 +139,9 @@ impl Story {
             Some(Ok(frame)) => {
                 if let Some(chunk) = frame.data_ref() {
                     self.response_bytes += chunk.len() as u64;
+                    if self.call.plan().is_grpc {
+                        self.response_messages.passed(chunk);
+                    }
                 }
                 if let Some(trailers) = frame.trailers_ref() {
                     self.grpc_status = grpc_status(trailers).or(self.grpc_status);
@@ -192,6 +201,8 @@ impl Story {
             details: self.details,
             request_bytes: self.request_head + self.call.request_bytes(),
             response_bytes: self.response_bytes,
+            request_messages: self.request_messages + self.call.progress().messages(),
+            response_messages: self.response_messages.count(),
             duration: source::instant().saturating_duration_since(self.call.begun()),
             mutual_tls: false,
             attempts: journal.attempts,

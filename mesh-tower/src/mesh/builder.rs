@@ -305,7 +305,7 @@ impl Builder {
         tasks.push(Owned::spawn(crate::health::checks(Arc::clone(&live), pool.clone(), source.clone())));
         tasks.push(Owned::spawn(crate::reports::reports(Arc::clone(&live), pool.clone(), source.clone())));
         tasks.push(Owned::spawn(names::follow(Arc::clone(&live), source.clone(), self.resolver.0)));
-        tasks.push(Owned::spawn(upkeep(Arc::downgrade(&live), pool, source.clone())));
+        tasks.push(Owned::spawn(upkeep(Arc::downgrade(&live), pool, telemetry.clone(), source.clone())));
         let admin = match listener {
             None => None,
             Some(listener) => {

@@ -12,7 +12,7 @@ use std::{
 use bytes::{Buf, Bytes};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
-use mesh_core::outcome::grpc_status;
+use mesh_core::{outcome::grpc_status, telemetry::Messages};
 use pin_project_lite::pin_project;
 
 use super::story::Story;
@@ -21,17 +21,27 @@ use super::story::Story;
 #[derive(Debug)]
 pub struct RequestBody {
     body: Incoming,
-    bytes: Arc<AtomicU64>,
+    told: Arc<Received>,
+    /// Of gRPC.
+    messages: Option<Messages>,
     /// It is all there, or nobody wants the rest.
     read: Arc<AtomicBool>,
 }
 
 impl RequestBody {
     /// With the word that it was read.
-    pub(super) fn new(body: Incoming, bytes: Arc<AtomicU64>) -> (Self, Arc<AtomicBool>) {
+    pub(super) fn new(body: Incoming, told: Arc<Received>, is_grpc: bool) -> (Self, Arc<AtomicBool>) {
         let read = Arc::new(AtomicBool::new(body.is_end_stream()));
-        (Self { body, bytes, read: Arc::clone(&read) }, read)
+        (Self { body, told, messages: is_grpc.then(Messages::default), read: Arc::clone(&read) }, read)
     }
+}
+
+/// What was received of a request's body.
+#[derive(Debug, Default)]
+pub(super) struct Received {
+    pub(super) bytes: AtomicU64,
+    /// Of gRPC.
+    pub(super) messages: AtomicU64,
 }
 
 impl Drop for RequestBody {
@@ -49,7 +59,12 @@ impl HttpBody for RequestBody {
         if let Poll::Ready(Some(Ok(frame))) = &polled
             && let Some(data) = frame.data_ref()
         {
-            self.bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
+            self.told.bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
+            let this = &mut *self;
+            if let Some(messages) = &mut this.messages {
+                messages.passed(data);
+                this.told.messages.store(messages.count(), Ordering::Relaxed);
+            }
         }
         if matches!(&polled, Poll::Ready(None | Some(Err(_)))) || self.body.is_end_stream() {
             self.read.store(true, Ordering::Relaxed);
@@ -97,6 +112,7 @@ where
                 Some(Ok(frame)) => {
                     if let Some(data) = frame.data_ref() {
                         story.response_bytes += data.remaining() as u64;
+                        story.answered(data);
                     }
                     if let Some(trailers) = frame.trailers_ref() {
                         story.grpc_status = grpc_status(trailers).or(story.grpc_status);

@@ -2,21 +2,22 @@
 
 use std::{
     borrow::Cow,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    io::IoSlice,
+    sync::{Arc, atomic::Ordering},
     time::SystemTime,
 };
 
+use bytes::Buf;
 use http::{HeaderMap, Method, Uri, request::Parts};
 use mesh_core::{
     config::ServiceName,
     outcome::{Flags, grpc_status},
     request::is_grpc,
+    telemetry::Messages,
 };
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
+use super::body::Received;
 use crate::{
     source,
     telemetry::{Event, Logged, Peer, Reporter, Span, SpanKind, Telemetry, TraceContext},
@@ -34,8 +35,9 @@ pub(super) struct Story {
     logged: Option<Box<Logged>>,
     is_grpc: bool,
     request_head: u64,
-    pub(super) request_bytes: Arc<AtomicU64>,
+    pub(super) received: Arc<Received>,
     pub(super) response_bytes: u64,
+    response_messages: Messages,
     begun: Instant,
     start: SystemTime,
     mutual_tls: bool,
@@ -75,8 +77,9 @@ impl Story {
             logged,
             is_grpc: is_grpc(&parts.headers),
             request_head: head_bytes(&parts.headers),
-            request_bytes: Arc::default(),
+            received: Arc::default(),
             response_bytes: 0,
+            response_messages: Messages::default(),
             begun: source::instant(),
             start: source::wall(),
             mutual_tls,
@@ -106,6 +109,15 @@ impl Story {
         self.response_bytes = head_bytes(headers);
         if !self.refused {
             self.details = "via_upstream".into();
+        }
+    }
+
+    /// A chunk of the answer goes out.
+    pub(super) fn answered(&mut self, data: &impl Buf) {
+        if self.is_grpc {
+            let mut pieces = [IoSlice::new(&[]); 16];
+            let count = data.chunks_vectored(&mut pieces);
+            pieces.iter().take(count).for_each(|piece| self.response_messages.passed(piece));
         }
     }
 
@@ -140,8 +152,10 @@ impl Story {
                 grpc_status: self.grpc_status,
                 flags: self.flags,
                 details: &self.details,
-                request_bytes: self.request_head + self.request_bytes.load(Ordering::Relaxed),
+                request_bytes: self.request_head + self.received.bytes.load(Ordering::Relaxed),
                 response_bytes: self.response_bytes,
+                request_messages: self.received.messages.load(Ordering::Relaxed),
+                response_messages: self.response_messages.count(),
                 duration: self.begun.elapsed(),
                 mutual_tls: self.mutual_tls,
                 attempts: 0,

@@ -213,6 +213,8 @@ mod tests {
             details: "via_upstream",
             request_bytes: 12,
             response_bytes: 345,
+            request_messages: 0,
+            response_messages: 0,
             duration: Duration::from_millis(1500),
             mutual_tls: false,
             attempts: 1,

@@ -7,7 +7,8 @@
 
 use std::{
     hash::{Hash, Hasher},
-    sync::{Arc, OnceLock, PoisonError, RwLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock},
+    time::Duration,
 };
 
 use hashbrown::{Equivalent, HashMap};
@@ -15,9 +16,10 @@ use mesh_core::{
     config::{Name, ServiceName},
     outcome::Flags,
     telemetry::{
-        BUILD, LABELS, LATEST, MUTUAL_TLS, NO_TLS, REQUEST_BYTES, REQUEST_DURATION, REQUESTS_TOTAL, RESPONSE_BYTES,
-        UNKNOWN, or_unknown, request_protocol,
+        BUILD, LABELS, LATEST, MUTUAL_TLS, NO_TLS, REQUEST_BYTES, REQUEST_DURATION, REQUEST_MESSAGES_TOTAL,
+        REQUESTS_TOTAL, RESPONSE_BYTES, RESPONSE_MESSAGES_TOTAL, UNKNOWN, or_unknown, request_protocol,
     },
+    time::Time,
 };
 use metrics::{Counter, Histogram, Key, Label, Level, Metadata};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
@@ -34,6 +36,9 @@ const OTHER: &str = "_OTHER";
 
 /// Different (peer, code, flags) series kept.
 const CAP: usize = 4096;
+
+/// How long the series of a service that is gone are still told, so that whoever reads them sees their end.
+const GRACE: Duration = Duration::from_secs(300);
 
 static METADATA: Metadata<'static> = Metadata::new("mesh::telemetry", Level::INFO, Some(module_path!()));
 
@@ -77,6 +82,8 @@ pub(super) struct Metrics {
     series: RwLock<HashMap<SeriesKey, Arc<Series>>>,
     /// Where requests are counted; `None` when the application's recorder has them.
     book: Option<Arc<Book>>,
+    /// Services asked for that are gone, and since when.
+    gone: Mutex<HashMap<Name, Time>>,
     cap: usize,
 }
 
@@ -93,6 +100,8 @@ struct Handles {
     duration: Histogram,
     request_bytes: Histogram,
     response_bytes: Histogram,
+    /// Of requests and of responses; of gRPC alone.
+    messages: Option<(Counter, Counter)>,
 }
 
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -158,7 +167,34 @@ impl Metrics {
 
     fn with_cap(cap: usize) -> Self {
         let book = exporter().map(|_| Book::open());
-        Self { series: RwLock::default(), book, cap }
+        Self { series: RwLock::default(), book, gone: Mutex::default(), cap }
+    }
+
+    /// Lets go of what this process told, as a caller, of services that `is_known` has not known for [`GRACE`].
+    pub(super) fn forget(&self, is_known: impl Fn(&str) -> bool, now: Time) {
+        let mut gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
+        gone.retain(|host, _| !is_known(host));
+        let over = {
+            let series = self.series.read().unwrap_or_else(PoisonError::into_inner);
+            for key in series.keys().filter(|key| key.kind.reporter == Reporter::Source) {
+                if let Some(host) = key.host.as_ref().filter(|host| !gone.contains_key(*host) && !is_known(host)) {
+                    gone.insert(host.clone(), now);
+                }
+            }
+            gone.values().any(|since| now.saturating_since(*since) >= GRACE)
+        };
+        if !over {
+            return;
+        }
+        let stays = |key: &SeriesKey| {
+            let since = key.host.as_ref().and_then(|host| gone.get(host));
+            key.kind.reporter == Reporter::Destination || since.is_none_or(|since| now.saturating_since(*since) < GRACE)
+        };
+        self.series.write().unwrap_or_else(PoisonError::into_inner).retain(|key, _| stays(key));
+        if let Some(book) = &self.book {
+            book.retain(stays);
+        }
+        gone.retain(|_, since| now.saturating_since(*since) < GRACE);
     }
 
     pub(super) fn record(&self, event: &Event<'_>, local: &Arc<Peer>, peer: &Arc<Peer>) {
@@ -190,6 +226,10 @@ impl Metrics {
                 handles.duration.record(event.duration.as_secs_f64() * 1e3);
                 handles.request_bytes.record(event.request_bytes as f64);
                 handles.response_bytes.record(event.response_bytes as f64);
+                if let Some((requests, responses)) = &handles.messages {
+                    requests.increment(event.request_messages);
+                    responses.increment(event.response_messages);
+                }
             }
         }
     }
@@ -247,7 +287,7 @@ impl Series {
     ) -> Self {
         let labels = labels(reporter, local, peer, service, kind);
         if ours {
-            return Self::Ours(book::named(labels));
+            return Self::Ours(book::named(&labels, kind.is_grpc));
         }
         let key = |name: &'static str| Key::from_parts(name, labels.clone());
         metrics::with_recorder(|recorder| {
@@ -256,6 +296,10 @@ impl Series {
                 duration: recorder.register_histogram(&key(REQUEST_DURATION), &METADATA),
                 request_bytes: recorder.register_histogram(&key(REQUEST_BYTES), &METADATA),
                 response_bytes: recorder.register_histogram(&key(RESPONSE_BYTES), &METADATA),
+                messages: kind.is_grpc.then(|| {
+                    let counter = |name| recorder.register_counter(&key(name), &METADATA);
+                    (counter(REQUEST_MESSAGES_TOTAL), counter(RESPONSE_MESSAGES_TOTAL))
+                }),
             })
         })
     }
@@ -351,6 +395,8 @@ mod tests {
             details: "",
             request_bytes: 100,
             response_bytes: 2000,
+            request_messages: 0,
+            response_messages: 0,
             duration: Duration::from_millis(7),
             mutual_tls: reporter == Reporter::Destination,
             attempts: 1,
@@ -420,5 +466,27 @@ mod tests {
         let kept = metrics.series.read().unwrap().len();
         assert!(kept <= 10 + 1, "{kept}");
         assert!(render().unwrap().contains("_OTHER"));
+    }
+
+    /// TE1: what was told of a service goes a while after the service has gone; what callers of ours told stays.
+    #[test]
+    fn series_go_with_their_service() {
+        let metrics = Metrics::with_cap(10);
+        let (local, peer) = (workload("going-local"), workload("going-peer"));
+        let (local, peer) = (Arc::new(Peer::new(local, None)), Arc::new(Peer::new(peer, None)));
+        record(&metrics, Reporter::Source, &local, &peer, 200);
+        record(&metrics, Reporter::Destination, &local, &peer, 200);
+        let count = || render().unwrap().lines().filter(|line| line.contains("going-peer")).count();
+        let (all, start) = (count(), Time::default());
+        metrics.forget(|_| false, start);
+        metrics.forget(|_| false, start + GRACE - Duration::from_secs(1));
+        assert_eq!(count(), all, "still to be read");
+        metrics.forget(|_| true, start + GRACE);
+        metrics.forget(|_| false, start + GRACE);
+        assert_eq!(count(), all, "it was there again");
+        metrics.forget(|_| false, start + GRACE + GRACE);
+        assert_eq!((count() * 2, metrics.series.read().unwrap().len()), (all, 1));
+        record(&metrics, Reporter::Source, &local, &peer, 200);
+        assert_eq!(count(), all, "counted anew");
     }
 }

@@ -13,7 +13,7 @@ use crate::{
 /// A server machine with the messages of its variant.
 pub(super) trait Variant: Send + Sized + 'static {
     type Request: Send + 'static;
-    type Response: Send + 'static;
+    type Response: prost::Message + 'static;
 
     fn new(resources: Arc<ResourceSet>) -> Self;
     fn take_node(request: &mut Self::Request) -> Option<v3::Node>;

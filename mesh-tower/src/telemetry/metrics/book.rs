@@ -11,7 +11,10 @@ use std::{
 };
 
 use hashbrown::HashMap;
-use mesh_core::telemetry::{BUCKETS, REQUEST_BYTES, REQUEST_DURATION, REQUESTS_TOTAL, RESPONSE_BYTES};
+use mesh_core::telemetry::{
+    BUCKETS, REQUEST_BYTES, REQUEST_DURATION, REQUEST_MESSAGES_TOTAL, REQUESTS_TOTAL, RESPONSE_BYTES,
+    RESPONSE_MESSAGES_TOTAL,
+};
 use metrics::Label;
 use serde_json::{Value, json};
 
@@ -35,9 +38,9 @@ struct Page(Mutex<HashMap<SeriesKey, Tally>>);
 /// The labels of a series.
 #[derive(Debug)]
 pub(super) struct Named {
-    /// As they stand between the braces.
+    /// As they stand between the braces; kept once, since there may be thousands.
     text: Arc<str>,
-    labels: Vec<Label>,
+    is_grpc: bool,
 }
 
 /// What is added up of one series.
@@ -48,6 +51,8 @@ struct Tally {
     duration: Buckets,
     request_bytes: Buckets,
     response_bytes: Buckets,
+    request_messages: u64,
+    response_messages: u64,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -89,6 +94,11 @@ impl Book {
         self.page().entry(key).or_insert_with(|| Tally::new(labels)).add(event);
     }
 
+    /// Lets go of the series that do not stay.
+    pub(super) fn retain(&self, stays: impl Fn(&SeriesKey) -> bool) {
+        self.pages.iter().for_each(|page| lock(&page.0).retain(|key, _| stays(key)));
+    }
+
     fn page(&self) -> MutexGuard<'_, HashMap<SeriesKey, Tally>> {
         lock(&self.pages[spread::thread() % PAGES].0)
     }
@@ -109,8 +119,15 @@ impl Drop for Book {
 impl Tally {
     fn new(labels: &Arc<Named>) -> Self {
         let none = Buckets::default();
-        let labels = Arc::clone(labels);
-        Self { labels, requests: 0, duration: none.clone(), request_bytes: none.clone(), response_bytes: none }
+        Self {
+            labels: Arc::clone(labels),
+            requests: 0,
+            duration: none.clone(),
+            request_bytes: none.clone(),
+            response_bytes: none,
+            request_messages: 0,
+            response_messages: 0,
+        }
     }
 
     fn add(&mut self, event: &Event<'_>) {
@@ -118,6 +135,8 @@ impl Tally {
         self.duration.add(event.duration.as_secs_f64() * 1e3);
         self.request_bytes.add(event.request_bytes as f64);
         self.response_bytes.add(event.response_bytes as f64);
+        self.request_messages += event.request_messages;
+        self.response_messages += event.response_messages;
     }
 }
 
@@ -142,6 +161,8 @@ fn add(totals: &mut Totals, tally: &Tally) {
     total.duration.merge(&tally.duration);
     total.request_bytes.merge(&tally.request_bytes);
     total.response_bytes.merge(&tally.response_bytes);
+    total.request_messages += tally.request_messages;
+    total.response_messages += tally.response_messages;
 }
 
 /// All books added up, in the order of their labels.
@@ -155,9 +176,8 @@ fn totals() -> Totals {
 /// Requests and durations of all series, for a reader of JSON. The counts are of each bucket by itself, not cumulative.
 pub(super) fn traffic() -> Value {
     let series = totals().into_values().map(|tally| {
-        let labels = tally.labels.labels.iter().map(|label| (label.key().to_owned(), Value::from(label.value())));
         json!({
-            "labels": labels.collect::<serde_json::Map<_, _>>(),
+            "labels": labels_of(&tally.labels.text),
             "requests": tally.requests,
             "duration": { "sum": tally.duration.sum, "counts": tally.duration.counts },
         })
@@ -179,7 +199,19 @@ pub(super) fn render() -> String {
     histogram(&mut text, REQUEST_DURATION, &totals, |tally| &tally.duration);
     histogram(&mut text, REQUEST_BYTES, &totals, |tally| &tally.request_bytes);
     histogram(&mut text, RESPONSE_BYTES, &totals, |tally| &tally.response_bytes);
+    messages(&mut text, REQUEST_MESSAGES_TOTAL, &totals, |tally| tally.request_messages);
+    messages(&mut text, RESPONSE_MESSAGES_TOTAL, &totals, |tally| tally.response_messages);
     text
+}
+
+fn messages(text: &mut String, name: &str, totals: &Totals, of: fn(&Tally) -> u64) {
+    let mut calls = totals.iter().filter(|(_, tally)| tally.labels.is_grpc).peekable();
+    if calls.peek().is_some() {
+        let _ = writeln!(text, "\n# TYPE {name} counter");
+    }
+    for (labels, tally) in calls {
+        let _ = writeln!(text, "{name}{{{labels}}} {}", of(tally));
+    }
 }
 
 fn histogram(text: &mut String, name: &str, totals: &Totals, of: fn(&Tally) -> &Buckets) {
@@ -198,8 +230,31 @@ fn histogram(text: &mut String, name: &str, totals: &Totals, of: fn(&Tally) -> &
 }
 
 /// Labels of a series that is counted here.
-pub(super) fn named(labels: Vec<Label>) -> Arc<Named> {
-    Arc::new(Named { text: label_text(&labels), labels })
+pub(super) fn named(labels: &[Label], is_grpc: bool) -> Arc<Named> {
+    Arc::new(Named { text: label_text(labels), is_grpc })
+}
+
+/// Labels back from the text between the braces.
+fn labels_of(text: &str) -> serde_json::Map<String, Value> {
+    let (mut labels, mut rest) = (serde_json::Map::new(), text.chars());
+    loop {
+        let name: String = rest.by_ref().take_while(|c| *c != '=').collect();
+        // The quote that opens the value.
+        if rest.next().is_none() {
+            return labels;
+        }
+        let mut value = String::new();
+        while let Some(c) = rest.next() {
+            match c {
+                '"' => break,
+                '\\' => value.extend(rest.next().map(|c| if c == 'n' { '\n' } else { c })),
+                c => value.push(c),
+            }
+        }
+        labels.insert(name, value.into());
+        // The comma.
+        rest.next();
+    }
 }
 
 /// Labels as they stand between the braces.
@@ -239,6 +294,8 @@ mod tests {
 
     #[test]
     fn labels_cannot_break_out_of_their_quotes() {
-        assert_eq!(&*label_text(&[Label::new("a", "x\"\\\n"), Label::new("b", "")]), r#"a="x\"\\\n",b="""#);
+        let text = label_text(&[Label::new("a", "x\"\\\n"), Label::new("b", "")]);
+        assert_eq!(&*text, r#"a="x\"\\\n",b="""#);
+        assert_eq!(Value::from(labels_of(&text)), json!({ "a": "x\"\\\n", "b": "" }));
     }
 }
