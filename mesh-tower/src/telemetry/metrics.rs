@@ -479,7 +479,7 @@ mod tests {
         let count = || render().unwrap().lines().filter(|line| line.contains("going-peer")).count();
         let (all, start) = (count(), Time::default());
         metrics.forget(|_| false, start);
-        metrics.forget(|_| false, start + GRACE - Duration::from_secs(1));
+        metrics.forget(|_| false, start + (GRACE - Duration::from_secs(1)));
         assert_eq!(count(), all, "still to be read");
         metrics.forget(|_| true, start + GRACE);
         metrics.forget(|_| false, start + GRACE);
