@@ -65,9 +65,6 @@ mod serving;
 #[path = "traffic/sessions.rs"]
 mod sessions;
 
-#[path = "traffic/telemetry.rs"]
-mod telemetry;
-
 #[path = "traffic/timeouts.rs"]
 mod timeouts;
 
