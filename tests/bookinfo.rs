@@ -29,6 +29,8 @@ mod services;
 mod spans;
 #[path = "bookinfo/starting.rs"]
 mod starting;
+#[path = "bookinfo/steering.rs"]
+mod steering;
 #[path = "bookinfo/steps.rs"]
 mod steps;
 #[path = "bookinfo/survival.rs"]

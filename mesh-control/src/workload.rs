@@ -80,6 +80,45 @@ impl TokenFile {
     }
 }
 
+/// What a workload is started with, made by whoever may read the keys of a control plane and is not that control plane.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Joining {
+    /// What `GRPC_XDS_BOOTSTRAP` is to hold.
+    pub bootstrap: Value,
+    token: TokenFile,
+}
+
+impl Joining {
+    /// How often [`Joining::renew`] is called for as long as the workload runs.
+    pub const RENEWAL: std::time::Duration = std::time::Duration::from_secs(Tokens::DEFAULT_TTL.as_secs() / 2);
+
+    /// Writes `root-cert.pem` and `NAME.NAMESPACE.token`, which only the owner can read, into `dir`, for a workload that finds its
+    /// control plane at `xds`.
+    ///
+    /// # Errors
+    ///
+    /// When a name is not one Kubernetes would allow, or a file cannot be written.
+    pub fn write(
+        ca: &Ca,
+        mesh: &MeshSettings,
+        xds: SocketAddr,
+        spec: &WorkloadSpec,
+        dir: &Path,
+    ) -> Result<Self, CaError> {
+        bootstrap(ca, mesh, xds, spec, dir).map(|(bootstrap, token)| Self { bootstrap, token })
+    }
+
+    /// Writes the root and the token anew.
+    ///
+    /// # Errors
+    ///
+    /// When a file cannot be written.
+    pub fn renew(&self, ca: &Ca) -> Result<(), CaError> {
+        self.token.write(ca.tokens())?;
+        self.token.write_roots(&ca.root_pem())
+    }
+}
+
 /// Writes the root and a token into `dir`; the answer is the bootstrap that names them, and the token file.
 pub(crate) fn bootstrap(
     ca: &Ca,

@@ -17,8 +17,12 @@ use tempfile::TempDir;
 mod cert;
 #[path = "cli/checks.rs"]
 mod checks;
+#[path = "cli/join.rs"]
+mod join;
 #[path = "cli/proxy_config.rs"]
 mod proxy_config;
+#[path = "cli/steer.rs"]
+mod steer;
 
 const SERVICES: &str = "\
 apiVersion: v1

@@ -46,9 +46,6 @@ enum Verb {
 struct Issue {
     /// The service account, such as bookinfo-reviews.
     service_account: String,
-    /// Its namespace.
-    #[arg(short, long, default_value = "default")]
-    namespace: String,
     /// The state directory of the control plane, whose key signs.
     #[arg(long, value_name = "DIR")]
     state_dir: PathBuf,
@@ -130,7 +127,7 @@ enum StepName {
 impl Cert {
     pub(super) async fn run(self, server: &Server) -> Result<(), Failure> {
         match self.verb {
-            Verb::Issue(issue) => issue.run(),
+            Verb::Issue(issue) => issue.run(server.namespace()),
             Verb::Inspect(inspect) => inspect.run(server).await,
             Verb::Rotate(rotate) => rotate.run(server).await,
             Verb::Revoke(revoke) => revoke.run(server).await,
@@ -139,7 +136,7 @@ impl Cert {
 }
 
 impl Issue {
-    fn run(self) -> Result<(), Failure> {
+    fn run(self, namespace: &str) -> Result<(), Failure> {
         let failure = |error: CaError| Failure::new(FAILURE, error.to_string());
         if !self.state_dir.join("token-key.pem").exists() {
             let message = format!(
@@ -148,7 +145,7 @@ impl Issue {
             );
             return Err(Failure::new(FAILURE, message));
         }
-        let account = ServiceAccount::new(&self.namespace, &self.service_account).map_err(failure)?;
+        let account = ServiceAccount::new(namespace, &self.service_account).map_err(failure)?;
         let ca = Ca::open(&self.state_dir, &MeshSettings::default().trust_domain).map_err(failure)?;
         let (chain, key) =
             ca.issue(&account, Some(Duration::from_secs(self.ttl)), SystemTime::now()).map_err(failure)?;
@@ -376,12 +373,12 @@ fn read(file: &Path) -> std::io::Result<Vec<u8>> {
     Ok(text)
 }
 
-fn seconds_now() -> i64 {
+pub(super) fn seconds_now() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
 /// As certificates are dated: `2026-11-23T02:00:00Z`.
-fn date(seconds: i64) -> String {
+pub(super) fn date(seconds: i64) -> String {
     x509_parser::time::ASN1Time::from_timestamp(seconds).map_or_else(|_| "-".to_owned(), proxy_config::time)
 }

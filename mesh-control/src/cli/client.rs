@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request, StatusCode, header};
+use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use mesh_control::api::Problem;
 use serde::{Serialize, de::DeserializeOwned};
@@ -15,16 +16,32 @@ use super::{BAD_INPUT, FAILURE, Failure, UNREACHABLE, USAGE};
 /// A control plane on the loopback answers in milliseconds; one that takes this long is stuck.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Where the control plane is.
+/// Where the control plane is, and the namespace that is meant.
 #[derive(Debug)]
 pub(super) struct Server {
     address: String,
+    namespace: String,
 }
 
 impl Server {
     pub(super) fn new(address: &str) -> Self {
         let address = address.strip_prefix("http://").unwrap_or(address).trim_end_matches('/');
-        Self { address: address.to_owned() }
+        Self { address: address.to_owned(), namespace: "default".to_owned() }
+    }
+
+    pub(super) fn in_namespace(mut self, namespace: &str) -> Self {
+        namespace.clone_into(&mut self.namespace);
+        self
+    }
+
+    /// HOST:PORT.
+    pub(super) fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Where names without one are.
+    pub(super) fn namespace(&self) -> &str {
+        &self.namespace
     }
 
     pub(super) async fn get<A: DeserializeOwned>(&self, path: &str) -> Result<A, Failure> {
@@ -42,6 +59,17 @@ impl Server {
         Ok(String::from_utf8_lossy(&body).into_owned())
     }
 
+    /// An answer that goes on.
+    pub(super) async fn stream(&self, path: &str) -> Result<Incoming, Failure> {
+        let response = timeout(PATIENCE, self.send(Method::GET, path, Bytes::new()))
+            .await
+            .map_err(|_| self.unreachable(&format!("no answer within {} s", PATIENCE.as_secs())))??;
+        match response.status() {
+            StatusCode::OK => Ok(response.into_body()),
+            status => Err(Failure::new(FAILURE, format!("{} answers {status} at {path}", self.address))),
+        }
+    }
+
     /// The address of a page.
     pub(super) fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
@@ -54,7 +82,7 @@ impl Server {
         })
     }
 
-    async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, Failure> {
+    async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Response<Incoming>, Failure> {
         let request = Request::builder()
             .method(method)
             .uri(self.url(path))
@@ -62,8 +90,12 @@ impl Server {
             .body(Full::new(body))
             .map_err(|error| Failure::new(USAGE, format!("--server {:?} is not HOST:PORT: {error}", self.address)))?;
         let client = Client::builder(TokioExecutor::new()).build_http();
+        client.request(request).await.map_err(|error| self.unreachable(&last_cause(&error)))
+    }
+
+    async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, Failure> {
         let exchange = async {
-            let response = client.request(request).await.map_err(|error| self.unreachable(&last_cause(&error)))?;
+            let response = self.send(method, path, body).await?;
             let status = response.status();
             let body = response.into_body().collect().await.map_err(|error| self.unreachable(&error.to_string()))?;
             Ok((status, body.to_bytes()))
@@ -93,10 +125,16 @@ impl Server {
 }
 
 /// The last cause says what the system said; those above it only that something failed.
-fn last_cause(error: &dyn std::error::Error) -> String {
+pub(super) fn last_cause(error: &dyn std::error::Error) -> String {
     let mut last = error;
     while let Some(source) = last.source() {
         last = source;
     }
     last.to_string()
+}
+
+/// Text in a query: everything but what a DNS name is made of is written in hexadecimal.
+pub(super) fn escape(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.';
+    text.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
 }

@@ -15,14 +15,11 @@ pub(super) struct Delete {
     names: Vec<String>,
     #[command(flatten)]
     files: Files,
-    /// The namespace of the names.
-    #[arg(short, long, default_value = "default")]
-    namespace: String,
 }
 
 impl Delete {
     pub(super) async fn run(self, server: &Server) -> Result<(), Failure> {
-        let deleted: Deleted = server.post("/delete", &self.request()?).await?;
+        let deleted: Deleted = server.post("/delete", &self.request(server.namespace())?).await?;
         output::diagnostics(&deleted.diagnostics);
         let mut text = String::new();
         for change in &deleted.changes {
@@ -34,7 +31,7 @@ impl Delete {
         if missing.is_empty() { Ok(()) } else { Err(Failure::new(FAILURE, missing.join("\n       "))) }
     }
 
-    fn request(&self) -> Result<DeleteRequest, Failure> {
+    fn request(&self, namespace: &str) -> Result<DeleteRequest, Failure> {
         match (&self.kind, self.files.is_empty()) {
             (Some(_), false) => Err(Failure::new(USAGE, "give either a kind and names or -f, not both")),
             (None, true) => Err(Failure::new(USAGE, "nothing to delete: give a kind and a name, or files with -f")),
@@ -44,7 +41,7 @@ impl Delete {
                 if self.names.is_empty() {
                     return Err(Failure::new(USAGE, format!("which of the {}? give a name", kind.plural())));
                 }
-                let key = |name: &String| Key::new(kind, &self.namespace, name);
+                let key = |name: &String| Key::new(kind, namespace, name);
                 Ok(DeleteRequest { keys: self.names.iter().map(key).collect(), files: Vec::new() })
             }
         }

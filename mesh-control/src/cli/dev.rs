@@ -6,7 +6,7 @@ use mesh_control::{ControlPlane, Listener, StartError};
 use tokio::signal;
 use tracing_subscriber::EnvFilter;
 
-use super::{BAD_INPUT, FAILURE, Failure, USAGE, input::Files, output};
+use super::{BAD_INPUT, FAILURE, Failure, USAGE, input::Files, output, place::Pointer};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Dev {
@@ -16,7 +16,7 @@ pub(super) struct Dev {
     /// Where meshctl connects; a loopback address.
     #[arg(long, default_value = "127.0.0.1:15014", value_name = "IP:PORT")]
     api_addr: SocketAddr,
-    /// Where objects, workloads and keys are kept over restarts; in memory only without.
+    /// Where objects, workloads and keys are kept over restarts; without, they are gone when it ends.
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
     /// An authority of one's own: ca-cert.pem, ca-key.pem, root-cert.pem and cert-chain.pem, as in Istio's secret cacerts.
@@ -35,7 +35,18 @@ impl Dev {
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
         let files = self.files.read()?;
         let mut builder = ControlPlane::builder().xds_addr(self.xds_addr).api_addr(self.api_addr).files(files);
-        if let Some(dir) = &self.state_dir {
+        // In a directory even then: whoever may read it can let workloads in, with `meshctl run`.
+        let temporary = match &self.state_dir {
+            Some(_) => None,
+            None => Some(
+                tempfile::Builder::new()
+                    .prefix("meshctl-")
+                    .tempdir()
+                    .map_err(|error| Failure::new(FAILURE, format!("no directory for the state: {error}")))?,
+            ),
+        };
+        let state = self.state_dir.as_deref().or_else(|| temporary.as_ref().map(|dir| dir.path()));
+        if let Some(dir) = state {
             builder = builder.state_dir(dir);
         }
         if let Some(dir) = &self.ca_dir {
@@ -47,7 +58,16 @@ impl Dev {
         let plane = builder.start().await.map_err(failure)?;
         let kept = match &self.state_dir {
             Some(dir) => format!("in {}", dir.display()),
-            None => "in memory only".to_owned(),
+            None => "gone when it ends".to_owned(),
+        };
+        let pointer = state.map(|dir| Pointer::write(&plane.api_address().to_string(), dir));
+        let _pointer = match pointer {
+            Some(Err(error)) => {
+                output::note(&format!("`meshctl run` will need --state-dir: {error}"));
+                None
+            }
+            Some(Ok(pointer)) => pointer,
+            None => None,
         };
         output::note(&format!(
             "The control plane is ready; its state is {kept}.\n  workloads connect to  {}\n  meshctl connects to   {}\n  the console           http://{}/console/\n\

@@ -3,7 +3,7 @@
 use clap::ValueEnum;
 use mesh_control::api::{ExplainRequest, Explained};
 
-use super::{Failure, client::Server, output};
+use super::{Failure, client::Server, output, values};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Explain {
@@ -12,7 +12,7 @@ pub(super) struct Explain {
     /// Such as http://reviews:9080/reviews/0.
     url: String,
     /// A header of the request; may be repeated.
-    #[arg(short = 'H', long = "header", value_name = "NAME:VALUE", value_parser = header)]
+    #[arg(short = 'H', long = "header", value_name = "NAME:VALUE", value_parser = values::header)]
     headers: Vec<(String, String)>,
     /// The workload that would send it, by instance, workload or label app.
     #[arg(long, value_name = "WORKLOAD")]
@@ -38,12 +38,5 @@ impl Explain {
             }
             Format::Json => output::data(&output::json(&explained.explanation)?),
         }
-    }
-}
-
-fn header(text: &str) -> Result<(String, String), String> {
-    match text.split_once(':') {
-        Some((name, value)) if !name.trim().is_empty() => Ok((name.trim().to_owned(), value.trim().to_owned())),
-        _ => Err("a header is NAME:VALUE, as in end-user:jason".to_owned()),
     }
 }

@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use clap::ValueEnum;
 use mesh_control::{
     api::{Item, Objects},
     kinds::{Key, Kind},
@@ -10,7 +9,11 @@ use mesh_control::{
 use serde_json::{Value, json};
 use tokio::time;
 
-use super::{FAILURE, Failure, USAGE, client::Server, output};
+use super::{
+    FAILURE, Failure, USAGE,
+    client::{Server, escape},
+    output::{self, Format, Printing},
+};
 
 /// Between two looks of `--watch`.
 const INTERVAL: Duration = Duration::from_millis(250);
@@ -21,29 +24,14 @@ pub(super) struct Get {
     kind: String,
     /// Which; all of them without.
     name: Option<String>,
-    /// Of this namespace.
-    #[arg(short, long, default_value = "default")]
-    namespace: String,
     /// Of all namespaces.
     #[arg(short = 'A', long)]
     all_namespaces: bool,
-    /// How to print.
-    #[arg(short, long, value_enum, default_value_t = Format::Table)]
-    output: Format,
-    /// Leave the header of tables out.
-    #[arg(long)]
-    no_headers: bool,
+    #[command(flatten)]
+    printing: Printing,
     /// Go on, and print what changes, until interrupted.
     #[arg(short, long)]
     watch: bool,
-}
-
-#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
-enum Format {
-    Table,
-    Yaml,
-    Json,
-    Name,
 }
 
 impl Get {
@@ -54,7 +42,7 @@ impl Get {
         };
         let namespace = match self.all_namespaces {
             true => String::new(),
-            false => format!("?namespace={}", escape(&self.namespace)),
+            false => format!("?namespace={}", escape(server.namespace())),
         };
         let path = format!("/objects{namespace}");
         let mut items = server.get::<Objects>(&path).await?.items;
@@ -62,7 +50,7 @@ impl Get {
         if self.watch {
             items.retain(|item| self.name.as_ref().is_none_or(|name| item.key.name == *name));
             output::data(&self.print(&items)?)?;
-            self.no_headers = !items.is_empty();
+            self.printing.no_headers = !items.is_empty();
             return self.follow(server, &path, &kinds, items).await;
         }
         if let Some(name) = &self.name {
@@ -71,11 +59,12 @@ impl Get {
             };
             items.retain(|item| item.key.name == *name);
             if items.is_empty() {
-                return Err(Failure::new(FAILURE, not_found(&Key::new(kind, &self.namespace, name))));
+                return Err(Failure::new(FAILURE, not_found(&Key::new(kind, server.namespace(), name))));
             }
         }
-        if items.is_empty() && matches!(self.output, Format::Table | Format::Name) {
-            let place = if self.all_namespaces { String::new() } else { format!(" in namespace {}", self.namespace) };
+        if items.is_empty() && !matches!(self.printing.output, Format::Json | Format::Yaml) {
+            let place =
+                if self.all_namespaces { String::new() } else { format!(" in namespace {}", server.namespace()) };
             output::note(&format!("No resources found{place}."));
             return Ok(());
         }
@@ -98,7 +87,7 @@ impl Get {
             let changed: Vec<Item> = now.values().filter(differs).cloned().collect();
             if !changed.is_empty() {
                 output::data(&self.print(&changed)?)?;
-                self.no_headers = true;
+                self.printing.no_headers = true;
             }
             for key in known.keys().filter(|key| !now.contains_key(key)) {
                 output::note(&format!("{} {:?} deleted", output::resource(key), key.name));
@@ -108,8 +97,8 @@ impl Get {
     }
 
     fn print(&self, items: &[Item]) -> Result<String, Failure> {
-        match self.output {
-            Format::Table => Ok(self.tables(items)),
+        match self.printing.output {
+            Format::Table | Format::Wide => Ok(self.tables(items)),
             Format::Name => {
                 Ok(items.iter().map(|item| format!("{}/{}\n", output::resource(&item.key), item.key.name)).collect())
             }
@@ -143,7 +132,8 @@ impl Get {
             header.push("AGE");
             let rows: Vec<Vec<String>> = items.iter().map(|item| self.row(item, columns)).collect();
             let table = output::table(&header, &rows);
-            let shown = if self.no_headers { table.split_once('\n').map_or("", |(_, rest)| rest) } else { &table };
+            let shown =
+                if self.printing.no_headers { table.split_once('\n').map_or("", |(_, rest)| rest) } else { &table };
             tables.push(shown.to_owned());
         }
         tables.join("\n")
@@ -212,10 +202,4 @@ pub(super) fn not_found(key: &Key) -> String {
     let group = key.kind.group();
     let dot = if group.is_empty() { "" } else { "." };
     format!("{}{dot}{group} {:?} not found in namespace {}", key.kind.plural(), key.name, key.namespace)
-}
-
-/// Text in a query: everything but what a DNS name is made of is written in hexadecimal.
-fn escape(text: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.';
-    text.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
 }

@@ -2,13 +2,109 @@
 
 use std::{
     fmt::Write as _,
-    io::{ErrorKind, Write},
+    io::{ErrorKind, IsTerminal as _, Write},
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use anstream::ColorChoice;
+use clap::ValueEnum;
 use mesh_control::{diagnostic::Diagnostic, kinds::Key};
+use serde_json::{Value, json};
 
-use super::{FAILURE, Failure};
+use super::{Colour, FAILURE, Failure};
+
+/// `--quiet`.
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+/// How to print, in kubectl's words.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
+pub(super) enum Format {
+    /// Columns under a header.
+    #[default]
+    Table,
+    /// The same with more columns.
+    Wide,
+    Yaml,
+    Json,
+    /// KIND/NAME, a line each.
+    Name,
+}
+
+/// `-o` and `--no-headers`.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(super) struct Printing {
+    /// How to print.
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    pub(super) output: Format,
+    /// Leave the header of tables out.
+    #[arg(long)]
+    pub(super) no_headers: bool,
+}
+
+/// Rows under a header. The first columns are text, aligned left; those from `figures` on are numbers, aligned right.
+#[derive(Clone, Debug)]
+pub(super) struct Table {
+    pub(super) header: Vec<&'static str>,
+    pub(super) rows: Vec<Vec<String>>,
+    pub(super) figures: usize,
+}
+
+impl Printing {
+    /// A list: `value` for programs, `table` (with more columns if so told) or `names` for people. `nothing` is said when it is
+    /// empty.
+    pub(super) fn list<T: serde::Serialize>(
+        self,
+        items: &[T],
+        nothing: &str,
+        table: impl FnOnce(bool) -> Table,
+        name: impl Fn(&T) -> String,
+    ) -> Result<(), Failure> {
+        match self.output {
+            Format::Json => data(&json(&json!({ "items": items }))?),
+            Format::Yaml => data(&yaml(&json!({ "items": items }))?),
+            _ if items.is_empty() => {
+                note(nothing);
+                Ok(())
+            }
+            Format::Name => data(&items.iter().map(|item| name(item) + "\n").collect::<String>()),
+            Format::Table | Format::Wide => data(&table(self.output == Format::Wide).text(self.no_headers)),
+        }
+    }
+
+    /// One thing, told at length.
+    pub(super) fn one(self, value: &Value, name: &str, text: impl FnOnce() -> String) -> Result<(), Failure> {
+        match self.output {
+            Format::Json => data(&json(value)?),
+            Format::Yaml => data(&yaml(value)?),
+            Format::Name => data(&format!("{name}\n")),
+            Format::Table | Format::Wide => data(&text()),
+        }
+    }
+}
+
+impl Table {
+    pub(super) fn text(&self, no_headers: bool) -> String {
+        let text = aligned(&self.header, &self.rows, self.figures);
+        if no_headers { text.split_once('\n').map_or("", |(_, rest)| rest).to_owned() } else { text }
+    }
+}
+
+/// What `--color` and `--quiet` say, for all that is printed after.
+pub(super) fn set_up(colour: Colour, quiet: bool) {
+    match colour {
+        // `anstream` looks at the terminal, NO_COLOR and CLICOLOR_FORCE itself.
+        Colour::Auto => {}
+        Colour::Always => ColorChoice::AlwaysAnsi.write_global(),
+        Colour::Never => ColorChoice::Never.write_global(),
+    }
+    QUIET.store(quiet, Ordering::Relaxed);
+}
+
+/// Whether somebody looks at standard output as it is written.
+pub(super) fn is_terminal() -> bool {
+    std::io::stdout().is_terminal()
+}
 
 /// Data. A reader that has gone away (`meshctl get vs | head -1`) is no failure.
 pub(super) fn data(text: &str) -> Result<(), Failure> {
@@ -21,15 +117,28 @@ pub(super) fn data(text: &str) -> Result<(), Failure> {
     }
 }
 
-/// For people, on standard error; nothing can be done if that is closed.
+/// For people, on standard error, unless they want quiet; nothing can be done if that is closed.
 pub(super) fn note(text: &str) {
+    if !QUIET.load(Ordering::Relaxed) {
+        say(text);
+    }
+}
+
+/// Why it did not go well.
+pub(super) fn error(message: &str) {
+    say(&format!("error: {message}"));
+}
+
+fn say(text: &str) {
     let _ = writeln!(anstream::stderr().lock(), "{text}");
 }
 
 /// Findings, on standard error; colours only on a terminal, which `anstream` sees to.
 pub(super) fn diagnostics(diagnostics: &[Diagnostic]) {
     for diagnostic in diagnostics {
-        note(&format!("{}\n", diagnostic.render(true)));
+        if diagnostic.is_error() || !QUIET.load(Ordering::Relaxed) {
+            say(&format!("{}\n", diagnostic.render(true)));
+        }
     }
 }
 
@@ -46,6 +155,11 @@ pub(super) fn yaml<T: serde::Serialize>(value: &T) -> Result<String, Failure> {
 
 /// Rows under an upper-case header, columns three spaces apart, nothing cut.
 pub(super) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+    aligned(header, rows, usize::MAX)
+}
+
+/// The same; the columns from `figures` on are aligned right.
+fn aligned(header: &[&str], rows: &[Vec<String>], figures: usize) -> String {
     let mut widths: Vec<usize> = header.iter().map(|title| title.chars().count()).collect();
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {
@@ -55,8 +169,11 @@ pub(super) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let mut text = String::new();
     let mut line = |cells: &mut dyn Iterator<Item = &str>| {
         let mut line = String::new();
-        for (cell, width) in cells.zip(&widths) {
-            let _ = write!(line, "{cell:<width$}   ");
+        for (index, (cell, width)) in cells.zip(&widths).enumerate() {
+            let _ = match index < figures {
+                true => write!(line, "{cell:<width$}   "),
+                false => write!(line, "{cell:>width$}   "),
+            };
         }
         text.push_str(line.trim_end());
         text.push('\n');
@@ -83,7 +200,7 @@ pub(super) fn age(since_unix_ms: u64) -> String {
     short_duration(SystemTime::now().duration_since(since).unwrap_or_default())
 }
 
-fn short_duration(duration: Duration) -> String {
+pub(super) fn short_duration(duration: Duration) -> String {
     let s = duration.as_secs();
     let (m, h, d) = (s / 60, s / 3600, s / 86_400);
     let pair = |big: u64, unit: &str, rest: u64, small: &str| match rest {

@@ -35,9 +35,6 @@ enum Verb {
 struct Token {
     /// The service account, such as bookinfo-reviews.
     service_account: String,
-    /// Its namespace.
-    #[arg(short, long, default_value = "default")]
-    namespace: String,
     /// The state directory of the control plane, whose key signs.
     #[arg(long, value_name = "DIR")]
     state_dir: PathBuf,
@@ -50,7 +47,7 @@ impl Workload {
     pub(super) async fn run(self, server: &Server) -> Result<(), Failure> {
         match self.verb {
             Verb::List => list(server).await,
-            Verb::Token(token) => token.run(),
+            Verb::Token(token) => token.run(server.namespace()),
         }
     }
 }
@@ -82,7 +79,7 @@ async fn list(server: &Server) -> Result<(), Failure> {
 }
 
 impl Token {
-    fn run(self) -> Result<(), Failure> {
+    fn run(self, namespace: &str) -> Result<(), Failure> {
         let failure = |error: CaError| Failure::new(FAILURE, error.to_string());
         if !self.state_dir.join("token-key.pem").exists() {
             let message = format!(
@@ -91,7 +88,7 @@ impl Token {
             );
             return Err(Failure::new(FAILURE, message));
         }
-        let account = ServiceAccount::new(&self.namespace, &self.service_account).map_err(failure)?;
+        let account = ServiceAccount::new(namespace, &self.service_account).map_err(failure)?;
         let ca = Ca::open(&self.state_dir, &MeshSettings::default().trust_domain).map_err(failure)?;
         let token = ca.tokens().issue(&account, Duration::from_secs(self.ttl), SystemTime::now()).map_err(failure)?;
         output::data(&(token + "\n"))
