@@ -116,7 +116,6 @@ enum Colour {
 }
 
 #[derive(Debug, Subcommand)]
-#[command(disable_help_subcommand = false)]
 enum Verb {
     /// Run a control plane here, until interrupted.
     Dev(dev::Dev),
@@ -243,7 +242,8 @@ fn command() -> clap::Command {
             verbs += &format!("  {name:<width$}  {about}\n");
         }
     }
-    command.help_template(format!("{{about-with-newline}}\n{{usage-heading}} {{usage}}\n{verbs}\n{{options}}"))
+    command
+        .help_template(format!("{{about-with-newline}}\n{{usage-heading}} {{usage}}\n{verbs}\nOptions:\n{{options}}"))
 }
 
 /// What `meshctl` does, from its arguments to its exit code.

@@ -112,7 +112,7 @@ async fn a_shift_by_steps_goes_back_by_itself() {
     bookinfo.until_reviews_by(&["reviews-v3"], "").await;
 }
 
-/// TE19: what stat, edges, routes, top, tap and trace tell is what happens.
+/// TE19, OP4: what stat, edges, routes, top, tap and trace tell is what happens.
 #[tokio::test(flavor = "multi_thread")]
 async fn verbs_show_real_traffic() {
     let bookinfo = shared().await;

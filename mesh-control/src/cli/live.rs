@@ -75,7 +75,6 @@ pub(super) struct Place {
 pub(super) struct Outcome {
     pub(super) code: String,
     pub(super) grpc: String,
-    pub(super) flags: String,
 }
 
 /// A workload that runs, as far as it is asked for here.
@@ -201,9 +200,8 @@ pub(super) mod tests {
             service: "reviews".to_owned(),
             version: version.to_owned(),
         };
-        let outcome = |(code, count): &(&str, u64)| {
-            (Outcome { code: (*code).to_owned(), grpc: UNKNOWN.to_owned(), flags: "-".to_owned() }, *count)
-        };
+        let outcome =
+            |(code, count): &(&str, u64)| (Outcome { code: (*code).to_owned(), grpc: UNKNOWN.to_owned() }, *count);
         Edge {
             from: Place { version: "v1".to_owned(), ..place("productpage-v1".to_owned()) },
             to: place(format!("reviews-{version}")),
@@ -232,9 +230,7 @@ pub(super) mod tests {
 
     #[test]
     fn failures_are_as_the_console_counts_them() {
-        let of = |code: &str, grpc: &str| {
-            Outcome { code: code.to_owned(), grpc: grpc.to_owned(), flags: String::new() }.is_failure()
-        };
+        let of = |code: &str, grpc: &str| Outcome { code: code.to_owned(), grpc: grpc.to_owned() }.is_failure();
         assert!(of("503", UNKNOWN) && of("0", UNKNOWN) && of("200", "14") && of("200", "5"));
         assert!(!of("404", UNKNOWN) && !of("200", "0") && !of("200", ""));
     }

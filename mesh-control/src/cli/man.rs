@@ -45,7 +45,7 @@ impl Man {
 fn page(command: &clap::Command, name: &str) -> io::Result<Vec<u8>> {
     let mut page = Vec::new();
     // Neither a date nor a version: the page of a version is the same whenever it is made.
-    Page::new(command.clone().display_name(name)).title(name).source("meshctl").render(&mut page)?;
+    Page::new(command.clone().display_name(name.to_owned())).title(name).source("meshctl").render(&mut page)?;
     Ok(page)
 }
 

@@ -147,8 +147,9 @@ impl<'s> Calls<'s> {
             }
         }
         while self.order.len() > REMEMBERED {
-            let oldest = self.order.pop_front();
-            oldest.map(|oldest| self.told.remove(&oldest));
+            if let Some(oldest) = self.order.pop_front() {
+                self.told.remove(&oldest);
+            }
         }
         Ok(new)
     }

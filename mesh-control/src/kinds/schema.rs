@@ -266,7 +266,7 @@ mod tests {
         let destination = &http["route"]["items"]["properties"]["destination"];
         assert_eq!(destination["properties"]["subset"], json!({"type": "string"}));
         assert_eq!(http["fault"]["properties"]["abort"]["properties"].get("http2Error"), None, "refused");
-        assert_eq!(http["corsPolicy"]["description"], "accepted, without effect");
+        assert_eq!(http["websocketUpgrade"]["description"], "accepted, without effect");
         let tls = &schema(Kind::PeerAuthentication)["properties"]["spec"]["properties"]["mtls"]["properties"]["mode"];
         assert!(tls["enum"].as_array().unwrap().contains(&json!("STRICT")), "{tls}");
         for kind in Kind::ALL {

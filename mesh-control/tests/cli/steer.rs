@@ -144,6 +144,12 @@ async fn objects_are_described() {
     assert!(status.contains("Workloads:      0 connected") && status.contains("1 virtualservices"), "{status}");
     let well = mesh.ok(&["check"]);
     assert!(well.contains("√ it answers") && well.ends_with("Status check results are √\n"), "{well}");
+    let dir = mesh.path("report");
+    mesh.ok(&["bug-report", "--dir", dir.to_str().unwrap()]);
+    for file in ["meshctl.txt", "objects.yaml", "findings.txt", "version.json", "authority.json", "graph.json"] {
+        assert!(dir.join(file).exists(), "{file}");
+    }
+    assert_eq!(mesh.run(&["bug-report", "--dir", dir.to_str().unwrap()]).status.code(), Some(1), "it is there already");
     let late = mesh.run(&["check", "--wait", "--workloads", "1", "--timeout", "1s"]);
     assert_eq!(late.status.code(), Some(124), "{late:?}");
 }
