@@ -8,5 +8,7 @@
 mod named;
 #[path = "control-plane/process.rs"]
 mod process;
+#[path = "control-plane/server.rs"]
+mod server;
 #[path = "control-plane/snapshots.rs"]
 mod snapshots;
