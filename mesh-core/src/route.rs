@@ -49,6 +49,8 @@ pub(crate) struct RouteTable {
     pub(crate) settings: Option<Arc<HttpSettings>>,
     /// The rate limit of routes without their own.
     pub(crate) limiter: Option<Arc<RateLimiter>>,
+    /// What it says of requests without any rule's own.
+    pub(crate) own_limits: Option<Limits>,
     hosts: Vec<Arc<Host>>,
     /// Shared as long as every host has the domains it had.
     domains: Arc<Domains>,
@@ -111,7 +113,8 @@ impl RouteTable {
             Some(previous) => Arc::clone(&previous.domains),
             None => Arc::new(Domains::compile(config)?),
         };
-        Ok(Self { config: Arc::clone(config), settings: settings.cloned(), limiter, hosts, domains })
+        let own_limits = limiter.as_ref().map(|limiter| Limits::new(limiter, &[]));
+        Ok(Self { config: Arc::clone(config), settings: settings.cloned(), limiter, own_limits, hosts, domains })
     }
 
     /// The virtual host that takes the request.

@@ -241,7 +241,7 @@ impl Snapshot {
 
     /// How many requests the server on this port lets in.
     pub fn inbound_limits(&self, port: u16) -> Option<Limits> {
-        self.inbound.get(&port)?.limiter.as_ref().map(|limiter| Limits::new(limiter, &[]))
+        self.inbound.get(&port)?.own_limits.clone()
     }
 
     /// What it was compiled from, put together again.

@@ -1,23 +1,7 @@
-//! How long a request may take: the least of what its route, its stream limit, its `grpc-timeout` and its caller allow.
-//!
-//! Only the arithmetic is here; timers are the caller's. Source: Envoy `RouteAction.timeout`, gRFC A31, gRPC over HTTP/2.
+//! How a deadline is written for gRPC, and read. What a route allows is in `plan.rs`; timers are the caller's. Source: gRPC
+//! over HTTP/2, `Timeout`.
 
 use std::time::Duration;
-
-use http::{HeaderMap, HeaderValue};
-
-use crate::{plan::RoutePolicy, request::is_grpc};
-
-/// How long a request may take from the time it is whole, all tries included; `None` is no limit.
-///
-/// `inherited` is what is left of the deadline of the inbound request this one serves (C11). The route's limits can only
-/// shorten what the caller allows (gRFC A31).
-pub fn limit(route: &RoutePolicy, headers: &HeaderMap, inherited: Option<Duration>) -> Option<Duration> {
-    let is_grpc = is_grpc(headers);
-    let grpc = headers.get("grpc-timeout").and_then(|value| parse_grpc_timeout(value.to_str().ok()?));
-    let of_route = [route.timeout_of(is_grpc), route.stream_limit_of(is_grpc)];
-    of_route.into_iter().chain([grpc, inherited]).flatten().min()
-}
 
 /// Reads a `grpc-timeout`: one to eight digits and a unit.
 pub fn parse_grpc_timeout(value: &str) -> Option<Duration> {
@@ -38,24 +22,34 @@ pub fn parse_grpc_timeout(value: &str) -> Option<Duration> {
 }
 
 /// Writes a `grpc-timeout` in the finest unit that eight digits hold; rounded down, so a hop never lengthens a deadline.
-pub fn grpc_timeout(left: Duration) -> HeaderValue {
+pub fn grpc_timeout(left: Duration, text: &mut [u8; 9]) -> &[u8] {
     const MOST: u128 = 99_999_999;
     let seconds = u128::from(left.as_secs());
     let units = [
-        (left.as_nanos(), 'n'),
-        (left.as_micros(), 'u'),
-        (left.as_millis(), 'm'),
-        (seconds, 'S'),
-        (seconds / 60, 'M'),
-        ((seconds / 3600).min(MOST), 'H'),
+        (left.as_nanos(), b'n'),
+        (left.as_micros(), b'u'),
+        (left.as_millis(), b'm'),
+        (seconds, b'S'),
+        (seconds / 60, b'M'),
+        ((seconds / 3600).min(MOST), b'H'),
     ];
-    let (n, unit) = units.into_iter().find(|(n, _)| *n <= MOST).unwrap_or((0, 'n'));
-    HeaderValue::from_str(&format!("{n}{unit}")).unwrap_or_else(|_| HeaderValue::from_static("0n"))
+    let (n, unit) = units.into_iter().find(|(n, _)| *n <= MOST).unwrap_or((0, b'n'));
+    *text = [unit; 9];
+    let (mut start, mut rest) = (8, n);
+    for (at, digit) in text.iter_mut().enumerate().rev().skip(1) {
+        *digit = b'0' + (rest % 10) as u8;
+        (start, rest) = (at, rest / 10);
+        if rest == 0 {
+            break;
+        }
+    }
+    text.get(start..).unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::RoutePolicy;
 
     /// TO3: every unit is read, a round trip never lengthens a deadline, nonsense is no timeout.
     #[test]
@@ -78,33 +72,15 @@ mod tests {
         }
         for nanos in [0, 1, 99_999_999, 100_000_000, 12_345_678_901, u64::MAX] {
             let left = Duration::from_nanos(nanos);
-            let read = grpc_timeout(left).to_str().ok().and_then(parse_grpc_timeout);
+            let read = std::str::from_utf8(grpc_timeout(left, &mut [0; 9])).ok().and_then(parse_grpc_timeout);
             assert!(read.is_some_and(|read| read <= left && left - read <= left / 1_000_000), "{left:?} {read:?}");
         }
-    }
-
-    /// TO1, TO2, C11: the least of all limits holds, and none is none.
-    #[test]
-    fn the_least_limit_holds() {
-        let seconds = |n| Some(Duration::from_secs(n));
-        let mut headers = HeaderMap::new();
-        let mut route = RoutePolicy::default();
-        assert_eq!(limit(&route, &headers, None), None);
-        route.timeout = seconds(15);
-        assert_eq!(limit(&route, &headers, None), seconds(15));
-        route.max_stream_duration = seconds(9);
-        assert_eq!(limit(&route, &headers, None), seconds(9));
-        headers.insert("grpc-timeout", HeaderValue::from_static("5S"));
-        assert_eq!(limit(&route, &headers, None), seconds(5));
-        assert_eq!(limit(&route, &headers, seconds(1)), seconds(1));
     }
 
     /// TO1, TO2: what is said of gRPC calls replaces the other limits for these, longer or not, and zero is none.
     #[test]
     fn grpc_calls_have_limits_of_their_own() {
         let seconds = |n| Some(Duration::from_secs(n));
-        let mut grpc = HeaderMap::new();
-        grpc.insert("content-type", HeaderValue::from_static("application/grpc"));
         for (header_max, max_grpc, expected) in [
             (None, None, seconds(3)),
             (None, seconds(20), seconds(5)),
@@ -120,8 +96,10 @@ mod tests {
                 max_grpc_timeout: max_grpc,
                 ..RoutePolicy::default()
             };
-            assert_eq!(limit(&route, &grpc, None), expected, "{header_max:?} {max_grpc:?}");
-            assert_eq!(limit(&route, &HeaderMap::new(), None), seconds(3));
+            let limit =
+                |is_grpc| [route.timeout_of(is_grpc), route.stream_limit_of(is_grpc)].into_iter().flatten().min();
+            assert_eq!(limit(true), expected, "{header_max:?} {max_grpc:?}");
+            assert_eq!(limit(false), seconds(3));
         }
     }
 }

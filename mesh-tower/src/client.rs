@@ -119,12 +119,12 @@ impl<L> HttpClient<L> {
         Self::of(Parts { retries, ..(*self.parts).clone() }, self.leaf)
     }
 
-    /// Its clock and seed.
     /// What it sends through.
     pub(crate) fn leaf(&self) -> Arc<L> {
         Arc::clone(&self.leaf)
     }
 
+    /// Its clock and seed.
     pub(crate) fn source(&self) -> Source {
         self.parts.source.clone()
     }

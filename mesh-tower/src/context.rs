@@ -16,8 +16,8 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, HeaderName, HeaderValue};
-use mesh_core::request::is_grpc;
+use http::{HeaderMap, HeaderName};
+use mesh_core::{request::is_grpc, timeout};
 use tokio::{
     task::{JoinHandle, futures::TaskLocalFuture},
     time::Instant,
@@ -25,7 +25,7 @@ use tokio::{
 
 use crate::{
     source,
-    telemetry::{TraceContext, decimal, decimal_digits, value},
+    telemetry::{TraceContext, decimal, value},
 };
 
 tokio::task_local! {
@@ -154,21 +154,7 @@ impl<F: Future> InContext for F {}
 
 /// What `grpc-timeout` says; what does not parse counts as absent. Source: gRPC over HTTP/2, `Timeout`.
 pub(crate) fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get(GRPC_TIMEOUT)?.to_str().ok()?;
-    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    if digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    let amount: u64 = digits.parse().ok()?;
-    Some(match unit {
-        "H" => Duration::from_secs(amount * 3600),
-        "M" => Duration::from_secs(amount * 60),
-        "S" => Duration::from_secs(amount),
-        "m" => Duration::from_millis(amount),
-        "u" => Duration::from_micros(amount),
-        "n" => Duration::from_nanos(amount),
-        _ => return None,
-    })
+    timeout::parse_grpc_timeout(headers.get(GRPC_TIMEOUT)?.to_str().ok()?)
 }
 
 fn expected_timeout(headers: &HeaderMap) -> Option<Duration> {
@@ -179,32 +165,12 @@ fn expected_timeout(headers: &HeaderMap) -> Option<Duration> {
 /// Tells the next hop how much time is left, in its protocol's header (TO3).
 pub(crate) fn tell_time_left(headers: &mut HeaderMap, is_grpc: bool, left: Duration) {
     if is_grpc {
-        headers.insert(GRPC_TIMEOUT, encode_grpc_timeout(left));
+        headers.insert(GRPC_TIMEOUT, value(timeout::grpc_timeout(left, &mut [0; 9])));
     } else {
         // Rounded up: 0 would mean no limit.
         let millis = left.as_secs().saturating_mul(1000).saturating_add(left.subsec_nanos().div_ceil(1_000_000).into());
         headers.insert(EXPECTED_TIMEOUT, decimal(millis.clamp(1, u32::MAX.into())));
     }
-}
-
-/// The finest unit whose number has at most eight digits.
-fn encode_grpc_timeout(left: Duration) -> HeaderValue {
-    let nanos = u64::try_from(left.as_nanos()).unwrap_or(u64::MAX);
-    let sizes = [
-        (b'n', 1),
-        (b'u', 1_000),
-        (b'm', 1_000_000),
-        (b'S', 1_000_000_000),
-        (b'M', 60_000_000_000),
-        (b'H', 3_600_000_000_000),
-    ];
-    let fits = sizes.into_iter().map(|(unit, size)| (nanos / size, unit)).find(|(amount, _)| *amount < 100_000_000);
-    let (amount, unit) = fits.unwrap_or((99_999_999, b'H'));
-    let mut digits = [0; 20];
-    let digits = decimal_digits(amount, &mut digits);
-    let mut text = [unit; 21];
-    text[..digits.len()].copy_from_slice(digits);
-    value(&text[..=digits.len()])
 }
 
 #[cfg(test)]

@@ -454,7 +454,7 @@ impl fmt::Display for ResponseFlags {
 }
 
 /// As `grpc-message` wants it: printable ASCII as it is, `%` and every other byte as `%XX`.
-fn percent_encode(text: &str) -> String {
+pub(crate) fn percent_encode(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {
         match byte {

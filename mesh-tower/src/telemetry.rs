@@ -42,7 +42,7 @@ pub(crate) use access_log::rfc3339;
 pub use access_log::{AccessLog, Logged};
 pub(crate) use ejection::tell_ejections;
 pub(crate) use security::{refused, retired};
-pub(crate) use text::{decimal, decimal_digits, value};
+pub(crate) use text::{decimal, value};
 pub use trace::{Span, SpanKind, Spans, TRACEPARENT, TRACESTATE, TraceContext, X_REQUEST_ID, new_request_id};
 
 /// Node id of a mesh peer. Source: Istio's HTTP metadata exchange.

@@ -246,7 +246,7 @@ fn request(text: &str) {
         let view = RequestView::of(&parts, port);
         let mut rng = RequestRng::new(1, 1);
         if let Ok(plan) = snapshot.plan(&view, &mut rng) {
-            let _ = timeout::limit(&plan.route, view.headers, None);
+            let _ = (plan.route.timeout_of(plan.is_grpc), plan.route.stream_limit_of(plan.is_grpc));
         }
         let _ = snapshot.explain(&view, &mut rng);
     }

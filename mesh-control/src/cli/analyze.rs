@@ -72,6 +72,8 @@ impl Analyze {
         };
         diagnostics.retain(|it| !self.suppress.iter().any(|(code, object)| is_suppressed(it, code, object)));
         let failed = diagnostics.iter().any(|it| it.level >= self.failure_threshold.level());
+        // What is counted in the end is what made it fail, shown or not.
+        let found: Vec<Level> = diagnostics.iter().map(|it| it.level).collect();
         diagnostics.retain(|it| it.level >= self.output_threshold.level());
         match self.output {
             Format::Log => {
@@ -90,7 +92,7 @@ impl Analyze {
             return Ok(());
         }
         let count = |level: Level| {
-            let count = diagnostics.iter().filter(|it| it.level == level).count();
+            let count = found.iter().filter(|it| **it == level).count();
             let plural = if count == 1 { "" } else { "s" };
             (count > 0).then(|| format!("{count} {}{plural}", analyze::level_name(level)))
         };

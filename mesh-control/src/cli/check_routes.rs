@@ -66,8 +66,10 @@ impl CheckRoutes {
         let failed = verdicts.iter().filter(|verdict| !verdict.passed).count();
         let checked: BTreeSet<_> =
             verdicts.iter().filter(|verdict| verdict.passed).filter_map(|one| one.rule).collect();
+        let cases = verdicts.len();
+        verdicts.retain(|verdict| !verdict.passed || !self.only_show_failures);
         let report = Report {
-            passed: verdicts.len() - failed,
+            passed: cases - failed,
             failed,
             routes: table.routes(),
             routes_checked: checked.len(),
@@ -80,13 +82,12 @@ impl CheckRoutes {
                 for field in &ignored {
                     output::note(&format!("warning: {field} is not acted on"));
                 }
-                let shown = verdicts.iter().filter(|verdict| !verdict.passed || !self.only_show_failures);
-                let told: String = shown.map(Verdict::to_string).collect();
+                let told: String = verdicts.iter().map(Verdict::to_string).collect();
                 output::data(&format!("{told}{}\n", report.summary()))?;
             }
         }
         if failed > 0 {
-            return Err(Failure::new(FAILURE, format!("{failed} of {} cases failed", verdicts.len())));
+            return Err(Failure::new(FAILURE, format!("{failed} of {cases} cases failed")));
         }
         match self.fail_under {
             Some(wanted) if report.coverage() < wanted => {

@@ -374,31 +374,24 @@ where
         }
     }
 
-    /// A token of the budget, and for what counts a slot of the cluster's `max_retries`; flag `UO` without.
+    /// As `pay`, for a try that is wanted because another failed: flag `UO` where it cannot be had.
     fn afford(&self, course: &Course<'_>, counts: bool, is_over: bool) -> Option<Option<Slot>> {
-        let refused = || {
+        let paid = self.pay(course, counts, is_over);
+        if paid.is_none() {
             course.call.note(Flags::UO);
             course.in_vain();
-        };
-        let slot = match course
-            .call
-            .plan()
-            .cluster()
-            .filter(|_| counts)
-            .map(|cluster| cluster.retry_slot(course.call.plan().route.priority, is_over))
-        {
-            Some(Some(slot)) => Some(slot),
-            None => None,
-            Some(None) => {
-                refused();
-                return None;
-            }
-        };
-        if !self.layer.budget.try_withdraw() {
-            refused();
-            return None;
         }
-        Some(slot)
+        paid
+    }
+
+    /// A token of the budget, and for what counts a slot of the cluster's `max_retries`.
+    fn pay(&self, course: &Course<'_>, counts: bool, is_over: bool) -> Option<Option<Slot>> {
+        let plan = course.call.plan();
+        let slot = match plan.cluster().filter(|_| counts) {
+            Some(cluster) => Some(cluster.retry_slot(plan.route.priority, is_over)?),
+            None => None,
+        };
+        self.layer.budget.try_withdraw().then_some(slot)
     }
 }
 

@@ -14,6 +14,7 @@ use mesh_core::outcome::{grpc_of_http, grpc_status};
 use tokio::time::sleep;
 
 use super::{Answer, OVERLOADED, PUSHBACK};
+use crate::error::percent_encode;
 
 /// An answer, unless the limit passes while the request has not been read; then `None` (TO9).
 pub(super) async fn in_time<T>(
@@ -55,7 +56,7 @@ pub(super) fn own_answer<B>(status: StatusCode, is_grpc: bool, reason: String) -
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         headers.insert("grpc-status", HeaderValue::from(grpc_of_http(status.as_u16())));
-        if let Ok(message) = HeaderValue::try_from(reason) {
+        if let Ok(message) = HeaderValue::try_from(percent_encode(&reason)) {
             headers.insert("grpc-message", message);
         }
         return response;

@@ -82,7 +82,8 @@ where
             };
             let Some(answer) = turn else {
                 next = match self.may_begin(course, pace) {
-                    Begin::Now => match self.afford(course, true, false) {
+                    // Beside tries under way, one that cannot be had is no failure.
+                    Begin::Now => match self.pay_beside(course, under_way.is_empty()) {
                         Some(slot) => {
                             last = None;
                             course.begin_another(pace);
@@ -140,6 +141,11 @@ where
                 }
             }
         }
+    }
+
+    /// What another try costs. Beside tries under way, one that cannot be had is no failure.
+    fn pay_beside(&self, course: &Course<'_>, alone: bool) -> Option<Option<Slot>> {
+        if alone { self.afford(course, true, false) } else { self.pay(course, true, false) }
     }
 
     /// One more try, beside those under way.
