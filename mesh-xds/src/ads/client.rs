@@ -79,6 +79,11 @@ impl<T> Client<T> {
         either!(self, machine => machine.connect_now());
     }
 
+    /// The server says that it has too much to do; said before `handle_disconnected`.
+    pub fn handle_busy(&mut self) {
+        either!(self, machine => machine.handle_busy());
+    }
+
     /// Is it time to open a stream?
     pub fn poll_connect(&mut self, now: Time) -> bool {
         either!(self, machine => machine.poll_connect(now))

@@ -16,10 +16,9 @@ pub const FLOOR: Duration = Duration::from_secs(1);
 /// For this long after a loss, attempts are made about every 0.8 s instead of backing off; and for as long as no connection
 /// can be made.
 ///
-/// A control plane that restarts is back within seconds, and a user who restarts one is looking: a plain 1 s × 1.6 would by
-/// then have grown past the restart itself. After a longer outage a herd of clients has to be kept apart from a server that
-/// takes connections and cannot serve them; but where nobody listens, asking costs nobody anything, and whenever the server
-/// is back everybody is served within two seconds.
+/// A control plane that restarts is back within seconds, and a user who restarts one is looking. After a longer outage a server
+/// that takes connections and cannot serve them is asked about every 1.5 s, and one that says it has too much to do as
+/// seldom as gRPC would; where nobody listens, asking costs nobody anything.
 pub const QUICK: Duration = Duration::from_secs(15);
 
 /// The life of one stream after another.
@@ -31,6 +30,8 @@ pub(super) struct Link {
     /// Since when nothing has been delivered; `None` while something is.
     outage: Option<Time>,
     attempted: Option<Time>,
+    /// The server of this stream has said that it has too much to do.
+    busy: bool,
 }
 
 #[derive(Debug)]
@@ -43,7 +44,14 @@ enum State {
 impl Link {
     /// One that may connect at once.
     pub(super) fn new(back_off: BackOff) -> Self {
-        Self { state: State::Down { connect_at: Time::ZERO }, back_off, failures: 0, outage: None, attempted: None }
+        Self {
+            state: State::Down { connect_at: Time::ZERO },
+            back_off,
+            failures: 0,
+            outage: None,
+            attempted: None,
+            busy: false,
+        }
     }
 
     /// The same, free to connect at once: what failed is not tried again.
@@ -74,10 +82,20 @@ impl Link {
         self.state = State::Up { delivered: false, spoke: false };
     }
 
+    /// The server has too much to do; its stream, or the attempt at one, is about to end.
+    pub(super) fn handle_busy(&mut self) {
+        self.busy = true;
+    }
+
     pub(super) fn handle_disconnected(&mut self, now: Time, rng: &mut impl RngCore) {
+        let busy = std::mem::take(&mut self.busy);
         let delivered = matches!(self.state, State::Up { delivered: true, .. });
         let refused = matches!(self.state, State::Connecting);
-        let connect_at = if delivered {
+        let connect_at = if busy {
+            self.outage.get_or_insert(now);
+            self.failures = self.failures.saturating_add(1);
+            now + BackOff { jitter: self.back_off.jitter, ..BackOff::BUSY }.delay(self.failures, rng)
+        } else if delivered {
             self.outage = Some(now);
             self.attempted.map_or(now, |attempted| now.max(attempted + FLOOR))
         } else if refused || now.saturating_since(*self.outage.get_or_insert(now)) < QUICK {
@@ -116,5 +134,72 @@ impl Link {
             State::Down { connect_at } => Some(connect_at),
             _ => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_core::rng::RequestRng;
+
+    use super::*;
+
+    /// XD8, XD9: after ten minutes in which a server anywhere refused, took connections and failed, or did either by turns, it
+    /// is asked again within two seconds; and never was it asked more than about once in 0.6 s.
+    #[test]
+    fn recovery_takes_no_longer_after_a_long_outage() {
+        let moods: [fn(u64) -> bool; 4] = [|_| false, |_| true, |n| n % 2 == 0, |n| n % 7 == 0];
+        for (mood, takes) in moods.into_iter().enumerate() {
+            for seed in 0..50 {
+                let mut rng = RequestRng::new(seed, mood as u64);
+                let mut link = Link::new(BackOff::STREAM);
+                let (mut now, mut last, mut attempts) = (Time::ZERO, None, 0);
+                while now < Time::ZERO + Duration::from_secs(600) {
+                    assert!(link.poll_connect(now));
+                    if let Some(last) = last {
+                        let gap = now.saturating_since(last);
+                        assert!((0.6..2.0).contains(&gap.as_secs_f64()), "{mood} {gap:?}");
+                    }
+                    (last, attempts) = (Some(now), attempts + 1);
+                    if takes(attempts) {
+                        link.handle_connected();
+                    }
+                    link.handle_disconnected(now, &mut rng);
+                    now = link.next_timeout().unwrap();
+                }
+                assert!((390..=940).contains(&attempts), "{mood}: {attempts}");
+            }
+        }
+    }
+
+    /// XD8: a server that says that it has too much to do is asked as seldom as gRPC asks, until it delivers.
+    #[test]
+    fn a_busy_server_is_spared() {
+        let mut rng = RequestRng::new(1, 1);
+        let mut link = Link::new(BackOff { jitter: 0.0, ..BackOff::STREAM });
+        let mut now = Time::ZERO;
+        let mut wait = |link: &mut Link, busy: bool, delivers: bool| {
+            assert!(link.poll_connect(now));
+            link.handle_connected();
+            if delivers {
+                link.handle_delivery();
+                now = now + Duration::from_secs(60);
+            }
+            if busy {
+                link.handle_busy();
+            }
+            link.handle_disconnected(now, &mut rng);
+            let next = link.next_timeout().unwrap();
+            let waited = next.saturating_since(now);
+            now = next;
+            waited.as_secs_f64()
+        };
+        for expected in [1.0, 1.6, 2.56] {
+            assert!((wait(&mut link, true, false) - expected).abs() < 1e-6);
+        }
+        let longest = (0..20).map(|_| wait(&mut link, true, false)).last().unwrap();
+        assert!((longest - 120.0).abs() < 1e-6);
+        assert!(wait(&mut link, false, false) < 2.0);
+        assert!(wait(&mut link, false, true) < 1e-6);
+        assert!((wait(&mut link, true, true) - 1.0).abs() < 1e-6);
     }
 }

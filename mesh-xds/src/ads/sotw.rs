@@ -118,6 +118,11 @@ impl<T> Sotw<T> {
         self.link.connect_now();
     }
 
+    /// The server says that it has too much to do; said before `handle_disconnected`.
+    pub fn handle_busy(&mut self) {
+        self.link.handle_busy();
+    }
+
     /// Is it time to open a stream? Once said, the driver owes `handle_connected` or `handle_disconnected`.
     pub fn poll_connect(&mut self, now: Time) -> bool {
         self.link.poll_connect(now)

@@ -45,6 +45,10 @@ const PROBE: BackOff = BackOff { base: Duration::from_secs(1), factor: 1.6, jitt
 /// A server that takes longer to answer its first request is not back yet.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// A server that finds pings too frequent is pinged half as often, but no more seldom than this: what grpc-go's servers allow
+/// unless told otherwise, and a little.
+const RAREST_PINGS: Duration = Duration::from_secs(310);
+
 /// What is wanted of a stream, by type.
 pub(super) type Wants = std::collections::BTreeMap<TypeUrl, Arc<Subscription>>;
 
@@ -102,6 +106,8 @@ struct Driver {
     /// Which of them is spoken to, or tried next.
     at: usize,
     began: Instant,
+    /// How often the server is asked whether it is still there.
+    keepalive: Duration,
     rng: SmallRng,
     machine: Machine<Part>,
     reader: Reader,
@@ -124,19 +130,29 @@ struct End {
     why: String,
     /// The server does not have the method that was called.
     unknown: bool,
+    /// It has too much to do.
+    busy: bool,
+    /// It was pinged more often than it likes.
+    pinged: bool,
     /// A better server answers.
     better: Option<usize>,
 }
 
 impl End {
     fn of(status: &RpcStatus) -> Self {
-        Self { unknown: status.code() == tonic::Code::Unimplemented, ..transport::describe(status).into() }
+        let pinged = transport::pinged_too_often(status);
+        Self {
+            unknown: status.code() == tonic::Code::Unimplemented,
+            busy: status.code() == tonic::Code::ResourceExhausted && !pinged,
+            pinged,
+            ..transport::describe(status).into()
+        }
     }
 }
 
 impl From<String> for End {
     fn from(why: String) -> Self {
-        Self { why, unknown: false, better: None }
+        Self { why, unknown: false, busy: false, pinged: false, better: None }
     }
 }
 
@@ -151,13 +167,14 @@ impl Driver {
     ) -> Self {
         let first = &bootstrap.server;
         let first = servers.first().unwrap_or(first);
-        let machine = Machine::new(bootstrap.variant, BackOff::STREAM.towards(&first.address), first.data_errors);
+        let machine = Machine::new(bootstrap.variant, BackOff::STREAM, first.data_errors);
         Self {
             index,
             bootstrap,
             servers,
             at: 0,
             began: Instant::now(),
+            keepalive: transport::KEEPALIVE_INTERVAL,
             rng: SmallRng::from_os_rng(),
             machine,
             reader,
@@ -198,6 +215,12 @@ impl Driver {
                 ads::client::Variant::Delta => self.converse::<variant::Delta>().await,
             };
             let now = self.now();
+            if end.busy {
+                self.machine.handle_busy();
+            }
+            if end.pinged {
+                self.keepalive = (self.keepalive * 2).min(RAREST_PINGS);
+            }
             self.machine.handle_disconnected(now, &mut self.rng);
             self.end(end);
         }
@@ -267,7 +290,7 @@ impl Driver {
         let bootstrap = self.bootstrap.clone();
         let (at, servers) = (self.at, self.servers.clone());
         let server = servers.get(at).unwrap_or(&bootstrap.server);
-        let channel = match transport::try_connect(server).await {
+        let channel = match transport::try_connect(server, self.keepalive).await {
             Ok(channel) => channel,
             Err(failed) => {
                 if !failed.nobody {

@@ -92,6 +92,46 @@ async fn failing_servers_are_not_hammered() {
     assert!(client.status().error.is_some());
 }
 
+/// XD8 (envoy): a server that finds it is pinged too often says so, and is understood; it is not taken for one that is busy.
+#[tokio::test]
+async fn a_server_may_have_enough_of_pings() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    const HEADERS: u8 = 1;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let server = bootstrap(listener.local_addr().unwrap(), None).server.clone();
+    let _server = Task::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut preface = [0; 24];
+        stream.read_exact(&mut preface).await.unwrap();
+        // No settings of its own.
+        stream.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
+        loop {
+            let mut head = [0; 9];
+            stream.read_exact(&mut head).await.unwrap();
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+            stream.read_exact(&mut vec![0; length]).await.unwrap();
+            if head[3] == HEADERS {
+                break;
+            }
+        }
+        let why = b"too_many_pings";
+        let goodbye = [&[0, 0, 8 + why.len() as u8, 7, 0, 0, 0, 0, 0], &[0, 0, 0, 0, 0, 0, 0, 0xb][..], why].concat();
+        stream.write_all(&goodbye).await.unwrap();
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+    });
+    let channel = transport::connect(&server).await.unwrap();
+    let mut client = proto::AggregatedDiscoveryServiceClient::new(channel);
+    let answer = client.stream_aggregated_resources(tokio_stream::pending::<DiscoveryRequest>()).await;
+    let status = match answer {
+        Ok(answer) => answer.into_inner().message().await.unwrap_err(),
+        Err(status) => status,
+    };
+    assert!(transport::pinged_too_often(&status), "{status:?}");
+    let busy = tonic::Status::resource_exhausted("later");
+    assert!(!transport::pinged_too_often(&busy));
+}
+
 /// XD26 (envoy): a resource is asked for where its authority is, however its name is spelled; without one it fails alone.
 #[tokio::test]
 async fn authorities_have_their_own_servers() {
