@@ -1,8 +1,10 @@
 //! Whose rules a client follows in reading resources: Envoy's, as a sidecar would, or gRPC's own.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use serde::Serialize;
+
+use crate::bootstrap::Files;
 
 /// Whose rules.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq, Serialize)]
@@ -23,8 +25,9 @@ pub struct Context {
     /// The server may ask for what bears on security, such as another authority in requests. Source: gRFC A81
     /// `trusted_xds_server`. For Envoy every server is.
     pub trusted: bool,
-    /// The instances of certificate providers that the bootstrap names (gRFC A29): a reference to any other is refused.
-    pub certificates: BTreeSet<String>,
+    /// The files of the certificate providers that the bootstrap names, by instance (gRFC A29): a reference to any other is
+    /// refused.
+    pub certificates: BTreeMap<String, Files>,
     /// The one of them that this process's own certificate and its roots come from.
     pub identity: Option<String>,
 }

@@ -13,19 +13,22 @@ use super::{
     read::{Ignored, Within, Wrong, wrong},
     value,
 };
-use crate::proto::{
-    Any,
-    envoy::{
-        config::core::v3::{TransportSocket, transport_socket::ConfigType},
-        extensions::transport_sockets::{
-            raw_buffer::v3::RawBuffer,
-            tls::v3::{
-                CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, SdsSecretConfig,
-                SubjectAltNameMatcher, TlsParameters, UpstreamTlsContext,
-                certificate_validation_context::SystemRootCerts,
-                common_tls_context::{CombinedCertificateValidationContext, ValidationContextType},
-                subject_alt_name_matcher::SanType,
-                tls_parameters::TlsProtocol,
+use crate::{
+    bootstrap::Files,
+    proto::{
+        Any,
+        envoy::{
+            config::core::v3::{TransportSocket, transport_socket::ConfigType},
+            extensions::transport_sockets::{
+                raw_buffer::v3::RawBuffer,
+                tls::v3::{
+                    CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, SdsSecretConfig,
+                    SubjectAltNameMatcher, TlsParameters, UpstreamTlsContext,
+                    certificate_validation_context::SystemRootCerts,
+                    common_tls_context::{CombinedCertificateValidationContext, ValidationContextType},
+                    subject_alt_name_matcher::SanType,
+                    tls_parameters::TlsProtocol,
+                },
             },
         },
     },
@@ -106,6 +109,18 @@ fn decode_upstream(context: UpstreamTlsContext, place: &str, ignored: &mut Ignor
         (Some(Certificate::Files(files)), Roots::System) => (false, Some(files), None),
         (None, Roots::File(roots)) => (false, None, Some(roots)),
         (None, Roots::System) => (false, None, None),
+        // One instance for the certificate and another for the roots: both are files.
+        (Some(Certificate::Own), Roots::File(roots))
+            if let Some(files) = identity_files(ignored).and_then(own_files) =>
+        {
+            (false, Some(files), Some(roots))
+        }
+        (certificate @ (None | Some(Certificate::Files(_))), Roots::Mesh)
+            if let Some(roots) = identity_files(ignored).and_then(|files| files.roots.as_ref()) =>
+        {
+            let files = if let Some(Certificate::Files(files)) = certificate { Some(files) } else { None };
+            (false, files, Some(roots.display().to_string()))
+        }
         (None, Roots::Unset) => {
             // Envoy would verify nothing then. Verifying all the same refuses more, never less.
             ignored.add(place, "common_tls_context.validation_context (absent: the server is verified all the same)");
@@ -167,18 +182,17 @@ fn decode_common(context: CommonTlsContext, place: &str, ignored: &mut Ignored) 
     let by_provider =
         match (&context.tls_certificate_provider_instance, &context.tls_certificate_certificate_provider_instance) {
             (Some(provider), _) => {
-                instance(&provider.instance_name, ignored).under("tls_certificate_provider_instance")?;
-                true
+                Some(certificate_of(&provider.instance_name, ignored).under("tls_certificate_provider_instance")?)
             }
-            (None, Some(provider)) => {
-                instance(&provider.instance_name, ignored).under("tls_certificate_certificate_provider_instance")?;
-                true
-            }
-            (None, None) => false,
+            (None, Some(provider)) => Some(
+                certificate_of(&provider.instance_name, ignored)
+                    .under("tls_certificate_certificate_provider_instance")?,
+            ),
+            (None, None) => None,
         };
     let certificates = context.tls_certificate_sds_secret_configs.as_slice();
     let certificate = match certificates {
-        [] => by_provider.then_some(Certificate::Own),
+        [] => by_provider,
         _ if ignored.is_grpc() => {
             let why = "are not supported; name a certificate provider of the bootstrap";
             return Err(wrong("tls_certificate_sds_secret_configs", why));
@@ -203,7 +217,7 @@ fn decode_common(context: CommonTlsContext, place: &str, ignored: &mut Ignored) 
             return Err(wrong("validation_context_sds_secret_config", why));
         }
         Some(ValidationContextType::ValidationContextCertificateProviderInstance(provider)) => {
-            let roots = instance(&provider.instance_name, ignored);
+            let roots = roots_of_provider(&provider.instance_name, ignored);
             (roots.under("validation_context_certificate_provider_instance")?, Vec::new())
         }
         Some(ValidationContextType::ValidationContextSdsSecretConfig(secret)) => {
@@ -217,17 +231,48 @@ fn decode_common(context: CommonTlsContext, place: &str, ignored: &mut Ignored) 
     Ok(Common { certificate, roots, names, alpn: context.alpn_protocols, versions })
 }
 
-/// The certificates and roots of a provider that the bootstrap names: one that it does not is refused (gRFC A29).
-fn instance(name: &str, ignored: &Ignored) -> Result<Roots, Wrong> {
+/// The files of a certificate provider that the bootstrap names, and whether this process's own certificate and the mesh's roots
+/// are its; one that the bootstrap does not name is refused (gRFC A29).
+fn instance<'a>(name: &str, ignored: &'a Ignored) -> Result<(&'a Files, bool), Wrong> {
     let context = ignored.context();
-    if !context.certificates.contains(name) {
-        return Err(wrong("instance_name", format!("{name:?} is no certificate provider of the bootstrap")));
+    let files = context.certificates.get(name);
+    let files =
+        files.ok_or_else(|| wrong("instance_name", format!("{name:?} is no certificate provider of the bootstrap")))?;
+    Ok((files, context.identity.as_deref() == Some(name)))
+}
+
+fn certificate_of(name: &str, ignored: &Ignored) -> Result<Certificate, Wrong> {
+    match instance(name, ignored)? {
+        (_, true) => Ok(Certificate::Own),
+        (files, false) => {
+            let pair = own_files(files);
+            Ok(Certificate::Files(pair.ok_or_else(|| wrong("instance_name", format!("{name:?} has no certificate")))?))
+        }
     }
-    if context.identity.as_deref() != Some(name) {
-        let why = format!("{name:?} is not the provider of this process's own certificate, which alone is supported");
-        return Err(wrong("instance_name", why));
+}
+
+fn roots_of_provider(name: &str, ignored: &Ignored) -> Result<Roots, Wrong> {
+    match instance(name, ignored)? {
+        (_, true) => Ok(Roots::Mesh),
+        (Files { roots: Some(file), bundles: None, crl: None, .. }, false) => {
+            Ok(Roots::File(file.display().to_string()))
+        }
+        _ => {
+            let why = "has no roots of its own alone: bundles and lists of revoked certificates are read of this process's provider";
+            Err(wrong("instance_name", format!("{name:?} {why}")))
+        }
     }
-    Ok(Roots::Mesh)
+}
+
+fn own_files(files: &Files) -> Option<CertificateFiles> {
+    let (chain, key) = files.identity.as_ref()?;
+    Some(CertificateFiles { chain: chain.display().to_string(), key: key.display().to_string() })
+}
+
+/// The files of this process's own provider, where providers are what resources speak of.
+fn identity_files(ignored: &Ignored) -> Option<&Files> {
+    let context = ignored.context();
+    context.certificates.get(context.identity.as_ref()?).filter(|_| ignored.is_grpc())
 }
 
 fn decode_combined(
@@ -237,7 +282,7 @@ fn decode_combined(
     let validation = combined.default_validation_context.unwrap_or_default();
     let (roots, names) = decode_validation(validation, ignored).under("default_validation_context")?;
     if let Some(provider) = combined.validation_context_certificate_provider_instance {
-        let roots = instance(&provider.instance_name, ignored);
+        let roots = roots_of_provider(&provider.instance_name, ignored);
         return Ok((roots.under("validation_context_certificate_provider_instance")?, names));
     }
     match combined.validation_context_sds_secret_config {
@@ -263,14 +308,14 @@ fn decode_validation(
 ) -> Result<(Roots, Vec<StringMatch>), Wrong> {
     use crate::proto::envoy::config::core::v3::data_source::Specifier;
     let provider = validation.ca_certificate_provider_instance.as_ref();
-    let provider = provider.map(|provider| instance(&provider.instance_name, ignored));
+    let provider = provider.map(|provider| roots_of_provider(&provider.instance_name, ignored));
     let provider = provider.transpose().under("ca_certificate_provider_instance")?;
-    let roots = match validation.trusted_ca.and_then(|source| source.specifier) {
-        None if provider.is_some() => Roots::Mesh,
-        None if validation.system_root_certs.is_some() => Roots::System,
-        None => Roots::Unset,
-        Some(Specifier::Filename(file)) if SYSTEM_ROOTS.contains(&file.as_str()) => Roots::System,
-        Some(_) => return Err(wrong("trusted_ca", format!("is not supported; name the roots {ROOTS:?} by SDS"))),
+    let roots = match (validation.trusted_ca.and_then(|source| source.specifier), provider) {
+        (None, Some(roots)) => roots,
+        (None, None) if validation.system_root_certs.is_some() => Roots::System,
+        (None, None) => Roots::Unset,
+        (Some(Specifier::Filename(file)), _) if SYSTEM_ROOTS.contains(&file.as_str()) => Roots::System,
+        (Some(_), _) => return Err(wrong("trusted_ca", format!("is not supported; name the roots {ROOTS:?} by SDS"))),
     };
     if validation.crl.is_some() || validation.only_verify_leaf_cert_crl {
         let field = if validation.crl.is_some() { "crl" } else { "only_verify_leaf_cert_crl" };

@@ -1,16 +1,21 @@
 //! Rules of gRPC's profile: what a listener that is asked for by name may say, what refuses it, and what is passed over.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
-use mesh_core::config::{Action, HostRewrite, RouteTable, Target};
+use mesh_core::config::{Action, HostRewrite, RouteTable, Target, TlsMode, UpstreamTls};
 use mesh_xds::{
     ads::TypeUrl,
+    bootstrap::Files,
     graph::Part,
     profile::{Context, Profile},
     proto::{
         Any,
         envoy::{
             config::{
+                cluster::v3::{
+                    Cluster,
+                    cluster::{ClusterDiscoveryType, DiscoveryType, EdsClusterConfig},
+                },
                 core::v3::{
                     Address, AggregatedConfigSource, CidrRange, ConfigSource, HeaderValue, HeaderValueOption,
                     HttpProtocolOptions, SocketAddress, TransportSocket, address, config_source::ConfigSourceSpecifier,
@@ -36,7 +41,8 @@ use mesh_xds::{
                 },
                 transport_sockets::tls::v3::{
                     CertificateProviderPluginInstance, CertificateValidationContext, CommonTlsContext,
-                    DownstreamTlsContext, SdsSecretConfig, TlsParameters, common_tls_context::ValidationContextType,
+                    DownstreamTlsContext, SdsSecretConfig, TlsParameters, UpstreamTlsContext,
+                    common_tls_context::ValidationContextType,
                 },
             },
         },
@@ -48,7 +54,16 @@ use prost::Message as _;
 use crate::{any, body, seconds};
 
 fn by_grpc(trusted: bool) -> Context {
-    let certificates = ["default".to_owned(), "other".to_owned()].into();
+    let files = |name: &str| Files {
+        identity: Some((format!("{name}.pem").into(), format!("{name}.key").into())),
+        roots: Some(format!("{name}-ca.pem").into()),
+        bundles: None,
+        crl: None,
+        refresh: Duration::from_secs(600),
+    };
+    let mapped = Files { roots: None, bundles: Some("map.json".into()), identity: None, ..files("mapped") };
+    let certificates = [("default", files("default")), ("other", files("other")), ("mapped", mapped)];
+    let certificates = certificates.into_iter().map(|(name, files)| (name.to_owned(), files)).collect();
     Context { profile: Profile::Grpc, trusted, certificates, identity: Some("default".to_owned()) }
 }
 
@@ -277,12 +292,77 @@ fn certificates_come_from_providers() {
     for (common, expected) in [
         (context("unheard", "default"), "\"unheard\" is no certificate provider of the bootstrap"),
         (context("default", "unheard"), "\"unheard\" is no certificate provider of the bootstrap"),
-        (context("other", "default"), "\"other\" is not the provider of this process's own certificate"),
+        (context("other", "default"), "must name the certificate \"default\""),
+        (context("mapped", "default"), "\"mapped\" has no certificate"),
+        (context("default", "mapped"), "\"mapped\" has no roots of its own alone"),
         (by_secret, "tls_certificate_sds_secret_configs"),
         (tuned, "tls_params"),
     ] {
         let error = over(common).unwrap_err();
         assert!(error.contains(expected), "{error}: {expected}");
+    }
+}
+
+/// XD23: a cluster may name another provider than that of this process's own certificate, or one for the certificate and one for
+/// the roots: what is presented and what is trusted are the files of each.
+#[test]
+fn clusters_may_name_another_provider() {
+    let provider =
+        |name: &str| Some(CertificateProviderPluginInstance { instance_name: name.into(), ..Default::default() });
+    let read = |own: Option<&str>, roots: &str| {
+        let common = CommonTlsContext {
+            tls_certificate_provider_instance: own.and_then(provider),
+            validation_context_type: Some(ValidationContextType::ValidationContext(CertificateValidationContext {
+                ca_certificate_provider_instance: provider(roots),
+                ..CertificateValidationContext::default()
+            })),
+            ..CommonTlsContext::default()
+        };
+        let context = UpstreamTlsContext { common_tls_context: Some(common), ..UpstreamTlsContext::default() };
+        let socket = TransportSocket {
+            name: "envoy.transport_sockets.tls".into(),
+            config_type: Some(transport_socket::ConfigType::TypedConfig(Any::pack(&context))),
+        };
+        let message = Cluster {
+            name: "a".into(),
+            cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into())),
+            eds_cluster_config: Some(EdsClusterConfig { eds_config: ads(), ..EdsClusterConfig::default() }),
+            transport_socket: Some(socket),
+            ..Cluster::default()
+        };
+        let decoded = translate::read(TypeUrl::Cluster, &message.encode_to_vec().into(), &by_grpc(false));
+        match decoded.map(|decoded| decoded.value) {
+            Ok(Part::Cluster(cluster)) => match &cluster.tls {
+                TlsMode::Always(tls) => Ok(UpstreamTls::clone(tls)),
+                other => panic!("{other:?}"),
+            },
+            Ok(other) => panic!("{other:?}"),
+            Err(error) => Err(error.to_string()),
+        }
+    };
+    let own = read(Some("default"), "default").unwrap();
+    assert!(own.workload_identity && own.certificate.is_none() && own.roots.is_none());
+    for (certificate, roots) in [
+        (Some("other"), "other"),
+        (Some("default"), "other"),
+        (Some("other"), "default"),
+        (None, "other"),
+        (None, "default"),
+    ] {
+        let tls = read(certificate, roots).unwrap();
+        assert!(!tls.workload_identity);
+        let presented = tls.certificate.map(|files| (files.chain, files.key));
+        assert_eq!(presented, certificate.map(|name| (format!("{name}.pem"), format!("{name}.key"))));
+        assert_eq!(tls.roots, Some(format!("{roots}-ca.pem")));
+    }
+    for (certificate, roots, expected) in [
+        (Some("unheard"), "other", "\"unheard\" is no certificate provider"),
+        (Some("other"), "unheard", "\"unheard\" is no certificate provider"),
+        (Some("mapped"), "other", "has no certificate"),
+        (Some("other"), "mapped", "has no roots of its own alone"),
+    ] {
+        let error = read(certificate, roots).unwrap_err();
+        assert!(error.contains(expected), "{error}");
     }
 }
 
