@@ -23,6 +23,7 @@ mod attempt;
 mod body;
 mod dial;
 mod error;
+mod file;
 mod health;
 mod jwt;
 mod live;

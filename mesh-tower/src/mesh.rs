@@ -269,6 +269,7 @@ enum Origin {
     Nowhere,
     Off,
     Fixed(Box<Config>),
+    File(std::path::PathBuf),
     #[cfg(feature = "xds")]
     Xds(Arc<Bootstrap>),
 }

@@ -15,6 +15,7 @@ use crate::{
     connect::{Connector, System},
     context::Context,
     dns::{Resolve, Resolver, SystemResolver},
+    file::ConfigFile,
     live::Live,
     names,
     pool::Pool,
@@ -87,6 +88,7 @@ impl Builder {
     /// | variable | meaning |
     /// |---|---|
     /// | `MESH_MODE` | `off`: no mesh, every request goes to the host it names |
+    /// | `MESH_CONFIG_FILE` | a file that is the configuration, followed as it changes, in place of a control plane; see [`config_file`](Self::config_file) |
     /// | `GRPC_XDS_BOOTSTRAP`, `GRPC_XDS_BOOTSTRAP_CONFIG` | the control plane: a file, or its text |
     /// | `MESH_SAVED_CONFIG` | a file for the last good configuration, to start from when no control plane answers; see [`saved_config`](Self::saved_config) |
     /// | `MESH_SAVED_CONFIG_MAX_AGE` | how old it may be then, in seconds, default 86400 |
@@ -103,7 +105,10 @@ impl Builder {
         let mode = variable("MESH_MODE");
         let origin = match mode.as_deref() {
             Some("off") => Origin::Off,
-            None | Some("on") => Origin::discover(&variable)?,
+            None | Some("on") => match variable("MESH_CONFIG_FILE") {
+                Some(path) => Origin::File(path.into()),
+                None => Origin::discover(&variable)?,
+            },
             Some(other) => return Err(wrong("MESH_MODE", format!("is {other:?}; it may be \"off\" or \"on\""))),
         };
         let log = AccessLog::parse(variable("MESH_ACCESS_LOG").as_deref())
@@ -150,6 +155,14 @@ impl Builder {
     #[must_use]
     pub fn config(mut self, config: Config) -> Self {
         self.origin = Origin::Fixed(Box::new(config));
+        self
+    }
+
+    /// With the configuration in this file, the JSON of [`Config`], in place of a control plane. Each change of the file is put in
+    /// force within a second; one that cannot be used changes nothing, and page `/config_file` of the admin port says why.
+    #[must_use]
+    pub fn config_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.origin = Origin::File(path.into());
         self
     }
 
@@ -277,6 +290,15 @@ impl Builder {
                 let live = Live::new();
                 live.update(&config).map_err(|error| MeshError::Config(error.to_string()))?;
                 Joined::alone(live, self.workload)
+            }
+            Origin::File(path) => {
+                let live = Live::new();
+                let file = ConfigFile::open(&path, &live).await.map_err(MeshError::Config)?;
+                let (mut joined, standing) = (Joined::alone(live, self.workload), file.standing());
+                joined.status = Arc::new(standing);
+                joined.pages.push(("/config_file", Arc::clone(&joined.status)));
+                joined.tasks.push(Owned::spawn(file.follow(Arc::clone(&joined.live))));
+                joined
             }
             #[cfg(feature = "xds")]
             Origin::Xds(bootstrap) => {

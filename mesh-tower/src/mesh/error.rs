@@ -16,7 +16,7 @@ pub enum MeshError {
         /// What is wrong with it, and what it may be.
         message: String,
     },
-    /// The configuration given in code does not compile.
+    /// The configuration given in code or in a file cannot be used.
     Config(String),
     /// The admin port cannot be opened.
     Admin {
@@ -41,8 +41,9 @@ impl fmt::Display for MeshError {
         match self {
             Self::NoSource => f.write_str(
                 "nothing says where the mesh's configuration comes from. Tried, in this order:\n  \
-                 in code: neither config, bootstrap nor off was called on the builder\n  \
+                 in code: neither config, config_file, bootstrap nor off was called on the builder\n  \
                  MESH_MODE: not \"off\" (no mesh, requests go where DNS says)\n  \
+                 MESH_CONFIG_FILE: not set (the path of a file that is the configuration)\n  \
                  GRPC_XDS_BOOTSTRAP: not set (the path of a bootstrap file, which names the control plane)\n  \
                  GRPC_XDS_BOOTSTRAP_CONFIG: not set (the text of one)",
             ),
