@@ -86,7 +86,7 @@ pub(super) fn decode(body: &Bytes, name: &mut String, ignored: &mut Ignored) -> 
         failed: None,
         origin: value::origin(message.metadata.as_ref()),
     };
-    extra::decode(message.metadata.as_ref(), &mut cluster)?;
+    extra::decode(message.metadata.as_ref(), &mut cluster, ignored)?;
     Ok(cluster)
 }
 

@@ -1,7 +1,9 @@
-//! What our clusters say beyond Envoy's words: metadata under `mesh`, which other clients pass over.
+//! What our clusters say beyond Envoy's words: metadata under `mesh_xds.cluster`, which other clients pass over.
 //!
 //! `{"half_open": true, "latency": {"factor": 300}, "monitors": [{"name": "quota", "grpc_codes": [8]}],
 //! "max_requests_per_endpoint": 10, "avoid_unreachable": false}`: the fields of the configuration as they serialise.
+
+use std::collections::BTreeMap;
 
 use mesh_core::config::{Cluster, LatencyOutlier, Monitor, OutlierDetection, Thresholds};
 use prost_types::{ListValue, Struct, Value, value::Kind};
@@ -9,15 +11,16 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     outlier,
-    read::{Wrong, wrong},
+    read::{Ignored, Wrong, wrong},
     value,
 };
 use crate::proto::envoy::config::core::v3::Metadata;
 
-const KEY: &str = "mesh";
+const KEY: &str = "mesh_xds.cluster";
+const PLACE: &str = "metadata.filter_metadata[\"mesh_xds.cluster\"]";
 
 #[derive(Debug, Default, Deserialize, PartialEq, Serialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 struct Extra {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     half_open: bool,
@@ -29,14 +32,20 @@ struct Extra {
     max_requests_per_endpoint: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     avoid_unreachable: Option<bool>,
+    /// Of a later version of us.
+    #[serde(flatten)]
+    unknown: BTreeMap<String, serde_json::Value>,
 }
 
 /// Adds to a cluster what its metadata says.
-pub(super) fn decode(metadata: Option<&Metadata>, cluster: &mut Cluster) -> Result<(), Wrong> {
+pub(super) fn decode(metadata: Option<&Metadata>, cluster: &mut Cluster, ignored: &mut Ignored) -> Result<(), Wrong> {
     let Some(fields) = value::metadata(metadata, KEY) else { return Ok(()) };
     let json = serde_json::Value::Object(fields.iter().map(|(key, value)| (key.clone(), to_json(value))).collect());
-    let extra: Extra = serde_json::from_value(json)
-        .map_err(|error| wrong("metadata.filter_metadata[\"mesh\"]", format!("cannot be read: {error}")))?;
+    let extra: Extra =
+        serde_json::from_value(json).map_err(|error| wrong(PLACE, format!("cannot be read: {error}")))?;
+    for field in extra.unknown.keys() {
+        ignored.add(PLACE, field);
+    }
     if let Some(limit) = extra.max_requests_per_endpoint {
         cluster.thresholds.max_requests_per_endpoint = limit;
     }
@@ -49,7 +58,7 @@ pub(super) fn decode(metadata: Option<&Metadata>, cluster: &mut Cluster) -> Resu
     detection.monitors.extend(extra.monitors);
     if detection.monitors.len() > OutlierDetection::MOST_MONITORS {
         let why = format!("makes more than {} monitors", OutlierDetection::MOST_MONITORS);
-        return Err(wrong("metadata.filter_metadata[\"mesh\"].monitors", why));
+        return Err(wrong(format!("{PLACE}.monitors"), why));
     }
     Ok(())
 }

@@ -181,20 +181,27 @@ fn health_checks_that_cannot_be_are_refused() {
     refused(&with(vec![http]), "health_checks.http_health_check.expected_statuses", "no range");
 }
 
-/// OD13, CB6, CB7: what Envoy has no field for stands in metadata; what cannot be read there refuses the cluster.
+/// OD13, CB6, CB7: what Envoy has no field for stands in metadata of our own; what cannot be read there refuses the cluster, what
+/// is not known is told, and metadata of others is theirs.
 #[test]
 fn unknown_words_of_our_own_are_refused() {
-    let metadata = |key: &str, value: Value| {
+    let of = |owner: &str, key: &str, value: Value| {
         let fields = Struct { fields: [(key.to_owned(), value)].into() };
-        Some(Metadata { filter_metadata: [("mesh".to_owned(), fields)].into(), ..Metadata::default() })
+        Some(Metadata { filter_metadata: [(owner.to_owned(), fields)].into(), ..Metadata::default() })
     };
+    let metadata = |key: &str, value: Value| of("mesh_xds.cluster", key, value);
     let yes = || Value { kind: Some(ValueKind::BoolValue(true)) };
     let outlier_detection = Some(OutlierMessage::default());
     let good =
         Message { metadata: metadata("half_open", yes()), outlier_detection: outlier_detection.clone(), ..named() };
     assert!(decode(&good).unwrap().value.outlier_detection.as_ref().unwrap().half_open);
-    let bad = Message { metadata: metadata("half_shut", yes()), outlier_detection, ..named() };
-    refused(&bad, "metadata.filter_metadata[\"mesh\"]", "half_shut");
+    let place = "metadata.filter_metadata[\"mesh_xds.cluster\"]";
+    let unknown = Message { metadata: metadata("half_shut", yes()), ..good.clone() };
+    assert!(decode(&unknown).unwrap().ignored.contains(&format!("{place}.half_shut")));
+    let no = Value { kind: Some(ValueKind::StringValue("no".into())) };
+    refused(&Message { metadata: metadata("half_open", no), outlier_detection, ..named() }, place, "cannot be read");
+    let theirs = decode(&Message { metadata: of("mesh", "half_open", yes()), ..named() }).unwrap();
+    assert_eq!(theirs.value, decode(&named()).unwrap().value);
 }
 
 /// LB1, LB2, LB3, LB4: the list of policies wins, its first supported one; none supported is refused.
