@@ -13,6 +13,9 @@ mod balancing;
 #[path = "traffic/bypass.rs"]
 mod bypass;
 
+#[path = "traffic/defaults.rs"]
+mod defaults;
+
 #[path = "traffic/endpoints.rs"]
 mod endpoints;
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mesh_tower::config::{Action, Cluster, Discovery, RouteMatch};
+use mesh_tower::config::{Action, Cluster, Discovery, Forward, HashPolicy, HashSource, RouteMatch};
 use mesh_xds::ads::{MOST_RESOURCES, TypeUrl};
 use serde_json::Value;
 use tokio::time::sleep;
@@ -150,4 +150,72 @@ async fn too_much_is_refused_as_a_whole() {
 fn body_of(page: &str) -> &str {
     let (start, end) = (page.find(['[', '{']).unwrap(), page.rfind([']', '}']).unwrap());
     &page[start..=end]
+}
+
+/// LB1: of a list of policies the first that is known decides, whatever the older field says; a cluster with none of them is
+/// refused, and what was in force stays.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_known_policy_decides() {
+    const NAMES: [&str; 3] = ["one", "two", "three"];
+    // A field of bytes: its number, how many, what.
+    let field = |tag: &[u8], body: &[u8]| {
+        let length = [(body.len() % 128) as u8, (body.len() / 128) as u8];
+        let length = if length[1] == 0 { vec![length[0]] } else { vec![length[0] | 0x80, length[1]] };
+        [tag, &length, body].concat()
+    };
+    let policy = |name: &str| {
+        let any = field(&[0x0a], format!("type.googleapis.com/{name}").as_bytes());
+        field(&[0x0a], &field(&[0x22], &[field(&[0x0a], b"p"), field(&[0x12], &any)].concat()))
+    };
+    let listing =
+        |policies: &[&str]| field(&[0xca, 0x02], &policies.iter().flat_map(|name| policy(name)).collect::<Vec<_>>());
+    let ring = "envoy.extensions.load_balancing_policies.ring_hash.v3.RingHash";
+    for kind in Kind::ALL {
+        let mut upstreams = Vec::new();
+        for name in NAMES {
+            upstreams.push(Upstream::start(name).await);
+        }
+        let cluster = harness::cluster(kind, "app", &upstreams.iter().collect::<Vec<_>>());
+        let source = HashSource::Header { name: "end-user".into(), rewrite: None };
+        let hash = vec![HashPolicy { source, terminal: false }];
+        let forward = Forward { hash, ..harness::to("app") };
+        let leading = harness::config([cluster], vec![route(RouteMatch::default(), Action::Forward(forward))]);
+        let saying = |more: &[u8]| {
+            let mut said = set(&leading);
+            let clusters: Vec<_> = said
+                .iter(TypeUrl::Cluster)
+                .map(|(name, resource)| (name.clone(), [&resource.body[..], more].concat()))
+                .collect();
+            for (name, body) in clusters {
+                said.insert(TypeUrl::Cluster, name, body);
+            }
+            said
+        };
+        let sayings = Sayings::of(&leading);
+        // The older field says at random.
+        sayings.say(saying(&[&[0x30, 3][..], &listing(&["unheard.Of", ring, "unheard.Of.Too"])].concat()));
+        let plane = sayings.speak(anywhere());
+        let program = program(kind, plane.address, None).await;
+        let places = async || {
+            let mut places = Vec::new();
+            for user in 0..12 {
+                let mut at = Vec::new();
+                for _ in 0..6 {
+                    let answer = program.get_with("/a.B/C", &[("end-user", &format!("user-{user}"))]).await;
+                    at.push(answer.header("x-upstream"));
+                }
+                at.dedup();
+                places.push(at);
+            }
+            places
+        };
+        let before = places().await;
+        assert!(before.iter().all(|at| at.len() == 1 && NAMES.contains(&at[0].as_str())), "{kind:?}: {before:?}");
+        assert!(before.iter().any(|at| *at != before[0]), "{kind:?}: {before:?}");
+        sayings.say(saying(&listing(&["unheard.Of"])));
+        let status = stands(&program, |status| status["types"]["CDS"]["nack"].is_object()).await;
+        let why = status["types"]["CDS"]["nack"]["message"].as_str().unwrap();
+        assert!(why.contains("load_balancing_policy"), "{why}");
+        assert_eq!(places().await, before, "{kind:?}");
+    }
 }

@@ -9,12 +9,12 @@ use std::{
 
 use mesh_tower::config::{
     Action, ClientWeighted, Cluster, Discovery, DropOverload, Endpoint, Endpoints, Forward, Fraction, HashCookie,
-    HashPolicy, HashSource, Health, LeastRequest, LoadBalancer, Locality, LocalityEndpoints, Maglev, PickFirst,
-    RingHash, RouteMatch, ZoneAware,
+    HashPolicy, HashSource, Health, HttpRetry, LeastRequest, LoadBalancer, Locality, LocalityEndpoints, Maglev,
+    PickFirst, RetryConditions, RetryPolicy, RingHash, RouteMatch, ZoneAware,
 };
 use tokio::{net::TcpListener, sync::Semaphore};
 
-use crate::harness::{Kind, Program, Reply, Upstream, cluster, config, route, to};
+use crate::harness::{Kind, Program, Reply, Upstream, cluster, cluster_at, config, route, to};
 
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 
@@ -88,6 +88,30 @@ async fn users_stay_with_their_endpoint() {
                 anywhere.insert(program.get("/").await.body);
             }
             assert!(anywhere.len() > 1, "{kind:?} {balancer:?}");
+        }
+    }
+}
+
+/// LB10: a ring passes over what cannot be reached, and who would have been there stays where he came instead.
+#[tokio::test]
+async fn a_ring_passes_over_the_unreachable() {
+    for kind in Kind::ALL {
+        let upstreams = four().await;
+        let mut addresses: Vec<_> = upstreams.iter().map(|upstream| upstream.address).collect();
+        addresses.extend([nobody().await, nobody().await]);
+        let load_balancer = LoadBalancer::RingHash(RingHash::default());
+        let ring = Cluster { load_balancer, ..cluster_at(kind, "app", &addresses) };
+        let on = RetryConditions { http: vec![HttpRetry::ConnectFailure], ..RetryConditions::default() };
+        let retry = Some(RetryPolicy { on, retries: 2, ..RetryPolicy::default() });
+        let hash = vec![HashPolicy { source: by_header(), terminal: false }];
+        let forward = Forward { hash, retry, ..to("app") };
+        let program =
+            Program::new(kind, config([ring], vec![route(RouteMatch::default(), Action::Forward(forward))])).await;
+        for user in 0..24 {
+            let user = format!("user-{user}");
+            let first = program.get_with("/", &[("end-user", &user)]).await;
+            assert!(first.is_ok(), "{kind:?} {user}: {first:?}");
+            assert_eq!(program.get_with("/", &[("end-user", &user)]).await.body, first.body, "{kind:?} {user}");
         }
     }
 }

@@ -299,7 +299,7 @@ fn boxed(body: Full<Bytes>) -> ReplyBody {
     UnsyncBoxBody::new(body.map_err(|never| match never {}))
 }
 
-fn framed(message: &[u8]) -> Bytes {
+pub(crate) fn framed(message: &[u8]) -> Bytes {
     let mut frame = BytesMut::with_capacity(message.len() + 5);
     frame.put_u8(0);
     frame.put_u32(u32::try_from(message.len()).unwrap());
@@ -410,7 +410,16 @@ impl Program {
 
     /// A request to host `app`; of gRPC always a POST with a framed message.
     pub(crate) async fn send(&self, request: http::request::Builder, body: &str) -> Answer {
-        let mut request = request.body(Full::new(Bytes::copy_from_slice(body.as_bytes()))).unwrap();
+        let is_grpc = self.kind.is_grpc();
+        let body = if is_grpc { framed(body.as_bytes()) } else { Bytes::copy_from_slice(body.as_bytes()) };
+        self.ask(request.body(Full::new(body)).unwrap()).await
+    }
+
+    /// The same with this body, which a gRPC client has framed itself.
+    pub(crate) async fn ask<B>(&self, mut request: Request<B>) -> Answer
+    where
+        B: http_body::Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
+    {
         let path = request.uri().path_and_query().map_or("/", |path| path.as_str()).to_owned();
         if request.uri().authority().is_none() {
             *request.uri_mut() = format!("http://app{path}").parse().unwrap();
@@ -419,7 +428,6 @@ impl Program {
             *request.method_mut() = Method::POST;
             request.headers_mut().insert(header::CONTENT_TYPE, "application/grpc".parse().unwrap());
             request.headers_mut().insert(header::TE, "trailers".parse().unwrap());
-            *request.body_mut() = Full::new(framed(body.as_bytes()));
         }
         Answer::of(self.mesh.http().request(request).await.unwrap()).await
     }

@@ -40,6 +40,28 @@ async fn failures_in_a_row_eject() {
     }
 }
 
+/// OD10: whoever is ejected stays so when the configuration of the detection changes, and is back when there is none.
+#[tokio::test]
+async fn a_change_of_configuration_brings_nobody_back() {
+    for kind in Kind::ALL {
+        let good = Upstream::start("good").await;
+        let bad = Upstream::scripted("bad", |_, _| Reply::unavailable()).await;
+        let detecting = |detection: Option<OutlierDetection>| {
+            let mut app = cluster(kind, "app", &[&good, &bad]);
+            (app.load_balancer, app.outlier_detection) = (LoadBalancer::RoundRobin, detection);
+            config([app], vec![route(RouteMatch::default(), Action::Forward(to("app")))])
+        };
+        let program = Program::new(kind, detecting(Some(in_a_row(3)))).await;
+        ask(&program, 20).await;
+        assert_eq!(bad.count(), 3, "{kind:?}");
+        let slower = OutlierDetection { interval: Duration::from_secs(60), ..in_a_row(5) };
+        program.mesh.live().update(&detecting(Some(slower))).unwrap();
+        assert_eq!(ask(&program, 20).await, 0, "{kind:?}");
+        program.mesh.live().update(&detecting(None)).unwrap();
+        assert_eq!(ask(&program, 20).await, 10, "{kind:?}");
+    }
+}
+
 /// OD1, OD12: a gRPC status at the end of the stream counts; one of one's own choice does, in place of the usual.
 #[tokio::test]
 async fn codes_of_ones_own_choice_eject() {

@@ -2,10 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use mesh_tower::config::{Action, Forward, Fraction, Mirror, RouteMatch};
-use tokio::sync::Semaphore;
+use mesh_tower::config::{
+    Action, Forward, Fraction, GrpcRetry, HttpRetry, Mirror, RetryConditions, RetryPolicy, RouteMatch,
+};
+use tokio::{net::TcpListener, sync::Semaphore};
 
-use crate::harness::{Kind, Program, Reply, Upstream, cluster, config, route, to};
+use crate::harness::{Kind, Program, Reply, Upstream, cluster, cluster_at, config, route, to};
 
 async fn program(kind: Kind, main: &Upstream, copies: &Upstream, fraction: Option<Fraction>) -> Program {
     let mirrors = vec![
@@ -60,5 +62,35 @@ async fn a_mirror_that_hangs_delays_nothing() {
         let before = copies.count();
         assert!(never.get("/never").await.is_ok(), "{kind:?}");
         assert!(copies.arrivals()[before..].iter().all(|copy| copy.path != "/never"), "{kind:?}");
+    }
+}
+
+/// MI1, RT16: a copy for which nobody listens is tried once, and takes nothing from what retries are paid from.
+#[tokio::test]
+async fn a_dead_mirror_costs_no_retries() {
+    const BEFORE: usize = 30;
+    for kind in Kind::ALL {
+        let script = |n: usize, _: &_| if n == BEFORE { Reply::unavailable() } else { Reply::ok() };
+        let main = Upstream::scripted("main", script).await;
+        let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let on = RetryConditions {
+            http: vec![HttpRetry::ServerError],
+            grpc: vec![GrpcRetry::Unavailable],
+            ..RetryConditions::default()
+        };
+        let mirrors = vec![Mirror { cluster: "copies".into(), ..Mirror::default() }];
+        let retry = Some(RetryPolicy { on, retries: 1, ..RetryPolicy::default() });
+        let forward = Forward { mirrors, retry, ..to("main") };
+        let clusters = [cluster(kind, "main", &[&main]), cluster_at(kind, "copies", &[gone])];
+        let program =
+            Program::new(kind, config(clusters, vec![route(RouteMatch::default(), Action::Forward(forward))])).await;
+        for _ in 0..BEFORE {
+            assert!(program.get("/").await.is_ok(), "{kind:?}");
+        }
+        let snapshot = program.mesh.snapshot().unwrap();
+        wait_until(|| snapshot.cluster("copies").unwrap().requests_in_flight() == 0).await;
+        let answer = program.get("/").await;
+        assert!(answer.is_ok(), "{kind:?}: {answer:?}");
+        assert_eq!(main.count(), BEFORE + 2, "{kind:?}");
     }
 }

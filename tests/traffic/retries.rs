@@ -14,9 +14,9 @@ use mesh_tower::{
     },
     layer::RetryLayer,
 };
-use tokio::sync::Semaphore;
+use tokio::{net::TcpListener, sync::Semaphore};
 
-use crate::harness::{Kind, Program, Reply, Upstream, cluster, config, route, to};
+use crate::harness::{Kind, Program, Reply, Upstream, cluster, cluster_at, config, route, to};
 
 /// 5xx and `UNAVAILABLE`, so often.
 fn policy(retries: u32) -> RetryPolicy {
@@ -103,6 +103,40 @@ async fn both_forms_of_waiting() {
             assert!(took >= base * 8 / 10, "{took:?}");
         }
         assert_eq!(app.count(), 2);
+    }
+}
+
+/// RT4: Istio's default policy tries again what never arrived and what a gRPC server calls unavailable, and no failure of
+/// the application.
+#[tokio::test]
+async fn istios_default_policy() {
+    let on = RetryConditions {
+        http: vec![HttpRetry::ConnectFailure, HttpRetry::RefusedStream, HttpRetry::RetriableStatusCodes],
+        grpc: vec![GrpcRetry::Unavailable, GrpcRetry::Cancelled],
+        ..RetryConditions::default()
+    };
+    for kind in Kind::ALL {
+        let default = || retrying(RetryPolicy { on: on.clone(), avoid_previous_hosts: 5, ..policy(2) });
+        let failing = Upstream::scripted("app", move |_, _| match kind.is_grpc() {
+            true => Reply::grpc(13),
+            false => Reply::status(503),
+        });
+        let failing = failing.await;
+        assert!(!Program::calling(kind, &[&failing], default()).await.get("/").await.is_ok(), "{kind:?}");
+        assert_eq!(failing.count(), 1, "{kind:?}");
+        let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let app = Upstream::start("app").await;
+        let forward = Forward { clusters: to("app").clusters, ..default() };
+        let routes = vec![route(RouteMatch::default(), Action::Forward(forward))];
+        let program = Program::new(kind, config([cluster_at(kind, "app", &[gone, app.address])], routes)).await;
+        for _ in 0..6 {
+            assert!(program.get("/").await.is_ok(), "{kind:?}");
+        }
+        if kind.is_grpc() {
+            let app = failing_first(2).await;
+            assert!(Program::calling(kind, &[&app], default()).await.get("/").await.is_ok());
+            assert_eq!(app.count(), 3);
+        }
     }
 }
 

@@ -193,3 +193,20 @@ async fn the_most_exact_host_takes_the_request() {
         }
     }
 }
+
+/// NR14: no header of a caller's says where its request goes, such as Finagle's and Linkerd's do, unless a rule asks for it; it
+/// travels on as it is.
+#[tokio::test]
+async fn no_header_names_a_destination() {
+    for kind in Kind::ALL {
+        let (a, b) = (Upstream::start("a").await, Upstream::start("b").await);
+        let clusters = [cluster(kind, "a", &[&a]), cluster(kind, "b", &[&b])];
+        let routes = vec![route(RouteMatch::default(), Action::Forward(to("a")))];
+        let program = Program::new(kind, config(clusters, routes)).await;
+        for (name, value) in [("l5d-dtab", "/svc/app => /svc/b"), ("dtab-local", "/app => /b")] {
+            let answer = program.get_with("/a.B/C", &[(name, value)]).await;
+            assert!(answer.is_ok() && answer.header("x-upstream") == "a", "{kind:?} {name}: {answer:?}");
+            assert_eq!(a.last().header(name), value, "{kind:?}");
+        }
+    }
+}

@@ -5,13 +5,17 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
+use futures_util::StreamExt;
+use http_body::Frame;
+use http_body_util::StreamBody;
 use mesh_tower::config::{
-    Action, Endpoint, Endpoints, Forward, HttpRetry, HttpSettings, LocalityEndpoints, RetryConditions, RetryPolicy,
-    RouteMatch,
+    Action, Endpoint, Endpoints, Forward, HttpRetry, HttpSettings, LocalityEndpoints, OutlierDetection, PathMatch,
+    RetryConditions, RetryPolicy, RouteMatch,
 };
 use tokio::{net::TcpListener, sync::Semaphore};
 
-use crate::harness::{Answer, Kind, Program, Reply, Upstream, cluster, config, route, to};
+use crate::harness::{Answer, Kind, Program, Reply, Upstream, cluster, config, framed, route, to};
 
 const SHORT: Duration = Duration::from_millis(100);
 
@@ -60,6 +64,39 @@ async fn requests_end_in_time() {
             assert_eq!(answer.flags, flags, "{kind:?} {forward:?}");
             assert!((SHORT..Duration::from_secs(30)).contains(&start.elapsed()), "{kind:?} {forward:?}");
         }
+    }
+}
+
+/// A request whose body comes in these chunks, each when it is asked for, of gRPC a message each.
+async fn stream(program: &Program, kind: Kind, chunks: &'static [&'static str]) -> Answer {
+    let frames = futures_util::stream::iter(chunks).then(move |chunk| async move {
+        tokio::task::yield_now().await;
+        let chunk = if kind.is_grpc() { framed(chunk.as_bytes()) } else { Bytes::from_static(chunk.as_bytes()) };
+        Ok::<_, std::io::Error>(Frame::data(chunk))
+    });
+    program.ask(http::Request::post("/a.B/C").body(StreamBody::new(Box::pin(frames))).unwrap()).await
+}
+
+/// TO1, TO3, OD1: a streamed request tells its route's limit too, and the endpoint that lets it pass is ejected for it.
+#[tokio::test]
+async fn streamed_requests_end_in_time() {
+    for kind in Kind::ALL {
+        let app = silent().await;
+        let mut detecting = cluster(kind, "app", &[&app]);
+        let detection =
+            OutlierDetection { consecutive_5xx: 1, max_ejection_percent: 100, ..OutlierDetection::default() };
+        detecting.outlier_detection = Some(detection);
+        let forward = Forward { timeout: Some(SHORT), ..to("app") };
+        let program =
+            Program::new(kind, config([detecting], vec![route(RouteMatch::default(), Action::Forward(forward))])).await;
+        let answer = stream(&program, kind, &["one", "two"]).await;
+        assert!(timed_out(kind, &answer), "{kind:?}: {answer:?}");
+        assert_eq!(answer.flags, "UT", "{kind:?}");
+        let snapshot = program.mesh.snapshot().unwrap();
+        assert!(snapshot.cluster("app").unwrap().endpoints()[0].is_ejected(), "{kind:?}");
+        let told = app.last().header("x-envoy-expected-rq-timeout-ms");
+        assert_eq!(told, if kind.is_grpc() { "" } else { "100" }, "{kind:?}");
+        assert_eq!(app.count(), 1, "{kind:?}");
     }
 }
 
@@ -201,5 +238,31 @@ async fn connections_are_made_in_time() {
         let answer = Program::over(kind, mesh).get("/").await;
         assert!(answer.is(kind, 503) && answer.flags.contains("UF"), "{kind:?}: {answer:?}");
         assert!((SHORT..Duration::from_secs(10)).contains(&began.elapsed()), "{kind:?}: {:?}", began.elapsed());
+    }
+}
+
+/// TO10: there is no service config; what it says of methods, rules say, without a control plane too.
+#[tokio::test]
+async fn methods_have_limits_of_their_own() {
+    for kind in Kind::ALL {
+        let app = silent().await;
+        let limited = |path: PathMatch, timeout| {
+            let matches = RouteMatch { path, ..RouteMatch::default() };
+            route(matches, Action::Forward(Forward { timeout: Some(timeout), ..to("app") }))
+        };
+        let prefix = PathMatch::Prefix { value: "/a.B/".to_owned(), ignore_case: false };
+        let exact = PathMatch::Exact { value: "/a.B/Quick".to_owned(), ignore_case: false };
+        let routes = vec![limited(exact, SHORT), limited(prefix, 5 * SHORT)];
+        let program = Program::new(kind, config([cluster(kind, "app", &[&app])], routes)).await;
+        for (path, limit) in [("/a.B/Quick", SHORT), ("/a.B/Slow", 5 * SHORT)] {
+            let answer = program.get(path).await;
+            assert!(timed_out(kind, &answer), "{kind:?} {path}: {answer:?}");
+            let told = match kind.is_grpc() {
+                true => mesh_core::timeout::parse_grpc_timeout(&app.last().header("grpc-timeout")).unwrap(),
+                false => Duration::from_millis(app.last().header("x-envoy-expected-rq-timeout-ms").parse().unwrap()),
+            };
+            assert!((limit / 5..=limit).contains(&told), "{kind:?} {path}: {told:?}");
+            assert!(path != "/a.B/Slow" || told > SHORT, "{kind:?}: {told:?}");
+        }
     }
 }
