@@ -54,6 +54,8 @@ pub struct Cluster {
     members: OnceLock<Vec<Arc<Self>>>,
     /// Endpoints by address, made when the first one is asked for.
     by_address: OnceLock<HashTable<u32>>,
+    /// Which form of itself it is, of those that share what survives.
+    generation: u64,
     /// The first pick was there, from which the age of new endpoints counts.
     begun: AtomicBool,
 }
@@ -76,6 +78,8 @@ struct Live {
     ejections: Ejections,
     dropped: AtomicU64,
     named: Named,
+    /// The form of the cluster that was compiled last.
+    generation: AtomicU64,
 }
 
 /// Endpoints that callers named themselves, the only part behind a lock: taken once a request, never held over anything.
@@ -222,6 +226,7 @@ impl Cluster {
             Labelled::new(subsets, &by_priority, &making, before.and_then(|before| before.labelled.as_ref()))
         });
         Self {
+            generation: live.generation.fetch_add(1, Relaxed) + 1,
             levels: Levels::new(by_priority, &making),
             labelled,
             // What cannot be compiled was refused when it was read.
@@ -235,6 +240,11 @@ impl Cluster {
             by_address: OnceLock::new(),
             begun: AtomicBool::new(false),
         }
+    }
+
+    /// No other form of it was compiled since.
+    fn is_latest(&self) -> bool {
+        self.live.generation.load(Relaxed) == self.generation
     }
 
     /// Picks an endpoint for one try and takes the slots it needs.
@@ -263,9 +273,7 @@ impl Cluster {
             return Err(PickError::Dropped(config::Name::clone(&drop.category)));
         }
         self.sweep(now);
-        if !self.live.ejections.used.load(Relaxed) {
-            self.live.ejections.used.store(true, Relaxed);
-        }
+        self.note_use();
         if self.config.slow_start.is_some() && !self.begun.swap(true, Relaxed) {
             self.endpoints().iter().for_each(|endpoint| endpoint.begin_once(now));
         }

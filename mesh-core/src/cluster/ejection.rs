@@ -16,7 +16,10 @@ use crate::{
     endpoint::Endpoint,
     outcome::Outcome,
     outlier::{Event, Reason, Swept, Ticks, What, Window, is_enforced, may_eject},
-    sync::{AtomicBool, AtomicU32, AtomicU64, Mutex, Ordering::Relaxed},
+    sync::{
+        AtomicBool, AtomicU32, AtomicU64, Mutex,
+        Ordering::{Acquire, Relaxed, Release},
+    },
     time::Time,
 };
 
@@ -27,14 +30,20 @@ pub(super) struct Ejections {
     pub(super) count: AtomicU32,
     /// When the last tick of the interval was that a sweep has seen.
     last_tick: AtomicU64,
-    /// A request has gone to the cluster.
-    pub(super) used: AtomicBool,
+    /// Bits: [`USED`], [`STALE`].
+    state: AtomicU32,
     /// A half-open endpoint may be waiting for a probe; a hint, set again by sweeps.
     probation: AtomicBool,
     waiting: AtomicBool,
     /// Taken when an endpoint is ejected or returns, and by those who tell.
     events: Mutex<VecDeque<Event>>,
 }
+
+/// A request has gone to the cluster.
+const USED: u32 = 1;
+/// Who is left out has changed by what was picked from a form of the cluster that is no longer in force, which knows the counts of
+/// its own levels alone.
+const STALE: u32 = 2;
 
 impl Ejections {
     /// Beyond this many, the oldest nobody asked for are forgotten.
@@ -165,6 +174,7 @@ impl Cluster {
         if endpoint.cell.outlier().readmit(now) {
             self.live.ejections.recount(self.endpoints());
             self.recount();
+            self.note_change();
             self.tell(endpoint, What::Returned, now, None);
         }
     }
@@ -177,7 +187,32 @@ impl Cluster {
 
     /// Some request has gone to it, so that its health is of interest.
     pub fn had_traffic(&self) -> bool {
-        self.live.ejections.used.load(Relaxed)
+        self.live.ejections.state.load(Relaxed) & USED != 0
+    }
+
+    /// A request goes to it: one look, unless it is the first, or the first that knows of what was done through an older form.
+    pub(super) fn note_use(&self) {
+        if self.live.ejections.state.load(Relaxed) != USED {
+            self.catch_up();
+        }
+    }
+
+    #[cold]
+    fn catch_up(&self) {
+        let state = &self.live.ejections.state;
+        state.fetch_or(USED, Relaxed);
+        // Cleared before the count, so that what changes meanwhile is seen again.
+        if self.is_latest() && state.fetch_and(!STALE, Acquire) & STALE != 0 {
+            self.live.ejections.recount(self.endpoints());
+            self.recount();
+        }
+    }
+
+    /// Who is left out has changed through this form of the cluster: what is in force by now is to count afresh.
+    fn note_change(&self) {
+        if !self.is_latest() {
+            self.live.ejections.state.fetch_or(STALE, Release);
+        }
     }
 
     /// An endpoint fails its active health checks from now on, or does not. Requests go to others, as long as there are
@@ -185,6 +220,7 @@ impl Cluster {
     pub fn set_failing_checks(&self, endpoint: &Endpoint, failing: bool) {
         if endpoint.hot().fails_checks.swap(failing, Relaxed) != failing {
             self.recount();
+            self.note_change();
         }
     }
 
@@ -230,6 +266,7 @@ impl Cluster {
             if !endpoint.is_failing_checks() {
                 self.levels.note_out(endpoint);
                 self.labelled.iter().for_each(|labelled| labelled.note_out(endpoint));
+                self.note_change();
             }
             self.tell(endpoint, What::Ejected(reason), now, measured);
         } else {

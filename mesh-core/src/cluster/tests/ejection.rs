@@ -20,6 +20,24 @@ fn consecutive_gateway_failures_eject() {
     }
 }
 
+/// OD9, LO3: what is ejected by requests of a configuration that is no longer in force is out for the one that is, at once: of three
+/// one is left, and panic asks all.
+#[test]
+fn requests_of_before_eject_for_those_of_now() {
+    let config = config::Cluster { panic_threshold: 50, ..ejecting(3, 100, 1) };
+    let before = compile(config.clone(), None);
+    let late: Vec<_> = (0..60).map(|n| pick(&before, n)).collect();
+    let now = compile(config, Some(&before));
+    assert!(count(&now, 60).iter().all(|picks| *picks > 0));
+    for pick in late {
+        let is_bad = port(&pick) != 1;
+        pick.finish(&Outcome::response(if is_bad { 503 } else { 200 }), Time::ZERO);
+    }
+    assert_eq!(ejected(&now), [2, 3]);
+    assert!(count(&now, 60).iter().all(|picks| *picks > 0), "{:?}", count(&now, 60));
+    assert!(now.had_traffic());
+}
+
 /// OD1, OD2: where a share is enforced, about that share of the outliers is ejected; at 0 none is.
 #[test]
 fn a_share_of_the_outliers_is_ejected() {
