@@ -53,11 +53,13 @@ impl Endpoint {
     }
 
     /// As the control plane gave it.
+    #[inline]
     pub fn config(&self) -> &config::Endpoint {
         &self.config
     }
 
     /// Where it listens.
+    #[inline]
     pub fn address(&self) -> &EndpointAddress {
         &self.config.address
     }
@@ -290,6 +292,7 @@ impl Pick {
     }
 
     /// The cluster it was picked from.
+    #[inline]
     pub fn cluster(&self) -> &Arc<Cluster> {
         &self.cluster
     }
@@ -300,11 +303,13 @@ impl Pick {
     }
 
     /// The response's headers are here: its latency ends now, while its slots are held to the end of the body.
+    #[inline]
     pub fn responded(&mut self, now: Time) {
         self.responded.get_or_insert(now);
     }
 
     /// Do reports of load change anything?
+    #[inline]
     pub fn wants_load(&self) -> bool {
         matches!(&self.cluster.config().load_balancer, LoadBalancer::ClientWeighted(own) if own.out_of_band.is_none())
     }
@@ -374,7 +379,14 @@ impl Tried {
         Self { avoid: true, ..Self::default() }
     }
 
+    /// As new for that policy; what was tried before is forgotten.
+    #[inline]
+    pub fn restart(&mut self, policy: Option<&config::RetryPolicy>) {
+        (self.len, self.avoid) = (0, policy.is_some_and(|policy| policy.avoid_previous_hosts > 0));
+    }
+
     /// A try goes to this endpoint.
+    #[inline]
     pub fn push(&mut self, endpoint: &Endpoint) {
         let at = usize::from(self.len);
         if at < Self::MOST {

@@ -63,6 +63,14 @@ pub(crate) struct Fresh {
     bits: u64,
 }
 
+impl Fresh {
+    /// No cookie is to be set.
+    #[inline]
+    pub(crate) fn is_none(self) -> bool {
+        self.which == 0
+    }
+}
+
 impl HashPolicies {
     /// Compiles the policies of a route.
     pub fn compile(policies: &[config::HashPolicy]) -> Result<Self, CompileError> {
@@ -107,7 +115,7 @@ impl HashPolicies {
 
     /// Puts the cookies that were made on the response.
     pub(crate) fn set_cookies(&self, fresh: Fresh, headers: &mut HeaderMap) {
-        if fresh.which == 0 {
+        if fresh.is_none() {
             return;
         }
         for (at, policy) in self.0.iter().enumerate() {

@@ -7,6 +7,8 @@ use std::fmt;
 
 use http::{HeaderMap, HeaderName};
 
+use crate::request::header;
+
 /// What became of one try.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Outcome {
@@ -329,7 +331,7 @@ const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// The gRPC status in these headers or trailers; what is not a number is `UNKNOWN`.
 pub fn grpc_status(headers: &HeaderMap) -> Option<u32> {
-    let value = headers.get(GRPC_STATUS)?;
+    let value = header(headers, &GRPC_STATUS)?;
     Some(value.to_str().ok().and_then(|text| text.parse().ok()).unwrap_or(2))
 }
 

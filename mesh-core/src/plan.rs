@@ -55,6 +55,7 @@ impl Plan {
     }
 
     /// The cluster, when the request goes to one.
+    #[inline]
     pub fn cluster(&self) -> Option<&Arc<Cluster>> {
         match &self.target {
             Target::Cluster(cluster) => Some(cluster),
@@ -63,21 +64,25 @@ impl Plan {
     }
 
     /// The endpoint that the request's session is at; `None` is any.
+    #[inline]
     pub fn wanted(&self) -> Option<Wanted> {
         self.session.wanted
     }
 
     /// The destination that was drawn; `None` when there was no split to draw from.
+    #[inline]
     pub fn destination(&self) -> Option<&Destination> {
         self.route.split.destinations().get(self.choice? as usize)
     }
 
     /// Which of the cluster's endpoints the request is for.
+    #[inline]
     pub fn criteria(&self) -> &Criteria {
         self.destination().map_or(Criteria::ANY, |destination| &destination.criteria)
     }
 
     /// Are headers of request or response changed?
+    #[inline]
     pub fn changes_headers(&self) -> bool {
         !self.route.headers.is_empty() || self.destination().is_some_and(|destination| !destination.edits.is_empty())
     }
@@ -170,16 +175,19 @@ pub struct RoutePolicy {
 
 impl RoutePolicy {
     /// Limit of the request with all its tries (TO1).
+    #[inline]
     pub fn timeout_of(&self, is_grpc: bool) -> Option<Duration> {
         instead(is_grpc, self.max_grpc_timeout, self.timeout)
     }
 
     /// Limit of the whole stream, counted from its beginning (TO2).
+    #[inline]
     pub fn stream_limit_of(&self, is_grpc: bool) -> Option<Duration> {
         instead(is_grpc, self.grpc_timeout_header_max, self.max_stream_duration)
     }
 }
 
+#[inline]
 fn instead(is_grpc: bool, grpc: Option<Duration>, other: Option<Duration>) -> Option<Duration> {
     match grpc {
         Some(limit) if is_grpc => (limit > Duration::ZERO).then_some(limit),

@@ -93,6 +93,11 @@ impl Rewrite {
 
 /// Changes the head of a request as its plan says. Called once, before the first try.
 pub fn apply(plan: &Plan, parts: &mut Parts) {
+    let rewrite = &plan.route.rewrite;
+    let host_rewrite = plan.destination().is_some_and(|destination| destination.host_rewrite.is_some());
+    if !plan.changes_headers() && !host_rewrite && rewrite.host.is_none() && rewrite.path.is_none() {
+        return;
+    }
     if let Some(destination) = plan.destination() {
         edit(plan, &destination.edits, parts);
         if let Some(host) = &destination.host_rewrite {
@@ -100,7 +105,6 @@ pub fn apply(plan: &Plan, parts: &mut Parts) {
         }
     }
     edit(plan, &plan.route.headers, parts);
-    let rewrite = &plan.route.rewrite;
     if let Some(host) = rewrite.new_host(parts) {
         rewrite_host(rewrite, &host, parts);
     }
@@ -126,9 +130,11 @@ pub(crate) fn edit(plan: &Plan, edits: &HeaderEdits, parts: &mut Parts) {
 
 /// The authority becomes the name of the endpoint that was picked, for each try anew; an empty name changes nothing.
 /// Source: Envoy `auto_host_rewrite`.
+#[inline]
 pub fn apply_endpoint(plan: &Plan, host: &str, parts: &mut Parts) {
-    if let (Some(HostRewrite::Auto), Ok(value)) = (&plan.route.rewrite.host, HeaderValue::from_str(host))
+    if matches!(plan.route.rewrite.host, Some(HostRewrite::Auto))
         && !host.is_empty()
+        && let Ok(value) = HeaderValue::from_str(host)
     {
         rewrite_host(&plan.route.rewrite, &value, parts);
     }
@@ -163,20 +169,32 @@ fn append_forwarded_host(host: &HeaderValue, headers: &mut HeaderMap) {
 }
 
 /// What [`on_response`] needs to know of the request, if it needs anything: its head as it was sent.
+#[inline]
 pub fn remembered(plan: &Plan, parts: &Parts) -> Option<Box<Parts>> {
+    if !plan.changes_headers() {
+        return None;
+    }
     let asks = plan.destination().is_some_and(|it| it.edits.asks_request()) || plan.route.headers.asks_request();
     asks.then(|| Box::new(parts.clone()))
 }
 
 /// Sets the cookies that make the next request go where this one went. Only on what a destination answered.
+#[inline]
 pub fn set_cookies(plan: &Plan, headers: &mut HeaderMap) {
+    if plan.fresh.is_none() {
+        return;
+    }
     let own = plan.cluster().map(|cluster| &cluster.hashing).filter(|own| !own.is_empty());
     own.unwrap_or(&plan.route.hash).set_cookies(plan.fresh, headers);
 }
 
 /// Changes the headers of a response, a destination's or the mesh's own, as its plan says; `request` is what
 /// [`remembered`] gave.
+#[inline]
 pub fn on_response(plan: &Plan, request: Option<&Parts>, status: u16, headers: &mut HeaderMap) {
+    if !plan.changes_headers() {
+        return;
+    }
     let own = plan.destination().map(|destination| &destination.edits.response);
     for level in own.into_iter().flatten().chain(&plan.route.headers.response) {
         level.remove(headers);

@@ -229,10 +229,10 @@ impl VirtualHost {
     /// What its rules compare of the path.
     pub(crate) fn path<'a>(&self, view: &RequestView<'a>) -> &'a str {
         let path = view.path_only();
-        match path.split_once(';') {
-            Some((path, _)) if self.ignores_parameters => path,
-            _ => path,
+        if !self.ignores_parameters {
+            return path;
         }
+        path.split_once(';').map_or(path, |(path, _)| path)
     }
 
     /// The place of the first rule that takes the request.

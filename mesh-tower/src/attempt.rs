@@ -93,6 +93,7 @@ impl Picked {
     }
 
     /// The decision.
+    #[inline]
     pub fn plan(&self) -> &Plan {
         self.call.plan()
     }
@@ -186,16 +187,27 @@ pub(crate) struct Journal {
     pub(crate) ran_out: bool,
 }
 
-impl Call {
-    pub(crate) fn new(plan: Plan, rng: RequestRng, progress: Progress) -> Self {
-        Self::recorded(plan, None, rng, progress)
+impl Record {
+    /// For a new request. What the last one that had it left behind was emptied when that was over.
+    fn begin(&mut self, plan: Plan, refused: Option<(ErrorKind, String)>, rng: RequestRng, progress: Progress) {
+        let journal = self.journal.get_mut().unwrap_or_else(PoisonError::into_inner);
+        journal.tried.restart(plan.route.retry.as_ref());
+        (journal.rng, journal.attempts, journal.allowed, journal.ran_out) = (rng, 0, None, false);
+        *self.flags.get_mut() = 0;
+        self.plan = Some(plan);
+        self.refused = refused;
+        self.progress = progress;
+        self.is_copy = false;
+        self.begun = source::instant();
     }
+}
 
-    fn recorded(plan: Plan, refused: Option<(ErrorKind, String)>, rng: RequestRng, progress: Progress) -> Self {
-        let tried = Tried::new(plan.route.retry.as_ref());
+impl Default for Record {
+    /// Of no request yet.
+    fn default() -> Self {
         let journal = Journal {
-            rng,
-            tried,
+            rng: RequestRng::new(0, 0),
+            tried: Tried::default(),
             endpoint: None,
             cluster: None,
             peer: None,
@@ -203,9 +215,9 @@ impl Call {
             allowed: None,
             ran_out: false,
         };
-        let record = Record {
-            plan: Some(plan),
-            refused,
+        Self {
+            plan: None,
+            refused: None,
             filtered: None,
             location: None,
             request: None,
@@ -213,20 +225,29 @@ impl Call {
             waits_on: None,
             is_copy: false,
             begun: source::instant(),
-            progress,
+            progress: Progress::default(),
             flags: AtomicU32::new(0),
             journal: Mutex::new(journal),
-        };
-        let spare = RECORDS.try_with(|records| records.borrow_mut().pop()).ok().flatten();
-        if let Some(mut spare) = spare
-            && let Some(unused) = Arc::get_mut(&mut spare)
-        {
-            *unused = record;
-            return Self(Some(spare));
         }
-        Self(Some(Arc::new(record)))
+    }
+}
+
+impl Call {
+    #[inline]
+    pub(crate) fn new(plan: Plan, rng: RequestRng, progress: Progress) -> Self {
+        Self::recorded(plan, None, rng, progress)
     }
 
+    fn recorded(plan: Plan, refused: Option<(ErrorKind, String)>, rng: RequestRng, progress: Progress) -> Self {
+        let spare = RECORDS.try_with(|records| records.borrow_mut().pop()).ok().flatten();
+        let mut record = spare.unwrap_or_default();
+        if let Some(unused) = Arc::get_mut(&mut record) {
+            unused.begin(plan, refused, rng, progress);
+        }
+        Self(Some(record))
+    }
+
+    #[inline]
     fn record(&self) -> &Record {
         match &self.0 {
             Some(record) => record,
@@ -282,6 +303,7 @@ impl Call {
     }
 
     /// It is a copy of another request.
+    #[inline]
     pub(crate) fn is_copy(&self) -> bool {
         self.record().is_copy
     }
@@ -295,11 +317,13 @@ impl Call {
     }
 
     /// What it waits on for an endpoint, if it is to wait.
+    #[inline]
     pub(crate) fn waits_on(&self) -> Option<&Arc<Live>> {
         self.record().waits_on.as_ref()
     }
 
     /// Who gets copies of the request, and in which cluster.
+    #[inline]
     pub(crate) fn copies(&self) -> &[(Arc<MirrorPolicy>, Arc<Cluster>)] {
         &self.record().copies
     }
@@ -316,6 +340,7 @@ impl Call {
     }
 
     /// It goes nowhere: there is nothing to time.
+    #[inline]
     pub(crate) fn is_refused(&self) -> bool {
         self.record().refused.is_some()
     }
@@ -327,11 +352,13 @@ impl Call {
     }
 
     /// When it left the application.
+    #[inline]
     pub fn begun(&self) -> Instant {
         self.record().begun
     }
 
     /// How far the request's body has come.
+    #[inline]
     pub(crate) fn progress(&self) -> &Progress {
         &self.record().progress
     }
@@ -352,6 +379,7 @@ impl Call {
     }
 
     /// What happened on the way, beside the last failure's own flags: an injected delay, retries used up.
+    #[inline]
     pub fn flags(&self) -> Flags {
         Flags::from_bits(self.record().flags.load(Relaxed))
     }
@@ -372,6 +400,7 @@ impl Call {
     }
 
     /// Never held over an await.
+    #[inline]
     pub(crate) fn journal(&self) -> MutexGuard<'_, Journal> {
         self.record().journal.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -125,6 +125,7 @@ impl Body {
     }
 
     /// Its length, when it is all here.
+    #[inline]
     pub(crate) fn known_len(&self) -> Option<u64> {
         match &self.kind {
             Kind::Empty => Some(0),
@@ -144,14 +145,14 @@ impl Body {
         }
     }
 
-    /// Says how it passes. A body that is all here has passed already.
-    pub(crate) fn watched(mut self) -> (Self, Progress) {
-        let progress = match self.known_len() {
-            Some(len) => Progress { known: len, passing: None },
-            None => Progress { known: 0, passing: Some(Arc::default()) },
-        };
-        self.progress.clone_from(&progress.passing);
-        (self, progress)
+    /// Says from now on how it passes. A body that is all here has passed already.
+    pub(crate) fn watch(&mut self) -> Progress {
+        if let Some(known) = self.known_len() {
+            return Progress { known, passing: None };
+        }
+        let passing = Arc::default();
+        self.progress = Some(Arc::clone(&passing));
+        Progress { known: 0, passing: Some(passing) }
     }
 }
 
@@ -313,6 +314,7 @@ struct Passing {
 
 impl Progress {
     /// It was not all here at once.
+    #[inline]
     pub(crate) fn is_streamed(&self) -> bool {
         self.passing.is_some()
     }
@@ -329,6 +331,7 @@ impl Progress {
     }
 
     /// Has all of it been read?
+    #[inline]
     pub(crate) fn is_ended(&self) -> bool {
         self.passing.as_ref().is_none_or(|passing| passing.ended.load(Ordering::Acquire))
     }
@@ -504,14 +507,15 @@ mod tests {
     #[tokio::test]
     async fn progress_counts_and_tells_the_end() {
         let frames = ["ab", "c"].map(|text| Ok::<_, BoxError>(Frame::data(Bytes::from_static(text.as_bytes()))));
-        let (mut body, progress) = Body::new(StreamBody::new(futures_util::stream::iter(frames))).watched();
+        let mut body = Body::new(StreamBody::new(futures_util::stream::iter(frames)));
+        let progress = body.watch();
         assert!(body.try_clone().is_none());
         body.frame().await.unwrap().unwrap();
         assert!(!progress.is_ended());
         assert_eq!(progress.bytes(), 2);
         drop(body);
         assert!(progress.is_ended(), "a dropped body sends nothing more");
-        let (_body, progress) = Body::from("abc").watched();
+        let progress = Body::from("abc").watch();
         assert!(progress.is_ended());
         assert_eq!(progress.bytes(), 3);
     }

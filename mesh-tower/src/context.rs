@@ -6,6 +6,7 @@
 //! `grpc-timeout`, HTTP callers of this mesh in `x-envoy-expected-rq-timeout-ms` (C11).
 
 use std::{
+    cell::RefCell,
     fmt,
     future::Future,
     net::IpAddr,
@@ -16,8 +17,11 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, HeaderName};
-use mesh_core::{request::is_grpc, timeout};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use mesh_core::{
+    request::{header, is_grpc},
+    timeout,
+};
 use tokio::{
     task::{JoinHandle, futures::TaskLocalFuture},
     time::Instant,
@@ -154,7 +158,7 @@ impl<F: Future> InContext for F {}
 
 /// What `grpc-timeout` says; what does not parse counts as absent. Source: gRPC over HTTP/2, `Timeout`.
 pub(crate) fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
-    timeout::parse_grpc_timeout(headers.get(GRPC_TIMEOUT)?.to_str().ok()?)
+    timeout::parse_grpc_timeout(header(headers, &GRPC_TIMEOUT)?.to_str().ok()?)
 }
 
 fn expected_timeout(headers: &HeaderMap) -> Option<Duration> {
@@ -163,14 +167,31 @@ fn expected_timeout(headers: &HeaderMap) -> Option<Duration> {
 }
 
 /// Tells the next hop how much time is left, in its protocol's header (TO3).
+///
+/// For a request that did not wait that is its route's timeout, most often the same as the last one's: what was written for
+/// that is sent again.
 pub(crate) fn tell_time_left(headers: &mut HeaderMap, is_grpc: bool, left: Duration) {
-    if is_grpc {
-        headers.insert(GRPC_TIMEOUT, value(timeout::grpc_timeout(left, &mut [0; 9])));
-    } else {
-        // Rounded up: 0 would mean no limit.
-        let millis = left.as_secs().saturating_mul(1000).saturating_add(left.subsec_nanos().div_ceil(1_000_000).into());
-        headers.insert(EXPECTED_TIMEOUT, decimal(millis.clamp(1, u32::MAX.into())));
+    thread_local! {
+        static LAST: RefCell<Option<(bool, Duration, HeaderValue)>> = const { RefCell::new(None) };
     }
+    let name = if is_grpc { GRPC_TIMEOUT } else { EXPECTED_TIMEOUT };
+    let value = LAST.try_with(|last| {
+        let mut last = last.borrow_mut();
+        match &*last {
+            Some((protocol, told, value)) if (*protocol, *told) == (is_grpc, left) => value.clone(),
+            _ => last.insert((is_grpc, left, encode_time_left(is_grpc, left))).2.clone(),
+        }
+    });
+    headers.insert(name, value.unwrap_or_else(|_| encode_time_left(is_grpc, left)));
+}
+
+fn encode_time_left(is_grpc: bool, left: Duration) -> HeaderValue {
+    if is_grpc {
+        return value(timeout::grpc_timeout(left, &mut [0; 9]));
+    }
+    // Rounded up: 0 would mean no limit.
+    let millis = left.as_secs().saturating_mul(1000).saturating_add(left.subsec_nanos().div_ceil(1_000_000).into());
+    decimal(millis.clamp(1, u32::MAX.into()))
 }
 
 #[cfg(test)]

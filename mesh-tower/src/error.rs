@@ -167,10 +167,10 @@ impl Error {
         self
     }
 
-    /// Of this request.
-    pub(crate) fn of_call(mut self, call: Call) -> Self {
+    /// It is of this request, and has the flags of what happened to that.
+    pub(crate) fn belongs_to(&mut self, call: Call) {
+        self.0.flags |= call.flags();
         self.0.call = Some(call);
-        self
     }
 
     /// What the route says of the headers of responses, its own among them.

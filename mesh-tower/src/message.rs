@@ -62,31 +62,37 @@ impl Message {
     }
 
     /// The head.
+    #[inline]
     pub fn parts(&self) -> &Parts {
         &self.inner().parts
     }
 
     /// The head, to change.
+    #[inline]
     pub fn parts_mut(&mut self) -> &mut Parts {
         &mut self.inner_mut().parts
     }
 
     /// The body.
+    #[inline]
     pub fn body(&self) -> &Body {
         &self.inner().body
     }
 
     /// The body, to change.
+    #[inline]
     pub fn body_mut(&mut self) -> &mut Body {
         &mut self.inner_mut().body
     }
 
     /// The method.
+    #[inline]
     pub fn method(&self) -> &Method {
         &self.parts().method
     }
 
     /// The URI.
+    #[inline]
     pub fn uri(&self) -> &Uri {
         &self.parts().uri
     }
@@ -97,21 +103,25 @@ impl Message {
     }
 
     /// The version.
+    #[inline]
     pub fn version(&self) -> Version {
         self.parts().version
     }
 
     /// The headers.
+    #[inline]
     pub fn headers(&self) -> &HeaderMap {
         &self.parts().headers
     }
 
     /// The headers, to change.
+    #[inline]
     pub fn headers_mut(&mut self) -> &mut HeaderMap {
         &mut self.parts_mut().headers
     }
 
     /// What rides along.
+    #[inline]
     pub fn extensions(&self) -> &Extensions {
         &self.parts().extensions
     }
@@ -121,6 +131,7 @@ impl Message {
         &mut self.parts_mut().extensions
     }
 
+    #[inline]
     fn inner(&self) -> &Inner {
         match self.0.as_deref() {
             Some(Some(inner)) => inner,
@@ -128,6 +139,7 @@ impl Message {
         }
     }
 
+    #[inline]
     fn inner_mut(&mut self) -> &mut Inner {
         match self.0.as_deref_mut() {
             Some(Some(inner)) => inner,

@@ -71,16 +71,19 @@ impl Source {
     }
 
     /// The time, as policy counts it.
+    #[inline]
     pub fn now(&self) -> Time {
         self.clock().now()
     }
 
     /// The clock alone, which is copied without touching what all threads share.
+    #[inline]
     pub(crate) fn clock(&self) -> Clock {
         Clock(self.start)
     }
 
     /// The runtime's instant of `time`, to sleep until.
+    #[inline]
     pub fn instant(&self, time: Time) -> Instant {
         self.start + Duration::from_nanos(time.as_nanos())
     }
@@ -106,11 +109,13 @@ impl Source {
 pub(crate) struct Clock(Instant);
 
 impl Clock {
+    #[inline]
     pub(crate) fn now(self) -> Time {
         self.at(Instant::now())
     }
 
     /// What the time is at that instant of the runtime.
+    #[inline]
     pub(crate) fn at(self, instant: Instant) -> Time {
         let since = instant.saturating_duration_since(self.0);
         // Some 584 years fit.

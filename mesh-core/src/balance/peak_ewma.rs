@@ -49,10 +49,10 @@ impl Ewma {
         let next = |word: u64| {
             let value = match unpack(word) {
                 None => sample,
-                Some((old, at)) if sample >= decayed(old, at, now) => sample,
                 Some((old, at)) => {
                     let keep = keep(at, now);
-                    f64::from(old) * keep + sample * (1.0 - keep)
+                    let old = f64::from(old) * keep;
+                    if sample >= old { sample } else { old + sample * (1.0 - keep) }
                 }
             };
             Some(pack(value, now))
@@ -78,8 +78,12 @@ fn decayed(micros: u32, at: u32, now: Time) -> f64 {
 /// How much of an old value counts.
 fn keep(at: u32, now: Time) -> f64 {
     // Signed, since threads may report out of order; an old value is never from the future.
-    let elapsed = f64::from((millis(now).wrapping_sub(at) as i32).max(0));
-    (-elapsed / (DECAY.as_secs_f64() * 1e3)).exp()
+    let elapsed = (millis(now).wrapping_sub(at) as i32).max(0);
+    if elapsed == 0 {
+        // Nearly always where there is much to do.
+        return 1.0;
+    }
+    (-f64::from(elapsed) / (DECAY.as_secs_f64() * 1e3)).exp()
 }
 
 fn pack(micros: f64, now: Time) -> u64 {

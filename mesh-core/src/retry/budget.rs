@@ -31,6 +31,7 @@ impl RetryBudget {
     }
 
     /// A request begins, and earns a tenth of a retry. Not called for retries.
+    #[inline]
     pub fn deposit(&self) {
         // A full budget, the common case, is only read, so that busy threads do not fight over the word.
         if self.tenths.load(Relaxed) < Self::FULL {

@@ -24,7 +24,7 @@ use mesh_core::{
 use tokio::time::Instant;
 use tower_layer::Layer;
 
-use super::{Attempt, Call, Picked, Routed, Stage};
+use super::{Attempt, Call, Picked, Routed, Stage, watch::Now};
 use crate::{
     body::ResponseBody,
     error::{Error, ErrorKind},
@@ -228,22 +228,21 @@ impl Guard {
     }
 
     /// The next frame of the body came, or that there is none; `over` says that it was the last.
-    pub(super) fn passed(&mut self, frame: Option<&Result<Frame<Bytes>, Error>>, over: bool) {
-        if self.pick.is_none() {
+    pub(super) fn passed(&mut self, frame: Option<&Result<Frame<Bytes>, Error>>, over: bool, now: &mut Now) {
+        if self.pick.is_none() || (!over && frame.is_some_and(|frame| frame.as_ref().is_ok_and(Frame::is_data))) {
             return;
         }
+        let now = self.clock.at(now.get());
         match frame {
             Some(Ok(frame)) => {
-                if let Some(trailers) = frame.trailers_ref() {
-                    let now = self.clock.now();
-                    self.trailers(trailers, now);
+                let trailers = frame.trailers_ref();
+                trailers.iter().for_each(|trailers| self.trailers(trailers, now));
+                if over || trailers.is_some() {
                     self.end(now);
-                } else if over {
-                    self.end(self.clock.now());
                 }
             }
-            Some(Err(error)) => self.settle(&error.outcome(), self.clock.now()),
-            None => self.end(self.clock.now()),
+            Some(Err(error)) => self.settle(&error.outcome(), now),
+            None => self.end(now),
         }
     }
 

@@ -118,8 +118,9 @@ where
         if request.is_some() {
             call = call.remembering(request);
         }
-        let returned = self.inner.call(departure.leave(&call)).await;
-        arrive(call, returned)
+        let mut returned = self.inner.call(departure.leave(&call)).await;
+        arrive(call, &mut returned);
+        returned
     }
 }
 

@@ -159,7 +159,7 @@ where
 }
 
 /// The request as the mirror gets it.
-fn copy_of(routed: &Routed, policy: &MirrorPolicy, cluster: &Arc<Cluster>, body: Body) -> Routed {
+fn copy_of(routed: &Routed, policy: &MirrorPolicy, cluster: &Arc<Cluster>, mut body: Body) -> Routed {
     let plan = routed.call.plan();
     let mut parts = routed.request.parts().clone();
     policy.apply(plan, &mut parts);
@@ -172,7 +172,7 @@ fn copy_of(routed: &Routed, policy: &MirrorPolicy, cluster: &Arc<Cluster>, body:
     copied.is_grpc = plan.is_grpc;
     copied.hash = plan.hash;
     let rng = RequestRng::new(routed.call.journal().rng.next_u64(), 0);
-    let (body, progress) = body.watched();
+    let progress = body.watch();
     let now = source::instant();
     Routed {
         request: Message::from_parts(parts, body),
@@ -308,7 +308,7 @@ mod tests {
                 std::sync::Arc::default(),
                 mesh_core::plan::Target::Cluster(std::sync::Arc::clone(&cluster)),
             );
-            let (body, progress) = Body::empty().watched();
+            let (body, progress) = (Body::empty(), crate::body::Progress::default());
             let call = super::Call::new(plan, mesh_core::rng::RequestRng::new(1, 1), progress)
                 .copied_to(vec![(std::sync::Arc::default(), std::sync::Arc::clone(&cluster))]);
             let request = crate::message::Message::from(http::Request::get("http://a/").body(body).unwrap());

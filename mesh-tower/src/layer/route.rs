@@ -319,8 +319,9 @@ where
             Some(call) => call?,
             None => Box::pin(self.plan_later(&mut departure)).await?,
         };
-        let returned = self.inner.call(departure.leave(&call)).await;
-        arrive(call, returned)
+        let mut returned = self.inner.call(departure.leave(&call)).await;
+        arrive(call, &mut returned);
+        returned
     }
 }
 
@@ -380,8 +381,11 @@ impl Departure {
         let inherited = context.and_then(|context| context.depart(message.headers_mut()));
         let own = context::grpc_timeout(message.headers()).map(|timeout| source::instant() + timeout);
         let deadline = inherited.into_iter().chain(own).min();
-        let (body, progress) = std::mem::take(message.body_mut()).at_hand().watched();
-        *message.body_mut() = body;
+        let body = message.body_mut();
+        if body.known_len().is_none() {
+            *body = std::mem::take(body).at_hand();
+        }
+        let progress = body.watch();
         Self { message, progress, deadline, source }
     }
 
@@ -400,10 +404,10 @@ impl Departure {
 }
 
 /// What came back through the layers below, as the application gets it.
-pub(super) fn arrive<B>(call: Call, returned: Result<http::Response<B>, Error>) -> Result<http::Response<B>, Error> {
-    let mut response = match returned {
+pub(super) fn arrive<B>(call: Call, returned: &mut Result<http::Response<B>, Error>) {
+    let response = match returned {
         Ok(response) => response,
-        Err(error) => return Err(error.with_flags(call.flags()).of_call(call)),
+        Err(error) => return error.belongs_to(call),
     };
     rewrite::set_cookies(call.plan(), response.headers_mut());
     if call.plan().route.session.is_some() {
@@ -415,7 +419,6 @@ pub(super) fn arrive<B>(call: Call, returned: Result<http::Response<B>, Error>) 
     if !flags.is_empty() {
         response.extensions_mut().insert(ResponseFlags { flags, details: "via_upstream" });
     }
-    Ok(response)
 }
 
 #[cfg(test)]

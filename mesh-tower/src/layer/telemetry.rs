@@ -14,9 +14,10 @@ use mesh_core::{
     outcome::{Failure, Flags, grpc_status},
     telemetry::Messages,
 };
+use tokio::time::Instant;
 use tower_layer::Layer;
 
-use super::{Call, Routed, Stage};
+use super::{Call, Routed, Stage, watch::Now};
 use crate::{
     body::ResponseBody,
     context,
@@ -94,7 +95,7 @@ where
             Ok(mut response) => {
                 story.head(response.status().as_u16(), response.headers());
                 if response.body().is_end_stream() {
-                    story.tell();
+                    story.tell(source::instant());
                 } else if let Some(watchers) = response.body_mut().watchers() {
                     watchers.story = Some(story);
                 }
@@ -134,7 +135,7 @@ impl Story {
     }
 
     /// The next frame of the body came, or that there is none; `over` says that it was the last.
-    pub(super) fn passed(&mut self, frame: Option<&Result<Frame<Bytes>, Error>>, over: bool) {
+    pub(super) fn passed(&mut self, frame: Option<&Result<Frame<Bytes>, Error>>, over: bool, now: &mut Now) {
         match frame {
             Some(Ok(frame)) => {
                 if let Some(chunk) = frame.data_ref() {
@@ -145,13 +146,13 @@ impl Story {
                 }
                 if let Some(trailers) = frame.trailers_ref() {
                     self.grpc_status = grpc_status(trailers).or(self.grpc_status);
-                    self.tell();
+                    self.tell(now.get());
                 } else if over {
-                    self.tell();
+                    self.tell(now.get());
                 }
             }
             Some(Err(error)) => self.failed(error),
-            None => self.tell(),
+            None => self.tell(now.get()),
         }
     }
 
@@ -165,15 +166,15 @@ impl Story {
         }
         self.flags = error.flags();
         self.details = error.details();
-        self.finish();
+        self.finish(source::instant());
     }
 
-    fn tell(&mut self) {
+    fn tell(&mut self, now: Instant) {
         self.details = "via_upstream";
-        self.finish();
+        self.finish(now);
     }
 
-    fn finish(&mut self) {
+    fn finish(&mut self, now: Instant) {
         if std::mem::replace(&mut self.told, true) {
             return;
         }
@@ -203,7 +204,7 @@ impl Story {
             response_bytes: self.response_bytes,
             request_messages: self.request_messages + self.call.progress().messages(),
             response_messages: self.response_messages.count(),
-            duration: source::instant().saturating_duration_since(self.call.begun()),
+            duration: now.saturating_duration_since(self.call.begun()),
             mutual_tls: false,
             attempts: journal.attempts,
         });
@@ -213,8 +214,10 @@ impl Story {
 impl Drop for Story {
     /// The caller let go of it: before the answer, or before it was read to its end.
     fn drop(&mut self) {
-        self.flags |= Flags::DC;
-        self.finish();
+        if !self.told {
+            self.flags |= Flags::DC;
+            self.finish(source::instant());
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use std::{
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::Body as HttpBody;
+use tokio::time::Instant;
 
 use super::{
     balance::Guard,
@@ -21,7 +22,10 @@ use super::{
     telemetry::Story,
     timeout::Timer,
 };
-use crate::error::{BoxError, Error, ErrorKind};
+use crate::{
+    error::{BoxError, Error, ErrorKind},
+    source,
+};
 
 /// Who watches one body.
 #[derive(Default)]
@@ -45,12 +49,13 @@ impl Watchers {
         B: HttpBody<Data = Bytes>,
         B::Error: Into<BoxError>,
     {
+        let mut now = Now::default();
         let read = match self.ahead.next() {
             Some(frame) => {
                 let over = self.ahead.is_empty() && (self.over || body.is_end_stream());
                 Poll::Ready((Some(frame), over))
             }
-            None => self.poll_rest(body, cx),
+            None => self.poll_rest(body, cx, &mut now),
         };
         let (frame, over) = match (read, &mut self.timer) {
             (Poll::Ready(read), timer) => {
@@ -66,13 +71,13 @@ impl Watchers {
             }
         };
         if let Some(story) = &mut self.story {
-            story.passed(frame.as_ref(), over);
+            story.passed(frame.as_ref(), over, &mut now);
         }
         Poll::Ready((frame, over))
     }
 
     /// The same of what has not been read ahead.
-    fn poll_rest<B>(&mut self, mut body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<(Read, bool)>
+    fn poll_rest<B>(&mut self, mut body: Pin<&mut B>, cx: &mut Context<'_>, now: &mut Now) -> Poll<(Read, bool)>
     where
         B: HttpBody<Data = Bytes>,
         B::Error: Into<BoxError>,
@@ -84,7 +89,7 @@ impl Watchers {
         let frame = frame.map(|frame| frame.map_err(|error| Error::from_boxed(ErrorKind::Reset, error.into())));
         self.over = !matches!(&frame, Some(Ok(_))) || body.is_end_stream();
         if let Some(guard) = &mut self.guard {
-            guard.passed(frame.as_ref(), self.over);
+            guard.passed(frame.as_ref(), self.over, now);
         }
         Poll::Ready((frame, self.over))
     }
@@ -95,14 +100,24 @@ impl Watchers {
         B: HttpBody<Data = Bytes>,
         B::Error: Into<BoxError>,
     {
-        let (first, _) = ready!(self.poll_rest(body.as_mut(), cx));
+        let mut now = Now::default();
+        let (first, _) = ready!(self.poll_rest(body.as_mut(), cx, &mut now));
         let second = match &first {
-            Some(Ok(frame)) if frame.is_data() => self.poll_rest(body, cx),
+            Some(Ok(frame)) if frame.is_data() => self.poll_rest(body, cx, &mut now),
             _ => Poll::Pending,
         };
         let second = if let Poll::Ready((second, _)) = second { second } else { None };
         self.ahead = Ahead::of(first, second);
         Poll::Ready(())
+    }
+
+    /// Lets go of all of them; the place stays.
+    fn leave(&mut self) {
+        self.guard = None;
+        self.ahead = Ahead::default();
+        self.timer = None;
+        self.story = None;
+        self.over = false;
     }
 
     /// Has all been read?
@@ -118,6 +133,16 @@ impl Watchers {
     /// The trailers, if they have been read ahead.
     pub(super) fn trailers(&self) -> Option<&HeaderMap> {
         self.ahead.trailers()
+    }
+}
+
+/// The time, read when the first of those who watch asks for it, and the same for all.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Now(Option<Instant>);
+
+impl Now {
+    pub(super) fn get(&mut self) -> Instant {
+        *self.0.get_or_insert_with(source::instant)
     }
 }
 
@@ -154,7 +179,7 @@ impl Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         let Some(mut used) = self.0.take() else { return };
-        *used = Watchers::default();
+        used.leave();
         let _ = PLACES.try_with(|places| {
             let mut places = places.borrow_mut();
             if places.len() < SPARE {
