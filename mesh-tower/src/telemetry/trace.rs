@@ -81,7 +81,7 @@ impl TraceContext {
 
     /// Writes it on headers that say nothing of a trace yet.
     pub(super) fn inject_new(&self, headers: &mut HeaderMap) {
-        headers.insert(TRACEPARENT, value(&self.traceparent()));
+        headers.insert(TRACEPARENT, unique(&self.traceparent()));
         if let Some(state) = &self.state {
             headers.insert(TRACESTATE, state.clone());
         }
@@ -154,7 +154,15 @@ pub fn new_request_id() -> HeaderValue {
     text[19..23].copy_from_slice(&third[..4]);
     text[24..28].copy_from_slice(&third[4..]);
     text[28..].copy_from_slice(&fourth);
-    value(&text)
+    unique(&text)
+}
+
+/// A value that no other request has. HTTP/2 is told so, lest it keeps each in its table of headers to come, searches them
+/// for every request after it, and loses those that do come again.
+fn unique(text: &[u8]) -> HeaderValue {
+    let mut value = value(text);
+    value.set_sensitive(true);
+    value
 }
 
 /// What the headers say that concerns traces, found in one pass: most requests say nothing.
