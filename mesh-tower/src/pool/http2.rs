@@ -28,6 +28,7 @@ use http_body::Body as _;
 use mesh_core::{
     config::{Connections, Keepalive},
     identity::SpiffeId,
+    request::is_grpc,
     time::Time,
 };
 use tokio::{
@@ -227,6 +228,8 @@ impl Http2 {
         let (mut parts, body) = request.into_parts();
         if let Some(length) = body.known_len()
             && (length > 0 || matches!(parts.method, Method::POST | Method::PUT | Method::PATCH))
+            // Each message of gRPC says its own length, and its clients say no other.
+            && !is_grpc(&parts.headers)
         {
             parts.headers.entry(header::CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(length));
         }
