@@ -17,6 +17,8 @@ use tempfile::TempDir;
 mod cert;
 #[path = "cli/checks.rs"]
 mod checks;
+#[path = "cli/errors.rs"]
+mod errors;
 #[path = "cli/join.rs"]
 mod join;
 #[path = "cli/proxy_config.rs"]

@@ -19,7 +19,7 @@ use mesh_control::{
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer};
 
-use super::{BAD_INPUT, FAILURE, Failure, client::Server, output, proxy_config};
+use super::{BAD_INPUT, FAILURE, Failure, TOO_LATE, client::Server, output, proxy_config};
 
 /// Between two tries of a step that some workload is not ready for.
 const WAIT: Duration = Duration::from_millis(200);
@@ -221,6 +221,7 @@ impl Rotate {
                 }
                 // Some workload is not ready.
                 Err(_) if step == Step::Remove && tokio::time::Instant::now() < deadline => {}
+                Err(failure) if step == Step::Remove => return Err(Failure { code: TOO_LATE, ..failure }),
                 Err(failure) => return Err(failure),
             }
             tokio::time::sleep(WAIT).await;

@@ -1,7 +1,9 @@
-//! `meshctl version`: of this command, and of the control plane.
+//! `meshctl version`: of this command, of the control plane, and of the workloads that are connected to it.
+
+use std::collections::BTreeMap;
 
 use clap::ValueEnum;
-use mesh_control::api;
+use mesh_control::api::{self, Proxies};
 use serde_json::json;
 
 use super::{Failure, client::Server, output};
@@ -35,7 +37,16 @@ impl Version {
             if self.output == Format::Text {
                 output::data(&format!("control plane {}, workloads connect to {}\n", plane.version, plane.xds))?;
             }
+            let proxies: Proxies = server.get("/proxies").await?;
+            let mut workloads: BTreeMap<String, usize> = BTreeMap::new();
+            proxies.items.into_iter().for_each(|proxy| *workloads.entry(proxy.version).or_default() += 1);
+            if self.output == Format::Text && !workloads.is_empty() {
+                let words: Vec<String> =
+                    workloads.iter().map(|(version, count)| format!("{version} ({count})")).collect();
+                output::data(&format!("workloads {}\n", words.join(", ")))?;
+            }
             if let Some(told) = told.as_object_mut() {
+                told.insert("workloads".to_owned(), json!(workloads));
                 told.insert("control_plane".to_owned(), json!({ "version": plane.version, "xds": plane.xds }));
             }
         }

@@ -13,9 +13,14 @@ use mesh_control::{
     api::Workloads,
     ca::{Ca, CaError, ServiceAccount, Tokens},
     compile::MeshSettings,
+    registry::Registered,
 };
 
-use super::{FAILURE, Failure, client::Server, output};
+use super::{
+    FAILURE, Failure,
+    client::Server,
+    output::{self, Printing, Table},
+};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Workload {
@@ -26,7 +31,7 @@ pub(super) struct Workload {
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Print who runs where.
-    List,
+    List(Printing),
     /// Print a token for a service account.
     Token(Token),
 }
@@ -46,36 +51,51 @@ struct Token {
 impl Workload {
     pub(super) async fn run(self, server: &Server) -> Result<(), Failure> {
         match self.verb {
-            Verb::List => list(server).await,
+            Verb::List(printing) => list(server, printing).await,
             Verb::Token(token) => token.run(server.namespace()),
         }
     }
 }
 
-async fn list(server: &Server) -> Result<(), Failure> {
-    let workloads: Workloads = server.get("/workloads").await?;
-    if workloads.items.is_empty() {
-        output::note("No workload runs.");
-        return Ok(());
-    }
+async fn list(server: &Server, printing: Printing) -> Result<(), Failure> {
+    let Workloads { items } = server.get("/workloads").await?;
+    let name = |it: &Registered| format!("workload/{}.{}", it.name, it.namespace);
+    printing.list(&items, "No workload runs.", |wide| table(&items, wide), name)
+}
+
+fn table(items: &[Registered], wide: bool) -> Table {
     let or_none = |text: String| if text.is_empty() { "<none>".to_owned() } else { text };
-    let mut rows = Vec::new();
-    for workload in workloads.items {
-        let ports: Vec<String> = workload.ports.iter().map(|port| port.number.to_string()).collect();
-        let labels: Vec<String> = workload.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
-        rows.push(vec![
-            workload.namespace,
-            workload.name,
-            workload.address.to_string(),
-            or_none(ports.join(",")),
-            workload.service_account,
-            or_none(labels.join(",")),
-            if workload.lost.is_some() { "lost" } else { "connected" }.to_owned(),
-            output::age(workload.since),
-        ]);
+    let mut header = vec!["NAMESPACE", "NAME", "ADDRESS", "PORTS", "SERVICE ACCOUNT", "LABELS", "STATE", "AGE"];
+    if wide {
+        header.extend(["WORKLOAD", "LOCALITY", "ADMIN PORT"]);
     }
-    let header = ["NAMESPACE", "NAME", "ADDRESS", "PORTS", "SERVICE ACCOUNT", "LABELS", "STATE", "AGE"];
-    output::data(&output::table(&header, &rows))
+    let rows = items.iter().map(|it| {
+        let ports: Vec<String> = it.ports.iter().map(|port| port.number.to_string()).collect();
+        let labels: Vec<String> = it.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let state = match (&it.lost, &it.unhealthy) {
+            (Some(_), _) => "lost",
+            (_, Some(_)) => "unhealthy",
+            _ => "connected",
+        };
+        let mut row = vec![
+            it.namespace.clone(),
+            it.name.clone(),
+            it.address.to_string(),
+            or_none(ports.join(",")),
+            it.service_account.clone(),
+            or_none(labels.join(",")),
+            state.to_owned(),
+            output::age(it.since),
+        ];
+        if wide {
+            let place = [&it.locality.region, &it.locality.zone, &it.locality.sub_zone].map(|part| part.to_string());
+            row.push(it.workload.clone());
+            row.push(or_none(place.join("/").trim_matches('/').to_owned()));
+            row.push(or_none(it.admin.map(|admin| admin.to_string()).unwrap_or_default()));
+        }
+        row
+    });
+    Table { header, rows: rows.collect(), figures: usize::MAX }
 }
 
 impl Token {
