@@ -39,3 +39,5 @@ mod survival;
 mod telling;
 #[path = "bookinfo/tutorial.rs"]
 mod tutorial;
+#[path = "bookinfo/walk.rs"]
+mod walk;

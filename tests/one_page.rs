@@ -47,3 +47,14 @@ fn mutual_tls_alone() {
 fn telemetry_alone() {
     check("telemetry", &["istio_requests_total"]);
 }
+
+/// OP13: routes are asserted of YAML alone, then the YAML is made live with a control plane in the process.
+#[test]
+fn a_mesh_inside_a_test() {
+    check("testing", &["jason goes to v2, all others to v1", "he gets 200"]);
+}
+
+#[test]
+fn reqwest_over_the_mesh() {
+    check("reqwest", &["200 OK from http://ratings:9080/ratings?id=7", "[7, 5]"]);
+}

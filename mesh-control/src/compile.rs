@@ -116,6 +116,24 @@ impl World {
         self.services().iter().map(|service| &*service.host)
     }
 
+    /// The workload that a `Deployment` announces, by its name, with or without its namespace, or by its label `app`.
+    pub fn announced(&self, word: &str) -> Option<NodeInfo> {
+        self.objects.iter().find_map(|object| {
+            let Spec::Deployment(deployment) = &object.spec else { return None };
+            let is_app = deployment.labels.get("app").is_some_and(|app| app == word);
+            let full = || format!("{}.{}", object.key.name, object.key.namespace);
+            (object.key.name == word || is_app || full() == word).then(|| NodeInfo {
+                name: object.key.name.clone(),
+                namespace: object.key.namespace.clone(),
+                workload: object.key.name.clone(),
+                service_account: deployment.service_account.clone(),
+                labels: deployment.labels.clone(),
+                ports: deployment.ports.clone(),
+                ..NodeInfo::default()
+            })
+        })
+    }
+
     /// A host as an object of a namespace names it: a name without a dot is a service of that namespace.
     fn resolve(&self, host: &str, namespace: &str) -> String {
         resolve(host, namespace, &self.mesh.domain)

@@ -32,6 +32,8 @@ mod message;
 mod names;
 mod pool;
 mod reports;
+#[cfg(feature = "reqwest")]
+mod reqwest;
 mod side;
 mod spread;
 #[cfg(test)]
@@ -40,6 +42,8 @@ mod upkeep;
 
 pub use mesh_core::{cluster, config, filter, plan, retry};
 
+#[cfg(feature = "reqwest")]
+pub use self::reqwest::Reqwest;
 pub use self::{
     body::{Body, ResponseBody},
     client::{GrpcClient, HttpClient},

@@ -1,12 +1,14 @@
 //! The repository's own rules, as tests: what a reviewer would otherwise have to look for each time.
 //!
 //! `layout.rs` holds rules about files, `walls.rs` rules about which crate may know which, `features.rs` that
-//! `docs/features.md` tells the truth, `prose.rs` that the documents do. Nothing here runs the mesh.
+//! `docs/features.md` tells the truth, `prose.rs` that the documents do, `reference.rs`
+//! that their tables are the code's. Nothing here runs the mesh.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod features;
 mod layout;
 mod prose;
+mod reference;
 mod walls;
 
 use std::{

@@ -6,7 +6,6 @@ use mesh_core::{config::Config, request::RequestView, rng::RequestRng, snapshot:
 use super::{ExplainRequest, Explained, Refusal};
 use crate::{
     compile::{NodeInfo, compile},
-    kinds::{Kind, Object, Spec},
     push::{Push, node_info},
     state::State,
 };
@@ -68,26 +67,10 @@ pub(super) fn find(state: &State, push: &Push, word: &str) -> Result<NodeInfo, R
     }) {
         return Ok(node_info(workload));
     }
-    let deployments = state.list(Some(Kind::Deployment), None);
-    if let Some(node) = deployments.iter().find_map(|object| announced(object, word)) {
+    if let Some(node) = state.world().1.announced(word) {
         return Ok(node);
     }
     let known = push.names().into_iter().collect::<Vec<_>>().join(", ");
     let known = if known.is_empty() { "none is connected".to_owned() } else { format!("connected are {known}") };
     Err(Refusal::new(StatusCode::NOT_FOUND, format!("no workload is called {word:?}; {known}")))
-}
-
-fn announced(object: &Object, word: &str) -> Option<NodeInfo> {
-    let Spec::Deployment(deployment) = &object.spec else { return None };
-    let is_app = deployment.labels.get("app").is_some_and(|app| app == word);
-    let full = || format!("{}.{}", object.key.name, object.key.namespace);
-    (object.key.name == word || is_app || full() == word).then(|| NodeInfo {
-        name: object.key.name.clone(),
-        namespace: object.key.namespace.clone(),
-        workload: object.key.name.clone(),
-        service_account: deployment.service_account.clone(),
-        labels: deployment.labels.clone(),
-        ports: deployment.ports.clone(),
-        ..NodeInfo::default()
-    })
 }

@@ -17,90 +17,126 @@ const REFRESH: Duration = Duration::from_secs(600);
 
 #[derive(Deserialize)]
 pub(super) struct File {
+    /// The control planes, best first; the first is used, the others while it cannot be reached and something is missing (gRFC
+    /// A27, A71). At least one.
     #[serde(default)]
     xds_servers: Vec<ServerEntry>,
+    /// Who this process is: `id` (needed), `cluster`, `locality`, `metadata`, as the control plane wants it.
     #[serde(default)]
     node: Node,
+    /// What no other xDS client has.
     #[serde(default)]
     mesh: MeshEntry,
+    /// Where certificates come from, by the instance's name (gRFC A29).
     #[serde(default)]
     certificate_providers: BTreeMap<String, ProviderEntry>,
+    /// Who is asked for `xdstp:` names, by authority (gRFC A47).
     #[serde(default)]
     authorities: BTreeMap<String, AuthorityEntry>,
+    /// What a server is called in LDS, `%s` being the address it listens on (gRFC A36).
     server_listener_resource_name_template: Option<String>,
+    /// What a target is called in LDS, `%s` being the target; default `%s` (gRFC A47).
     client_default_listener_resource_name_template: Option<String>,
+    /// Read, without effect.
     #[serde(default)]
     allowed_grpc_services: Value,
 }
 
 #[derive(Deserialize)]
 struct AuthorityEntry {
+    /// What a target is called there; default `xdstp://AUTHORITY/envoy.config.listener.v3.Listener/%s`.
     client_listener_resource_name_template: Option<String>,
+    /// Its own control planes; the top level's unless there are any.
     #[serde(default)]
     xds_servers: Vec<ServerEntry>,
 }
 
 #[derive(Deserialize)]
 struct ProviderEntry {
+    /// `file_watcher`; others are an error where something refers to them.
     plugin_name: String,
+    /// The plugin's own settings.
     #[serde(default)]
     config: Value,
 }
 
 #[derive(Deserialize)]
 struct FilesEntry {
+    /// The certificate and its chain, in PEM.
     certificate_file: Option<PathBuf>,
+    /// Its key, in PEM.
     private_key_file: Option<PathBuf>,
+    /// The roots trusted, in PEM.
     ca_certificate_file: Option<PathBuf>,
+    /// The roots of each trust domain, as a SPIFFE bundle map (gRFC A87).
     spiffe_trust_bundle_map_file: Option<PathBuf>,
+    /// Lists of revoked certificates, in PEM; a key of ours.
     crl_file: Option<PathBuf>,
-    /// `google.protobuf.Duration` as JSON has it: `"900s"`.
+    /// How often the files are read again, as `"900s"`; default `"600s"`.
     refresh_interval: Option<String>,
 }
 
 #[derive(Deserialize)]
 struct ServerEntry {
+    /// `host:port`.
     server_uri: String,
+    /// The first known one counts: `tls` or `insecure` (gRFC A65).
     #[serde(default)]
     channel_creds: Vec<CredsEntry>,
+    /// `jwt_token_file`, only over TLS (gRFC A97).
     #[serde(default)]
     call_creds: Vec<CredsEntry>,
-    #[serde(default)]
+    /// `ignore_resource_deletion`, `fail_on_data_errors`, `resource_timer_is_transient_error`, `trusted_xds_server`; others are
+    /// without effect.
     server_features: Vec<Value>,
 }
 
 #[derive(Deserialize)]
 struct CredsEntry {
+    /// Which kind.
     r#type: String,
+    /// Its settings.
     #[serde(default)]
     config: Value,
 }
 
 #[derive(Default, Deserialize)]
 struct TlsEntry {
+    /// The roots trusted, in PEM; read at each connect. Needed.
     ca_certificate_file: Option<PathBuf>,
+    /// A client's certificate, in PEM; read at each connect.
     certificate_file: Option<PathBuf>,
+    /// Its key.
     private_key_file: Option<PathBuf>,
+    /// The name the server must prove in place of the host dialled; a key of ours.
     server_name: Option<String>,
 }
 
 #[derive(Deserialize)]
 struct TokenEntry {
+    /// A bearer token, read at each connect.
     jwt_token_file: PathBuf,
 }
 
 #[derive(Default, Deserialize)]
 struct MeshEntry {
+    /// Where certificates are signed; without it the control plane does that, where TLS and a token prove who asks.
     ca: Option<CaEntry>,
+    /// The Unix socket of an agent that gives certificates by SDS.
     sds: Option<String>,
+    /// The Unix socket of the SPIFFE Workload API.
     workload_api: Option<String>,
+    /// The incremental protocol; default `false`.
     delta: Option<bool>,
+    /// `"envoy"` or `"grpc"`: whose rules are followed; default `"grpc"` where the metadata has `GENERATOR: grpc`, else `"envoy"`.
     profile: Option<String>,
 }
 
 #[derive(Deserialize)]
 struct CaEntry {
+    /// `host:port` of an `istio.v1.auth.IstioCertificateService`; default the control plane's.
     server_uri: Option<String>,
+    /// The lifetime asked for; default a day.
     ttl_seconds: Option<u64>,
 }
 

@@ -1,0 +1,97 @@
+//! The test kit as a user's test has it: what its assertions take, how they fail, and what runs.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use axum::{Router, routing::get};
+use http_body_util::BodyExt;
+use mesh::{assert_route, testing};
+
+const YAML: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: reviews}
+spec: {selector: {app: reviews}, ports: [{name: http, port: 9080}]}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: productpage-v1}
+spec: {template: {metadata: {labels: {app: productpage}}, spec: {containers: [{name: c}]}}}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: reviews}
+spec: {host: reviews, subsets: [{name: v1, labels: {version: v1}}, {name: v3, labels: {version: v3}}]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: reviews}
+spec:
+  hosts: [reviews]
+  http:
+  - match: [{uri: {prefix: /old}}]
+    redirect: {uri: /new, redirectCode: 308}
+  - match: [{uri: {prefix: /none}}]
+    directResponse: {status: 410}
+  - match: [{sourceLabels: {app: productpage}}]
+    route:
+    - {destination: {host: reviews, subset: v1}, weight: 75}
+    - {destination: {host: reviews, subset: v3}, weight: 25}
+  - match: [{uri: {prefix: /reviews}}]
+    route: [{destination: {host: reviews, subset: v1}}]
+";
+
+/// The words of the panic of a failed assertion.
+fn words(failing: impl FnOnce()) -> String {
+    let panic = catch_unwind(AssertUnwindSafe(failing)).expect_err("it has to fail");
+    panic.downcast_ref::<String>().cloned().unwrap_or_default()
+}
+
+/// OP13: every kind of outcome, and who asks.
+#[test]
+fn routes_are_asserted_of_yaml() {
+    let mesh = testing::Mesh::of(YAML);
+    assert_route!(mesh, GET "http://reviews:9080/reviews/0" => "reviews/v1");
+    assert_route!(mesh, GET "http://reviews.default:9080/reviews/0" ["x" => "y"] => "reviews.default/v1");
+    assert_route!(mesh, GET "http://reviews:9080/reviews/0" from "productpage" => [("reviews/v1", 75), ("reviews/v3", 25)]);
+    assert_route!(mesh, POST "http://reviews:9080/old/1" => 308);
+    assert_route!(mesh, GET "http://reviews:9080/none" => 410);
+    assert_route!(mesh, GET "http://reviews:9080/elsewhere" => 404);
+}
+
+/// OP13: what fails says what was found, and why.
+#[test]
+fn a_wrong_assertion_tells_the_decision() {
+    let mesh = testing::Mesh::of(YAML);
+    let said = words(|| assert_route!(mesh, GET "http://reviews:9080/reviews/0" => "reviews/v3"));
+    assert!(said.starts_with("expected reviews/v3, found reviews.default.svc.cluster.local/v1:\n"), "{said}");
+    assert!(said.contains("/reviews"), "the rules are told: {said}");
+    let share = words(
+        || assert_route!(mesh, GET "http://reviews:9080/x" from "productpage" => [("reviews/v1", 50), ("reviews/v3", 50)]),
+    );
+    assert!(share.contains("reviews.default.svc.cluster.local/v1 75"), "{share}");
+    let status = words(|| assert_route!(mesh, GET "http://reviews:9080/none" => 200));
+    assert!(status.starts_with("expected an answer with status 200, found an answer with status 410"), "{status}");
+    let stranger = words(|| assert_route!(mesh, GET "http://reviews:9080/x" from "nobody" => 200));
+    assert_eq!(stranger, "no Deployment is called \"nobody\"");
+    let wrong = words(|| {
+        drop(testing::Mesh::of("kind: VirtualService\napiVersion: networking.istio.io/v1\nmetadata: {name: x}\nspec: {hots: [x]}\n"))
+    });
+    assert!(wrong.contains("test.yaml:4:"), "{wrong}");
+}
+
+/// OP13: the YAML live: members find each other, mutual TLS holds, and what they said to it can be looked at.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mesh_runs_inside_a_test() {
+    let running = testing::Mesh::of(YAML).start().await;
+    let version = |version: &'static str| Router::new().route("/reviews/{id}", get(move || async move { version }));
+    let _v1 = running.serve("reviews-v1", version("one")).await;
+    let ratings = running.client("ratings-v1").await;
+    let answer = ratings.http().get("http://reviews:9080/reviews/0").await.unwrap();
+    assert_eq!(answer.status(), 200);
+    assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "one");
+    let status = running.status();
+    let names: Vec<_> = status.iter().map(|status| status.name.as_str()).collect();
+    assert_eq!(names, ["ratings-v1.default", "reviews-v1.default"]);
+    assert!(status.iter().all(|status| status.types.values().all(|told| told.refusals == 0)), "{status:#?}");
+}
