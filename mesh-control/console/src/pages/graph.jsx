@@ -63,21 +63,22 @@ export function Graph() {
         {tooMany ? <Empty>{names.length} workloads are too many to draw at once. Narrow them down with “Find” above.</Empty> : (
           <div class="scroll drawing" tabIndex={0} role="region" aria-label="Service graph">
             <svg width={graph.graph().width} height={graph.graph().height} role="group" aria-label="Service graph">
-              <defs><marker id="arrow" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="8" markerHeight="8" orient="auto"><path d="M0,0L8,4L0,8z" class="arrow" /></marker></defs>
+              <defs><marker id="arrow" viewBox="0 0 8 8" refX="8" refY="4" markerUnits="userSpaceOnUse" markerWidth="11" markerHeight="11" orient="auto"><path d="M0,0L8,4L0,8z" class="arrow" /></marker></defs>
               {shown.map((pair) => {
                 const points = graph.edge(pair.from, pair.to)?.points ?? [];
                 const middle = points[Math.floor(points.length / 2)] ?? { x: 0, y: 0 };
                 const errors = pair.rate ? pair.failed / pair.rate : 0;
                 const share = outOf(pair.from) ? pair.rate / outOf(pair.from) : 0;
+                const traffic = `${rate(pair.rate)}/s${share > 0 && share < 0.995 ? ` · ${percent(share)}` : ""}`;
                 const words = `${pair.from} calls ${pair.to}: ${rate(pair.rate)} requests a second, ${percent(errors)} failed, p95 ${millis(pair.p95)}${pair.mtls ? ", mutual TLS" : pair.mtls === false ? ", plaintext" : ""}`;
                 return (
                   <g key={pair.id} class={`edge ${health(errors, pair.rate)} ${chosen === pair.id ? "chosen" : ""}`} role="button" tabindex="0"
                     aria-label={words} data-from={pair.from} data-to={pair.to} data-rate={pair.rate} data-mtls={String(pair.mtls)}
                     onClick={() => choose(pair.id)} onKeyDown={(event) => event.key === "Enter" && choose(pair.id)}>
                     <path d={line(points)} class="reach" /><path d={line(points)} class="way" marker-end="url(#arrow)" />
-                    {pair.mtls && <Padlock x={middle.x - 48} y={middle.y - 17} />}
+                    {pair.mtls && <Padlock x={middle.x - 3.3 * traffic.length - 14} y={middle.y - 17} />}
                     <text x={middle.x} y={middle.y - 6} text-anchor="middle">
-                      {rate(pair.rate)}/s{share > 0 && share < 0.995 ? ` · ${percent(share)}` : ""}
+                      {traffic}
                     </text>
                     <text x={middle.x} y={middle.y + 12} text-anchor="middle" class="second">
                       {errors > 0 ? `${percent(errors)} failed · ` : ""}{millis(pair.p95)}
