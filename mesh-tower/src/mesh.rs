@@ -432,15 +432,22 @@ fn envoy_dump(node: Option<mesh_xds::node::Node>) -> Dump {
     })
 }
 
-/// Puts each configuration of the control plane in force.
+/// Puts each configuration of the control plane in force. It is compiled beside the runtime's workers: a large one holds up no
+/// request, and a fault of ours in it ends neither the process nor what comes after it.
 #[cfg(feature = "xds")]
 async fn follow_config(mut configs: watch::Receiver<Option<Arc<Config>>>, live: Arc<Live>) {
     loop {
         let config = configs.borrow_and_update().clone();
-        if let Some(config) = config
-            && let Err(error) = live.update(&config)
-        {
-            tracing::error!(target: "mesh", %error, "the configuration cannot be used; the one before stays in force");
+        if let Some(config) = config {
+            let taking = Arc::clone(&live);
+            let why = match tokio::task::spawn_blocking(move || taking.update(&config)).await {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => Some(error.to_string()),
+                Err(error) => Some(error.to_string()),
+            };
+            if let Some(error) = why {
+                tracing::error!(target: "mesh", %error, "the configuration cannot be used; the one before stays in force");
+            }
         }
         if configs.changed().await.is_err() {
             return;

@@ -12,7 +12,7 @@ use crate::{
     plane::{Load, Sayings, anywhere, leading_to, page, program, reaches, set, stands},
 };
 
-/// XD3, XD9, C20: resources that are noise are refused by name in one line each, in the status and to the control plane; the
+/// XD3, XD9, OP16, C20: resources that are noise are refused by name in one line each, in the status and to the control plane; the
 /// good ones beside them are used, and what was in force stays.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn garbage_is_refused_by_name() {
@@ -82,7 +82,7 @@ async fn half_a_configuration_waits_for_the_other() {
     }
 }
 
-/// NR6: clusters that stand for each other in a circle, or for themselves, end nothing but the requests to them.
+/// NR6, OP16: clusters that stand for each other in a circle, or for themselves, end nothing but the requests to them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_circle_ends_only_what_goes_there() {
     for kind in Kind::ALL {
