@@ -88,6 +88,7 @@ struct ServerEntry {
     call_creds: Vec<CredsEntry>,
     /// `ignore_resource_deletion`, `fail_on_data_errors`, `resource_timer_is_transient_error`, `trusted_xds_server`; others are
     /// without effect.
+    #[serde(default)]
     server_features: Vec<Value>,
 }
 
