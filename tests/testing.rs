@@ -75,7 +75,9 @@ fn a_wrong_assertion_tells_the_decision() {
     let stranger = words(|| assert_route!(mesh, GET "http://reviews:9080/x" from "nobody" => 200));
     assert_eq!(stranger, "no Deployment is called \"nobody\"");
     let wrong = words(|| {
-        drop(testing::Mesh::of("kind: VirtualService\napiVersion: networking.istio.io/v1\nmetadata: {name: x}\nspec: {hots: [x]}\n"))
+        drop(testing::Mesh::of(
+            "kind: VirtualService\napiVersion: networking.istio.io/v1\nmetadata: {name: x}\nspec: {hots: [x]}\n",
+        ))
     });
     assert!(wrong.contains("test.yaml:4:"), "{wrong}");
 }

@@ -1,6 +1,11 @@
 //! What is fed: everything that decodes bytes of a peer, a control plane or a file, and what is done with what it makes.
 
-use std::{fs, path::Path, sync::Arc, time::SystemTime};
+use std::{
+    fs,
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request};
@@ -18,7 +23,7 @@ use mesh_tower::{
 };
 use mesh_xds::{
     ads::{self, TypeUrl},
-    bootstrap::Bootstrap,
+    bootstrap::{Bootstrap, Files},
     graph::{Graph, Part},
     peer,
     profile::{Context as Rules, Profile},
@@ -181,7 +186,8 @@ pub(crate) fn all() -> Vec<Target> {
 
 /// By gRPC's rules.
 fn by_name() -> Rules {
-    let certificates = ["default".to_owned()].into();
+    let files = Files { identity: None, roots: None, bundles: None, crl: None, refresh: Duration::from_secs(600) };
+    let certificates = [("default".to_owned(), files)].into();
     Rules { profile: Profile::Grpc, trusted: false, certificates, identity: Some("default".to_owned()) }
 }
 
