@@ -226,6 +226,9 @@ pub struct Item {
     pub ttl: Option<Duration>,
 }
 
+/// The type in place of a resource that is one of several variants of it.
+pub(crate) const VARIANT: &str = "type.googleapis.com/envoy.service.discovery.v3.DynamicParameterConstraints";
+
 impl From<Any> for Item {
     fn from(body: Any) -> Self {
         Self { name: None, version: Name::default(), body: Some(body), ttl: None }
@@ -235,6 +238,10 @@ impl From<Any> for Item {
 impl Item {
     /// The name, as the wrapper or the message says it, or why there is none.
     fn readable_name(&self, kind: TypeUrl) -> Result<Cow<'_, str>, String> {
+        if self.body.as_ref().is_some_and(|body| body.type_url == VARIANT) {
+            let name = self.name.as_deref().unwrap_or_default();
+            return Err(format!("{name:?} is for clients of certain dynamic parameters, which are not supported"));
+        }
         if let Some(body) = self.body.as_ref().filter(|body| body.type_url != kind.as_str()) {
             return Err(format!("is of type {:?} in a response of another type", body.type_url));
         }

@@ -2,12 +2,14 @@
 //! refused and why. Source: Envoy `envoy.service.status.v3`, gRFC A40.
 //!
 //! It answers for this client alone, so it takes no node matchers. Bodies are made anew from the configuration in force,
-//! where there is one of that name; secrets are never among them, since a configuration has none.
+//! where there is one of that name; secrets are never among them, since a configuration has none. One more entry, a
+//! `google.protobuf.Struct` named `fields`, says of each resource which of its fields are applied, ignored and refused (C20).
 
 use std::{fmt, pin::Pin, sync::Arc};
 
 use mesh_core::config::Config;
-use prost_types::Timestamp;
+use prost::Message;
+use prost_types::{Struct, Timestamp};
 use tokio::sync::watch;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming, service::Routes};
@@ -32,6 +34,9 @@ use crate::{
     resources::{Resource, Resources, State},
     translate::{self, Shape},
 };
+
+/// What a struct is called.
+const FIELDS: &str = "type.googleapis.com/google.protobuf.Struct";
 
 /// What is known of one client.
 #[derive(Clone)]
@@ -82,24 +87,43 @@ impl ClientStatusDiscoveryService for Csds {
 }
 
 impl Csds {
+    /// In which form its kind of client is sent resources.
+    fn shape(&self) -> Shape {
+        if self.node.id.starts_with("router~") { Shape::Gateway } else { Shape::Sidecar }
+    }
+
     fn answer(&self, request: &ClientStatusRequest) -> Result<ClientStatusResponse, Status> {
         if !request.node_matchers.is_empty() {
             return Err(Status::invalid_argument("node_matchers are not supported: this client answers for itself"));
         }
         let bodies = match self.config.borrow().clone() {
-            Some(config) if !request.exclude_resource_contents => translate::encode(&config, Shape::Sidecar),
+            Some(config) if !request.exclude_resource_contents => translate::encode(&config, self.shape()),
             _ => ResourceSet::default(),
         };
         let configs = self.resources.all().into_iter().map(|(kind, name, resource)| {
             let body = bodies.get(kind, &name).map(|body| body.body.clone());
             describe(kind, &name, resource, body.map(|value| Any { type_url: kind.as_str().to_owned(), value }))
         });
+        let fields = (!request.exclude_resource_contents).then(|| fields(&self.resources));
         let config = ClientConfig {
             node: Some(self.node.to_proto()),
-            generic_xds_configs: configs.collect(),
+            generic_xds_configs: configs.chain(fields).collect(),
             ..ClientConfig::default()
         };
         Ok(ClientStatusResponse { config: vec![config] })
+    }
+}
+
+/// What becomes of the fields of each resource, by type and name.
+fn fields(resources: &Resources) -> GenericXdsConfig {
+    let described = serde_json::to_value(resources.describe()).unwrap_or_default();
+    let fields = [("resources".to_owned(), translate::from_json(&described))].into();
+    GenericXdsConfig {
+        type_url: FIELDS.to_owned(),
+        name: "fields".to_owned(),
+        xds_config: Some(Any { type_url: FIELDS.to_owned(), value: Struct { fields }.encode_to_vec().into() }),
+        client_status: ClientResourceStatus::Acked.into(),
+        ..GenericXdsConfig::default()
     }
 }
 

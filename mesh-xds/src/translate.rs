@@ -57,6 +57,8 @@ mod subset;
 mod tls;
 mod value;
 
+pub(crate) use extra::from_json;
+
 /// A resource read.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Decoded<T> {

@@ -44,8 +44,11 @@ async fn resources_are_told_as_they_stand() {
         let channel = Channel::from_shared(format!("http://{}", program.mesh.admin_addr().unwrap())).unwrap();
         let mut client = Client::new(channel.connect().await.unwrap());
         let configs = ask(&mut client, ClientStatusRequest::default()).await;
-        assert_eq!(configs.len(), 4, "{configs:?}");
-        for config in &configs {
+        assert_eq!(configs.len(), 5, "{configs:?}");
+        let fields = configs.iter().find(|config| config.name == "fields").unwrap().xds_config.as_ref().unwrap();
+        let text = String::from_utf8_lossy(&fields.value).into_owned();
+        assert!(["resources", "applied", "eds_cluster_config"].iter().all(|word| text.contains(word)), "{text}");
+        for config in configs.iter().filter(|config| config.name != "fields") {
             assert_eq!(config.client_status(), ClientResourceStatus::Acked, "{config:?}");
             assert!(!config.version_info.is_empty() && config.last_updated.is_some() && config.error_state.is_none());
         }

@@ -23,7 +23,7 @@ fn a_short_body_is_never_a_success() {
                     let hosts = world.upstreams(3, script);
                     for host in &hosts {
                         world.net.weather(host.address, |weather| {
-                            weather.cut = Some(Cut { within: 3 * LENGTH as u64, reset });
+                            weather.cut = Some(Cut { within: 3 * LENGTH as u64, reset, upload: false });
                             weather.loss = 10;
                         });
                     }
@@ -45,6 +45,45 @@ fn a_short_body_is_never_a_success() {
     }
 }
 
+/// E4: requests cut at any byte, by a reset or as if the caller had finished: who executes one has the whole of it, and the caller has
+/// an answer or an error.
+#[test]
+fn a_short_request_is_never_executed() {
+    const LENGTH: usize = 3_000;
+    for kind in Kind::ALL {
+        for reset in [true, false] {
+            simulate(7, async |world| {
+                let hosts = world.upstreams(3, Script::default());
+                for host in &hosts {
+                    world.net.weather(host.address, |weather| {
+                        weather.cut = Some(Cut { within: 4 * LENGTH as u64, reset, upload: true });
+                        weather.loss = 10;
+                    });
+                }
+                let (mut cluster, mut forward) = mesh_of(3, kind);
+                cluster.connect_timeout = Duration::from_millis(500);
+                // A server that waits for the rest of a request waits no longer than its caller.
+                forward.timeout = Some(Duration::from_secs(2));
+                forward.retry = None;
+                let mesh = world.member(config_of((cluster, forward)), 0).await;
+                let mut calls = JoinSet::new();
+                for id in 0..400 {
+                    calls.spawn(call(mesh.http(), kind.post(id, &amounts_to(id, LENGTH)), id));
+                    sleep(Duration::from_millis(10)).await;
+                }
+                let done = calls.join_all().await;
+                let whole = if kind == Kind::Grpc { LENGTH + 5 } else { LENGTH };
+                let lengths: Vec<_> = hosts.iter().flat_map(|host| host.lengths()).collect();
+                assert!(lengths.iter().all(|length| *length == whole), "{kind:?}: {lengths:?}");
+                let good = done.iter().filter(|done| done.is_ok()).count();
+                let cut = world.trace.events().iter().filter(|event| event.what == "cut").count();
+                assert!(good <= lengths.len(), "{kind:?}: {good} answered of {} executed", lengths.len());
+                assert!(good > 40 && cut > 40, "{kind:?}: {good} of {} answered, {cut} cuts", done.len());
+            });
+        }
+    }
+}
+
 /// R5: whatever breaks, a call that is not idempotent is executed once at most; and most succeed all the same.
 #[test]
 fn what_may_run_once_runs_once() {
@@ -54,7 +93,7 @@ fn what_may_run_once_runs_once() {
             let mut hosts = world.upstreams(5, script);
             for host in &hosts {
                 world.net.weather(host.address, |weather| {
-                    weather.cut = Some(Cut { within: 4_000, reset: true });
+                    weather.cut = Some(Cut { within: 4_000, reset: true, upload: false });
                     weather.loss = 10;
                 });
             }

@@ -47,7 +47,8 @@ fn limited(kind: Kind) -> Config {
     let (mut cluster, forward) = mesh_of(4, kind);
     cluster.thresholds.max_retries = 3;
     cluster.thresholds.max_requests = LIMIT;
-    cluster.thresholds.max_connections = LIMIT;
+    // Half of the requests of HTTP/1.1 wait for a connection.
+    cluster.thresholds.max_connections = LIMIT / 2;
     cluster.thresholds.max_pending_requests = LIMIT;
     config_of((cluster, forward))
 }
@@ -96,7 +97,7 @@ async fn cancel(world: &World, kind: Kind, requests: u64) {
     same_speed(world, &mesh, kind).await;
     // Connections that lay idle are closed in time, and then there is no task and no slot of a connection either.
     sleep(Duration::from_secs(120)).await;
-    assert_eq!(slots(|| cluster.connection_slot(RoutingPriority::Default)), LIMIT);
+    assert_eq!(slots(|| cluster.connection_slot(RoutingPriority::Default)), LIMIT / 2);
     assert_eq!(Handle::current().metrics().num_alive_tasks(), before);
     for host in &hosts {
         assert_eq!((host.under_way(), world.net.open_connections(host.address)), (0, 0));

@@ -51,7 +51,9 @@ fn history(seed: u64, kind: Kind) -> Vec<Event> {
         hosts[1].kill();
         go(&world).await;
         world.net.weather(hosts[0].address, |weather| weather.blackhole = false);
-        world.net.weather(hosts[2].address, |weather| weather.cut = Some(Cut { within: 2_000, reset: true }));
+        world
+            .net
+            .weather(hosts[2].address, |weather| weather.cut = Some(Cut { within: 2_000, reset: true, upload: false }));
         hosts[1].restart();
         hosts[3].script(|script| script.delay = Duration::from_millis(200));
         go(&world).await;

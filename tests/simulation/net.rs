@@ -46,10 +46,12 @@ pub(crate) struct Weather {
 /// How a connection ends before its time.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Cut {
-    /// After fewer bytes from the server than this; how many is drawn for each connection.
+    /// After fewer bytes, from the server or else the caller, than this; how many is drawn for each connection.
     pub(crate) within: u64,
-    /// By a reset; else as if the server had finished.
+    /// By a reset; else as if the side that is cut had finished.
     pub(crate) reset: bool,
+    /// It is the caller's bytes that end, not the server's.
+    pub(crate) upload: bool,
 }
 
 impl Default for Weather {

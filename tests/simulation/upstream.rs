@@ -82,6 +82,8 @@ struct Shared {
     most: AtomicU64,
     /// How often each request was executed.
     executed: Mutex<BTreeMap<u64, u32>>,
+    /// How long the bodies of these were.
+    lengths: Mutex<Vec<usize>>,
 }
 
 type AnswerBody = UnsyncBoxBody<Bytes, io::Error>;
@@ -98,6 +100,7 @@ impl Upstream {
             under_way: AtomicU64::new(0),
             most: AtomicU64::new(0),
             executed: Mutex::default(),
+            lengths: Mutex::default(),
         });
         let mut upstream =
             Self { address, net: net.clone(), shared, drain: watch::Sender::new(false), tasks: JoinSet::new() };
@@ -156,6 +159,11 @@ impl Upstream {
     /// The most there ever were at once.
     pub(crate) fn most(&self) -> u64 {
         self.shared.most.load(Relaxed)
+    }
+
+    /// How long the bodies of the requests it executed were.
+    pub(crate) fn lengths(&self) -> Vec<usize> {
+        lock(&self.shared.lengths).clone()
     }
 
     /// How often it executed each request.
@@ -239,11 +247,12 @@ async fn answer<B: Body>(shared: Arc<Shared>, request: Request<B>) -> Result<Res
     let under_way = UnderWay::begin(&shared);
     let is_grpc = request.headers().contains_key(header::TE);
     // A request that breaks off was not received, so it is not executed.
-    let Ok(_) = request.into_body().collect().await else {
+    let Ok(body) = request.into_body().collect().await else {
         return Ok(Response::builder().status(400).body(stream(Vec::new())).unwrap());
     };
     let turn = shared.workers.acquire().await;
     *lock(&shared.executed).entry(id).or_insert(0) += 1;
+    lock(&shared.lengths).push(body.to_bytes().len());
     let script = *lock(&shared.script);
     let drawn = mix(&[shared.seed, number]);
     let jitter = Duration::from_micros(drawn % (script.jitter.as_micros() as u64 + 1));

@@ -61,7 +61,7 @@ impl Wire {
     pub(crate) fn new(seed: u64, weather: watch::Receiver<Weather>, trace: Trace, port: u16) -> Self {
         let mut state = State::default();
         if let Some(cut) = weather.borrow().cut {
-            state.lanes[1].limit = Some((mix(&[seed, 7]) % cut.within.max(1), cut.reset));
+            state.lanes[usize::from(!cut.upload)].limit = Some((mix(&[seed, 7]) % cut.within.max(1), cut.reset));
         }
         Self { seed, port, weather, trace, state: Mutex::new(state) }
     }

@@ -160,9 +160,15 @@ fn unwrap(any: proto::Any) -> Item {
 }
 
 fn item(wrapped: proto::Resource) -> Item {
-    let name = Some(wrapped.name).filter(|name| !name.is_empty()).map(Name::from);
+    let other = wrapped.resource_name.unwrap_or_default();
+    let name = [wrapped.name, other.name].into_iter().find(|name| !name.is_empty()).map(Name::from);
     let ttl = wrapped.ttl.and_then(|ttl| ttl.try_into().ok());
-    Item { name, version: wrapped.version.into(), body: wrapped.resource, ttl }
+    let body = match other.dynamic_parameter_constraints {
+        None => wrapped.resource,
+        // What is for some clients alone is refused: which it is for is not looked at (xRFC TP2).
+        Some(_) => Some(proto::Any { type_url: ads::VARIANT.to_owned(), ..proto::Any::default() }),
+    };
+    Item { name, version: wrapped.version.into(), body, ttl }
 }
 
 fn problems(errors: Vec<v3::ResourceError>) -> Vec<Problem> {
@@ -173,4 +179,45 @@ fn problems(errors: Vec<v3::ResourceError>) -> Vec<Problem> {
         Some(Problem { name, missing, message: status.message })
     };
     errors.into_iter().filter_map(problem).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic)]
+
+    use mesh_core::time::Time;
+
+    use super::*;
+    use crate::ads::{DataErrors, Subscription, back_off::BackOff};
+
+    /// XD31: of a resource that comes in variants for clients of certain parameters none is used, and the control plane is told.
+    #[test]
+    fn variants_of_a_resource_are_refused() {
+        let resource_name = v3::ResourceName {
+            name: "a".to_owned(),
+            dynamic_parameter_constraints: Some(v3::DynamicParameterConstraints::default()),
+        };
+        let wrapped = proto::Resource {
+            resource: Some(proto::Any { type_url: TypeUrl::Cluster.as_str().to_owned(), ..proto::Any::default() }),
+            resource_name: Some(resource_name),
+            ..proto::Resource::default()
+        };
+        let response = proto::DiscoveryResponse {
+            version_info: "1".to_owned(),
+            nonce: "1".to_owned(),
+            type_url: TypeUrl::Cluster.as_str().to_owned(),
+            resources: vec![proto::Any::pack(&wrapped)],
+            ..proto::DiscoveryResponse::default()
+        };
+        let Ok(Heard::Sotw(response)) = Sotw::decode(response) else { panic!("a response") };
+        let mut client = Client::<()>::new(ads::client::Variant::Sotw, BackOff::STREAM, DataErrors::default());
+        client.subscribe(TypeUrl::Cluster, Subscription::All);
+        let Client::Sotw(machine) = &mut client else { panic!("state of the world") };
+        assert!(machine.poll_connect(Time::ZERO));
+        machine.handle_connected();
+        machine.poll_request(Time::ZERO).unwrap();
+        machine.handle_response(&response, Time::ZERO, |_, _| Ok(()));
+        let error = machine.poll_request(Time::ZERO).unwrap().error.unwrap();
+        assert!(error.contains("\"a\" is for clients of certain dynamic parameters"), "{error}");
+    }
 }

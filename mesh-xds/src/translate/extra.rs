@@ -100,7 +100,8 @@ fn to_json(value: &Value) -> serde_json::Value {
     }
 }
 
-fn from_json(json: &serde_json::Value) -> Value {
+/// A value of JSON as one of a protobuf struct.
+pub(crate) fn from_json(json: &serde_json::Value) -> Value {
     use serde_json::Value as Json;
     let kind = match json {
         Json::Null => Kind::NullValue(0),
