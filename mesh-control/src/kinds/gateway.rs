@@ -254,14 +254,14 @@ fn tls(node: &Node, path: &str, reader: &mut Reader<'_>) -> (bool, Option<Server
     fields.close(reader);
     let named = !out.credentials.is_empty() || !out.files.is_empty();
     let tls = match mode {
-        None | Some(Mode::Auto) => {
+        None => {
             if named {
                 reader.invalid(node.at, format!("{path}.mode is missing")).help =
                     Some("write mode: SIMPLE, or another".to_owned());
             }
             None
         }
-        Some(Mode::Passthrough) => Some(ServerTls::Passthrough),
+        Some(Mode::Passthrough | Mode::Auto) => Some(ServerTls::Passthrough),
         Some(Mode::Mesh) => Some(ServerTls::Mesh(TlsServer { callers: CallerCertificate::Required, ..out })),
         Some(Mode::Own(callers)) => Some(ServerTls::Own(TlsServer { callers, ..out })),
     };
