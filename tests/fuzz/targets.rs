@@ -182,7 +182,7 @@ pub(crate) fn all() -> Vec<Target> {
 /// By gRPC's rules.
 fn by_name() -> Rules {
     let certificates = ["default".to_owned()].into();
-    Rules { profile: Profile::Grpc, trusted: false, certificates, identity: Some("default".to_owned()) }
+    Rules { profile: Profile::Grpc, trusted: false, certificates, identity: Some("default".to_owned()), gateway: false }
 }
 
 /// A leaf certificate in DER, as its own root.

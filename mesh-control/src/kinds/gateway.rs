@@ -203,7 +203,7 @@ fn tls(node: &Node, path: &str, reader: &mut Reader<'_>) -> (bool, Option<Server
         }
         mode
     });
-    let mut text = |fields: &mut Fields<'_>, name, reader: &mut Reader<'_>| {
+    let text = |fields: &mut Fields<'_>, name, reader: &mut Reader<'_>| {
         fields.read(name, |node, path| reader.text(node, path)).filter(|text| !text.is_empty())
     };
     let mut out = TlsServer::default();

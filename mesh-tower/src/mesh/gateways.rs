@@ -65,9 +65,13 @@ impl Mesh {
             let changed = self.shared.live.updated();
             let wanted: Vec<u16> =
                 self.shared.live.load().map(|snapshot| snapshot.gateway_ports().collect()).unwrap_or_default();
-            for (_, end) in open.extract_if(.., |port, _| !wanted.contains(port)) {
-                end.send_replace(true);
-            }
+            open.retain(|port, end| {
+                let stays = wanted.contains(port);
+                if !stays {
+                    end.send_replace(true);
+                }
+                stays
+            });
             let mut lacking = false;
             for port in wanted {
                 if open.contains_key(&port) {
@@ -103,7 +107,9 @@ impl Mesh {
                 Some(_) = serving.join_next() => {}
             }
         }
-        open.values().for_each(|end| drop(end.send_replace(true)));
+        for end in open.values() {
+            end.send_replace(true);
+        }
         while serving.join_next().await.is_some() {}
     }
 

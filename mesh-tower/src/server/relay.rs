@@ -1,6 +1,6 @@
 //! Connections whose bytes a gateway hands on without looking into them: picked by the name in the handshake or by the port alone.
 
-use std::{net::SocketAddr, time::Duration};
+use std::net::SocketAddr;
 
 use mesh_core::{
     config::{GatewayChain, GatewayTo, WeightedCluster},
@@ -9,11 +9,7 @@ use mesh_core::{
     pick::Ask,
 };
 use rand::RngCore;
-use tokio::{
-    io::copy_bidirectional,
-    sync::watch,
-    time::{sleep, timeout},
-};
+use tokio::{io::copy_bidirectional, sync::watch, time::timeout};
 
 use super::{DRAIN, Server, until_true};
 use crate::{connect::Io, tls::Accepted};
@@ -82,7 +78,6 @@ impl Server {
                     pick.finish(&outcome, self.clock.now());
                 }
             }
-            sleep(Duration::ZERO).await;
         }
         None
     }
