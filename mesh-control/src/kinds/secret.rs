@@ -13,7 +13,7 @@ use mesh_core::config::PrivateKey;
 
 use super::{
     read::{Fields, Reader},
-    yaml::{At, Node, Value},
+    yaml::{At, Node},
 };
 
 /// A `Secret`.
@@ -100,12 +100,9 @@ pub(super) fn hidden(mut object: serde_json::Value) -> serde_json::Value {
 
 /// A value; what is wrong with it is said without it.
 fn value(node: &Node, path: &str, encoded: bool, reader: &mut Reader<'_>) -> Option<At<String>> {
-    let Value::Text(text) = &node.value else {
-        reader.invalid(node.at, format!("{path} must be a string"));
-        return None;
-    };
+    let text = reader.text(node, path)?;
     if !encoded {
-        return Some(At { value: text.clone(), at: node.at });
+        return Some(text);
     }
     let plain: String = text.split_whitespace().collect();
     let decoded = STANDARD.decode(plain).ok().and_then(|bytes| String::from_utf8(bytes).ok());
