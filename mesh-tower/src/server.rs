@@ -1,7 +1,7 @@
 //! Serving: accept, prove who calls, decide whether he may, hand the request to the application, tell what became of it.
 //!
 //! What a port demands is looked up in the configuration in force for each connection; without configuration it is
-//! mutual TLS wherever this process has, or will have, a certificate. A gateway is the same server in plaintext whose
+//! mutual TLS wherever this process has, or will have, a certificate. A gateway is the same server for the world outside, whose
 //! application is the mesh's own client. Ending is graceful: no new connections, HTTP/2 peers are told to go away,
 //! requests under way get a few seconds.
 

@@ -45,12 +45,9 @@ impl Secret {
     /// Reads the whole object, since what counts is not under `spec`.
     pub(crate) fn read(object: &mut Fields<'_>, reader: &mut Reader<'_>) -> Self {
         object.skip(&["immutable"]);
-        let kind = object.read("type", |node, path| reader.text(node, path));
-        if let Some(kind) =
-            kind.filter(|kind| !matches!(kind.value.as_str(), "kubernetes.io/tls" | "Opaque" | "generic"))
-        {
-            let what = format!("type {:?}", kind.value);
-            reader.unsupported(kind.at, &what, "a gateway's certificate is kubernetes.io/tls or Opaque");
+        let types = [("kubernetes.io/tls", ()), ("Opaque", ()), ("generic", ())];
+        if let Some((node, path)) = object.take("type") {
+            reader.word(node, &path, &types);
         }
         let mut values: Vec<(String, At<String>)> = Vec::new();
         for (field, encoded) in [("data", true), ("stringData", false)] {
