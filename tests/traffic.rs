@@ -25,6 +25,15 @@ mod filters;
 #[path = "traffic/harness.rs"]
 mod harness;
 
+#[path = "traffic/egress.rs"]
+mod egress;
+
+#[path = "traffic/outside.rs"]
+mod outside;
+
+#[path = "traffic/gateways.rs"]
+mod gateways;
+
 #[path = "traffic/faults.rs"]
 mod faults;
 

@@ -63,6 +63,8 @@ pub struct MeshSettings {
     pub connect_timeout: Duration,
     /// The name of the cluster, for telemetry.
     pub cluster: String,
+    /// How many proxies in front of gateways are believed to tell who calls. `defaultConfig.gatewayTopology.numTrustedProxies`.
+    pub num_trusted_proxies: u32,
 }
 
 impl Default for MeshSettings {
@@ -79,6 +81,7 @@ impl Default for MeshSettings {
             allow_any: true,
             connect_timeout: Duration::from_secs(10),
             cluster: "Kubernetes".to_owned(),
+            num_trusted_proxies: 0,
         }
     }
 }
@@ -220,7 +223,7 @@ pub struct NodeInfo {
 /// The configuration of one workload.
 pub fn compile(world: &World, node: &NodeInfo) -> Config {
     let caller = shared::caller(world, node);
-    let mut config = Config { outbound: shared::tables(world, &caller), ..Config::default() };
+    let mut config = shared::routes(world, &caller);
     config.clusters = shared::clusters(world, &caller).map(|cluster| (cluster.name.clone(), cluster)).collect();
     // A gateway's callers are from outside the mesh and have no certificate of it.
     if !node.gateway {

@@ -21,6 +21,7 @@ mod read;
 mod refused;
 mod request_authentication;
 mod schema;
+mod secret;
 mod service;
 mod service_entry;
 mod sidecar;
@@ -38,19 +39,21 @@ pub use destination_rule::{
     Balancing, Choice, ConnectionPool, DestinationRule, Distribute, H2Upgrade, Locating, Settings, Subset, Tls,
     TlsKind, TrafficPolicy,
 };
-pub use gateway::{Gateway, Server};
-pub use gateway_api::{ApiGateway, ApiListener, ApiParent, ApiRoute, Grant, ParentKind};
+pub use gateway::{Gateway, Server, ServerTls, TlsServer};
+pub use gateway_api::{ApiByteRoute, ApiGateway, ApiListener, ApiParent, ApiRoute, Grant, ParentKind};
 pub(crate) use gateway_api::{GATEWAY_NAME, gateway_labels};
 pub use parse::parse;
 pub(crate) use parse::parse_source;
 pub use peer_authentication::PeerAuthentication;
 pub use request_authentication::{RequestAuthentication, TokenRule};
 pub use schema::schema;
+pub use secret::Secret;
 pub use service::{PortProtocol, Service, ServicePort, TargetPort};
 pub use service_entry::{Resolution, ServiceEntry};
 pub use sidecar::{Egress, Sidecar};
 pub use virtual_service::{
-    DelegateTo, Destination, HttpAction, HttpMatch, HttpRoute, MirrorTo, RedirectTo, VirtualService,
+    ByteMatch, ByteRoute, DelegateTo, Destination, HttpAction, HttpMatch, HttpRoute, MirrorTo, RedirectTo,
+    VirtualService,
 };
 pub use workload_entry::WorkloadEntry;
 pub use workload_group::WorkloadGroup;
@@ -103,11 +106,19 @@ pub enum Kind {
     GrpcRoute,
     /// Gateway API `ReferenceGrant`: who may name the services of another namespace.
     ReferenceGrant,
+    /// Kubernetes `Secret`: a certificate that a gateway shows.
+    Secret,
+    /// Gateway API `TLSRoute`: where connections go by the name in the TLS handshake, at gateways.
+    #[serde(rename = "TLSRoute")]
+    TlsRoute,
+    /// Gateway API `TCPRoute`: where connections go by the port, at gateways.
+    #[serde(rename = "TCPRoute")]
+    TcpRoute,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 21] = [
         Self::Service,
         Self::ServiceAccount,
         Self::Deployment,
@@ -126,6 +137,9 @@ impl Kind {
         Self::HttpRoute,
         Self::GrpcRoute,
         Self::ReferenceGrant,
+        Self::Secret,
+        Self::TlsRoute,
+        Self::TcpRoute,
     ];
 
     /// As `kind:` names it.
@@ -148,6 +162,9 @@ impl Kind {
             Self::HttpRoute => "HTTPRoute",
             Self::GrpcRoute => "GRPCRoute",
             Self::ReferenceGrant => "ReferenceGrant",
+            Self::Secret => "Secret",
+            Self::TlsRoute => "TLSRoute",
+            Self::TcpRoute => "TCPRoute",
         }
     }
 
@@ -195,18 +212,25 @@ impl Kind {
             Self::HttpRoute => "httproute",
             Self::GrpcRoute => "grpcroute",
             Self::ReferenceGrant => "refgrant",
+            Self::Secret => "secret",
+            Self::TlsRoute => "tlsroute",
+            Self::TcpRoute => "tcproute",
         }
     }
 
     /// The API group, empty for Kubernetes' core.
     pub fn group(self) -> &'static str {
         match self {
-            Self::Service | Self::ServiceAccount => "",
+            Self::Service | Self::ServiceAccount | Self::Secret => "",
             Self::Deployment => "apps",
             Self::PeerAuthentication | Self::AuthorizationPolicy | Self::RequestAuthentication => "security.istio.io",
-            Self::GatewayClass | Self::KubeGateway | Self::HttpRoute | Self::GrpcRoute | Self::ReferenceGrant => {
-                "gateway.networking.k8s.io"
-            }
+            Self::GatewayClass
+            | Self::KubeGateway
+            | Self::HttpRoute
+            | Self::GrpcRoute
+            | Self::ReferenceGrant
+            | Self::TlsRoute
+            | Self::TcpRoute => "gateway.networking.k8s.io",
             _ => "networking.istio.io",
         }
     }
@@ -320,6 +344,10 @@ pub enum Spec {
     ApiRoute(ApiRoute),
     /// A `ReferenceGrant`.
     ReferenceGrant(Vec<Grant>),
+    /// A `Secret`.
+    Secret(Secret),
+    /// A `TLSRoute` or `TCPRoute`.
+    ApiByteRoute(ApiByteRoute),
 }
 
 impl Object {

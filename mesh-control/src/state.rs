@@ -345,7 +345,7 @@ mod tests {
         assert_eq!(open().workloads().len(), 101);
     }
 
-    /// A workload that names a group has what the group says, under what it says itself; a group that is not there is told.
+    /// GW9: a workload that names a group has what the group says, under what it says itself; a group that is not there is told.
     #[test]
     fn a_group_is_a_template() {
         let state = State::open(None, MeshSettings::default(), Vec::new()).unwrap();

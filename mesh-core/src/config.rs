@@ -17,6 +17,7 @@ mod balance;
 mod cluster;
 mod clusters;
 mod connections;
+mod gateway;
 mod hash;
 mod health_check;
 mod http;
@@ -47,6 +48,10 @@ pub use cluster::{
 pub(crate) use clusters::Chunk as ClusterChunk;
 pub use clusters::{Clusters, Iter as ClustersIter};
 pub use connections::{Connections, Http2, Keepalive, SocketOption, TcpKeepalive};
+pub use gateway::{
+    CallerCertificate, Gateway, GatewayCertificate, GatewayChain, GatewayRoots, GatewayTls, GatewayTo, KeyPair,
+    PrivateKey, RootCertificates,
+};
 pub use hash::{HashCookie, HashPolicy, HashSource, RoutingPriority};
 pub use health_check::{GrpcCheck, HealthCheck, HttpCheck, Probe, TcpCheck};
 pub use http::{FilterOverride, HttpSettings, OwnFilter};
@@ -86,6 +91,8 @@ pub struct Config {
     pub targets: BTreeMap<Name, Target>,
     /// What this process's servers demand of callers, by the port they listen on.
     pub inbound: BTreeMap<u16, Arc<Inbound>>,
+    /// What a gateway takes in at ports that are not for plain HTTP alone, by the port its listener was declared with.
+    pub gateways: BTreeMap<u16, Arc<Gateway>>,
     /// The same where servers are told by a listener of their own, by its name (gRPC's profile).
     pub serving: BTreeMap<Name, Arc<Serving>>,
     /// Who this process is among those like it: what depends on its place, and on it being another than they.

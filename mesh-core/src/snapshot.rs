@@ -38,6 +38,7 @@ pub struct Snapshot {
     pub(crate) outbound: BTreeMap<u16, Arc<RouteTable>>,
     targets: BTreeMap<Name, Arc<RouteTable>>,
     serving: BTreeMap<Name, Arc<Serving>>,
+    gateways: BTreeMap<u16, Arc<config::Gateway>>,
     pub(crate) inbound: BTreeMap<u16, Arc<RouteTable>>,
     /// What requests must pass, by port; only of ports where they must pass something.
     guards: BTreeMap<u16, Arc<Guards>>,
@@ -55,6 +56,7 @@ impl Snapshot {
             outbound: BTreeMap::new(),
             targets: BTreeMap::new(),
             serving: BTreeMap::new(),
+            gateways: BTreeMap::new(),
             inbound: BTreeMap::new(),
             guards: BTreeMap::new(),
             clusters: Clusters::default(),
@@ -109,8 +111,8 @@ impl Snapshot {
         let surroundings = Surroundings { seed: name_hash(&config.local.id), zones: zones.clone() };
         let clusters = Clusters::compile(config, &previous.clusters, same, surroundings);
         let (servers, local) = (config.inbound.clone(), config.local.clone());
-        let serving = config.serving.clone();
-        Ok(Self { servers, local, outbound, targets, serving, inbound, guards, clusters, zones })
+        let (serving, gateways) = (config.serving.clone(), config.gateways.clone());
+        Ok(Self { servers, local, outbound, targets, serving, gateways, inbound, guards, clusters, zones })
     }
 
     /// Decides one outbound request. Allocates nothing; draws from `rng` for shares, weights and faults.
@@ -226,6 +228,18 @@ impl Snapshot {
         self.servers.get(&port)
     }
 
+    /// What a gateway takes in at this port, if that is not plain HTTP alone.
+    pub fn gateway(&self, port: u16) -> Option<&Arc<config::Gateway>> {
+        self.gateways.get(&port)
+    }
+
+    /// The ports that a gateway is to take connections at: those with routes, and those for TLS or bytes.
+    pub fn gateway_ports(&self) -> impl Iterator<Item = u16> {
+        let ports: std::collections::BTreeSet<u16> =
+            self.outbound.keys().chain(self.gateways.keys()).copied().collect();
+        ports.into_iter()
+    }
+
     /// What requests to this port must pass, in order.
     pub(crate) fn guards(&self, port: u16) -> &[Guard] {
         self.guards.get(&port).map_or(&[], |guards| &guards.0)
@@ -252,6 +266,7 @@ impl Snapshot {
             targets: self.targets.iter().map(|(name, table)| (name.clone(), target(table))).collect(),
             inbound: self.servers.clone(),
             serving: self.serving.clone(),
+            gateways: self.gateways.clone(),
             local: self.local.clone(),
             clusters: self.clusters.config(),
         }

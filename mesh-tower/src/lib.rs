@@ -51,7 +51,7 @@ pub use self::{
     error::{BoxError, Error, ErrorKind, ResponseFlags},
     layer::WaitForReady,
     live::Live,
-    mesh::{Builder, Mesh, MeshError},
+    mesh::{Builder, Mesh, MeshError, PortMap},
     message::Message,
     pool::{Pool, PooledBody},
 };

@@ -51,6 +51,7 @@ use crate::{telemetry::CertificateGauges, tls::Identity};
 mod bind;
 mod builder;
 mod error;
+mod gateways;
 mod handlers;
 #[cfg(feature = "xds")]
 mod named;
@@ -58,6 +59,7 @@ mod named;
 use bind::bind;
 pub use builder::Builder;
 pub use error::MeshError;
+pub use gateways::PortMap;
 
 /// A process's membership of the mesh: makes clients, and serves. Clones share everything; the last one ends it.
 ///
@@ -158,8 +160,8 @@ impl Mesh {
         Ok(())
     }
 
-    /// Lets the world outside in, in plaintext: requests to `address` go where the routes of the gateway's listener with
-    /// `listener_port` lead. What they do not list is answered with 404.
+    /// Lets the world outside in: requests to `address` go where the routes of the gateway's listener with
+    /// `listener_port` lead, over TLS where that says so. What they do not list is answered with 404.
     ///
     /// # Errors
     ///
@@ -173,7 +175,7 @@ impl Mesh {
     /// As [`gateway`](Self::gateway), on a listener of your own.
     pub async fn gateway_listener(&self, listener: impl Listener, listener_port: u16) {
         let client = self.http().on_port(listener_port);
-        self.run(listener, client, Role::Gateway).await;
+        self.run(listener, client, Role::Gateway(listener_port)).await;
     }
 
     /// Ends serving: servers of this mesh drain and return.
@@ -231,6 +233,14 @@ impl Mesh {
         S: Handler<B>,
         B: HttpBody<Error: Into<BoxError>, Data: Send> + Send + 'static,
     {
+        self.run_until(listener, handler, role, self.shared.ending.subscribe()).await;
+    }
+
+    async fn run_until<S, B>(&self, listener: impl Listener, handler: S, role: Role, end: watch::Receiver<bool>)
+    where
+        S: Handler<B>,
+        B: HttpBody<Error: Into<BoxError>, Data: Send> + Send + 'static,
+    {
         let shared = &self.shared;
         let side = SideCalls::new(Arc::clone(&shared.live), shared.http.leaf(), shared.http.source());
         let server = Server {
@@ -248,10 +258,11 @@ impl Mesh {
             #[cfg(not(feature = "xds"))]
             check_codec: None,
             clock: shared.http.source(),
+            pool: shared.http.leaf(),
             tokens: Arc::new(Tokens::new(side.clone(), shared.http.source())),
             side,
         };
-        let mut serving = std::pin::pin!(server.run(listener, handler, shared.ending.subscribe()));
+        let mut serving = std::pin::pin!(server.run(listener, handler, end));
         tokio::select! {
             () = serving.as_mut() => {}
             () = signalled() => {

@@ -20,14 +20,14 @@ use mesh_core::{
 
 use crate::{
     attempt::Picked,
-    connect::{Connector, Stream, System, Target},
+    connect::{Connector, Io, Stream, System, Target},
     dns::Resolver,
-    error::Error,
+    error::{BoxError, Error},
     layer::Stage,
     message::Message,
     source::Source,
     telemetry::{Telemetry, introduces},
-    tls::ClientTls,
+    tls::{ClientTls, Leash, Sessions, UpstreamTarget},
 };
 
 mod endpoint;
@@ -104,6 +104,17 @@ impl Pool {
     /// A connection of its own to an endpoint, below TLS and HTTP.
     pub(crate) async fn dial(&self, cluster: &Cluster, endpoint: &Endpoint) -> io::Result<Stream> {
         self.shared.connector.connect(Target::of(endpoint.config(), cluster.config())).await
+    }
+
+    /// The same above TLS, where the cluster speaks it: for whatever is no HTTP.
+    pub(crate) async fn bytes(&self, cluster: &Cluster, endpoint: &Endpoint) -> Result<Box<dyn Io>, BoxError> {
+        let stream = self.dial(cluster, endpoint).await?;
+        let Some(tls) = tls_of(cluster, endpoint) else { return Ok(Box::new(stream)) };
+        let host = open::host_of(endpoint);
+        let target = UpstreamTarget { tls, protocol: Protocol::Http1, host: &host };
+        let (stream, tenure) = self.shared.tls.resume(stream, target, &Sessions::default()).await?;
+        let leash = tenure.map(|tenure| Leash::new(tenure, "outbound"));
+        Ok(Box::new(open::Wire::of_bytes(Box::new(stream), leash)))
     }
 
     async fn send(&self, picked: Picked) -> Result<Response<PooledBody>, Error> {

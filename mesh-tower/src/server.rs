@@ -1,7 +1,7 @@
 //! Serving: accept, prove who calls, decide whether he may, hand the request to the application, tell what became of it.
 //!
 //! What a port demands is looked up in the configuration in force for each connection; without configuration it is
-//! mutual TLS wherever this process has, or will have, a certificate. A gateway is the same server in plaintext whose
+//! mutual TLS wherever this process has, or will have, a certificate. A gateway is the same server for the world outside, whose
 //! application is the mesh's own client. Ending is graceful: no new connections, HTTP/2 peers are told to go away,
 //! requests under way get a few seconds.
 
@@ -40,20 +40,22 @@ use crate::{
     error::BoxError,
     jwt::Tokens,
     live::Live,
-    pool::{ask_upgrade, remove_hop_by_hop},
+    pool::{Pool, ask_upgrade, remove_hop_by_hop},
     side::SideCalls,
     source::{self, Source},
     telemetry::{PEER_METADATA, Telemetry, refused},
-    tls::{Accepted, LiveIdentity, MtlsAcceptor, Reason},
+    tls::{Accepted, GatewayAcceptor, LiveIdentity, MtlsAcceptor, Reason, TlsError},
 };
 
 mod body;
 mod caller;
+mod edge;
 mod guard;
 mod health;
 mod limits;
 mod load;
 mod named;
+mod relay;
 mod reply;
 mod shed;
 mod story;
@@ -63,6 +65,8 @@ mod tunnel;
 use body::Answer;
 pub use body::RequestBody;
 use caller::Caller;
+pub(crate) use edge::OnTarget;
+use edge::Shaken;
 use guard::{Refusal, own_address};
 use health::is_probe;
 pub use health::{HealthBody, WithHealth};
@@ -86,8 +90,6 @@ const HEAD: Duration = Duration::from_secs(30);
 /// How long requests under way get once serving ends. Istio `terminationDrainDuration`.
 const DRAIN: Duration = Duration::from_secs(5);
 
-const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
 const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 const FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
@@ -131,6 +133,8 @@ pub(crate) struct Server {
     pub(crate) tokens: Arc<Tokens>,
     /// How authorization services are spoken to over gRPC.
     pub(crate) check_codec: Option<Codec>,
+    /// Connections to others, for bytes that a gateway hands on.
+    pub(crate) pool: Arc<Pool>,
 }
 
 /// Whom a server serves.
@@ -138,8 +142,21 @@ pub(crate) struct Server {
 pub(crate) enum Role {
     /// Other workloads, on this port.
     Workload(u16),
-    /// The world outside.
-    Gateway,
+    /// The world outside, by the listener declared with this port.
+    Gateway(u16),
+}
+
+impl Role {
+    /// The port its configuration is found by.
+    fn port(self) -> u16 {
+        match self {
+            Self::Workload(port) | Self::Gateway(port) => port,
+        }
+    }
+
+    fn is_gateway(self) -> bool {
+        matches!(self, Self::Gateway(_))
+    }
 }
 
 impl Server {
@@ -149,14 +166,14 @@ impl Server {
         S: Handler<B>,
         B: HttpBody<Error: Into<BoxError>, Data: Send> + Send + 'static,
     {
-        if self.role != Role::Gateway && self.live.dialling().is_some() {
+        if !self.role.is_gateway() && self.live.dialling().is_some() {
             return Box::pin(self.run_named(listener, handler, end)).await;
         }
         let server = Arc::new(self);
         let local = own_address(listener.local_addr());
         let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
         let (drain, draining) = watch::channel(false);
-        let acceptor = MtlsAcceptor::new(server.identity.clone());
+        let acceptor = GatewayAcceptor::new(MtlsAcceptor::new(server.identity.clone()));
         let mut connections = JoinSet::new();
         loop {
             let accepted = tokio::select! {
@@ -177,7 +194,10 @@ impl Server {
                         let shaken = timeout(HANDSHAKE, server.shake(acceptor, stream, address, local)).await;
                         drop(permit);
                         match shaken {
-                            Ok(Ok((io, caller))) => server.converse(io, caller, handler, draining).await,
+                            Ok(Ok(Shaken::Requests(io, caller))) => {
+                                server.converse(io, caller, handler, draining).await;
+                            }
+                            Ok(Ok(Shaken::Bytes(io, chain))) => server.relay(io, address, &chain, draining).await,
                             Ok(Err(error)) => {
                                 let reason = error.reason();
                                 tracing::debug!(target: "mesh::server", peer = %address, %reason, %error, "connection refused");
@@ -207,37 +227,35 @@ impl Server {
 
     /// What is configured for its port.
     fn inbound(&self) -> Option<Arc<Inbound>> {
-        match self.role {
-            Role::Workload(port) => self.live.load()?.inbound(port).cloned(),
-            Role::Gateway => None,
-        }
+        self.live.load()?.inbound(self.role.port()).cloned()
     }
 
     async fn shake<I: Io>(
         &self,
-        mut acceptor: MtlsAcceptor,
+        acceptor: GatewayAcceptor,
         stream: I,
         address: SocketAddr,
         local: Option<IpAddr>,
-    ) -> Result<(Accepted<I>, Caller), crate::tls::TlsError> {
-        let mode = match self.role {
-            Role::Gateway => MtlsMode::Disable,
-            Role::Workload(_) => match self.inbound() {
-                Some(inbound) => {
-                    self.prepare(&inbound);
-                    if !inbound.alpn.is_empty() {
-                        acceptor = acceptor.with_alpn(inbound.alpn.iter().map(String::as_str));
-                    }
-                    acceptor = acceptor.with_versions(inbound.tls_versions);
-                    inbound.mtls
+    ) -> Result<Shaken<I>, TlsError> {
+        if self.role.is_gateway() {
+            return self.shake_outside(&acceptor, stream, address, local).await;
+        }
+        let mut acceptor = acceptor.of_mesh();
+        let mode = match self.inbound() {
+            Some(inbound) => {
+                self.prepare(&inbound);
+                if !inbound.alpn.is_empty() {
+                    acceptor = acceptor.with_alpn(inbound.alpn.iter().map(String::as_str));
                 }
-                None if self.secure => MtlsMode::Strict,
-                None => MtlsMode::Disable,
-            },
+                acceptor = acceptor.with_versions(inbound.tls_versions);
+                inbound.mtls
+            }
+            None if self.secure => MtlsMode::Strict,
+            None => MtlsMode::Disable,
         };
         let accepted = acceptor.accept(stream, mode).await?;
         let caller = Caller::new(&accepted, address, local, mode);
-        Ok((accepted, caller))
+        Ok(Shaken::Requests(accepted, caller))
     }
 
     async fn converse<S, B>(
@@ -286,7 +304,7 @@ impl Server {
     {
         let (mut parts, body) = request.into_parts();
         let malformed = limits::head(&parts).and_then(|()| self.straighten(&mut parts));
-        let changing = parts.extensions.get::<OnUpgrade>().cloned().filter(|_| self.role == Role::Gateway);
+        let changing = parts.extensions.get::<OnUpgrade>().cloned().filter(|_| self.role.is_gateway());
         let introduced = parts.headers.contains_key(PEER_METADATA);
         let mut story = self.receive(caller, &mut parts);
         let mut context = Context::received(&parts.headers, &self.propagated);
@@ -348,7 +366,7 @@ impl Server {
         if caller.is_leaving() {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        if self.role == Role::Gateway {
+        if self.role.is_gateway() {
             let protocol = response.headers().get(header::UPGRADE).cloned();
             remove_hop_by_hop(response.headers_mut());
             if response.status() == StatusCode::SWITCHING_PROTOCOLS
@@ -373,8 +391,8 @@ impl Server {
     /// Learns who calls, and takes off what a caller may not say.
     fn receive(&self, caller: &Caller, parts: &mut Parts) -> Story {
         let mutual_tls = caller.peer.is_some();
-        if self.role == Role::Gateway {
-            edge(&mut parts.headers, caller.address);
+        if self.role.is_gateway() {
+            edge::receive(caller, parts, self.inbound().as_deref());
             return Story::begin(&self.telemetry, parts, None, &self.service, mutual_tls);
         }
         let peer = self.telemetry.meet(&mut parts.headers, caller.peer.as_ref(), None, &caller.cache);
@@ -399,7 +417,7 @@ impl Server {
 
     /// Counts the request against the port's rate limit, each connection by itself where it is to be.
     fn limited(&self, caller: &Caller, parts: &Parts) -> Option<Limited> {
-        let Role::Workload(port) = self.role else { return None };
+        let port = self.role.port();
         let limits = self.live.load()?.inbound_limits(port)?;
         let limits = match limits.is_per_connection() {
             true => caller.limits.get_or_init(|| limits.apart()),
@@ -439,23 +457,6 @@ where
 {
     poll_fn(|cx| handler.poll_ready(cx)).await.map_err(Into::into)?;
     handler.call(request).await.map_err(Into::into)
-}
-
-/// What the world outside may not say about itself, and what the mesh says about it. Source: Envoy at the edge with
-/// `use_remote_address`: internal headers are removed, the caller's address is appended.
-fn edge(headers: &mut HeaderMap, caller: SocketAddr) {
-    let internal = headers.keys().filter(|name| name.as_str().starts_with("x-envoy-")).cloned();
-    for name in internal.collect::<Vec<_>>() {
-        headers.remove(name);
-    }
-    headers.remove(FORWARDED_CLIENT_CERT);
-    let address = caller.ip().to_canonical().to_string();
-    let before = headers.get(FORWARDED_FOR).and_then(|before| before.to_str().ok()).filter(|before| !before.is_empty());
-    let forwarded = before.map_or_else(|| address.clone(), |before| format!("{before},{address}"));
-    if let Ok(value) = HeaderValue::from_str(&forwarded) {
-        headers.insert(FORWARDED_FOR, value);
-    }
-    headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
 }
 
 /// Ends at SIGTERM or ctrl-c.

@@ -22,6 +22,7 @@ use rustls::{
 mod client;
 mod connector;
 mod files;
+mod gateway;
 mod identity;
 mod leash;
 mod listener;
@@ -34,11 +35,13 @@ mod verify;
 
 pub use client::{ClientTls, Sessions, UpstreamTarget};
 pub use connector::{MtlsConnector, MtlsConnectorLayer, MtlsStream};
+pub(crate) use gateway::{Chosen, GatewayAcceptor};
 pub use identity::{Identity, LiveIdentity};
 pub(crate) use leash::{GRACE, Leash, Retired};
 pub use listener::MtlsListener;
 pub use refusal::Reason;
 use refusal::Refusal;
+pub(crate) use server::Rewound;
 pub use server::{Accepted, MtlsAcceptor};
 pub(crate) use tenure::{End, Tenure};
 

@@ -247,7 +247,13 @@ impl Bootstrap {
             trusted: self.server.trusted || self.profile == Profile::Envoy,
             certificates: known.collect(),
             identity: self.identity_provider().map(|(instance, _)| instance.to_owned()),
+            gateway: self.is_gateway(),
         }
+    }
+
+    /// Is the process a gateway? By the node type `router`.
+    pub fn is_gateway(&self) -> bool {
+        self.profile == Profile::Envoy && self.node.id.starts_with("router~")
     }
 
     /// What a target is called in LDS: `xds:///HOST:PORT`, `xds://AUTHORITY/HOST:PORT`, or `HOST:PORT` alone. The endpoint

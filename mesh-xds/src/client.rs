@@ -292,8 +292,12 @@ impl Driver {
         self.untold = true;
         for event in update.events {
             // Only the control plane's own stream says that a type is complete.
-            if let Event::Changed(_, name, Part::Secret(secret)) = event {
-                self.trust.take(&name, secret);
+            if let Event::Changed(_, name, Part::Secret(secret)) = &event
+                && Trusted::names().contains(name)
+            {
+                self.trust.take(name, secret.clone());
+            } else if matches!(event, Event::Changed(_, _, Part::Secret(_))) {
+                self.take_event(event);
             } else if event.kind() == TypeUrl::Secret {
                 tracing::debug!(?event, "nothing new is to be trusted");
             } else if update.index == 0 || !matches!(event, Event::Synced(_)) {
@@ -424,6 +428,11 @@ impl Driver {
         if self.bootstrap.profile == Profile::Grpc {
             let wanted = self.graph.wanted(TypeUrl::Cluster);
             self.want(TypeUrl::Cluster, wanted);
+        }
+        if self.bootstrap.is_gateway() {
+            let mut wanted = self.graph.wanted(TypeUrl::Secret);
+            wanted.extend(self.bootstrap.ca.iter().flat_map(|_| Trusted::names()));
+            self.want(TypeUrl::Secret, wanted);
         }
     }
 

@@ -17,23 +17,25 @@ use std::{
 
 use mesh_core::{
     config::{
-        Action, Cluster, Config, DirectResponse, Endpoints, HeaderChanges, HttpSettings, Inbound, Local, Name, Route,
-        RouteMatch, RouteTable, Serving, Target, VirtualHost,
+        Action, Cluster, Config, DirectResponse, Endpoints, Gateway, HeaderChanges, HttpSettings, Inbound, Local, Name,
+        Route, RouteMatch, RouteTable, Serving, Target, VirtualHost,
     },
     time::Time,
 };
 
 use crate::{
     ads::{Event, TypeUrl},
-    translate::{Listener, RouteSource, Secret},
+    translate::{GatewayPart, Listener, RouteSource, Secret},
 };
 
 mod clusters;
+mod secrets;
 mod serve;
 #[cfg(test)]
 mod tests;
 
 use clusters::Clusters;
+use secrets::Secrets;
 
 /// How long routes may name a cluster that CDS does not list before that is believed.
 ///
@@ -53,7 +55,7 @@ pub enum Part {
     Cluster(Arc<Cluster>),
     /// Of EDS.
     Endpoints(Arc<Endpoints>),
-    /// Of SDS; no part of the configuration.
+    /// Of SDS; part of the configuration only where a gateway shows it, or judges by it.
     Secret(Secret),
 }
 
@@ -63,6 +65,7 @@ pub struct Graph {
     listeners: BTreeMap<Name, Listener>,
     routes: BTreeMap<Name, Slot<Arc<RouteTable>>>,
     clusters: Clusters,
+    secrets: Secrets,
     synced: BTreeSet<TypeUrl>,
     /// Clusters that routes name and CDS does not list, since when.
     absent: BTreeMap<Name, Time>,
@@ -97,6 +100,7 @@ struct Served {
     http: BTreeMap<u16, Arc<HttpSettings>>,
     targets: BTreeMap<Name, Target>,
     inbound: BTreeMap<u16, Arc<Inbound>>,
+    gateways: BTreeMap<u16, Arc<Gateway>>,
     serving: BTreeMap<Name, Arc<Serving>>,
     /// Clusters that CDS has no more and routes in force still name.
     kept: BTreeMap<Name, Arc<Cluster>>,
@@ -170,7 +174,9 @@ impl Graph {
                     self.fail_listener(name, why);
                 }
             }
-            Event::Changed(_, _, Part::Secret(_)) => {}
+            Event::Changed(_, name, Part::Secret(secret)) => self.relisten |= self.secrets.put(name, &secret),
+            // What was shown is shown on: nobody is turned away because a secret is gone.
+            Event::Gone(TypeUrl::Secret, _) => {}
             // A listener that never worked has no port to fail on; the refusal itself tells of it.
             Event::Refused(TypeUrl::Listener | TypeUrl::Secret, ..) => {}
             // None is in force any more (gRFC A88).
@@ -233,6 +239,7 @@ impl Graph {
             TypeUrl::Route => self.listeners.values().flat_map(route_names).cloned().collect(),
             TypeUrl::Cluster if self.by_name => self.closure(),
             TypeUrl::Endpoint => self.clusters.wanted().cloned().collect(),
+            TypeUrl::Secret => self.listeners.values().flat_map(secrets::names).cloned().collect(),
             _ => BTreeSet::new(),
         }
     }
@@ -266,6 +273,7 @@ impl Graph {
         if self.clusters.take_moved() | std::mem::take(&mut self.relisten) {
             let routes = self.wanted(TypeUrl::Route);
             self.routes.retain(|name, _| routes.contains(name));
+            self.secrets.retain(&self.wanted(TypeUrl::Secret));
             self.served = self.serve(&previous, now);
         }
         if self.current.is_none() && !self.by_name && self.served.waiting {
@@ -273,12 +281,13 @@ impl Graph {
         }
         let mut clusters = self.clusters.whole().clone();
         clusters.extend(self.served.kept.iter().map(|(name, cluster)| (name.clone(), cluster.clone())));
-        let Served { outbound, http, targets, inbound, serving, .. } = &self.served;
+        let Served { outbound, http, targets, inbound, gateways, serving, .. } = &self.served;
         let next = Config {
             outbound: outbound.clone(),
             http: http.clone(),
             targets: targets.clone(),
             inbound: inbound.clone(),
+            gateways: gateways.clone(),
             serving: serving.clone(),
             local: self.local.clone(),
             clusters,
@@ -316,12 +325,14 @@ fn missing(kind: TypeUrl, name: &str) -> String {
 }
 
 fn route_names(listener: &Listener) -> impl Iterator<Item = &Name> {
-    let sources = match listener {
-        Listener::Outbound { routes, .. } | Listener::Target { routes, .. } => std::slice::from_ref(routes),
-        Listener::Server(server) => server.routes.as_slice(),
-        Listener::Inbound(_) | Listener::Ignored(_) => &[],
+    let (sources, parts): (&[RouteSource], &[GatewayPart]) = match listener {
+        Listener::Outbound { routes, .. } | Listener::Target { routes, .. } => (std::slice::from_ref(routes), &[]),
+        Listener::Server(server) => (server.routes.as_slice(), &[]),
+        Listener::Gateway(gateway) => (&[], gateway.parts.as_slice()),
+        Listener::Inbound(_) | Listener::Ignored(_) => (&[], &[]),
     };
-    sources.iter().filter_map(|source| match source {
+    let of_parts = parts.iter().filter_map(|part| part.http.as_ref().map(|(source, _)| source));
+    sources.iter().chain(of_parts).filter_map(|source| match source {
         RouteSource::Rds(name) => Some(name),
         RouteSource::Inline(_) => None,
     })
@@ -374,6 +385,7 @@ fn is_same(a: &Config, b: &Config) -> bool {
     same(&a.outbound, &b.outbound)
         && same(&a.http, &b.http)
         && same(&a.inbound, &b.inbound)
+        && same(&a.gateways, &b.gateways)
         && (a.targets == b.targets && a.serving == b.serving)
         && a.clusters == b.clusters
 }

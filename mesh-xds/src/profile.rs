@@ -30,4 +30,7 @@ pub struct Context {
     pub certificates: BTreeMap<String, Files>,
     /// The one of them that this process's own certificate and its roots come from.
     pub identity: Option<String>,
+    /// The process is a gateway: its listeners are for connections from outside, and it takes the keys it shows them. By the node
+    /// type `router`.
+    pub gateway: bool,
 }

@@ -11,7 +11,9 @@
 use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
 
 use bytes::Bytes;
-use mesh_core::config::{Cluster, Config, Discovery, Endpoints, HttpSettings, Inbound, Name, RouteTable, Serving};
+use mesh_core::config::{
+    Cluster, Config, Discovery, Endpoints, GatewayChain, HttpSettings, Inbound, Name, RouteTable, Serving,
+};
 use prost::Message;
 
 use self::read::{Ignored, Wrong, wrong};
@@ -93,8 +95,32 @@ pub enum Listener {
     },
     /// What the server that listens on one address is told by the listener's name (gRPC's profile).
     Server(Arc<ServerListener>),
+    /// What a gateway takes in at a port.
+    Gateway(Arc<GatewayListener>),
     /// Nothing of it applies here, and why.
     Ignored(String),
+}
+
+/// The listener of a gateway.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct GatewayListener {
+    /// The port it was declared with.
+    pub port: u16,
+    /// Its chains, in order.
+    pub parts: Vec<GatewayPart>,
+    /// What requests must pass, whatever their chain.
+    pub policy: Arc<Inbound>,
+}
+
+/// A chain of a gateway's listener.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct GatewayPart {
+    /// Which connections, and what becomes of them; certificates have names only.
+    pub chain: Arc<GatewayChain>,
+    /// Where the routes of its requests are, and what holds for all of them.
+    pub http: Option<(RouteSource, Arc<HttpSettings>)>,
+    /// It takes plain HTTP, and all connections.
+    pub plain: bool,
 }
 
 /// The listener of a server, whose chains may have their routes elsewhere. Source: gRFC A36.
@@ -190,7 +216,8 @@ pub fn read(kind: TypeUrl, body: &Bytes, context: &Context) -> Result<Decoded<Pa
             TypeUrl::Cluster => Part::Cluster(Arc::new(cluster::decode(body, name, ignored)?)),
             TypeUrl::Endpoint => Part::Endpoints(Arc::new(endpoint::decode(body, name, ignored)?)),
             TypeUrl::Secret => match secret::decode(body, name, ignored)? {
-                Secret::Certificate(_) => {
+                // A gateway's certificates are for others than it to make.
+                Secret::Certificate(_) if !context.gateway || *name == *tls::OWN => {
                     return Err(wrong("tls_certificate", "keys are not taken from a control plane"));
                 }
                 secret => Part::Secret(secret),
@@ -316,20 +343,17 @@ impl Encoder {
 
     /// Only the listeners and routes.
     pub fn encode_routes(&mut self, config: &Config, shape: Shape, set: &mut ResourceSet) {
-        if shape == Shape::Grpc {
-            return grpc::encode_routes(config, set);
+        match shape {
+            Shape::Grpc => return grpc::encode_routes(config, set),
+            Shape::Gateway => return listener::gateway::encode(config, set),
+            Shape::Sidecar => {}
         }
         for (&port, table) in &config.outbound {
             let listener = format!("0.0.0.0_{port}");
-            let routes = match (&*table.name, shape) {
-                ("", Shape::Gateway) => format!("http.{port}"),
-                ("", _) => port.to_string(),
-                (name, _) => name.to_owned(),
-            };
-            let bind = shape == Shape::Gateway;
+            let routes = if table.name.is_empty() { port.to_string() } else { table.name.to_string() };
             let none = HttpSettings::default();
             let settings = config.http.get(&port).map_or(&none, |settings| &**settings);
-            let message = listener::encode_outbound(&listener, port, &routes, bind, settings);
+            let message = listener::encode_outbound(&listener, port, &routes, settings);
             set.insert(TypeUrl::Listener, listener, message.encode_to_vec());
             set.insert(TypeUrl::Route, routes.as_str(), route::encode(&routes, table).encode_to_vec());
         }

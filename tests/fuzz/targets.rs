@@ -188,7 +188,7 @@ pub(crate) fn all() -> Vec<Target> {
 fn by_name() -> Rules {
     let files = Files { identity: None, roots: None, bundles: None, crl: None, refresh: Duration::from_secs(600) };
     let certificates = [("default".to_owned(), files)].into();
-    Rules { profile: Profile::Grpc, trusted: false, certificates, identity: Some("default".to_owned()) }
+    Rules { profile: Profile::Grpc, trusted: false, certificates, identity: Some("default".to_owned()), gateway: false }
 }
 
 /// A leaf certificate in DER, as its own root.

@@ -449,7 +449,7 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    async fn of<B>(response: Response<B>) -> Self
+    pub(crate) async fn of<B>(response: Response<B>) -> Self
     where
         B: http_body::Body<Data = Bytes> + Unpin,
     {

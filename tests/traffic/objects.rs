@@ -27,7 +27,7 @@ use tokio::{
 use crate::harness::{Kind, Program, Reply, Upstream, cluster, config, route, to};
 
 /// Services of these upstreams, by their names, on port 80; and `app`, which is all of them.
-fn services(kind: Kind, upstreams: &[&Upstream]) -> String {
+pub(crate) fn services(kind: Kind, upstreams: &[&Upstream]) -> String {
     let protocol = if kind == Kind::Http1 { "http" } else { "grpc" };
     let service = |name: &str, label: &str| {
         format!(
@@ -48,7 +48,7 @@ fn services(kind: Kind, upstreams: &[&Upstream]) -> String {
 }
 
 /// The configuration of a workload of namespace `default`.
-fn written(text: String) -> Config {
+pub(crate) fn written(text: String) -> Config {
     written_for(text, NodeInfo::default())
 }
 
@@ -208,7 +208,7 @@ impl Resolve for Everywhere {
     }
 }
 
-/// NR11: services are reached as their resolution says, hosts that nobody wrote down as they are, or not at all.
+/// NR11, GW6: services are reached as their resolution says, hosts that nobody wrote down as they are, or not at all.
 #[tokio::test]
 async fn hosts_are_found_as_written_down() {
     for kind in Kind::ALL {

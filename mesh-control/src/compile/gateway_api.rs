@@ -14,8 +14,8 @@ use mesh_core::config::PathMatch;
 
 use super::{route::origin, specificity};
 use crate::kinds::{
-    ApiListener, ApiParent, ApiRoute, At, Destination, Gateway, HttpAction, HttpMatch, HttpRoute, Key, Kind, Object,
-    ParentKind, Server, Spec, VirtualService, gateway_labels,
+    ApiByteRoute, ApiListener, ApiParent, ApiRoute, At, ByteMatch, ByteRoute, Destination, Gateway, HttpAction,
+    HttpMatch, HttpRoute, Key, Kind, Object, ParentKind, Server, ServerTls, Spec, VirtualService, gateway_labels,
 };
 
 /// No service has this host: what a route must not name answers like what is not there.
@@ -45,7 +45,7 @@ pub(super) fn derived(objects: &[Arc<Object>], domain: &str) -> Vec<Arc<Object>>
     for object in objects {
         match &object.spec {
             Spec::KubeGateway(gateway) => {
-                out.extend(gateway.listeners.iter().map(|listener| Arc::new(server(object, listener))));
+                out.extend(gateway.listeners.iter().map(|listener| Arc::new(server(objects, object, listener))));
             }
             Spec::ApiRoute(route) => {
                 for parent in &route.parents {
@@ -59,6 +59,7 @@ pub(super) fn derived(objects: &[Arc<Object>], domain: &str) -> Vec<Arc<Object>>
                     }
                 }
             }
+            Spec::ApiByteRoute(route) => out.extend(byte_route(objects, object, route).map(Arc::new)),
             _ => {}
         }
     }
@@ -70,9 +71,22 @@ fn listener_name(gateway: &str, listener: &str) -> String {
     format!("{gateway}~{listener}")
 }
 
-fn server(object: &Object, listener: &ApiListener) -> Object {
+fn server(objects: &[Arc<Object>], object: &Object, listener: &ApiListener) -> Object {
     let host = listener.hostname.clone().unwrap_or_else(|| At { value: "*".to_owned(), at: listener.name.at });
-    let server = Server { port: listener.port, hosts: vec![host], https_redirect: false };
+    let mut tls = listener.tls.clone();
+    if let Some(ServerTls::Own(tls)) = &mut tls {
+        // Of another namespace only what that namespace lets be named.
+        tls.credentials.retain(|name| may_show(objects, object, name));
+    }
+    let server = Server {
+        port: listener.port,
+        name: listener.name.value.clone(),
+        protocol: listener.protocol,
+        raw: listener.raw,
+        hosts: vec![host],
+        https_redirect: false,
+        tls,
+    };
     let name = listener_name(&object.key.name, &listener.name);
     Object {
         key: Key::new(Kind::Gateway, &object.key.namespace, name),
@@ -83,6 +97,18 @@ fn server(object: &Object, listener: &ApiListener) -> Object {
         }),
         ..object.clone()
     }
+}
+
+/// May a gateway show the certificate of this name?
+fn may_show(objects: &[Arc<Object>], gateway: &Object, name: &str) -> bool {
+    let Some((namespace, name)) = name.split_once('/') else { return true };
+    namespace == gateway.key.namespace
+        || objects.iter().any(|other| match &other.spec {
+            Spec::ReferenceGrant(grants) if other.key.namespace == namespace => {
+                grants.iter().any(|grant| grant.lets_name("Gateway", &gateway.key.namespace, "Secret", name))
+            }
+            _ => false,
+        })
 }
 
 /// Where a route's rules go for one of its parents.
@@ -130,6 +156,44 @@ fn places_of(
             out
         }
     }
+}
+
+/// The virtual service that says what a route of connections says, at the gateways it joins.
+fn byte_route(objects: &[Arc<Object>], object: &Object, route: &ApiByteRoute) -> Option<Object> {
+    let own = &object.key.namespace;
+    let mut gateways = Vec::new();
+    for parent in &route.parents {
+        let namespace = parent.namespace.as_ref().unwrap_or(own);
+        let found = objects.iter().find_map(|other| match &other.spec {
+            Spec::KubeGateway(gateway) if is(other, namespace, &parent.name) => Some(gateway),
+            _ => None,
+        });
+        for listener in found.into_iter().flat_map(|gateway| &gateway.listeners) {
+            let asked_for = parent.section.as_ref().is_none_or(|section| section.value == listener.name.value)
+                && parent.port.is_none_or(|port| port == listener.port);
+            if asked_for && (listener.from_all || namespace == own) {
+                let name = format!("{namespace}/{}", listener_name(&parent.name, &listener.name));
+                gateways.push(At { value: name, at: parent.name.at });
+            }
+        }
+    }
+    let at = gateways.first()?.at;
+    let every = || vec![At { value: "*".to_owned(), at }];
+    let hosts = if route.hostnames.is_empty() { every() } else { route.hostnames.clone() };
+    let mut spec = VirtualService { hosts: hosts.clone(), gateways, ..VirtualService::default() };
+    let (at, mut destinations) = route.rules.first()?.clone();
+    for destination in &mut destinations {
+        if !may_name(objects, object, destination) {
+            destination.host.value = NOT_GRANTED.to_owned();
+        }
+    }
+    if object.key.kind == Kind::TlsRoute {
+        let matches = vec![ByteMatch { sni_hosts: hosts, ..ByteMatch::default() }];
+        spec.tls.push(ByteRoute { at, matches, destinations: destinations.clone() });
+    }
+    // Where TLS ends at the listener there is nothing left to tell by.
+    spec.tcp.push(ByteRoute { at, matches: Vec::new(), destinations });
+    Some(Object { spec: Spec::VirtualService(spec), ..object.clone() })
 }
 
 fn is(object: &Object, namespace: &str, name: &str) -> bool {
@@ -210,6 +274,7 @@ fn merged(place: Place, mut rules: Vec<Placed<'_>>) -> Option<Object> {
         gateways: place.gateway.into_iter().map(text).collect(),
         http: rules.into_iter().map(|placed| placed.rule).collect(),
         export_to,
+        ..VirtualService::default()
     };
     Some(Object {
         key: Key::new(oldest.key.kind, namespace, &oldest.key.name),

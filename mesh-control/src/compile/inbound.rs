@@ -37,6 +37,22 @@ pub(crate) fn inbound(world: &World, node: &NodeInfo) -> impl Iterator<Item = (u
     })
 }
 
+/// What requests at a gateway's port must pass. Who calls is nobody of the mesh, and a certificate of its own is the handshake's.
+pub(super) fn at_gateway(world: &World, node: &NodeInfo, ports: impl Iterator<Item = u16>) -> Vec<(u16, Arc<Inbound>)> {
+    let tokens = tokens::authentication(world, &node.namespace, &node.labels);
+    let guards = authz::guards(world, node, tokens.map(Guard::Jwt));
+    let inbound = |port| Inbound {
+        name: format!("0.0.0.0_{port}").into(),
+        mtls: MtlsMode::Disable,
+        alpn: Vec::new(),
+        guards: guards.clone(),
+        path: world.mesh.path,
+        trusted_hops: world.mesh.num_trusted_proxies.checked_sub(1),
+        ..Inbound::default()
+    };
+    ports.map(|port| (port, Arc::new(inbound(port)))).collect()
+}
+
 fn server(world: &World, port: u16, mtls: MtlsMode) -> Inbound {
     let host = VirtualHost {
         name: format!("inbound|http|{port}").into(),

@@ -188,7 +188,7 @@ fn applies(asking: Asking<'_>, condition: &HttpMatch) -> bool {
     }
 }
 
-fn is_gateway(asking: Asking<'_>, named: &str) -> bool {
+pub(super) fn is_gateway(asking: Asking<'_>, named: &str) -> bool {
     named == asking.gateway || asking.gateway.split_once('/').is_some_and(|(_, name)| name == named)
 }
 
@@ -261,7 +261,7 @@ fn copy(asking: Asking<'_>, object: &Object, mirror: &MirrorTo) -> Mirror {
 }
 
 /// Host and port of a destination. A host or subset nobody defined stays: its requests answer 503 and say which.
-fn target(asking: Asking<'_>, object: &Object, destination: &Destination) -> (String, u16) {
+pub(super) fn target(asking: Asking<'_>, object: &Object, destination: &Destination) -> (String, u16) {
     let host = host_of(asking.world, object, destination);
     let port = destination.port.unwrap_or_else(|| {
         match asking.services.iter().find(|service| *service.host == *host).map(|service| service.ports.as_slice()) {
@@ -314,7 +314,7 @@ fn operation(host: &str, port: u16) -> Name {
     format!("{host}:{port}/*").into()
 }
 
-fn weighted(cluster: Name, weight: u32) -> WeightedCluster {
+pub(super) fn weighted(cluster: Name, weight: u32) -> WeightedCluster {
     WeightedCluster { cluster, weight, ..WeightedCluster::default() }
 }
 

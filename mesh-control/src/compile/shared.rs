@@ -13,7 +13,7 @@ use std::{
     sync::Arc,
 };
 
-use mesh_core::config::{Cluster, Inbound, RouteTable};
+use mesh_core::config::{Cluster, Config, Inbound};
 
 use super::{NodeInfo, World, cluster, gateway, inbound, route, scope, visible};
 use crate::kinds::{GATEWAY_NAME, Object, Spec, TrafficPolicy, VirtualService};
@@ -21,7 +21,8 @@ use crate::kinds::{GATEWAY_NAME, Object, Spec, TrafficPolicy, VirtualService};
 /// What of a node counts for its outbound configuration; all else is empty.
 pub(crate) fn caller(world: &World, node: &NodeInfo) -> NodeInfo {
     let asked = world.asked_labels();
-    let labels = node.labels.iter().filter(|(key, _)| asked.contains(key.as_str()));
+    // A gateway has what requests must pass beside its routes, which depends on all its labels; gateways are few.
+    let labels = node.labels.iter().filter(|(key, _)| node.gateway || asked.contains(key.as_str()));
     NodeInfo {
         namespace: node.namespace.clone(),
         labels: labels.map(|(key, value)| (key.clone(), value.clone())).collect(),
@@ -31,12 +32,12 @@ pub(crate) fn caller(world: &World, node: &NodeInfo) -> NodeInfo {
     }
 }
 
-/// The routes of a caller, by port.
-pub(crate) fn tables(world: &World, caller: &NodeInfo) -> BTreeMap<u16, Arc<RouteTable>> {
+/// The routes of a caller; of a gateway with all that it takes from outside.
+pub(crate) fn routes(world: &World, caller: &NodeInfo) -> Config {
     if caller.gateway {
-        gateway::tables(world, caller, &world.services_for(&caller.namespace))
+        gateway::routes(world, caller, &world.services_for(&caller.namespace))
     } else {
-        route::tables(world, caller, &scope::scope(world, caller))
+        Config { outbound: route::tables(world, caller, &scope::scope(world, caller)), ..Config::default() }
     }
 }
 

@@ -7,7 +7,7 @@
 use mesh_core::config::Labels;
 
 use super::{
-    HttpRoute,
+    Destination, HttpRoute, PortProtocol, ServerTls,
     read::{Fields, Reader},
     yaml::{At, Node},
 };
@@ -15,6 +15,7 @@ use crate::diagnostic::{Level, codes};
 
 mod filter;
 mod route;
+mod tls;
 
 /// Gateway workloads of the Gateway API say whose they are with this label. Source: Gateway API `GEP-1762`.
 pub(crate) const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
@@ -37,6 +38,12 @@ pub struct ApiListener {
     pub hostname: Option<At<String>>,
     /// Routes of every namespace may join; else those of the gateway's own.
     pub from_all: bool,
+    /// What is spoken.
+    pub protocol: PortProtocol,
+    /// What TLS ends for is no HTTP.
+    pub raw: bool,
+    /// How TLS is treated. A certificate of another namespace is named `namespace/name`.
+    pub tls: Option<ServerTls>,
 }
 
 /// An `HTTPRoute` or `GRPCRoute`.
@@ -48,6 +55,17 @@ pub struct ApiRoute {
     pub hostnames: Vec<At<String>>,
     /// Each with one condition at most.
     pub rules: Vec<HttpRoute>,
+}
+
+/// A `TLSRoute` or `TCPRoute`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ApiByteRoute {
+    /// The gateways it joins.
+    pub parents: Vec<ApiParent>,
+    /// The names meant that are asked for in the handshake; of a `TCPRoute` none.
+    pub hostnames: Vec<At<String>>,
+    /// Where each rule sends what comes; the first counts.
+    pub rules: Vec<(At<()>, Vec<Destination>)>,
 }
 
 /// What a route joins.
@@ -112,7 +130,7 @@ impl ApiGateway {
             &["addresses", "infrastructure", "backendTLS", "allowedListeners", "defaultScope"],
             "gateways are started by whoever runs them, and say themselves where they listen",
         );
-        fields.refused(reader, &["tls"], "TLS at the gateway is not supported yet");
+        fields.refused(reader, &["tls"], "callers' certificates are demanded by Istio's Gateway, with tls.mode MUTUAL");
         Self { listeners }
     }
 }
@@ -149,21 +167,38 @@ fn listener(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<ApiListe
             namespaces.skip(&["selector"]);
             namespaces.close(reader);
         }
-        allowed.ignored(reader, &["kinds"], "a listener takes HTTPRoutes and GRPCRoutes");
+        allowed.ignored(reader, &["kinds"], "a listener takes the routes that its protocol is for");
         allowed.close(reader);
     }
-    fields.refused(
-        reader,
-        &["tls"],
-        "TLS at the gateway is not supported yet; let something in front of it terminate TLS",
-    );
+    let tls = fields.take("tls").map(|(node, path)| (node, tls::read(node, &path, reader)));
     fields.close(reader);
     let protocol = protocol?;
-    if protocol.value != "HTTP" {
-        let help = "only listeners of protocol HTTP are taken, without TLS";
-        reader.unsupported(protocol.at, &format!("{path}.protocol {}", protocol.value), help);
+    let (spoken, raw) = match protocol.value.as_str() {
+        "HTTP" => (PortProtocol::Http, false),
+        "HTTPS" => (PortProtocol::Tls, false),
+        "TLS" => (PortProtocol::Tls, true),
+        "TCP" => (PortProtocol::Tcp, true),
+        other => {
+            let help = "listeners are of protocol HTTP, HTTPS, TLS or TCP";
+            reader.unsupported(protocol.at, &format!("{path}.protocol {other}"), help);
+            (PortProtocol::Http, false)
+        }
+    };
+    match (&tls, spoken) {
+        (None, PortProtocol::Tls) => {
+            reader.invalid(protocol.at, format!("{path}: protocol {} needs tls", protocol.value)).help =
+                Some("write tls: {certificateRefs: [{name: SECRET}]}, or tls: {mode: Passthrough}".to_owned());
+        }
+        (Some((node, _)), PortProtocol::Http | PortProtocol::Tcp) => {
+            reader.invalid(node.at, format!("{path}.tls is not for protocol {}", protocol.value));
+        }
+        (Some((node, Some(ServerTls::Passthrough))), PortProtocol::Tls) if !raw => {
+            reader.invalid(node.at, format!("{path}.tls: Passthrough goes with protocol TLS"));
+        }
+        _ => {}
     }
-    Some(ApiListener { name: name?, port: port?, hostname: hostname.filter(|host| !host.is_empty()), from_all })
+    let (tls, hostname) = (tls.and_then(|(_, tls)| tls), hostname.filter(|host| !host.is_empty()));
+    Some(ApiListener { name: name?, port: port?, hostname, from_all, protocol: spoken, raw, tls })
 }
 
 impl ApiRoute {
@@ -195,6 +230,39 @@ impl ApiRoute {
         }
         if !fields.seen("rules") {
             reader.missing(fields, "rules");
+        }
+        fields.ignored(reader, &["useDefaultGateways"], "no gateway is a default");
+        out
+    }
+}
+
+impl ApiByteRoute {
+    /// `namespace` is the object's.
+    pub(crate) fn read(fields: &mut Fields<'_>, namespace: &str, by_name: bool, reader: &mut Reader<'_>) -> Self {
+        let mut out = Self::default();
+        match fields.take("parentRefs") {
+            Some((node, path)) => {
+                for (node, path) in reader.list(node, &path) {
+                    let parent = parent(node, &path, reader);
+                    if let Some(parent) = parent.as_ref().filter(|parent| parent.kind != ParentKind::Gateway) {
+                        let help = "connections of programs are not routed; those at a Gateway are";
+                        reader.unsupported(parent.name.at, &format!("{path}.kind"), help);
+                    }
+                    out.parents.extend(parent);
+                }
+            }
+            None => reader.missing(fields, "parentRefs"),
+        }
+        if by_name {
+            out.hostnames = fields.read("hostnames", |node, path| Some(reader.texts(node, path))).unwrap_or_default();
+        }
+        match fields.take("rules") {
+            Some((node, path)) => {
+                for (node, path) in reader.list(node, &path) {
+                    out.rules.extend(route::bytes(node, &path, namespace, reader));
+                }
+            }
+            None => reader.missing(fields, "rules"),
         }
         fields.ignored(reader, &["useDefaultGateways"], "no gateway is a default");
         out
@@ -264,8 +332,13 @@ impl Grant {
 
     /// May an object of this kind and namespace name the service?
     pub(crate) fn lets(&self, kind: &str, namespace: &str, service: &str) -> bool {
+        self.lets_name(kind, namespace, "Service", service)
+    }
+
+    /// May an object of this kind and namespace name an object of that kind?
+    pub(crate) fn lets_name(&self, kind: &str, namespace: &str, to: &str, named: &str) -> bool {
         self.from.iter().any(|(of, from)| of == kind && from == namespace)
-            && self.to.iter().any(|(of, only)| of == "Service" && only.as_ref().is_none_or(|name| name == service))
+            && self.to.iter().any(|(of, only)| of == to && only.as_ref().is_none_or(|name| name == named))
     }
 }
 

@@ -3,11 +3,11 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
-    ApiGateway, ApiRoute, AuthorizationPolicy, Deployment, DestinationRule, Gateway, Grant, Key, Kind, Object, Parsed,
-    PeerAuthentication, RequestAuthentication, Service, ServiceEntry, Sidecar, Source, Spec, VirtualService,
-    WorkloadEntry, WorkloadGroup,
+    ApiByteRoute, ApiGateway, ApiRoute, AuthorizationPolicy, Deployment, DestinationRule, Gateway, Grant, Key, Kind,
+    Object, Parsed, PeerAuthentication, RequestAuthentication, Secret, Service, ServiceEntry, Sidecar, Source, Spec,
+    VirtualService, WorkloadEntry, WorkloadGroup,
     read::{Fields, Reader, nearest},
-    refused,
+    refused, secret,
     yaml::{At, Node, Value},
 };
 use crate::diagnostic::{Diagnostic, Level, codes};
@@ -93,7 +93,7 @@ fn object(source: &Source, tree: &Node, reader: &mut Reader<'_>) -> Option<Objec
         labels: meta.labels,
         created: 0,
         spec: spec?,
-        raw: Arc::new(tree.to_json()),
+        raw: Arc::new(if kind == Kind::Secret { secret::hidden(tree.to_json()) } else { tree.to_json() }),
         source: source.clone(),
     })
 }
@@ -107,6 +107,8 @@ fn known_kind(api_version: &At<String>, kind: &At<String>, tree: &Node, reader: 
             "security.istio.io" => &["v1", "v1beta1"],
             "gateway.networking.k8s.io" => match found {
                 Kind::GrpcRoute => &["v1", "v1alpha2"],
+                Kind::TlsRoute => &["v1", "v1alpha3", "v1alpha2"],
+                Kind::TcpRoute => &["v1", "v1alpha2"],
                 _ => &["v1", "v1beta1"],
             },
             _ => &["v1"],
@@ -215,6 +217,9 @@ fn spec(kind: Kind, meta: &Metadata, tree: &Node, object: &mut Fields<'_>, reade
         object.skip(&["secrets", "imagePullSecrets", "automountServiceAccountToken"]);
         return Some(Spec::ServiceAccount);
     }
+    if kind == Kind::Secret {
+        return Some(Spec::Secret(Secret::read(object, reader)));
+    }
     let Some((node, path)) = object.take("spec") else {
         // `spec: {}` may be left out where nothing is required.
         match kind {
@@ -258,6 +263,9 @@ fn spec(kind: Kind, meta: &Metadata, tree: &Node, object: &mut Fields<'_>, reade
         Kind::HttpRoute => Spec::ApiRoute(ApiRoute::read(&mut fields, &meta.namespace, false, reader)),
         Kind::GrpcRoute => Spec::ApiRoute(ApiRoute::read(&mut fields, &meta.namespace, true, reader)),
         Kind::ReferenceGrant => Spec::ReferenceGrant(Grant::read(&mut fields, reader)),
+        Kind::Secret => Spec::Secret(Secret::default()),
+        Kind::TlsRoute => Spec::ApiByteRoute(ApiByteRoute::read(&mut fields, &meta.namespace, true, reader)),
+        Kind::TcpRoute => Spec::ApiByteRoute(ApiByteRoute::read(&mut fields, &meta.namespace, false, reader)),
     };
     fields.close(reader);
     Some(spec)

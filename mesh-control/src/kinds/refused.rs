@@ -17,12 +17,12 @@ pub(super) fn reason(group: &str, kind: &str) -> Option<&'static str> {
         ("telemetry.istio.io", "Telemetry") => {
             "not yet supported; metrics are always on, logs and traces are switched by the environment"
         }
-        ("gateway.networking.k8s.io", "TCPRoute" | "TLSRoute" | "UDPRoute") => {
-            "connections are not routed by the mesh; HTTPRoute and GRPCRoute are taken"
+        ("gateway.networking.k8s.io", "UDPRoute") => {
+            "UDP is not routed; HTTPRoute, GRPCRoute, TLSRoute and TCPRoute are taken"
         }
         ("gateway.networking.k8s.io", "BackendTLSPolicy") => "write tls.mode SIMPLE in a DestinationRule for the host",
         ("gateway.networking.k8s.io" | "gateway.networking.x-k8s.io", _) => {
-            "of the Gateway API GatewayClass, Gateway, HTTPRoute, GRPCRoute and ReferenceGrant are taken"
+            "of the Gateway API GatewayClass, Gateway, HTTPRoute, GRPCRoute, TLSRoute, TCPRoute and ReferenceGrant are taken"
         }
         ("config.istio.io", "RouteRule") | ("networking.istio.io", "RouteRule") => {
             "write a VirtualService of networking.istio.io/v1: match is http[].match, route is http[].route with weights, \
@@ -90,7 +90,7 @@ pub(super) fn reason(group: &str, kind: &str) -> Option<&'static str> {
             "write a WorkloadEntry for each endpoint, or let workloads register themselves"
         }
         ("", "Namespace") => "namespaces need no declaration; leave it out",
-        ("", "ConfigMap" | "Secret" | "PersistentVolume" | "PersistentVolumeClaim") => {
+        ("", "ConfigMap" | "PersistentVolume" | "PersistentVolumeClaim") => {
             "it means nothing to the mesh; leave it out"
         }
         _ => return None,

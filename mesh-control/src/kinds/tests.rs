@@ -181,8 +181,14 @@ const BROKEN: &[(&str, &[Fault])] = &[
         &[("IST0106", 5, 11, "spec.gateways"), ("IST0106", 7, 12, "weight"), ("IST0106", 8, 15, "")],
     ),
     (
-        "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: x}\nspec:\n  servers:\n  - port: {number: 443, name: https, protocol: HTTPS}\n    hosts: [\"*\"]\n    tls: {mode: SIMPLE, credentialName: c}\n",
-        &[("MSH0008", 6, 5, "TLS"), ("MSH0008", 8, 11, "terminate"), ("MSH0008", 8, 25, "terminate")],
+        "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: x}\nspec:\n  servers:\n  - port: {number: 443, name: a, protocol: HTTPS}\n    hosts: [\"*\"]\n    tls: {mode: AUTO_PASSTHROUGH}\n  - port: {number: 444, name: b, protocol: HTTPS}\n    hosts: [\"*\"]\n    tls: {mode: SIMPLE}\n  - port: {number: 445, name: c, protocol: HTTPS}\n    hosts: [\"*\"]\n    tls: {mode: MUTUAL, credentialName: other/c, cipherSuites: [RC4-SHA]}\n  - port: {number: 446, name: d, protocol: HTTP}\n    hosts: [\"*\"]\n    tls: {mode: SIMPLE, credentialName: c}\n",
+        &[
+            ("MSH0008", 8, 17, "networks of several clusters"),
+            ("IST0106", 11, 10, "credentialName"),
+            ("IST0106", 14, 41, "own namespace"),
+            ("MSH0008", 14, 65, "spoken are"),
+            ("IST0106", 17, 10, "protocol: HTTPS"),
+        ],
     ),
     (
         "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: x}\nspec:\n  hosts: [a.example.com]\n  ports: [{number: 70000, name: http, protocol: HTTQ}]\n  resolution: STATIC\n",
@@ -276,6 +282,15 @@ fn an_undefined_subset_is_refused_in_the_look_of_rustc() {
     assert_eq!((it.code.as_ref(), it.level, it.file.as_str()), ("IST0101", Level::Warning, "reviews.yaml"));
 }
 
+/// GW8: networks of several clusters are not joined: the gateway that would join them is refused by name.
+#[test]
+fn gateways_between_networks_are_refused() {
+    let text = "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: x}\nspec:\n  servers:\n  - port: {number: 15443, name: tls, protocol: TLS}\n    hosts: [\"*.local\"]\n    tls: {mode: AUTO_PASSTHROUGH}\n";
+    let found = parse("x.yaml", text).unwrap_err();
+    let [it] = found.as_slice() else { panic!("{found:?}") };
+    assert!(it.message.contains("spec.servers[0].tls.mode AUTO_PASSTHROUGH is not supported"), "{}", it.message);
+}
+
 /// GW11, RL9: what extends or patches Envoy, and what replaced itself long ago, is refused by name with what to do instead.
 #[test]
 fn kinds_that_are_not_taken_say_what_to_do_instead() {
@@ -284,7 +299,7 @@ fn kinds_that_are_not_taken_say_what_to_do_instead() {
         ("extensions.istio.io/v1alpha1", "WasmPlugin", "Tower layer"),
         ("networking.istio.io/v1beta1", "ProxyConfig", "environment"),
         ("telemetry.istio.io/v1", "Telemetry", "not yet supported"),
-        ("gateway.networking.k8s.io/v1alpha2", "TLSRoute", "HTTPRoute"),
+        ("gateway.networking.k8s.io/v1alpha2", "UDPRoute", "HTTPRoute"),
         ("gateway.networking.k8s.io/v1", "BackendTLSPolicy", "DestinationRule"),
         ("config.istio.io/v1alpha2", "RouteRule", "VirtualService"),
         ("config.istio.io/v1alpha2", "DestinationPolicy", "DestinationRule"),

@@ -14,10 +14,12 @@ use super::{
 };
 
 mod action;
+mod bytes;
 mod matches;
 mod policy;
 
 pub use action::{DelegateTo, Destination, HttpAction, MirrorTo, RedirectTo};
+pub use bytes::{ByteMatch, ByteRoute};
 pub(crate) use policy::default_retries;
 
 /// A `VirtualService`.
@@ -29,6 +31,10 @@ pub struct VirtualService {
     pub gateways: Vec<At<String>>,
     /// In order, the first that matches counts.
     pub http: Vec<HttpRoute>,
+    /// At gateways: connections by the name in the TLS handshake, which is not ended there.
+    pub tls: Vec<ByteRoute>,
+    /// At gateways: any other connections.
+    pub tcp: Vec<ByteRoute>,
     /// Who may see it.
     pub export_to: Vec<String>,
 }
@@ -136,7 +142,12 @@ impl VirtualService {
             }
         }
         let other = fields.seen("tcp") || fields.seen("tls");
-        fields.ignored(reader, &["tcp", "tls"], "only HTTP and gRPC requests are routed; other connections are not");
+        if out.gateways.iter().any(|gateway| gateway.value != "mesh") {
+            out.tls = bytes::read("tls", fields, reader);
+            out.tcp = bytes::read("tcp", fields, reader);
+        }
+        let why = "only HTTP and gRPC requests of programs are routed; other connections are at gateways";
+        fields.ignored(reader, &["tcp", "tls"], why);
         if http.is_none() && !other {
             reader.missing(fields, "http");
         }

@@ -15,7 +15,7 @@ use std::{
 use mesh_xds::{
     ads::{ResourceSet, TypeUrl},
     server::ConnectionId,
-    translate,
+    translate::{self, OWN, ROOTS, TRUST},
 };
 use zeroize::Zeroizing;
 
@@ -79,7 +79,14 @@ pub(super) fn trust(ca: &Ca) -> Arc<ResourceSet> {
 /// Puts what is to be trusted into a view, with the certificate of a member that cannot ask for one.
 pub(super) fn put(trust: &ResourceSet, secrets: Option<&Secrets>, view: &mut Arc<ResourceSet>) {
     let view = Arc::make_mut(view);
+    // What a gateway is given by name is no part of what all are told.
+    let told = |name: &str| [OWN, ROOTS, TRUST].contains(&name);
+    let given: Vec<_> = view.iter(TypeUrl::Secret).filter(|(name, _)| !told(name)).collect();
+    let given: Vec<_> = given.into_iter().map(|(name, secret)| (name.clone(), secret.clone())).collect();
     view.share(TypeUrl::Secret, trust);
+    for (name, secret) in given {
+        view.insert_resource(TypeUrl::Secret, name, secret);
+    }
     if let Some(secrets) = secrets {
         secrets.add(view);
     }

@@ -77,10 +77,15 @@ impl Inbound {
     /// Where a request comes from, as far as the proxies in front are trusted: `direct` is the other end of the
     /// connection. `None` if what a trusted proxy wrote is no address.
     pub fn remote(&self, direct: IpAddr, headers: &HeaderMap) -> Option<IpAddr> {
+        self.remote_behind(direct, headers, 0)
+    }
+
+    /// The same when so many entries have been appended here.
+    pub fn remote_behind(&self, direct: IpAddr, headers: &HeaderMap, appended: usize) -> Option<IpAddr> {
         let Some(hops) = self.trusted_hops.and_then(|hops| usize::try_from(hops).ok()) else { return Some(direct) };
         let lines = headers.get_all("x-forwarded-for").iter().rev();
         let mut entries = lines.flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b','));
-        let Some(entry) = entries.nth(hops) else { return Some(direct) };
+        let Some(entry) = entries.nth(hops.saturating_add(appended)) else { return Some(direct) };
         std::str::from_utf8(entry).ok()?.trim().parse::<IpAddr>().ok().map(|address| address.to_canonical())
     }
 

@@ -40,6 +40,7 @@ use crate::{
     live::Live,
     message::Message,
     pool::asked_upgrade,
+    server::OnTarget,
     source::{self, Source},
     spread::{Held, Spread},
 };
@@ -164,8 +165,9 @@ impl<S> Shared<S> {
             Routes::Live { live, port: None } if live.dialling().is_some() => None,
             Routes::Live { live, port } => {
                 let snapshot = live.current();
+                let target = port.and_then(|_| on_target(departure));
                 let port = port.or_else(|| live.only_port());
-                Some(self.decide_live(live, snapshot.as_ref()?, (port, None), departure))
+                Some(self.decide_live(live, snapshot.as_ref()?, (port, target.as_deref()), departure))
             }
         }
     }
@@ -176,8 +178,9 @@ impl<S> Shared<S> {
             Routes::Live { live, port: None } if live.dialling().is_some() => self.dial(live, departure).await,
             Routes::Live { live, port } => match live.ready(departure.deadline).await {
                 Some(snapshot) => {
+                    let target = port.and_then(|_| on_target(departure));
                     let port = port.or_else(|| live.only_port());
-                    self.decide_live(live, &snapshot, (port, None), departure)
+                    self.decide_live(live, &snapshot, (port, target.as_deref()), departure)
                 }
                 None => Ok(departure.not_ready(self.layer.source.next_request())),
             },
@@ -352,6 +355,11 @@ where
         let request = request.map(Body::new).into();
         Box::pin(async move { route.send(request).await })
     }
+}
+
+/// The routes that a gateway's connection has of its own.
+fn on_target(departure: &Departure) -> Option<config::Name> {
+    departure.message.parts().extensions.get::<OnTarget>().map(|target| target.0.clone())
 }
 
 /// The protocol that a request asks to change to and its route does not allow. A change to HTTP/2 is never made this way, so that

@@ -11,6 +11,7 @@ use std::{
 
 use mesh_core::{
     config::{EndpointAddress, Protocol},
+    endpoint::Endpoint,
     limit::Slot,
 };
 use tokio::{
@@ -60,13 +61,7 @@ async fn shake_hands(way: &Way, held: Held) -> Result<Opened, Error> {
     let (io, tenure): (Box<dyn Io>, _) = match way.tls() {
         None => (Box::new(stream), None),
         Some(tls) => {
-            let named = &way.endpoint.config().hostname;
-            let host = match address {
-                _ if !named.is_empty() => named.to_string(),
-                EndpointAddress::Host(host, _) => host.clone(),
-                EndpointAddress::Socket(address) => address.ip().to_string(),
-                EndpointAddress::Unix(_) => String::new(),
-            };
+            let host = host_of(&way.endpoint);
             let protocol = match way.wants {
                 Wants::Http1 => Protocol::Http1,
                 Wants::Http2 => Protocol::Http2,
@@ -85,7 +80,7 @@ async fn shake_hands(way: &Way, held: Held) -> Result<Opened, Error> {
     let peer = tenure.as_ref().map(|tenure| tenure.peer().clone());
     let leash = tenure.map(|tenure| Leash::new(tenure, "outbound"));
     let retired = leash.as_ref().map(Leash::retired);
-    let io = Wire { io, leash, _held: held };
+    let io = Wire { io, leash, _held: Some(held) };
     if http2 {
         let connection = Http2::open(io, config).await;
         let mut connection = connection.map_err(|error| Error::new(ErrorKind::Connect, error))?;
@@ -103,11 +98,29 @@ async fn shake_hands(way: &Way, held: Held) -> Result<Opened, Error> {
     Ok(Opened::Http1(Box::new(connection)))
 }
 
+/// What an endpoint is asked for by, where the cluster has no name for that.
+pub(super) fn host_of(endpoint: &Endpoint) -> String {
+    let named = &endpoint.config().hostname;
+    match endpoint.address() {
+        _ if !named.is_empty() => named.to_string(),
+        EndpointAddress::Host(host, _) => host.clone(),
+        EndpointAddress::Socket(address) => address.ip().to_string(),
+        EndpointAddress::Unix(_) => String::new(),
+    }
+}
+
 /// The bytes of a connection, and what goes with them.
-struct Wire {
+pub(super) struct Wire {
     io: Box<dyn Io>,
     leash: Option<Leash>,
-    _held: Held,
+    _held: Option<Held>,
+}
+
+impl Wire {
+    /// Counted by whoever picked the endpoint.
+    pub(super) fn of_bytes(io: Box<dyn Io>, leash: Option<Leash>) -> Self {
+        Self { io, leash, _held: None }
+    }
 }
 
 impl AsyncRead for Wire {

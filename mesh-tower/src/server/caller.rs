@@ -8,7 +8,11 @@ use std::{
     },
 };
 
-use mesh_core::{config::MtlsMode, identity::SpiffeId, rate_limit::Limits};
+use mesh_core::{
+    config::{MtlsMode, Name},
+    identity::SpiffeId,
+    rate_limit::Limits,
+};
 
 use crate::{telemetry::PeerCache, tls::Accepted};
 
@@ -25,6 +29,12 @@ pub(super) struct Caller {
     /// Its own buckets, where connections are counted apart.
     pub(super) limits: OnceLock<Limits>,
     pub(super) http2: bool,
+    /// It came over TLS.
+    pub(super) secure: bool,
+    /// Of a gateway the routes its requests go by, where they are not those of the port.
+    pub(super) routes: Option<Name>,
+    /// The gateway has written its address behind what it said of where it comes from.
+    pub(super) appended: usize,
     /// Over HTTP/1.1 it is told with the next answer that this was the last.
     pub(super) leaving: AtomicBool,
     /// Why it is not believed any more.
@@ -43,6 +53,9 @@ impl Caller {
             cache: PeerCache::default(),
             limits: OnceLock::new(),
             http2: accepted.alpn() == Some(b"h2"),
+            secure: accepted.is_tls(),
+            routes: None,
+            appended: 0,
             leaving: AtomicBool::new(false),
             refused: OnceLock::new(),
         }

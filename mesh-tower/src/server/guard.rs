@@ -19,7 +19,7 @@ use mesh_core::{
     snapshot::Snapshot,
 };
 
-use super::{Caller, FORWARDED_CLIENT_CERT, Role, Server};
+use super::{Caller, FORWARDED_CLIENT_CERT, Server};
 use crate::{context::Context, source};
 
 mod ask;
@@ -63,7 +63,7 @@ pub(super) struct Known {
 impl Server {
     /// Brings a request to a workload into the one form that all look at.
     pub(super) fn straighten(&self, parts: &mut Parts) -> Result<(), Box<Refusal>> {
-        let Role::Workload(port) = self.role else { return Ok(()) };
+        let port = self.role.port();
         // Who called is told by the handshake alone.
         parts.headers.remove(FORWARDED_CLIENT_CERT);
         let snapshot = self.live.load();
@@ -74,7 +74,7 @@ impl Server {
 
     /// Why the application does not get it, if it does not.
     pub(super) async fn refusal(&self, caller: &Caller, parts: &mut Parts, context: &Context) -> Option<Box<Refusal>> {
-        let Role::Workload(port) = self.role else { return None };
+        let port = self.role.port();
         if let Some(why) = caller.refused.get() {
             return Some(Refusal::new(StatusCode::FORBIDDEN, Flags::NONE, why.clone()));
         }
@@ -143,13 +143,13 @@ fn judge(
     let mut request = RequestView::of(parts, Some(port));
     request.source = Some(direct);
     // A caller may write anything for a scheme; what it is the connection tells.
-    request.scheme = if caller.peer.is_some() { "https" } else { "http" };
+    request.scheme = if caller.secure { "https" } else { "http" };
     let view = InboundView {
         port,
         peer: caller.peer.as_ref(),
         claims: known.claims.as_ref(),
         local: caller.local,
-        remote: inbound.remote(direct, &parts.headers),
+        remote: inbound.remote_behind(direct, &parts.headers, caller.appended),
         server_name: &caller.server_name,
         request,
     };

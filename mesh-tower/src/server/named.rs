@@ -15,8 +15,13 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{DRAIN, HANDSHAKE, HANDSHAKES, Handler, Role, Server, accept, until_true};
-use crate::{connect::Listener, error::BoxError, live::Live, tls::MtlsAcceptor};
+use super::{DRAIN, HANDSHAKE, HANDSHAKES, Handler, Role, Server, Shaken, accept, until_true};
+use crate::{
+    connect::Listener,
+    error::BoxError,
+    live::Live,
+    tls::{GatewayAcceptor, MtlsAcceptor},
+};
 
 /// How long connections may go on once what they were accepted by is in force no more. Source: gRFC A36 `drain_grace_time`.
 const OLD: Duration = Duration::from_secs(600);
@@ -143,7 +148,7 @@ impl Server {
         };
         let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
         // Kept, since it is what sessions are resumed by.
-        let acceptor = MtlsAcceptor::new(self.identity.clone());
+        let acceptor = GatewayAcceptor::new(MtlsAcceptor::new(self.identity.clone()));
         let mut current: Option<Generation> = None;
         let mut older = JoinSet::new();
         loop {
@@ -178,7 +183,9 @@ impl Server {
                 let shaken = timeout(HANDSHAKE, server.shake(acceptor, stream, peer, Some(local.ip()))).await;
                 drop(permit);
                 match shaken {
-                    Ok(Ok((io, caller))) => server.converse(io, caller, handler, draining).await,
+                    Ok(Ok(Shaken::Requests(io, caller))) => server.converse(io, caller, handler, draining).await,
+                    // Those are a gateway's.
+                    Ok(Ok(Shaken::Bytes(..))) => {}
                     Ok(Err(error)) => tracing::debug!(target: "mesh::server", %peer, %error, "connection refused"),
                     Err(_) => tracing::debug!(target: "mesh::server", %peer, "handshake took too long"),
                 }

@@ -53,9 +53,7 @@ impl ServerCertVerifier for NamedServer {
         certificate
             .verify_for_usage(self.algorithms.all, &self.anchors, intermediates, now, usage, None, None)
             .map_err(Refusal::Chain)?;
-        let by_pattern = certificate.valid_dns_names().any(|name| self.names.iter().any(|wanted| covers(name, wanted)));
-        let mut of_leaf = certificate.valid_dns_names().chain(certificate.valid_uri_names());
-        if by_pattern || of_leaf.any(|name| names_match(&self.names, [name])) {
+        if is_one_of(&certificate, &self.names) {
             Ok(ServerCertVerified::assertion())
         } else {
             Err(Refusal::Unnamed { expected: format!("{:?}", self.names) }.into())
@@ -83,6 +81,17 @@ impl ServerCertVerifier for NamedServer {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.algorithms.supported_schemes()
     }
+}
+
+/// Has the certificate any of these names?
+pub(super) fn has_name(leaf: &CertificateDer<'_>, names: &[StringMatch]) -> bool {
+    EndEntityCert::try_from(leaf).is_ok_and(|certificate| is_one_of(&certificate, names))
+}
+
+fn is_one_of(certificate: &EndEntityCert<'_>, names: &[StringMatch]) -> bool {
+    let by_pattern = certificate.valid_dns_names().any(|name| names.iter().any(|wanted| covers(name, wanted)));
+    let mut of_leaf = certificate.valid_dns_names().chain(certificate.valid_uri_names());
+    by_pattern || of_leaf.any(|name| names_match(names, [name]))
 }
 
 /// A certificate's `*.example.com` stands for one label. Source: Envoy, of an exact matcher of DNS names.

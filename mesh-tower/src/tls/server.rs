@@ -7,6 +7,7 @@ use std::{
     task::{Context, Poll},
 };
 
+use bytes::Bytes;
 use mesh_core::{
     config::{MtlsMode, TlsVersions},
     identity::SpiffeId,
@@ -20,7 +21,13 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use webpki::KeyUsage;
 
-use super::{Leash, LiveIdentity, Tenure, TlsError, identity::InForce, provider, verify::Verifier, versions};
+use super::{
+    Leash, LiveIdentity, Tenure, TlsError,
+    identity::{InForce, WallClock},
+    provider,
+    verify::Verifier,
+    versions,
+};
 use crate::telemetry::refused;
 
 /// The first byte of a TLS handshake record; no HTTP request begins with it.
@@ -86,6 +93,14 @@ impl MtlsAcceptor {
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
+        self.accept_begun(Rewound { first: Bytes::new(), io }, mode).await
+    }
+
+    /// The same with a connection of which something has been read.
+    pub(crate) async fn accept_begun<IO>(&self, io: Rewound<IO>, mode: MtlsMode) -> Result<Accepted<IO>, TlsError>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
         let shaken = self.shake(io, mode).await;
         if let Err(error) = &shaken {
             refused("inbound", error.reason());
@@ -93,26 +108,21 @@ impl MtlsAcceptor {
         shaken
     }
 
-    async fn shake<IO>(&self, mut io: IO, mode: MtlsMode) -> Result<Accepted<IO>, TlsError>
+    async fn shake<IO>(&self, mut io: Rewound<IO>, mode: MtlsMode) -> Result<Accepted<IO>, TlsError>
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
-        let first = match mode {
-            MtlsMode::Disable => {
-                return Ok(Accepted {
-                    peer: None,
-                    tenure: None,
-                    leash: None,
-                    io: MaybeTls::Plain(Rewound { first: None, io }),
-                });
+        match mode {
+            MtlsMode::Disable => return Ok(Accepted::plain(io)),
+            MtlsMode::Strict => {}
+            MtlsMode::Permissive => {
+                // A caller who closes without a word is plaintext's business.
+                let first = io.read_u8().await.ok();
+                io.first = Bytes::copy_from_slice(first.as_slice());
+                if first != Some(CLIENT_HELLO) {
+                    return Ok(Accepted::plain(io));
+                }
             }
-            MtlsMode::Strict => None,
-            // A caller who closes without a word is plaintext's business.
-            MtlsMode::Permissive => io.read_u8().await.ok(),
-        };
-        let io = Rewound { first, io };
-        if mode == MtlsMode::Permissive && first != Some(CLIENT_HELLO) {
-            return Ok(Accepted { peer: None, tenure: None, leash: None, io: MaybeTls::Plain(io) });
         }
         let kept = self.kept()?;
         let accepting = TlsAcceptor::from(Arc::clone(&kept.config)).accept(io);
@@ -133,6 +143,11 @@ impl MtlsAcceptor {
         let tenure = Tenure::new(&self.identity, chain, KeyUsage::client_auth(), Arc::default(), made_for)?;
         let peer = Some(tenure.peer().clone());
         Ok(Accepted { peer, tenure: Some(tenure), leash: None, io: MaybeTls::Tls(Box::new(stream)) })
+    }
+
+    /// By which certificates are judged.
+    pub(super) fn clock(&self) -> WallClock {
+        self.identity.clock()
     }
 
     fn kept(&self) -> Result<Kept, TlsError> {
@@ -186,14 +201,29 @@ enum MaybeTls<IO> {
     Tls(Box<TlsStream<Rewound<IO>>>),
 }
 
-/// A stream whose first byte was read to see what it is.
+/// A stream whose first bytes were read to see what it is.
 #[derive(Debug)]
-struct Rewound<IO> {
-    first: Option<u8>,
-    io: IO,
+pub(crate) struct Rewound<IO> {
+    pub(super) first: Bytes,
+    pub(super) io: IO,
 }
 
 impl<IO> Accepted<IO> {
+    /// As it came.
+    pub(super) fn plain(io: Rewound<IO>) -> Self {
+        Self { peer: None, tenure: None, leash: None, io: MaybeTls::Plain(io) }
+    }
+
+    /// Over TLS whose caller is nobody of the mesh.
+    pub(super) fn of_stream(stream: TlsStream<Rewound<IO>>) -> Self {
+        Self { peer: None, tenure: None, leash: None, io: MaybeTls::Tls(Box::new(stream)) }
+    }
+
+    /// Is it TLS?
+    pub(crate) fn is_tls(&self) -> bool {
+        matches!(self.io, MaybeTls::Tls(_))
+    }
+
     /// Who called, as its certificate proved; `None` in plaintext.
     pub fn peer(&self) -> Option<&SpiffeId> {
         self.peer.as_ref()
@@ -290,10 +320,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Accepted<IO> {
 
 impl<IO: AsyncRead + Unpin> AsyncRead for Rewound<IO> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if buf.remaining() > 0
-            && let Some(first) = self.first.take()
-        {
-            buf.put_slice(&[first]);
+        if !self.first.is_empty() && buf.remaining() > 0 {
+            let now = self.first.len().min(buf.remaining());
+            let first = self.first.split_to(now);
+            buf.put_slice(&first);
             return Poll::Ready(Ok(()));
         }
         Pin::new(&mut self.io).poll_read(cx, buf)

@@ -6,7 +6,7 @@ use std::{
 };
 
 use mesh_core::{
-    config::{Config, Discovery, HttpSettings, Name, RouteTable, Serving, Target},
+    config::{Config, Discovery, Gateway, GatewayTo, HttpSettings, Name, RouteTable, Serving, Target},
     time::Time,
 };
 
@@ -39,25 +39,44 @@ impl Graph {
         let mut served = Served::default();
         let mut absent = BTreeMap::new();
         let mut named = BTreeMap::new();
+        let mut routed = Vec::new();
         for (name, listener) in &self.listeners {
-            let (key, source, settings) = match listener {
-                Listener::Outbound { port, routes, settings } => (Key::Port(*port), routes, settings),
-                Listener::Target { routes, settings } => (Key::Target(name.clone()), routes, settings),
+            match listener {
+                Listener::Outbound { port, routes, settings } => routed.push((Key::Port(*port), routes, settings)),
+                Listener::Target { routes, settings } => routed.push((Key::Target(name.clone()), routes, settings)),
                 Listener::Inbound(ports) => {
                     for (port, inbound) in ports {
                         served.inbound.insert(*port, share(previous.inbound.get(port), inbound.clone()));
                     }
-                    continue;
                 }
                 Listener::Server(server) => {
                     let old = previous.serving.get(name);
                     if let Some(serving) = self.server(server, old) {
                         served.serving.insert(name.clone(), share(old, serving));
                     }
-                    continue;
                 }
-                Listener::Ignored(_) => continue,
-            };
+                Listener::Gateway(gateway) => {
+                    for part in &gateway.parts {
+                        let Some((source, settings)) = &part.http else { continue };
+                        let key = match &part.chain.to {
+                            GatewayTo::Http(name) if !part.plain => Key::Target(name.clone()),
+                            _ => Key::Port(gateway.port),
+                        };
+                        routed.push((key, source, settings));
+                    }
+                    let port = gateway.port;
+                    served.inbound.insert(port, share(previous.inbound.get(&port), gateway.policy.clone()));
+                    let chains = gateway.parts.iter().filter(|part| !part.plain);
+                    let chains: Vec<_> = chains.map(|part| self.secrets.given(&part.chain)).collect();
+                    if !chains.is_empty() {
+                        let made = Arc::new(Gateway { chains });
+                        served.gateways.insert(port, share(previous.gateways.get(&port), made));
+                    }
+                }
+                Listener::Ignored(_) => {}
+            }
+        }
+        for (key, source, settings) in routed {
             let old = match &key {
                 Key::Port(port) => previous.outbound.get(port),
                 Key::Target(name) => previous.targets.get(name).map(|target| &target.routes),

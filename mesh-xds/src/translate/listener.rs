@@ -39,6 +39,7 @@ use crate::proto::{
     },
 };
 
+pub(super) mod gateway;
 mod guarded;
 mod named;
 
@@ -75,6 +76,9 @@ pub(super) fn decode(body: &Bytes, name: &mut String, ignored: &mut Ignored) -> 
     }
     if message.name == VIRTUAL_INBOUND {
         return inbound(message.filter_chains, ignored).map(Listener::Inbound);
+    }
+    if ignored.context().gateway {
+        return gateway::decode(message, ignored);
     }
     outbound(message, ignored)
 }
@@ -133,7 +137,7 @@ fn settings(
         (manager.request_timeout.is_some_and(|it| it != Default::default()), "request_timeout"),
         (manager.request_headers_timeout.is_some_and(|it| it != Default::default()), "request_headers_timeout"),
     ] {
-        if is_set {
+        if is_set && !ignored.context().gateway {
             ignored.add(FILTERS, field);
         }
     }
@@ -331,13 +335,7 @@ fn guard(chain: &FilterChain) -> Option<String> {
 }
 
 /// A listener of requests on their way out, with its routes in a resource of their own.
-pub(super) fn encode_outbound(
-    name: &str,
-    port: u16,
-    routes: &str,
-    bind_to_port: bool,
-    settings: &HttpSettings,
-) -> Message {
+pub(super) fn encode_outbound(name: &str, port: u16, routes: &str, settings: &HttpSettings) -> Message {
     let rds = Rds { config_source: Some(value::over_ads()), route_config_name: routes.to_owned() };
     let own = settings.filters.iter().map(own_filter::encode);
     let manager = HttpConnectionManager {
@@ -355,10 +353,7 @@ pub(super) fn encode_outbound(
             .collect(),
         // Said aloud, as absence is five minutes.
         stream_idle_timeout: Some(value::encode_duration(settings.idle_timeout.unwrap_or_default())),
-        common_http_protocol_options: settings.max_stream_duration.map(|limit| HttpProtocolOptions {
-            max_stream_duration: Some(value::encode_duration(limit)),
-            ..HttpProtocolOptions::default()
-        }),
+        common_http_protocol_options: encode_limit(settings),
         ..HttpConnectionManager::default()
     };
     Message {
@@ -366,9 +361,17 @@ pub(super) fn encode_outbound(
         address: Some(on_every_address(port)),
         filter_chains: vec![FilterChain { filters: vec![encode_manager(&manager)], ..FilterChain::default() }],
         traffic_direction: TrafficDirection::Outbound.into(),
-        bind_to_port: (!bind_to_port).then_some(false),
+        bind_to_port: Some(false),
         ..Message::default()
     }
+}
+
+/// The limit of whole streams.
+fn encode_limit(settings: &HttpSettings) -> Option<HttpProtocolOptions> {
+    settings.max_stream_duration.map(|limit| HttpProtocolOptions {
+        max_stream_duration: Some(value::encode_duration(limit)),
+        ..HttpProtocolOptions::default()
+    })
 }
 
 /// A listener that is there to be asked for by name: its routes are those of a client that dials that name (gRFC A27).
@@ -385,10 +388,7 @@ pub(super) fn encode_api(name: &str, routes: &str, settings: &HttpSettings) -> M
             None,
             settings.session.as_deref(),
         ),
-        common_http_protocol_options: settings.max_stream_duration.map(|limit| HttpProtocolOptions {
-            max_stream_duration: Some(value::encode_duration(limit)),
-            ..HttpProtocolOptions::default()
-        }),
+        common_http_protocol_options: encode_limit(settings),
         ..HttpConnectionManager::default()
     };
     Message {
@@ -450,14 +450,7 @@ fn encode_chains(port: u16, inbound: &Inbound) -> impl Iterator<Item = FilterCha
         ),
         ..HttpConnectionManager::default()
     };
-    let limit = inbound.max_connections.map(|most| Filter {
-        name: CONNECTION_LIMIT.to_owned(),
-        config_type: Some(ConfigType::TypedConfig(Any::pack(&ConnectionLimit {
-            stat_prefix: "connection_limit".to_owned(),
-            max_connections: Some(most),
-            ..ConnectionLimit::default()
-        }))),
-    });
+    let limit = encode_chain_limit(inbound);
     let name = if inbound.name.is_empty() { format!("{EVERY_ADDRESS}_{port}") } else { inbound.name.to_string() };
     let chain = |protocol: &str, transport_socket| FilterChain {
         name: name.clone(),
@@ -478,6 +471,17 @@ fn encode_chains(port: u16, inbound: &Inbound) -> impl Iterator<Item = FilterCha
         MtlsMode::Disable => vec![plaintext()],
     };
     chains.into_iter()
+}
+
+fn encode_chain_limit(inbound: &Inbound) -> Option<Filter> {
+    inbound.max_connections.map(|most| Filter {
+        name: CONNECTION_LIMIT.to_owned(),
+        config_type: Some(ConfigType::TypedConfig(Any::pack(&ConnectionLimit {
+            stat_prefix: "connection_limit".to_owned(),
+            max_connections: Some(most),
+            ..ConnectionLimit::default()
+        }))),
+    })
 }
 
 fn encode_manager(manager: &HttpConnectionManager) -> Filter {

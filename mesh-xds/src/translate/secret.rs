@@ -7,7 +7,10 @@
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use bytes::Bytes;
-use mesh_core::trust::Trust;
+use mesh_core::{
+    config::{KeyPair, PrivateKey},
+    trust::Trust,
+};
 use prost::Message;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, pem::PemObject};
 use serde::{Deserialize, Serialize};
@@ -221,6 +224,17 @@ pub(super) fn encode_told(told: &Told, set: &mut ResourceSet) {
     put(TRUST, Type::GenericSecret(generic), set);
 }
 
+/// Adds roots and lists of revoked certificates.
+pub(super) fn encode_roots(name: &str, roots: &[Arc<[u8]>], crls: &[Arc<[u8]>], set: &mut ResourceSet) {
+    let all = |label: &'static str, ders: &[Arc<[u8]>]| -> String { ders.iter().map(|der| pem(label, der)).collect() };
+    let validation = CertificateValidationContext {
+        trusted_ca: Some(inline(&all("CERTIFICATE", roots))),
+        crl: (!crls.is_empty()).then(|| inline(&all("X509 CRL", crls))),
+        ..CertificateValidationContext::default()
+    };
+    put(name, Type::ValidationContext(validation), set);
+}
+
 /// Adds a certificate chain, leaf first, and the key of its leaf, in PEM.
 pub(super) fn encode_certificate(name: &str, chain: &str, key: &str, set: &mut ResourceSet) {
     let certificate = TlsCertificate { certificate_chain: Some(inline(chain)), private_key: Some(inline(key)) };
@@ -230,6 +244,19 @@ pub(super) fn encode_certificate(name: &str, chain: &str, key: &str, set: &mut R
 fn put(name: &str, secret: Type, set: &mut ResourceSet) {
     let secret = Proto { name: name.to_owned(), r#type: Some(secret) };
     set.insert(TypeUrl::Secret, name, secret.encode_to_vec());
+}
+
+impl Certificate {
+    /// The same in PEM.
+    pub(crate) fn to_pair(&self) -> KeyPair {
+        let label = match &*self.key {
+            PrivateKeyDer::Pkcs1(_) => "RSA PRIVATE KEY",
+            PrivateKeyDer::Sec1(_) => "EC PRIVATE KEY",
+            _ => "PRIVATE KEY",
+        };
+        let chain = self.chain.iter().map(|der| pem("CERTIFICATE", der)).collect();
+        KeyPair { chain, key: PrivateKey(pem(label, self.key.secret_der())) }
+    }
 }
 
 fn inline(text: &str) -> DataSource {

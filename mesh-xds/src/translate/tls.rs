@@ -34,6 +34,8 @@ use crate::{
     },
 };
 
+pub(super) mod gateway;
+
 /// The SDS name of our own certificate.
 pub const OWN: &str = "default";
 /// The SDS name of the mesh's roots.

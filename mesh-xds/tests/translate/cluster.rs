@@ -360,6 +360,14 @@ fn tls_that_cannot_be_kept_is_refused() {
     refused(&Message { transport_socket: Some(socket(other)), ..named() }, field, "QuicUpstreamTransport");
 }
 
+/// GW10: what would go through a tunnel of the ambient mesh (HBONE) is refused by name, and not sent without it.
+#[test]
+fn tunnels_are_refused() {
+    let tunnel = any("envoy.extensions.transport_sockets.internal_upstream.v3.InternalUpstreamTransport", &[]);
+    let message = Message { transport_socket: Some(socket(tunnel)), ..named() };
+    refused(&message, "transport_socket.typed_config", "InternalUpstreamTransport");
+}
+
 /// AN6, AN7: TLS to the outside verifies by host unless told otherwise; no validation is still validated.
 #[test]
 fn tls_without_own_certificate_uses_the_systems_roots() {

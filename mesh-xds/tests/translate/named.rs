@@ -64,7 +64,7 @@ fn by_grpc(trusted: bool) -> Context {
     let mapped = Files { roots: None, bundles: Some("map.json".into()), identity: None, ..files("mapped") };
     let certificates = [("default", files("default")), ("other", files("other")), ("mapped", mapped)];
     let certificates = certificates.into_iter().map(|(name, files)| (name.to_owned(), files)).collect();
-    Context { profile: Profile::Grpc, trusted, certificates, identity: Some("default".to_owned()) }
+    Context { profile: Profile::Grpc, trusted, certificates, identity: Some("default".to_owned()), gateway: false }
 }
 
 fn read(message: &Message) -> Result<Decoded<Part>, String> {

@@ -116,3 +116,100 @@ fn a_policy_that_xds_does_not_know_is_told_as_the_nearest() {
     config.clusters.insert("a".into(), Arc::new(cluster));
     assert_eq!(decode_all(&config, Shape::Sidecar).clusters["a"].load_balancer, LoadBalancer::default());
 }
+
+/// GW1, GW3: what a gateway takes in survives the wire as a gateway reads it: chains by name, TLS in each form, certificates by name,
+/// bytes, guards; and a workload that is none takes no key.
+#[test]
+fn a_gateway_survives_the_wire() {
+    use mesh_core::config::{
+        CallerCertificate, CertificateFiles, Gateway, GatewayCertificate, GatewayChain, GatewayRoots, GatewayTls,
+        GatewayTo, KeyPair, MtlsMode, PathNormalization, StringMatch, Target, TlsVersions, WeightedCluster,
+    };
+    use mesh_xds::{graph::Part, profile};
+
+    let own = rcgen::KeyPair::generate().unwrap();
+    let chain = rcgen::CertificateParams::default().self_signed(&own).unwrap().pem();
+    let pair = KeyPair { chain, key: mesh_core::config::PrivateKey(own.serialize_pem()) };
+    let certificate = GatewayCertificate::Named("kubernetes://cert".into(), Some(Arc::new(pair.clone())));
+    let alpn = || vec!["h2".to_owned(), "http/1.1".to_owned()];
+    let simple = GatewayTls { certificates: vec![certificate], alpn: alpn(), ..GatewayTls::default() };
+    let names = vec![StringMatch::Exact { value: "friend.test".to_owned(), ignore_case: false }];
+    let files = CertificateFiles { chain: "/c".to_owned(), key: "/k".to_owned() };
+    let mutual = GatewayTls {
+        certificates: vec![GatewayCertificate::Files(files)],
+        callers: CallerCertificate::Optional,
+        roots: Some(GatewayRoots::File("/r".to_owned())),
+        subject_alt_names: names,
+        versions: TlsVersions::Only12,
+        ciphers: vec!["ECDHE-RSA-AES128-GCM-SHA256".to_owned()],
+        alpn: alpn(),
+    };
+    let mesh = GatewayTls {
+        certificates: vec![GatewayCertificate::Own],
+        callers: CallerCertificate::Required,
+        roots: Some(GatewayRoots::Mesh),
+        ..GatewayTls::default()
+    };
+    let to = |name: &str, weight| WeightedCluster { cluster: name.into(), weight, ..WeightedCluster::default() };
+    let chain = |name: &str, names: &[&str], tls: Option<GatewayTls>, to: GatewayTo| {
+        let server_names = names.iter().map(|name| (*name).to_owned()).collect();
+        Arc::new(GatewayChain { name: name.into(), server_names, tls: tls.map(Arc::new), to })
+    };
+    let http = |name: &str| GatewayTo::Http(name.into());
+    let gateway = Gateway {
+        chains: vec![
+            chain("a", &["a.test", "*.a.test"], Some(simple), http("https.a")),
+            chain("b", &["b.test"], Some(mutual), http("https.b")),
+            chain("c", &["c.test"], Some(mesh), GatewayTo::Bytes(vec![to("x", 1)])),
+            chain("d", &["d.test"], None, GatewayTo::Bytes(vec![to("x", 1), to("y", 3)])),
+        ],
+    };
+    let rich = rich::config();
+    let table = |name: &str| {
+        let table = mesh_core::config::RouteTable { name: name.into(), ..(*rich.outbound[&9080]).clone() };
+        Target { routes: Arc::new(table), http: rich.http.get(&9080).cloned().unwrap_or_default() }
+    };
+    let policy = Inbound {
+        mtls: MtlsMode::Disable,
+        alpn: Vec::new(),
+        guards: rich.inbound.values().flat_map(|inbound| inbound.guards.clone()).collect(),
+        path: PathNormalization::BASE,
+        trusted_hops: Some(1),
+        ..Inbound::default()
+    };
+    let config = Config {
+        gateways: [(443, Arc::new(gateway.clone()))].into(),
+        targets: [("https.a".into(), table("https.a")), ("https.b".into(), table("https.b"))].into(),
+        inbound: [(443, Arc::new(policy.clone()))].into(),
+        ..Config::default()
+    };
+    let set = encode(&config, Shape::Gateway);
+    let context = profile::Context { trusted: true, gateway: true, ..profile::Context::default() };
+    let listener = &set.get(TypeUrl::Listener, "0.0.0.0_443").unwrap().body;
+    let read = translate::read(TypeUrl::Listener, listener, &context).unwrap();
+    assert_eq!(read.ignored, Vec::<String>::new());
+    let Part::Listener(Listener::Gateway(read)) = read.value else { panic!("{:?}", read.value) };
+    assert_eq!((read.port, &read.policy.guards, read.policy.trusted_hops), (443, &policy.guards, Some(1)));
+    assert_eq!((read.policy.path, &read.policy.refused), (PathNormalization::BASE, &None));
+    for (part, wanted) in read.parts.iter().zip(&gateway.chains) {
+        let mut wanted = GatewayChain::clone(wanted);
+        if let Some(tls) = &mut wanted.tls {
+            for certificate in &mut Arc::make_mut(tls).certificates {
+                if let GatewayCertificate::Named(_, pair) = certificate {
+                    *pair = None;
+                }
+            }
+        }
+        assert_eq!(*part.chain, wanted);
+        assert_eq!(part.http.is_some(), matches!(wanted.to, GatewayTo::Http(_)));
+    }
+    let body = &set.get(TypeUrl::Secret, "kubernetes://cert").unwrap().body;
+    assert!(matches!(translate::read(TypeUrl::Secret, body, &context).unwrap().value, Part::Secret(_)));
+    let sidecar = profile::Context { gateway: false, ..context };
+    let refused = translate::read(TypeUrl::Secret, body, &sidecar).unwrap_err().to_string();
+    assert!(refused.contains("keys are not taken"), "{refused}");
+    for name in ["https.a", "https.b"] {
+        let routes = translate::route(&set.get(TypeUrl::Route, name).unwrap().body).unwrap();
+        assert_eq!(routes.value, config.targets[name].routes);
+    }
+}

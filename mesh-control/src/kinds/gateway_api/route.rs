@@ -223,6 +223,28 @@ fn headers(fields: &mut Fields<'_>, out: &mut HttpMatch, reader: &mut Reader<'_>
     }
 }
 
+/// A rule of connections that are no HTTP.
+pub(super) fn bytes(
+    node: &Node,
+    path: &str,
+    namespace: &str,
+    reader: &mut Reader<'_>,
+) -> Option<(At<()>, Vec<Destination>)> {
+    let mut fields = reader.fields(node, path)?;
+    fields.skip(&["name"]);
+    let mut destinations = Vec::new();
+    match fields.take("backendRefs") {
+        Some((node, path)) => {
+            for (node, path) in reader.list(node, &path) {
+                destinations.extend(destination(node, &path, namespace, reader));
+            }
+        }
+        None => reader.missing(&fields, "backendRefs"),
+    }
+    fields.close(reader);
+    Some((mark(node.at), destinations))
+}
+
 fn header(name: String, value: StringMatch) -> HeaderMatch {
     HeaderMatch { name: name.into(), matcher: HeaderMatcher::Value(value), invert: false, missing_as_empty: false }
 }

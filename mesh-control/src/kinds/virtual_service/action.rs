@@ -115,7 +115,20 @@ pub(super) fn read(fields: &mut Fields<'_>, reader: &mut Reader<'_>) -> Option<H
         return delegate_to(node, &path, reader).map(HttpAction::Delegate);
     }
     let (node, path) = route?;
-    let items = reader.list(node, &path);
+    several(node, &path, reader).map(HttpAction::Route)
+}
+
+/// The destinations of a rule that has nothing but them.
+pub(super) fn destinations(fields: &mut Fields<'_>, reader: &mut Reader<'_>) -> Option<Vec<Destination>> {
+    let Some((node, path)) = fields.take("route") else {
+        reader.missing(fields, "route");
+        return None;
+    };
+    several(node, &path, reader)
+}
+
+fn several(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<Vec<Destination>> {
+    let items = reader.list(node, path);
     if items.is_empty() {
         reader.invalid(node.at, format!("{path} has no destination"));
         return None;
@@ -131,7 +144,7 @@ pub(super) fn read(fields: &mut Fields<'_>, reader: &mut Reader<'_>) -> Option<H
             Some("give at least one destination a weight".to_owned());
         return None;
     }
-    Some(HttpAction::Route(read))
+    Some(read)
 }
 
 fn delegate_to(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<DelegateTo> {

@@ -17,7 +17,7 @@ use mesh_core::{
 };
 
 use super::{Refusal, Server};
-use crate::server::{Caller, Role};
+use crate::server::Caller;
 
 const METHOD: &str = "/envoy.service.auth.v3.Authorization/Check";
 /// The most that is read of an answer over HTTP.
@@ -69,14 +69,11 @@ impl Server {
         let question = Question {
             source: Some(caller.address),
             source_principal: caller.peer.as_ref().map(SpiffeId::to_string).unwrap_or_default(),
-            port: match self.role {
-                Role::Workload(port) => port,
-                Role::Gateway => 0,
-            },
+            port: self.role.port(),
             method: parts.method.to_string(),
             path: view.path.to_owned(),
             host: view.authority.to_owned(),
-            scheme: if caller.peer.is_some() { "https" } else { "http" }.to_owned(),
+            scheme: if caller.secure { "https" } else { "http" }.to_owned(),
             protocol: if parts.version == Version::HTTP_2 { "HTTP/2" } else { "HTTP/1.1" }.to_owned(),
             headers: told(service, parts)?,
         };

@@ -1,0 +1,117 @@
+//! Connections whose bytes a gateway hands on without looking into them: picked by the name in the handshake or by the port alone.
+
+use std::net::SocketAddr;
+
+use mesh_core::{
+    config::{GatewayChain, GatewayTo, WeightedCluster},
+    endpoint::{Pick, Tried},
+    outcome::{Failure, Outcome},
+    pick::Ask,
+};
+use rand::RngCore;
+use tokio::{io::copy_bidirectional, sync::watch, time::timeout};
+
+use super::{DRAIN, Server, until_true};
+use crate::{connect::Io, tls::Accepted};
+
+impl Server {
+    /// Until either side has ended, or serving has.
+    pub(super) async fn relay(
+        &self,
+        mut down: Accepted<impl Io>,
+        address: SocketAddr,
+        chain: &GatewayChain,
+        mut draining: watch::Receiver<bool>,
+    ) {
+        let GatewayTo::Bytes(clusters) = &chain.to else { return };
+        let mut tenure = down.take_tenure();
+        let Some((mut up, pick)) = self.reach(clusters, address).await else { return };
+        let handed = {
+            let mut copying = std::pin::pin!(copy_bidirectional(&mut down, &mut up));
+            let over = async {
+                match &mut tenure {
+                    Some(tenure) => drop(tenure.end().await),
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                handed = copying.as_mut() => handed.ok(),
+                () = over => None,
+                () = until_true(&mut draining) => timeout(DRAIN, copying).await.ok().and_then(Result::ok),
+            }
+        };
+        let (sent, received) = handed.unwrap_or_default();
+        tracing::debug!(target: "mesh::server", peer = %address, chain = &*chain.name, sent, received, "handed on");
+        // That it was there is all that is known of how it did.
+        pick.finish(&Outcome::response(200), self.clock.now());
+    }
+
+    /// A connection to an endpoint of one of the clusters; another endpoint is tried when one cannot be reached.
+    async fn reach(&self, clusters: &[WeightedCluster], address: SocketAddr) -> Option<(Box<dyn Io>, Pick)> {
+        let mut rng = self.clock.next_request();
+        let name = &choose(clusters, rng.next_u64())?.cluster;
+        let snapshot = self.live.load()?;
+        let Some(cluster) = snapshot.cluster(name) else {
+            tracing::warn!(target: "mesh::server", peer = %address, cluster = &**name, "nothing is known of where to hand it on");
+            return None;
+        };
+        let limit = cluster.config().connect_timeout;
+        let mut tried = Tried::default();
+        for _ in 0..ATTEMPTS {
+            let pick = match cluster.pick(&Ask::from(&tried), self.clock.now(), &mut rng) {
+                Ok(pick) => pick,
+                Err(error) => {
+                    tracing::debug!(target: "mesh::server", peer = %address, cluster = &**name, %error, "closed");
+                    return None;
+                }
+            };
+            tried.push(pick.endpoint());
+            match timeout(limit, self.pool.bytes(cluster, pick.endpoint())).await {
+                Ok(Ok(io)) => return Some((io, pick)),
+                failed => {
+                    let why = match failed {
+                        Ok(Err(error)) => error.to_string(),
+                        _ => format!("no connection within {limit:?}"),
+                    };
+                    tracing::debug!(target: "mesh::server", peer = %address, cluster = &**name, why, "not reached");
+                    let outcome = Outcome { failure: Some(Failure::Connect), unsent: true, ..Outcome::default() };
+                    pick.finish(&outcome, self.clock.now());
+                }
+            }
+        }
+        None
+    }
+}
+
+/// How many endpoints are tried. Envoy `TcpProxy.max_connect_attempts` is 1; one more costs nobody anything.
+const ATTEMPTS: usize = 2;
+
+/// One of them, by weight.
+fn choose(clusters: &[WeightedCluster], drawn: u64) -> Option<&WeightedCluster> {
+    let total: u64 = clusters.iter().map(|one| u64::from(one.weight)).sum();
+    let mut left = drawn.checked_rem(total)?;
+    clusters.iter().find(|one| match left.checked_sub(one.weight.into()) {
+        Some(rest) => {
+            left = rest;
+            false
+        }
+        None => true,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+    use super::*;
+
+    /// GW3: connections are split by weight, as requests are.
+    #[test]
+    fn connections_are_split_by_weight() {
+        let of = |name: &str, weight| WeightedCluster { cluster: name.into(), weight, ..WeightedCluster::default() };
+        let clusters = [of("a", 1), of("b", 0), of("c", 3)];
+        let chosen: Vec<&str> = (0..8).map(|n| &*choose(&clusters, n).unwrap().cluster).collect();
+        assert_eq!(chosen, ["a", "c", "c", "c", "a", "c", "c", "c"]);
+        assert!(choose(&[], 1).is_none() && choose(&[of("a", 0)], 1).is_none());
+    }
+}
