@@ -57,7 +57,10 @@ pub use policy::{
     Abort, AbortStatus, BackOff, Fault, FaultDelay, GrpcRetry, HedgePolicy, HttpRetry, RateLimitedBackOff, ResetFormat,
     ResetHeader, RetryConditions, RetryPolicy,
 };
-pub use rate_limit::{LimitAction, LimitDescriptor, LocalRateLimit, RateLimit, TokenBucket};
+pub use rate_limit::{
+    GlobalOverride, GlobalRateLimit, LimitAction, LimitDescriptor, LimitedRequests, LocalRateLimit, RateLimit,
+    TokenBucket,
+};
 pub use route::{
     Action, CookieMatch, DirectResponse, Format, FormatError, Forward, HeaderChange, HeaderChanges, HeaderChoice,
     HeaderMatch, HeaderMatcher, HostRewrite, Mirror, Operator, PathMatch, PathRewrite, QueryMatch, QueryMatcher,

@@ -26,6 +26,7 @@ mod error;
 mod file;
 mod health;
 mod jwt;
+mod limits;
 mod live;
 mod mesh;
 mod message;

@@ -247,6 +247,10 @@ impl Mesh {
             check_codec: Some(mesh_xds::rpc::ext_authz::CODEC),
             #[cfg(not(feature = "xds"))]
             check_codec: None,
+            #[cfg(feature = "xds")]
+            limit_codec: Some(mesh_xds::rpc::rate_limit::CODEC),
+            #[cfg(not(feature = "xds"))]
+            limit_codec: None,
             clock: shared.http.source(),
             tokens: Arc::new(Tokens::new(side.clone(), shared.http.source())),
             side,

@@ -22,10 +22,8 @@ use hyper_util::rt::TokioIo;
 use mesh_core::{
     authz::question::Codec,
     config::{Inbound, MtlsMode, ServiceName},
-    identity::SpiffeId,
     outcome::Flags,
-    rate_limit::{Counted, Limited},
-    request::RequestView,
+    rate_limit::LimitCodec,
 };
 use tokio::{
     sync::{Semaphore, watch},
@@ -51,6 +49,7 @@ mod body;
 mod caller;
 mod guard;
 mod health;
+mod limit;
 mod limits;
 mod load;
 mod named;
@@ -131,6 +130,8 @@ pub(crate) struct Server {
     pub(crate) tokens: Arc<Tokens>,
     /// How authorization services are spoken to over gRPC.
     pub(crate) check_codec: Option<Codec>,
+    /// How services are spoken to that count requests for the whole mesh.
+    pub(crate) limit_codec: Option<LimitCodec>,
 }
 
 /// Whom a server serves.
@@ -297,10 +298,12 @@ impl Server {
             Ok(()) => self.refusal(caller, &mut parts, &context).await,
             Err(malformed) => Some(malformed),
         };
-        let limited = if refusal.is_none() { self.limited(caller, &parts) } else { None };
-        if let Some(limited) = limited {
-            let status = StatusCode::from_u16(limited.status).unwrap_or(StatusCode::TOO_MANY_REQUESTS);
-            refusal = Some(Refusal::new(status, Flags::RL, "local_rate_limited"));
+        let mut told = Vec::new();
+        if refusal.is_none() {
+            match self.limit(caller, &mut parts).await {
+                Ok(verdicts) => told = verdicts,
+                Err(limited) => refusal = Some(limited),
+            }
         }
         let overloaded = refusal.is_none() && !is_probe(&parts) && !self.let_in(&mut story).await;
         if refusal.is_none() && context.deadline.is_some_and(|deadline| deadline <= source::instant()) {
@@ -317,11 +320,11 @@ impl Server {
         let limit = self.inbound().and_then(|inbound| inbound.request_timeout);
         let mut response = match refusal {
             Some(refusal) => {
-                let Refusal { status, flags, reason, details, headers } = *refusal;
+                let Refusal { status, flags, reason, details, headers, grpc } = *refusal;
                 story.refused(flags, details);
                 let mut answer = own_answer(status, story.is_grpc(), reason);
                 answer.headers_mut().extend(headers);
-                if let Some(grpc) = limited.and_then(|limited| limited.grpc).filter(|_| story.is_grpc()) {
+                if let Some(grpc) = grpc.filter(|_| story.is_grpc()) {
                     answer.headers_mut().insert("grpc-status", HeaderValue::from(grpc));
                 }
                 if overloaded {
@@ -342,6 +345,7 @@ impl Server {
                 }
             },
         };
+        told.iter().for_each(|verdict| verdict.tell(response.headers_mut()));
         if context.vain.is_set() && has_failed(&response) {
             in_vain(response.headers_mut(), story.is_grpc());
         }
@@ -395,20 +399,6 @@ impl Server {
             let millis = u32::try_from(gate.pushback().as_millis()).unwrap_or(u32::MAX);
             headers.insert(PUSHBACK, HeaderValue::from(millis));
         }
-    }
-
-    /// Counts the request against the port's rate limit, each connection by itself where it is to be.
-    fn limited(&self, caller: &Caller, parts: &Parts) -> Option<Limited> {
-        let Role::Workload(port) = self.role else { return None };
-        let limits = self.live.load()?.inbound_limits(port)?;
-        let limits = match limits.is_per_connection() {
-            true => caller.limits.get_or_init(|| limits.apart()),
-            false => &limits,
-        };
-        let mut view = RequestView::of(parts, Some(port));
-        view.source = Some(caller.address.ip().to_canonical());
-        let counted = Counted { view, cluster: "", peer: caller.peer.as_ref().map(SpiffeId::as_str) };
-        limits.count(&counted, self.clock.now(), &mut self.clock.next_request())
     }
 }
 

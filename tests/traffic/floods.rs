@@ -108,7 +108,7 @@ async fn ended(stream: &mut TcpStream) -> Vec<u8> {
     said
 }
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
@@ -117,7 +117,7 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// `GET http://app/`, in HPACK.
 const GET: &[u8] = &[0x82, 0x86, 0x84, 0x41, 3, b'a', b'p', b'p'];
 
-fn greeting() -> Vec<u8> {
+pub(crate) fn greeting() -> Vec<u8> {
     [PREFACE, &frame(4, 0, 0, &[])].concat()
 }
 

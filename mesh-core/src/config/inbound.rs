@@ -5,7 +5,7 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 use http::HeaderMap;
 use serde::{Deserialize, Serialize};
 
-use super::{Guard, LocalRateLimit, Name, RouteTable, StringMatch, TlsVersions};
+use super::{GlobalRateLimit, Guard, LocalRateLimit, Name, RouteTable, StringMatch, TlsVersions};
 
 /// The policy of one listening port.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -38,6 +38,8 @@ pub struct Inbound {
     pub trusted_hops: Option<u32>,
     /// How many requests are let in. Envoy `LocalRateLimit` among the `http_filters`.
     pub rate_limit: Option<Arc<LocalRateLimit>>,
+    /// Who counts requests for the whole mesh, in order; asked after `rate_limit`. Envoy `RateLimit` among the `http_filters`.
+    pub global_limits: Vec<Arc<GlobalRateLimit>>,
     /// How long a caller may take for the head of an HTTP/1.1 request; `None` is 30 s here. Of HTTP/2 a head comes whole.
     ///
     /// Envoy `HttpConnectionManager.request_headers_timeout`, there without limit by default.
@@ -66,6 +68,7 @@ impl Default for Inbound {
             path: PathNormalization::BASE,
             trusted_hops: None,
             rate_limit: None,
+            global_limits: Vec::new(),
             request_headers_timeout: None,
             request_timeout: None,
             max_connections: None,

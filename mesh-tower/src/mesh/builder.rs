@@ -324,6 +324,8 @@ impl Builder {
             }
         };
         let http = HttpClient::new(Arc::clone(&live), telemetry.clone(), pool.clone()).with_source(source.clone());
+        #[cfg(feature = "xds")]
+        let http = http.with_limit_codec(mesh_xds::rpc::rate_limit::CODEC);
         tasks.push(Owned::spawn(crate::health::checks(Arc::clone(&live), pool.clone(), source.clone())));
         tasks.push(Owned::spawn(crate::reports::reports(Arc::clone(&live), pool.clone(), source.clone())));
         tasks.push(Owned::spawn(names::follow(Arc::clone(&live), source.clone(), self.resolver.0)));

@@ -38,12 +38,14 @@ pub(super) struct Refusal {
     pub(super) details: Cow<'static, str>,
     /// What the answer says beside.
     pub(super) headers: HeaderMap,
+    /// The gRPC status of the answer to a gRPC call, where it is not what the HTTP status amounts to.
+    pub(super) grpc: Option<u32>,
 }
 
 impl Refusal {
     pub(super) fn new(status: StatusCode, flags: Flags, reason: impl Into<String>) -> Box<Self> {
         let (details, headers) = (Cow::Borrowed("refused_by_policy"), HeaderMap::new());
-        Box::new(Self { status, flags, reason: reason.into(), details, headers })
+        Box::new(Self { status, flags, reason: reason.into(), details, headers, grpc: None })
     }
 
     fn malformed(reason: &'static str) -> Box<Self> {

@@ -7,14 +7,23 @@ use mesh_core::config::{EscapedSlashes, PathNormalization};
 
 use super::FILTERS;
 use crate::{
-    proto::envoy::extensions::filters::network::http_connection_manager::v3::{
-        HttpConnectionManager, http_connection_manager::PathWithEscapedSlashesAction as Action,
+    proto::envoy::{
+        config::listener::v3::{FilterChain, filter::ConfigType},
+        extensions::filters::network::{
+            connection_limit::v3::ConnectionLimit,
+            http_connection_manager::v3::{
+                HttpConnectionManager, http_connection_manager::PathWithEscapedSlashesAction as Action,
+            },
+        },
     },
     translate::{
         read::{Ignored, Wrong, wrong},
         value,
     },
 };
+
+/// Filters in front of HTTP that only observe, in Istio's chains.
+const QUIET: [&str; 2] = ["istio.metadata_exchange", "envoy.filters.network.metadata_exchange"];
 
 /// The form of paths (SV11). What is not said is not done.
 pub(super) fn path(manager: &HttpConnectionManager) -> Result<PathNormalization, Wrong> {
@@ -79,4 +88,26 @@ pub(super) fn server_limits(
         limit(manager.request_headers_timeout, "request_headers_timeout")?,
         limit(manager.request_timeout, "request_timeout")?,
     ))
+}
+
+/// How many connections there may be, by a filter in front of HTTP (RL8); other such filters are told.
+pub(super) fn connection_limit(chain: &FilterChain, ignored: &mut Ignored) -> Result<Option<u64>, Wrong> {
+    let mut most = None;
+    for filter in chain.filters.iter().rev().skip(1) {
+        match &filter.config_type {
+            Some(ConfigType::TypedConfig(any)) if any.is::<ConnectionLimit>() => {
+                let message: ConnectionLimit = ignored.open(any, FILTERS)?;
+                if message.delay.is_some() {
+                    ignored.add(FILTERS, "connection_limit.delay");
+                }
+                match message.max_connections {
+                    Some(0) | None => return Err(wrong("filters.max_connections", "must be greater than zero")),
+                    limit => most = limit,
+                }
+            }
+            _ if QUIET.contains(&filter.name.as_str()) => {}
+            _ => ignored.add(FILTERS, &filter.name),
+        }
+    }
+    Ok(most)
 }
