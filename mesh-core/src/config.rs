@@ -50,7 +50,9 @@ pub use connections::{Connections, Http2, Keepalive, SocketOption, TcpKeepalive}
 pub use hash::{HashCookie, HashPolicy, HashSource, RoutingPriority};
 pub use health_check::{GrpcCheck, HealthCheck, HttpCheck, Probe, TcpCheck};
 pub use http::{FilterOverride, HttpSettings, OwnFilter};
-pub use inbound::{EscapedSlashes, Inbound, MtlsMode, PathNormalization};
+pub use inbound::{
+    ClientCertHeader, EscapedSlashes, ForwardClientCert, HttpLimits, Inbound, MtlsMode, PathNormalization, Underscores,
+};
 pub use jwt::{JwtAuthn, JwtKeys, JwtProvider, JwtRequirement, JwtRule};
 pub use outlier::{FailurePercentage, LatencyOutlier, Monitor, OutlierDetection, SuccessRate};
 pub use policy::{

@@ -46,6 +46,7 @@ pub use self::{
     client::{GrpcClient, HttpClient},
     context::{Context, InContext, spawn},
     error::{BoxError, Error, ErrorKind, ResponseFlags},
+    jwt::read_untrusted,
     layer::WaitForReady,
     live::Live,
     mesh::{Builder, Mesh, MeshError},

@@ -21,7 +21,7 @@ use hyper::{body::Incoming, service::service_fn, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
 use mesh_core::{
     authz::question::Codec,
-    config::{Inbound, MtlsMode, ServiceName},
+    config::{HttpLimits, Inbound, MtlsMode, ServiceName},
     outcome::Flags,
     rate_limit::LimitCodec,
 };
@@ -47,6 +47,8 @@ use crate::{
 
 mod body;
 mod caller;
+mod certificate;
+mod ending;
 mod guard;
 mod health;
 mod limit;
@@ -62,6 +64,7 @@ mod tunnel;
 use body::Answer;
 pub use body::RequestBody;
 use caller::Caller;
+pub(crate) use ending::Ending;
 use guard::{Refusal, own_address};
 use health::is_probe;
 pub use health::{HealthBody, WithHealth};
@@ -82,8 +85,6 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const HANDSHAKES: usize = 256;
 /// How long a caller may take to write the head of an HTTP/1.1 request.
 const HEAD: Duration = Duration::from_secs(30);
-/// How long requests under way get once serving ends. Istio `terminationDrainDuration`.
-const DRAIN: Duration = Duration::from_secs(5);
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -120,6 +121,8 @@ pub(crate) struct Server {
     pub(crate) service: Arc<ServiceName>,
     /// How many requests are worked on at once, where that is bounded.
     pub(crate) gate: Option<Gate>,
+    /// How serving ends.
+    pub(crate) ending: Ending,
     /// Connections that changed their protocol.
     pub(crate) tunnels: Tunnels,
     /// The clock and the chance that rate limits go by.
@@ -145,7 +148,7 @@ pub(crate) enum Role {
 
 impl Server {
     /// Serves until `end` is true or gone, then drains.
-    pub(crate) async fn run<S, B>(self, mut listener: impl Listener, handler: S, mut end: watch::Receiver<bool>)
+    pub(crate) async fn run<S, B>(self, mut listener: impl Listener, handler: S, end: watch::Receiver<bool>)
     where
         S: Handler<B>,
         B: HttpBody<Error: Into<BoxError>, Data: Send> + Send + 'static,
@@ -159,10 +162,11 @@ impl Server {
         let (drain, draining) = watch::channel(false);
         let acceptor = MtlsAcceptor::new(server.identity.clone());
         let mut connections = JoinSet::new();
+        let mut closed = pin!(server.ending.closed(end));
         loop {
             let accepted = tokio::select! {
                 biased;
-                () = until_true(&mut end) => break,
+                () = closed.as_mut() => break,
                 Some(_) = connections.join_next() => continue,
                 accepted = accept(&mut listener, &handshakes) => accepted,
             };
@@ -200,8 +204,9 @@ impl Server {
         drop(listener);
         drain.send_replace(true);
         let finished = async { while connections.join_next().await.is_some() {} };
-        if timeout(DRAIN, finished).await.is_err() {
-            tracing::warn!(target: "mesh::server", left = connections.len(), "connections cut off after {DRAIN:?}");
+        let limit = server.ending.drain;
+        if timeout(limit, finished).await.is_err() {
+            tracing::warn!(target: "mesh::server", left = connections.len(), "connections cut off after {limit:?}");
         }
         // Dropping the set ends what is left.
     }
@@ -254,7 +259,9 @@ impl Server {
         let caller = Arc::new(caller);
         let mut term = Term::new(io.take_tenure());
         let (held, of) = (Arc::clone(&self), Arc::clone(&caller));
-        let head = self.inbound().and_then(|inbound| inbound.request_headers_timeout).unwrap_or(HEAD);
+        let inbound = self.inbound();
+        let head = inbound.as_ref().and_then(|inbound| inbound.request_headers_timeout).unwrap_or(HEAD);
+        let most = inbound.map_or_else(HttpLimits::default, |inbound| inbound.http);
         let heard = Heard::default();
         let (io, requests) = (Listening { io, heard: heard.clone() }, heard.clone());
         let service = service_fn(move |request| {
@@ -262,7 +269,7 @@ impl Server {
             let (server, caller, handler) = (Arc::clone(&self), Arc::clone(&caller), handler.clone());
             async move { Ok::<_, Infallible>(server.answer(&caller, handler, request).await) }
         });
-        let protocols = limits::protocols(head);
+        let protocols = limits::protocols(head, &most);
         let mut connection = pin!(protocols.serve_connection_with_upgrades(TokioIo::new(io), service));
         let drained = tokio::select! {
             ended = connection.as_mut() => return tell_end(ended),
@@ -286,7 +293,8 @@ impl Server {
         B: HttpBody<Error: Into<BoxError>>,
     {
         let (mut parts, body) = request.into_parts();
-        let malformed = limits::head(&parts).and_then(|()| self.straighten(&mut parts));
+        let most = self.inbound().map_or_else(HttpLimits::default, |inbound| inbound.http);
+        let malformed = limits::head(&parts, &most).and_then(|()| self.straighten(caller, &mut parts));
         let changing = parts.extensions.get::<OnUpgrade>().cloned().filter(|_| self.role == Role::Gateway);
         let introduced = parts.headers.contains_key(PEER_METADATA);
         let mut story = self.receive(caller, &mut parts);

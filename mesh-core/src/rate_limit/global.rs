@@ -166,6 +166,11 @@ impl GlobalLimit {
         }
     }
 
+    /// One with its own descriptors alone.
+    pub fn of(config: &Arc<GlobalRateLimit>) -> Self {
+        Self::new(config, &[], None)
+    }
+
     /// What it was made of.
     pub fn config(&self) -> &GlobalRateLimit {
         &self.config

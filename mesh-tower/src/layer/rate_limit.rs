@@ -15,7 +15,7 @@ use mesh_core::{
     rate_limit::{Counted, GlobalLimit, GlobalLimits, LimitAnswer, LimitCodec, LimitQuestion, Limits},
     request::RequestView,
 };
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tower_layer::Layer;
 
 use super::{Call, Routed, Stage};
@@ -136,7 +136,7 @@ where
         for service in services.iter() {
             let question = self.counted(&routed, |counted| service.question(counted, &mut routed.call.journal().rng));
             let Some(question) = question else { continue };
-            let answer = self.answer(service, &question, &routed).await;
+            let answer = self.answer(service, &question, routed.deadline).await;
             let failed = answer.is_none();
             let verdict = service.judge(answer, &mut routed.call.journal().rng);
             tell_result(&verdict, failed);
@@ -161,10 +161,15 @@ where
     }
 
     /// What a service says; `None` when it could not be asked.
-    async fn answer(&self, service: &GlobalLimit, question: &LimitQuestion, routed: &Routed) -> Option<LimitAnswer> {
+    async fn answer(
+        &self,
+        service: &GlobalLimit,
+        question: &LimitQuestion,
+        deadline: Option<Instant>,
+    ) -> Option<LimitAnswer> {
         let asking = self.layer.asking.as_ref()?;
         let codec = asking.codec?;
-        let said = self.say(asking, service, &(codec.encode)(question), routed).await;
+        let said = self.say(asking, service, &(codec.encode)(question), deadline).await;
         let read = said.map_err(|error| error.to_string()).and_then(|message| (codec.decode)(&message));
         read.inspect_err(|why| {
             let cluster = &*service.config().cluster;
@@ -178,14 +183,15 @@ where
         asking: &Asking,
         service: &GlobalLimit,
         message: &[u8],
-        routed: &Routed,
+        deadline: Option<Instant>,
     ) -> Result<Bytes, SideError> {
         let config = service.config();
         let cluster = asking.live.load().and_then(|snapshot| snapshot.cluster(&config.cluster).cloned());
         let cluster = cluster.ok_or(SideError::NoCluster)?;
         let authority = if config.authority.is_empty() { &*config.cluster } else { config.authority.as_str() };
         let (parts, body) = grpc_request(authority, METHOD, message)?.into_parts();
-        let (body, progress) = Body::new(Full::new(body)).watched();
+        let mut body = Body::new(Full::new(body));
+        let progress = body.watch();
         let policy = RoutePolicy { timeout: Some(config.timeout), ..RoutePolicy::default() };
         let mut plan = Plan::new(Arc::new(policy), Target::Cluster(cluster));
         plan.is_grpc = true;
@@ -195,7 +201,7 @@ where
         let request = Routed {
             request: Message::from_parts(parts, body),
             call,
-            deadline: Some(routed.deadline.map_or(until, |deadline| deadline.min(until))),
+            deadline: Some(deadline.map_or(until, |deadline| deadline.min(until))),
             now,
         };
         let asked = async {

@@ -8,8 +8,8 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use mesh_core::config::{
-    EndpointAddress, GlobalRateLimit, Guard, HttpSettings, Inbound, LocalRateLimit, MtlsMode, Name, PathNormalization,
-    RouteTable,
+    ClientCertHeader, EndpointAddress, GlobalRateLimit, Guard, HttpLimits, HttpSettings, Inbound, LocalRateLimit,
+    MtlsMode, Name, PathNormalization, RouteTable, Underscores,
 };
 
 use super::{
@@ -193,6 +193,9 @@ struct Port {
     request_headers_timeout: Option<Duration>,
     request_timeout: Option<Duration>,
     max_connections: Option<u64>,
+    http: HttpLimits,
+    underscores: Underscores,
+    client_cert: ClientCertHeader,
 }
 
 fn inbound(chains: Vec<FilterChain>, ignored: &mut Ignored) -> Result<Vec<(u16, Arc<Inbound>)>, Wrong> {
@@ -229,6 +232,9 @@ fn inbound(chains: Vec<FilterChain>, ignored: &mut Ignored) -> Result<Vec<(u16, 
             request_headers_timeout: port.request_headers_timeout,
             request_timeout: port.request_timeout,
             max_connections: port.max_connections,
+            http: port.http,
+            underscores: port.underscores,
+            client_cert: port.client_cert,
         })
     };
     Ok(ports.into_iter().map(|(port, chains)| (port, inbound(chains))).collect())
@@ -260,6 +266,8 @@ fn inbound_chain(chain: &FilterChain, ports: &mut BTreeMap<u16, Port>, ignored: 
     let most = guarded::connection_limit(chain, ignored)?;
     let mut refused = guard(chain).or(filters.refused);
     let (path, hops) = (guarded::path(&manager)?, guarded::trusted_hops(&manager));
+    let (http, client_cert) = (guarded::http_limits(&manager, ignored)?, guarded::client_cert(&manager)?);
+    let underscores = guarded::underscores(&manager)?;
     let RouteSource::Inline(routes) = routes(manager, Side::Inbound, ignored)? else {
         return Err(wrong("filters.rds", "is not supported in an inbound chain; send the routes inline"));
     };
@@ -288,6 +296,9 @@ fn inbound_chain(chain: &FilterChain, ports: &mut BTreeMap<u16, Port>, ignored: 
     entry.request_headers_timeout = entry.request_headers_timeout.or(limits.0);
     entry.request_timeout = entry.request_timeout.or(limits.1);
     entry.max_connections = entry.max_connections.or(most);
+    (entry.http, entry.client_cert) = (http, client_cert);
+    // The chain that lets less through speaks for all.
+    entry.underscores = if entry.underscores == Underscores::Allow { underscores } else { entry.underscores };
     Ok(())
 }
 
@@ -416,7 +427,7 @@ pub(super) fn encode_inbound<'a>(ports: impl Iterator<Item = (u16, &'a Inbound)>
 fn encode_chains(port: u16, inbound: &Inbound) -> impl Iterator<Item = FilterChain> {
     let routes =
         if inbound.routes.name.is_empty() { format!("inbound|{port}||") } else { inbound.routes.name.to_string() };
-    let manager = HttpConnectionManager {
+    let mut manager = HttpConnectionManager {
         stat_prefix: format!("inbound_{EVERY_ADDRESS}_{port}"),
         route_specifier: Some(RouteSpecifier::RouteConfig(route::encode(&routes, &inbound.routes))),
         request_headers_timeout: inbound.request_headers_timeout.map(value::encode_duration),
@@ -436,6 +447,7 @@ fn encode_chains(port: u16, inbound: &Inbound) -> impl Iterator<Item = FilterCha
         ),
         ..HttpConnectionManager::default()
     };
+    guarded::encode(inbound, &mut manager);
     let limit = inbound.max_connections.map(|most| Filter {
         name: CONNECTION_LIMIT.to_owned(),
         config_type: Some(ConfigType::TypedConfig(Any::pack(&ConnectionLimit {
