@@ -55,14 +55,19 @@ pub use gateway::{
 pub use hash::{HashCookie, HashPolicy, HashSource, RoutingPriority};
 pub use health_check::{GrpcCheck, HealthCheck, HttpCheck, Probe, TcpCheck};
 pub use http::{FilterOverride, HttpSettings, OwnFilter};
-pub use inbound::{EscapedSlashes, Inbound, MtlsMode, PathNormalization};
+pub use inbound::{
+    ClientCertHeader, EscapedSlashes, ForwardClientCert, HttpLimits, Inbound, MtlsMode, PathNormalization, Underscores,
+};
 pub use jwt::{JwtAuthn, JwtKeys, JwtProvider, JwtRequirement, JwtRule};
 pub use outlier::{FailurePercentage, LatencyOutlier, Monitor, OutlierDetection, SuccessRate};
 pub use policy::{
     Abort, AbortStatus, BackOff, Fault, FaultDelay, GrpcRetry, HedgePolicy, HttpRetry, RateLimitedBackOff, ResetFormat,
     ResetHeader, RetryConditions, RetryPolicy,
 };
-pub use rate_limit::{LimitAction, LimitDescriptor, LocalRateLimit, RateLimit, TokenBucket};
+pub use rate_limit::{
+    GlobalOverride, GlobalRateLimit, LimitAction, LimitDescriptor, LimitedRequests, LocalRateLimit, RateLimit,
+    TokenBucket,
+};
 pub use route::{
     Action, CookieMatch, DirectResponse, Format, FormatError, Forward, HeaderChange, HeaderChanges, HeaderChoice,
     HeaderMatch, HeaderMatcher, HostRewrite, Mirror, Operator, PathMatch, PathRewrite, QueryMatch, QueryMatcher,

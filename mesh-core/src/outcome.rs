@@ -263,6 +263,8 @@ flags! {
     SI = 17;
     /// Dropped for overload.
     DO = 18;
+    /// A rate limit service gave no answer, and without one there is no passing.
+    RLSE = 19;
 }
 
 impl Flags {

@@ -10,7 +10,7 @@ use crate::{
     hash::{Fresh, HashPolicies},
     mirror::MirrorPolicy,
     pick::Wanted,
-    rate_limit::Limits,
+    rate_limit::{GlobalLimits, Limits},
     rewrite::{HeaderEdits, Rewrite},
     route::{Destination, Split},
     session::{Session, Sessions},
@@ -157,6 +157,8 @@ pub struct RoutePolicy {
     pub filters: Vec<Arc<dyn HttpFilter>>,
     /// How many requests are let through; `None` is all.
     pub limits: Option<Limits>,
+    /// Who is asked, beside, whether a request is one too many; `None` is nobody.
+    pub global_limits: Option<GlobalLimits>,
     /// New authority and path.
     pub rewrite: Rewrite,
     /// Header changes, after those of the destination that was drawn.

@@ -1,4 +1,5 @@
-//! Rate limits of one process: which buckets a request takes a token from, and whether one is empty.
+//! Rate limits of one process: which buckets a request takes a token from, and whether one is empty. Those that a service
+//! counts for the whole mesh are in `global`.
 //!
 //! A bucket is one atomic: the moment at which it was empty, were it filled evenly since. Taking a token moves that moment
 //! on; a bucket never holds more than its size because the moment is never further back than filling it takes. Source:
@@ -20,6 +21,12 @@ use crate::{
     time::Time,
 };
 
+mod global;
+
+pub use global::{
+    Descriptor, GlobalLimit, GlobalLimits, LimitAnswer, LimitCodec, LimitQuestion, LimitStatus, LimitVerdict,
+};
+
 /// A rate limit and how the requests of one route get their descriptors.
 #[derive(Clone, Debug)]
 pub struct Limits {
@@ -32,6 +39,8 @@ pub struct Limits {
 pub struct Counted<'a> {
     /// The request.
     pub view: RequestView<'a>,
+    /// What this process is part of; empty where that is not known.
+    pub own: &'a str,
     /// Where it goes; empty for one that came in.
     pub cluster: &'a str,
     /// Who the caller proved to be.
@@ -39,7 +48,7 @@ pub struct Counted<'a> {
 }
 
 /// A request over its limit, and how it is answered.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Limited {
     /// The HTTP status.
     pub status: u16,
@@ -62,6 +71,12 @@ impl Limits {
     pub fn apart(&self) -> Self {
         let limiter = Arc::new(RateLimiter::new(&self.limiter.config));
         Self { limiter, entries: Arc::clone(&self.entries) }
+    }
+
+    /// The same counted in the buckets of another.
+    #[must_use]
+    pub fn counted_in(&self, buckets: &Self) -> Self {
+        Self { limiter: Arc::clone(&buckets.limiter), entries: Arc::clone(&self.entries) }
     }
 
     /// Has each connection buckets of its own?
@@ -223,6 +238,9 @@ impl Entry {
         let mut found = Vec::with_capacity(self.0.len());
         for (action, name) in &self.0 {
             let (key, value, skip): (&str, Option<String>, bool) = match action {
+                LimitAction::SourceCluster => {
+                    ("source_cluster", Some(request.own.to_owned()).filter(|it| !it.is_empty()), false)
+                }
                 LimitAction::DestinationCluster => {
                     ("destination_cluster", Some(request.cluster.to_owned()).filter(|it| !it.is_empty()), false)
                 }
@@ -305,7 +323,7 @@ mod tests {
         let (parts, ()) = request.body(()).unwrap().into_parts();
         let mut view = RequestView::of(&parts, None);
         view.source = Some([10, 1, 2, 3].into());
-        let counted = Counted { view, cluster: "reviews", peer: Some("spiffe://td/ns/a/sa/b") };
+        let counted = Counted { view, own: "mine", cluster: "reviews", peer: Some("spiffe://td/ns/a/sa/b") };
         (0..requests).filter(|n| limits.count(&counted, now, &mut RequestRng::new(1, *n)).is_none()).count()
     }
 
@@ -334,7 +352,7 @@ mod tests {
         }
         let none = limits(LocalRateLimit { status: 503, resource_exhausted: true, ..limit(0) }, &[]);
         let (parts, ()) = http::Request::new(()).into_parts();
-        let counted = Counted { view: RequestView::of(&parts, None), cluster: "", peer: None };
+        let counted = Counted { view: RequestView::of(&parts, None), own: "", cluster: "", peer: None };
         let limited = none.count(&counted, Time::ZERO, &mut RequestRng::new(1, 1));
         assert_eq!(limited, Some(Limited { status: 503, grpc: Some(8) }));
     }
@@ -368,6 +386,7 @@ mod tests {
             (vec![matched(true)], &jason, Some("header_match=yes")),
             (vec![matched(true)], &[], None),
             (vec![matched(false)], &[], Some("header_match=yes")),
+            (vec![LimitAction::SourceCluster], &[], Some("source_cluster=mine")),
             (vec![LimitAction::DestinationCluster], &[], Some("destination_cluster=reviews")),
             (vec![LimitAction::RemoteAddress], &[], Some("remote_address=10.1.2.3")),
             (vec![LimitAction::MaskedRemoteAddress { v4: 16, v6: 64 }], &[], Some("masked_remote_address=10.1.0.0/16")),
@@ -378,7 +397,7 @@ mod tests {
             let entries = entries.map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
             let descriptors = vec![LimitDescriptor { entries, bucket: bucket(0, 1, 1) }];
             let config = LocalRateLimit { descriptors, ..limit(100) };
-            let limits = limits(config, &[RateLimit { stage: 0, actions: actions.clone() }]);
+            let limits = limits(config, &[RateLimit { stage: 0, actions: actions.clone(), hits: None }]);
             let found = passed(&limits, uri, headers, Time::ZERO, 1) == 0;
             assert_eq!(found, expected.is_some(), "{actions:?} {headers:?}");
         }
@@ -393,7 +412,7 @@ mod tests {
             entries: vec![("u".to_owned(), value.to_owned())],
             bucket: bucket(max, 1, 1),
         };
-        let entry = RateLimit { stage: 0, actions };
+        let entry = RateLimit { stage: 0, actions, hits: None };
         let ask =
             |limits: &Limits, user: &str| passed(limits, "http://reviews/", &[("end-user", user)], Time::ZERO, 20);
         let named = LocalRateLimit { descriptors: vec![descriptor("jason", 3)], always_default: false, ..limit(5) };

@@ -12,14 +12,14 @@ use std::{
 use hashbrown::HashMap;
 
 use crate::{
-    config::{self, Action, Forward, HttpSettings, Mirror, Name, PathMatch},
+    config::{self, Action, Forward, HttpSettings, Mirror, Name, PathMatch, RateLimit},
     error::{CompileError, NoRoute},
     fault::Faults,
     filter,
     hash::HashPolicies,
     mirror::{MOST_MIRRORS, MirrorPolicy},
     plan::RoutePolicy,
-    rate_limit::{Limits, RateLimiter},
+    rate_limit::{GlobalLimits, Limits, RateLimiter},
     request::RequestView,
     rewrite::{HeaderEdits, Rewrite},
     session::Sessions,
@@ -50,7 +50,9 @@ pub(crate) struct RouteTable {
     /// The rate limit of routes without their own.
     pub(crate) limiter: Option<Arc<RateLimiter>>,
     /// What it says of requests without any rule's own.
-    pub(crate) own_limits: Option<Limits>,
+    own_limits: Option<Limits>,
+    /// Who is asked beside.
+    own_services: Option<GlobalLimits>,
     hosts: Vec<Arc<Host>>,
     /// Shared as long as every host has the domains it had.
     domains: Arc<Domains>,
@@ -114,7 +116,10 @@ impl RouteTable {
             None => Arc::new(Domains::compile(config)?),
         };
         let own_limits = limiter.as_ref().map(|limiter| Limits::new(limiter, &[]));
-        Ok(Self { config: Arc::clone(config), settings: settings.cloned(), limiter, own_limits, hosts, domains })
+        let services = settings.map_or(&[][..], |settings| &settings.global_limits);
+        let own_services = GlobalLimits::new(services, &[], None);
+        let (config, settings) = (Arc::clone(config), settings.cloned());
+        Ok(Self { config, settings, limiter, own_limits, own_services, hosts, domains })
     }
 
     /// The virtual host that takes the request.
@@ -127,6 +132,18 @@ impl RouteTable {
             // It was compiled before; what cannot be never gets here.
             compiled.unwrap_or_else(|_| VirtualHost::without_rules(&host.config))
         }))
+    }
+
+    /// How many requests that came in are let through, and who is asked beside.
+    pub(crate) fn inbound_limits(&self, view: &RequestView<'_>) -> (Option<Limits>, Option<GlobalLimits>) {
+        if self.own_limits.is_none() && self.own_services.is_none() {
+            return (None, None);
+        }
+        let rule = self.host(view).and_then(|host| host.rules.iter().find(|rule| rule.kind == Kind::Inbound));
+        match rule {
+            Some(rule) => (rule.policy.limits.clone(), rule.policy.global_limits.clone()),
+            None => (self.own_limits.clone(), self.own_services.clone()),
+        }
     }
 
     /// The first rule that takes the request. `bits` decide shares of requests, see [`Matcher::is_match`].
@@ -217,7 +234,8 @@ impl VirtualHost {
         for (i, route) in config.routes.iter().enumerate() {
             let mut rule = Rule::compile(route, config, table, settings, &resource, &format!("routes[{i}]"))?;
             if let Some(policy) = Arc::get_mut(&mut rule.policy) {
-                policy.limits = limits(&route.action, limiter);
+                policy.limits = limits(&route.action, &config.rate_limits, limiter);
+                policy.global_limits = global_limits(&route.action, &config.rate_limits, settings);
             }
             rules.push(rule);
         }
@@ -341,11 +359,20 @@ fn limiter(settings: Option<&Arc<HttpSettings>>, previous: Option<&RouteTable>) 
     }
 }
 
-/// A route's own limit, else that of its port.
-fn limits(action: &Action, limiter: Option<&Arc<RateLimiter>>) -> Option<Limits> {
-    let Action::Forward(forward) = action else { return limiter.map(|limiter| Limits::new(limiter, &[])) };
+/// A route's own limit, else that of its port; `host` is what requests that came in are counted by.
+fn limits(action: &Action, host: &[RateLimit], limiter: Option<&Arc<RateLimiter>>) -> Option<Limits> {
+    let Action::Forward(forward) = action else { return limiter.map(|limiter| Limits::new(limiter, host)) };
     let own = forward.rate_limit.as_ref().map(|own| Arc::new(RateLimiter::new(own)));
     own.as_ref().or(limiter).map(|limiter| Limits::new(limiter, &forward.rate_limits))
+}
+
+/// Who is asked beside, with what the route says of it.
+fn global_limits(action: &Action, host: &[RateLimit], settings: &HttpSettings) -> Option<GlobalLimits> {
+    let services = &settings.global_limits;
+    match action {
+        Action::Forward(forward) => GlobalLimits::new(services, &forward.rate_limits, forward.global_limit.as_ref()),
+        _ => GlobalLimits::new(services, host, None),
+    }
 }
 
 /// What a route leaves to its port; zero is a word of its own.

@@ -16,7 +16,7 @@ use crate::{
     hash::Found,
     jwt::Jwt,
     plan::{Plan, Target},
-    rate_limit::Limits,
+    rate_limit::{GlobalLimits, Limits},
     request::RequestView,
     route::{self, Destination, Kind, RouteTable, name_hash},
     session::Session,
@@ -81,8 +81,10 @@ impl Snapshot {
         }
         let mut inbound = BTreeMap::new();
         for (port, server) in &config.inbound {
-            let settings = server.rate_limit.clone().map(|limit| {
-                Arc::new(config::HttpSettings { rate_limit: Some(limit), ..config::HttpSettings::default() })
+            let limited = server.rate_limit.is_some() || !server.global_limits.is_empty();
+            let settings = limited.then(|| {
+                let (rate_limit, global_limits) = (server.rate_limit.clone(), server.global_limits.clone());
+                Arc::new(config::HttpSettings { rate_limit, global_limits, ..config::HttpSettings::default() })
             });
             inbound.insert(*port, compile_table(&server.routes, settings.as_ref(), previous.inbound.get(port))?);
         }
@@ -253,9 +255,14 @@ impl Snapshot {
         }
     }
 
-    /// How many requests the server on this port lets in.
-    pub fn inbound_limits(&self, port: u16) -> Option<Limits> {
-        self.inbound.get(&port)?.own_limits.clone()
+    /// How many requests the server on this port lets in, and who is asked beside.
+    pub fn inbound_limits(&self, view: &RequestView<'_>) -> (Option<Limits>, Option<GlobalLimits>) {
+        self.inbound.get(&view.port).map_or((None, None), |table| table.inbound_limits(view))
+    }
+
+    /// What this process is part of; empty where that is not known.
+    pub fn own_cluster(&self) -> &str {
+        &self.local.cluster
     }
 
     /// What it was compiled from, put together again.

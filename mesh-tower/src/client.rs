@@ -15,7 +15,7 @@ use std::{
 use bytes::{Buf, Bytes};
 use http::{Uri, header, uri::Authority};
 use http_body::Body as HttpBody;
-use mesh_core::request::is_grpc;
+use mesh_core::{rate_limit::LimitCodec, request::is_grpc};
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -36,7 +36,8 @@ use crate::{
 
 /// One request, from the application to the wire.
 fn stack<L>(parts: Parts, pool: L) -> Stack<L> {
-    let Parts { live, port, telemetry, retries, source } = parts;
+    let Parts { live, port, telemetry, retries, source, limit_codec } = parts;
+    let limits = RateLimitLayer::new().source(source.clone()).asking(Arc::clone(&live), limit_codec);
     let route = RouteLayer::live(live).source(source.clone());
     let route = match port {
         Some(port) => route.on_port(port),
@@ -47,8 +48,8 @@ fn stack<L>(parts: Parts, pool: L) -> Stack<L> {
         route,
         // Whatever becomes of it below is told once, with one set of labels.
         TelemetryLayer::with(telemetry),
-        // What is over its rate limit goes no further.
-        RateLimitLayer::new().source(source.clone()),
+        // What is over its rate limit, here or in the whole mesh, goes no further.
+        limits,
         // A fault asked for is injected before anything is timed, tried or blamed.
         FaultLayer::new(),
         // From here on time counts, up to the last byte of the answer.
@@ -72,6 +73,7 @@ struct Parts {
     telemetry: Telemetry,
     retries: RetryLayer,
     source: Source,
+    limit_codec: Option<LimitCodec>,
 }
 
 type Stack<L> = Route<Telling<RateLimited<Faulty<Timeout<Mirrored<Retry<Balance<L>>>>>>>>;
@@ -93,7 +95,8 @@ impl<L> HttpClient<L> {
     /// Of the configuration in `live`, told in `telemetry`, sending through `leaf`.
     pub fn new(live: Arc<Live>, telemetry: Telemetry, leaf: L) -> Self {
         let retries = RetryLayer::new();
-        Self::of(Parts { live, port: None, telemetry, retries, source: Source::system() }, Arc::new(leaf))
+        let parts = Parts { live, port: None, telemetry, retries, source: Source::system(), limit_codec: None };
+        Self::of(parts, Arc::new(leaf))
     }
 
     fn of(parts: Parts, leaf: Arc<L>) -> Self {
@@ -110,6 +113,13 @@ impl<L> HttpClient<L> {
     #[must_use]
     pub fn with_source(self, source: Source) -> Self {
         Self::of(Parts { source, ..(*self.parts).clone() }, self.leaf)
+    }
+
+    /// The same client, asking services that count requests for the whole mesh by this protocol. Without one they are taken
+    /// not to answer.
+    #[must_use]
+    pub fn with_limit_codec(self, codec: LimitCodec) -> Self {
+        Self::of(Parts { limit_codec: Some(codec), ..(*self.parts).clone() }, self.leaf)
     }
 
     /// The same client with other rules of trying again: a shared budget, gRPC's throttle, or

@@ -10,9 +10,16 @@ use std::{borrow::Cow, error::Error as StdError, fmt};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use mesh_core::outcome::{Failure, Flags, Outcome, grpc_of_http};
+use mesh_core::{
+    outcome::{Failure, Flags, Outcome, grpc_of_http},
+    rate_limit::{LimitVerdict, Limited},
+};
 
 use crate::layer::Call;
+
+mod kind;
+
+pub use kind::ErrorKind;
 
 /// Any error, as services and bodies of others have it.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
@@ -31,6 +38,8 @@ struct Inner {
     source: Option<BoxError>,
     unsent: bool,
     answer: Option<Answer>,
+    /// What rate limit services write on the answer, whoever gives it.
+    told: Vec<LimitVerdict>,
     /// Whose it is: its route may change the headers of the answer.
     call: Option<Call>,
 }
@@ -41,56 +50,6 @@ struct Answer {
     grpc: Option<u32>,
     body: Cow<'static, str>,
     location: Option<HeaderValue>,
-}
-
-/// What stood in the way.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-#[non_exhaustive]
-pub enum ErrorKind {
-    /// No configuration has arrived yet.
-    NotReady,
-    /// No virtual host or no route of it means this request (`NR`, 404).
-    NoRoute,
-    /// The route names a cluster that is not there (`NC`, 503).
-    NoCluster,
-    /// The cluster has no endpoint that can be used (`UH`, 503).
-    NoEndpoint,
-    /// The control plane asks for requests to be dropped (`DO`, 503).
-    Dropped,
-    /// A limit of what may be under way is reached (`UO`, 503).
-    Overflow,
-    /// No connection could be made (`UF`, 503).
-    Connect,
-    /// The TLS handshake failed, or the peer is not who it should be (`UF`, 503).
-    Tls,
-    /// The connection ended before the answer did (`UC`, 503).
-    Reset,
-    /// The endpoint refused the stream without processing it (`UC`, 503).
-    RefusedStream,
-    /// The endpoint broke the protocol (`UPE`, 502).
-    Protocol,
-    /// One try took longer than it may (`UT`, 504).
-    TryTimeout,
-    /// All tries together took longer than the route allows (`UT`, 504).
-    Timeout,
-    /// The stream as a whole took longer than it may (`DT`, 504).
-    Duration,
-    /// Nothing passed in either direction for too long (`SI`, 504).
-    Idle,
-    /// The caller's own deadline passed (`UT`, 504).
-    Deadline,
-    /// A rate limit of the route was reached (`RL`, 429).
-    RateLimited,
-    /// The route does not let the request change its protocol (403).
-    Upgrade,
-    /// A fault injected on purpose (`FI`).
-    Fault,
-    /// The route answers by itself: a redirect or a direct response.
-    Answered,
-    /// The request says nowhere where it is going, or cannot be sent as it is (400).
-    Invalid,
-    /// The caller's request body failed.
-    Body,
 }
 
 impl Error {
@@ -123,6 +82,24 @@ impl Error {
         Self::of(ErrorKind::RateLimited).with_answer(answer)
     }
 
+    /// The answer of a rate limit service that says no, or says nothing; its verdict is the last of these.
+    pub(crate) fn over_limit(limited: Limited, told: Vec<LimitVerdict>) -> Self {
+        let last = told.last();
+        let unknown = last.is_some_and(|verdict| verdict.flags.contains(Flags::RLSE));
+        let status = StatusCode::from_u16(limited.status).unwrap_or(StatusCode::TOO_MANY_REQUESTS);
+        let body = last.map_or_else(String::new, |verdict| verdict.body.clone());
+        let answer = Answer { status, grpc: limited.grpc, body: body.into(), location: None };
+        let kind = if unknown { ErrorKind::LimitUnknown } else { ErrorKind::RateLimited };
+        Self::of(kind).with_answer(answer).telling(told)
+    }
+
+    /// With what rate limit services write on the answer.
+    #[must_use]
+    pub(crate) fn telling(mut self, told: Vec<LimitVerdict>) -> Self {
+        self.0.told.extend(told);
+        self
+    }
+
     /// The route's cluster is not there; 0 is the status of the kind.
     pub(crate) fn no_cluster(name: &str, status: u16) -> Self {
         let error = Self::msg(ErrorKind::NoCluster, name.to_owned());
@@ -145,7 +122,16 @@ impl Error {
     }
 
     fn build(kind: ErrorKind, message: Option<Cow<'static, str>>, source: Option<BoxError>) -> Self {
-        Self(Box::new(Inner { kind, flags: kind.flags(), message, source, unsent: false, answer: None, call: None }))
+        Self(Box::new(Inner {
+            kind,
+            flags: kind.flags(),
+            message,
+            source,
+            unsent: false,
+            answer: None,
+            told: Vec::new(),
+            call: None,
+        }))
     }
 
     fn with_answer(mut self, answer: Answer) -> Self {
@@ -260,6 +246,7 @@ impl Error {
         if let Some(location) = self.0.answer.as_ref().and_then(|answer| answer.location.clone()) {
             response.headers_mut().insert(header::LOCATION, location);
         }
+        self.0.told.iter().for_each(|verdict| verdict.tell(response.headers_mut()));
     }
 
     /// The response a gRPC caller is given: headers alone, with `grpc-status` and `grpc-message`.
@@ -315,7 +302,7 @@ impl Error {
             ErrorKind::Duration => Cow::Borrowed("downstream duration timeout"),
             ErrorKind::Idle => Cow::Borrowed("stream timeout"),
             ErrorKind::RateLimited => Cow::Borrowed("local_rate_limited"),
-            ErrorKind::Fault | ErrorKind::Answered | ErrorKind::Upgrade => Cow::Borrowed(""),
+            ErrorKind::LimitUnknown | ErrorKind::Fault | ErrorKind::Answered | ErrorKind::Upgrade => Cow::Borrowed(""),
             ErrorKind::Invalid | ErrorKind::Body => Cow::Owned(self.to_string()),
         }
     }
@@ -326,89 +313,6 @@ impl Error {
             cause = deeper;
         }
         Some(cause)
-    }
-}
-
-impl ErrorKind {
-    /// The failure policy knows it as; a route's own answer and a bad request are none.
-    fn failure(self) -> Option<Failure> {
-        Some(match self {
-            Self::NoRoute => Failure::NoRoute,
-            Self::NoCluster => Failure::NoCluster,
-            Self::NoEndpoint => Failure::NoEndpoint,
-            Self::Dropped => Failure::Dropped,
-            Self::Overflow => Failure::Overflow,
-            Self::Connect => Failure::Connect,
-            Self::Tls => Failure::Tls,
-            Self::Reset => Failure::Reset,
-            Self::RefusedStream => Failure::RefusedStream,
-            Self::Protocol => Failure::Protocol,
-            Self::TryTimeout => Failure::PerTryTimeout,
-            Self::Timeout | Self::Deadline => Failure::Timeout,
-            Self::Duration => Failure::StreamDuration,
-            Self::Idle => Failure::StreamIdle,
-            Self::RateLimited => Failure::RateLimited,
-            Self::Fault => Failure::FaultAbort,
-            Self::Body => Failure::Cancelled,
-            Self::NotReady | Self::Answered | Self::Invalid | Self::Upgrade => return None,
-        })
-    }
-
-    fn flags(self) -> Flags {
-        self.failure().map_or(Flags::NONE, Failure::flags)
-    }
-
-    fn status(self) -> StatusCode {
-        let status = match (self, self.failure()) {
-            (Self::Invalid | Self::Body, _) => 400,
-            (Self::Upgrade, _) => 403,
-            (_, Some(failure)) => failure.status(),
-            (_, None) => 503,
-        };
-        StatusCode::from_u16(status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE)
-    }
-
-    fn details(self) -> &'static str {
-        match (self, self.failure()) {
-            (Self::NotReady, _) => "configuration_not_ready",
-            (Self::Deadline, _) => "deadline_exceeded",
-            (Self::Invalid, _) => "invalid_request",
-            (Self::Upgrade, _) => "upgrade_failed",
-            (_, Some(failure)) => failure.details(),
-            (_, None) => "direct_response",
-        }
-    }
-
-    /// Nothing of the request left this process, or the peer said that it processed nothing.
-    fn is_unsent(self) -> bool {
-        self.failure().is_none_or(Failure::is_unsent)
-    }
-
-    fn text(self) -> &'static str {
-        match self {
-            Self::NotReady => "no configuration has arrived from the control plane",
-            Self::NoRoute => "no route means this request",
-            Self::NoCluster => "the route's cluster is not configured",
-            Self::NoEndpoint => "no endpoint of the cluster can be used",
-            Self::Dropped => "dropped for overload",
-            Self::Overflow => "too much is under way already",
-            Self::Connect => "no connection to the endpoint",
-            Self::Tls => "no secure connection to the endpoint",
-            Self::Protocol => "the endpoint broke the protocol",
-            Self::Reset => "the connection ended before the answer did",
-            Self::RefusedStream => "the endpoint refused the stream",
-            Self::TryTimeout => "the try took too long",
-            Self::Timeout => "the request took longer than its route allows",
-            Self::Duration => "the stream took longer than it may",
-            Self::Idle => "nothing passed for too long",
-            Self::Deadline => "the caller's deadline passed",
-            Self::RateLimited => "a rate limit was reached",
-            Self::Upgrade => "the route does not let the request change its protocol",
-            Self::Fault => "a fault was injected",
-            Self::Answered => "the route answers by itself",
-            Self::Invalid => "the request cannot be sent",
-            Self::Body => "the request's body failed",
-        }
     }
 }
 

@@ -26,6 +26,7 @@ mod error;
 mod file;
 mod health;
 mod jwt;
+mod limits;
 mod live;
 mod mesh;
 mod message;
@@ -49,6 +50,7 @@ pub use self::{
     client::{GrpcClient, HttpClient},
     context::{Context, InContext, spawn},
     error::{BoxError, Error, ErrorKind, ResponseFlags},
+    jwt::read_untrusted,
     layer::WaitForReady,
     live::Live,
     mesh::{Builder, Mesh, MeshError, PortMap},

@@ -39,7 +39,7 @@ use crate::{
     jwt::Tokens,
     live::Live,
     pool::Pool,
-    server::{Gate, Handler, Role, Server, Tunnels, signalled},
+    server::{Ending, Gate, Handler, Role, Server, Tunnels, signalled},
     side::SideCalls,
     telemetry::{PeerMetadata, Telemetry},
     tls::LiveIdentity,
@@ -88,6 +88,7 @@ struct Shared {
     service: Arc<ServiceName>,
     admin: Option<Admin>,
     gate: Option<Gate>,
+    in_order: Ending,
     ending: watch::Sender<bool>,
     _tasks: Vec<Owned>,
 }
@@ -252,11 +253,16 @@ impl Mesh {
             role,
             service: Arc::clone(&shared.service),
             gate: shared.gate.clone(),
+            ending: shared.in_order,
             tunnels: Tunnels::default(),
             #[cfg(feature = "xds")]
             check_codec: Some(mesh_xds::rpc::ext_authz::CODEC),
             #[cfg(not(feature = "xds"))]
             check_codec: None,
+            #[cfg(feature = "xds")]
+            limit_codec: Some(mesh_xds::rpc::rate_limit::CODEC),
+            #[cfg(not(feature = "xds"))]
+            limit_codec: None,
             clock: shared.http.source(),
             pool: shared.http.leaf(),
             tokens: Arc::new(Tokens::new(side.clone(), shared.http.source())),

@@ -21,11 +21,9 @@ use hyper::{body::Incoming, service::service_fn, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
 use mesh_core::{
     authz::question::Codec,
-    config::{Inbound, MtlsMode, ServiceName},
-    identity::SpiffeId,
+    config::{HttpLimits, Inbound, MtlsMode, ServiceName},
     outcome::Flags,
-    rate_limit::{Counted, Limited},
-    request::RequestView,
+    rate_limit::LimitCodec,
 };
 use tokio::{
     sync::{Semaphore, watch},
@@ -49,9 +47,12 @@ use crate::{
 
 mod body;
 mod caller;
+mod certificate;
 mod edge;
+mod ending;
 mod guard;
 mod health;
+mod limit;
 mod limits;
 mod load;
 mod named;
@@ -67,6 +68,7 @@ pub use body::RequestBody;
 use caller::Caller;
 pub(crate) use edge::OnTarget;
 use edge::Shaken;
+pub(crate) use ending::Ending;
 use guard::{Refusal, own_address};
 use health::is_probe;
 pub use health::{HealthBody, WithHealth};
@@ -87,8 +89,6 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const HANDSHAKES: usize = 256;
 /// How long a caller may take to write the head of an HTTP/1.1 request.
 const HEAD: Duration = Duration::from_secs(30);
-/// How long requests under way get once serving ends. Istio `terminationDrainDuration`.
-const DRAIN: Duration = Duration::from_secs(5);
 
 const OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
 const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
@@ -123,6 +123,8 @@ pub(crate) struct Server {
     pub(crate) service: Arc<ServiceName>,
     /// How many requests are worked on at once, where that is bounded.
     pub(crate) gate: Option<Gate>,
+    /// How serving ends.
+    pub(crate) ending: Ending,
     /// Connections that changed their protocol.
     pub(crate) tunnels: Tunnels,
     /// The clock and the chance that rate limits go by.
@@ -135,6 +137,8 @@ pub(crate) struct Server {
     pub(crate) check_codec: Option<Codec>,
     /// Connections to others, for bytes that a gateway hands on.
     pub(crate) pool: Arc<Pool>,
+    /// How services are spoken to that count requests for the whole mesh.
+    pub(crate) limit_codec: Option<LimitCodec>,
 }
 
 /// Whom a server serves.
@@ -161,7 +165,7 @@ impl Role {
 
 impl Server {
     /// Serves until `end` is true or gone, then drains.
-    pub(crate) async fn run<S, B>(self, mut listener: impl Listener, handler: S, mut end: watch::Receiver<bool>)
+    pub(crate) async fn run<S, B>(self, mut listener: impl Listener, handler: S, end: watch::Receiver<bool>)
     where
         S: Handler<B>,
         B: HttpBody<Error: Into<BoxError>, Data: Send> + Send + 'static,
@@ -175,10 +179,11 @@ impl Server {
         let (drain, draining) = watch::channel(false);
         let acceptor = GatewayAcceptor::new(MtlsAcceptor::new(server.identity.clone()));
         let mut connections = JoinSet::new();
+        let mut closed = pin!(server.ending.closed(end));
         loop {
             let accepted = tokio::select! {
                 biased;
-                () = until_true(&mut end) => break,
+                () = closed.as_mut() => break,
                 Some(_) = connections.join_next() => continue,
                 accepted = accept(&mut listener, &handshakes) => accepted,
             };
@@ -219,8 +224,9 @@ impl Server {
         drop(listener);
         drain.send_replace(true);
         let finished = async { while connections.join_next().await.is_some() {} };
-        if timeout(DRAIN, finished).await.is_err() {
-            tracing::warn!(target: "mesh::server", left = connections.len(), "connections cut off after {DRAIN:?}");
+        let limit = server.ending.drain;
+        if timeout(limit, finished).await.is_err() {
+            tracing::warn!(target: "mesh::server", left = connections.len(), "connections cut off after {limit:?}");
         }
         // Dropping the set ends what is left.
     }
@@ -271,7 +277,9 @@ impl Server {
         let caller = Arc::new(caller);
         let mut term = Term::new(io.take_tenure());
         let (held, of) = (Arc::clone(&self), Arc::clone(&caller));
-        let head = self.inbound().and_then(|inbound| inbound.request_headers_timeout).unwrap_or(HEAD);
+        let inbound = self.inbound();
+        let head = inbound.as_ref().and_then(|inbound| inbound.request_headers_timeout).unwrap_or(HEAD);
+        let most = inbound.map_or_else(HttpLimits::default, |inbound| inbound.http);
         let heard = Heard::default();
         let (io, requests) = (Listening { io, heard: heard.clone() }, heard.clone());
         let service = service_fn(move |request| {
@@ -279,7 +287,7 @@ impl Server {
             let (server, caller, handler) = (Arc::clone(&self), Arc::clone(&caller), handler.clone());
             async move { Ok::<_, Infallible>(server.answer(&caller, handler, request).await) }
         });
-        let protocols = limits::protocols(head);
+        let protocols = limits::protocols(head, &most);
         let mut connection = pin!(protocols.serve_connection_with_upgrades(TokioIo::new(io), service));
         let drained = tokio::select! {
             ended = connection.as_mut() => return tell_end(ended),
@@ -303,7 +311,8 @@ impl Server {
         B: HttpBody<Error: Into<BoxError>>,
     {
         let (mut parts, body) = request.into_parts();
-        let malformed = limits::head(&parts).and_then(|()| self.straighten(&mut parts));
+        let most = self.inbound().map_or_else(HttpLimits::default, |inbound| inbound.http);
+        let malformed = limits::head(&parts, &most).and_then(|()| self.straighten(caller, &mut parts));
         let changing = parts.extensions.get::<OnUpgrade>().cloned().filter(|_| self.role.is_gateway());
         let introduced = parts.headers.contains_key(PEER_METADATA);
         let mut story = self.receive(caller, &mut parts);
@@ -315,10 +324,12 @@ impl Server {
             Ok(()) => self.refusal(caller, &mut parts, &context).await,
             Err(malformed) => Some(malformed),
         };
-        let limited = if refusal.is_none() { self.limited(caller, &parts) } else { None };
-        if let Some(limited) = limited {
-            let status = StatusCode::from_u16(limited.status).unwrap_or(StatusCode::TOO_MANY_REQUESTS);
-            refusal = Some(Refusal::new(status, Flags::RL, "local_rate_limited"));
+        let mut told = Vec::new();
+        if refusal.is_none() {
+            match self.limit(caller, &mut parts).await {
+                Ok(verdicts) => told = verdicts,
+                Err(limited) => refusal = Some(limited),
+            }
         }
         let overloaded = refusal.is_none() && !is_probe(&parts) && !self.let_in(&mut story).await;
         if refusal.is_none() && context.deadline.is_some_and(|deadline| deadline <= source::instant()) {
@@ -335,11 +346,11 @@ impl Server {
         let limit = self.inbound().and_then(|inbound| inbound.request_timeout);
         let mut response = match refusal {
             Some(refusal) => {
-                let Refusal { status, flags, reason, details, headers } = *refusal;
+                let Refusal { status, flags, reason, details, headers, grpc } = *refusal;
                 story.refused(flags, details);
                 let mut answer = own_answer(status, story.is_grpc(), reason);
                 answer.headers_mut().extend(headers);
-                if let Some(grpc) = limited.and_then(|limited| limited.grpc).filter(|_| story.is_grpc()) {
+                if let Some(grpc) = grpc.filter(|_| story.is_grpc()) {
                     answer.headers_mut().insert("grpc-status", HeaderValue::from(grpc));
                 }
                 if overloaded {
@@ -360,6 +371,7 @@ impl Server {
                 }
             },
         };
+        told.iter().for_each(|verdict| verdict.tell(response.headers_mut()));
         if context.vain.is_set() && has_failed(&response) {
             in_vain(response.headers_mut(), story.is_grpc());
         }
@@ -413,20 +425,6 @@ impl Server {
             let millis = u32::try_from(gate.pushback().as_millis()).unwrap_or(u32::MAX);
             headers.insert(PUSHBACK, HeaderValue::from(millis));
         }
-    }
-
-    /// Counts the request against the port's rate limit, each connection by itself where it is to be.
-    fn limited(&self, caller: &Caller, parts: &Parts) -> Option<Limited> {
-        let port = self.role.port();
-        let limits = self.live.load()?.inbound_limits(port)?;
-        let limits = match limits.is_per_connection() {
-            true => caller.limits.get_or_init(|| limits.apart()),
-            false => &limits,
-        };
-        let mut view = RequestView::of(parts, Some(port));
-        view.source = Some(caller.address.ip().to_canonical());
-        let counted = Counted { view, cluster: "", peer: caller.peer.as_ref().map(SpiffeId::as_str) };
-        limits.count(&counted, self.clock.now(), &mut self.clock.next_request())
     }
 }
 

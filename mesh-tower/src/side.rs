@@ -14,6 +14,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
+    error::BoxError,
     layer::{BalanceLayer, Fixed, RetryLayer, TimeoutLayer},
     live::Live,
     pool::Pool,
@@ -81,34 +82,9 @@ impl SideCalls {
         message: &[u8],
         timeout: Duration,
     ) -> Result<Bytes, SideError> {
-        let mut body = BytesMut::with_capacity(message.len() + 5);
-        body.put_u8(0);
-        body.put_u32(u32::try_from(message.len()).map_err(|_| SideError::TooLarge)?);
-        body.put_slice(message);
-        let request = Request::builder()
-            .method(Method::POST)
-            .uri(format!("http://{authority}{path}"))
-            .header(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"))
-            .header(header::TE, HeaderValue::from_static("trailers"))
-            .body(body.freeze())
-            .map_err(|error| SideError::Unreachable(error.to_string()))?;
+        let request = grpc_request(authority, path, message)?;
         let (answer, trailers) = self.send(cluster, request, timeout, MESSAGE).await?;
-        let status = trailers.as_ref().and_then(grpc_status).or_else(|| grpc_status(answer.headers()));
-        match status {
-            Some(0) => {}
-            Some(code) => {
-                let message = trailers.as_ref().unwrap_or_else(|| answer.headers()).get("grpc-message");
-                let message = message.and_then(|message| message.to_str().ok()).unwrap_or_default();
-                return Err(SideError::Status(code, message.to_owned()));
-            }
-            None => return Err(SideError::Unreachable(format!("answered {} without a status", answer.status()))),
-        }
-        let body = answer.body();
-        let length = body.get(1..5).and_then(|length| length.try_into().ok()).map(u32::from_be_bytes);
-        match (body.first(), length) {
-            (Some(0), Some(length)) if body.len() == 5 + length as usize => Ok(body.slice(5..)),
-            _ => Err(SideError::Unreachable("answered something that is no message".to_owned())),
-        }
+        grpc_message(answer.headers(), trailers.as_ref(), answer.body())
     }
 
     async fn send(
@@ -131,14 +107,8 @@ impl SideCalls {
             let answer =
                 stack.call(request.map(Full::new)).await.map_err(|it| SideError::Unreachable(it.to_string()))?;
             let (parts, body) = answer.into_parts();
-            let body = Limited::new(body, most).collect().await.map_err(|error| match error
-                .downcast_ref::<http_body_util::LengthLimitError>(
-            ) {
-                Some(_) => SideError::TooLarge,
-                None => SideError::Unreachable(error.to_string()),
-            })?;
-            let trailers = body.trailers().cloned();
-            Ok((Response::from_parts(parts, body.to_bytes()), trailers))
+            let (body, trailers) = collect(body, most).await?;
+            Ok((Response::from_parts(parts, body), trailers))
         };
         // The stack's own limit is over when the head is there; this one is of all of it.
         match tokio::time::timeout(timeout, asked).await {
@@ -146,4 +116,61 @@ impl SideCalls {
             Err(_) => Err(SideError::Unreachable(format!("no answer within {timeout:?}"))),
         }
     }
+}
+
+/// A unary gRPC call, as a request.
+pub(crate) fn grpc_request(authority: &str, path: &str, message: &[u8]) -> Result<Request<Bytes>, SideError> {
+    let mut body = BytesMut::with_capacity(message.len() + 5);
+    body.put_u8(0);
+    body.put_u32(u32::try_from(message.len()).map_err(|_| SideError::TooLarge)?);
+    body.put_slice(message);
+    Request::builder()
+        .method(Method::POST)
+        .uri(format!("http://{authority}{path}"))
+        .header(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"))
+        .header(header::TE, HeaderValue::from_static("trailers"))
+        .body(body.freeze())
+        .map_err(|error| SideError::Unreachable(error.to_string()))
+}
+
+/// The message of its answer.
+fn grpc_message(headers: &HeaderMap, trailers: Option<&HeaderMap>, body: &Bytes) -> Result<Bytes, SideError> {
+    match trailers.and_then(grpc_status).or_else(|| grpc_status(headers)) {
+        Some(0) => {}
+        Some(code) => {
+            let message = trailers.unwrap_or(headers).get("grpc-message");
+            let message = message.and_then(|message| message.to_str().ok()).unwrap_or_default();
+            return Err(SideError::Status(code, message.to_owned()));
+        }
+        None => return Err(SideError::Unreachable("answered without a status".to_owned())),
+    }
+    let length = body.get(1..5).and_then(|length| length.try_into().ok()).map(u32::from_be_bytes);
+    match (body.first(), length) {
+        (Some(0), Some(length)) if body.len() == 5 + length as usize => Ok(body.slice(5..)),
+        _ => Err(SideError::Unreachable("answered something that is no message".to_owned())),
+    }
+}
+
+/// Reads the answer to such a call, within a limit of size.
+pub(crate) async fn grpc_answer<B>(answer: Response<B>) -> Result<Bytes, SideError>
+where
+    B: http_body::Body<Data = Bytes, Error: Into<BoxError>>,
+{
+    let (parts, body) = answer.into_parts();
+    let (body, trailers) = collect(body, MESSAGE).await?;
+    grpc_message(&parts.headers, trailers.as_ref(), &body)
+}
+
+async fn collect<B>(body: B, most: usize) -> Result<(Bytes, Option<HeaderMap>), SideError>
+where
+    B: http_body::Body<Data = Bytes, Error: Into<BoxError>>,
+{
+    let body = Limited::new(body, most).collect().await.map_err(|error| {
+        match error.downcast_ref::<http_body_util::LengthLimitError>() {
+            Some(_) => SideError::TooLarge,
+            None => SideError::Unreachable(error.to_string()),
+        }
+    })?;
+    let trailers = body.trailers().cloned();
+    Ok((body.to_bytes(), trailers))
 }

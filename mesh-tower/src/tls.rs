@@ -108,3 +108,12 @@ impl From<TlsError> for std::io::Error {
         Self::other(error)
     }
 }
+
+/// The digest by which a certificate is told from others.
+pub(crate) fn sha256(bytes: &[u8]) -> Option<Vec<u8>> {
+    let provider = provider();
+    let suites = provider.cipher_suites.iter().filter_map(rustls::SupportedCipherSuite::tls13);
+    let mut hashes = suites.map(|suite| suite.common.hash_provider);
+    let hash = hashes.find(|hash| hash.algorithm() == rustls::crypto::hash::HashAlgorithm::SHA256)?;
+    Some(hash.hash(bytes).as_ref().to_vec())
+}

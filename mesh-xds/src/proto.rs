@@ -89,6 +89,11 @@ pub mod envoy {
                 include!("proto/generated/envoy.config.listener.v3.rs");
             }
         }
+        pub mod ratelimit {
+            pub mod v3 {
+                include!("proto/generated/envoy.config.ratelimit.v3.rs");
+            }
+        }
         pub mod rbac {
             pub mod v3 {
                 include!("proto/generated/envoy.config.rbac.v3.rs");
@@ -142,6 +147,11 @@ pub mod envoy {
                 pub mod local_ratelimit {
                     pub mod v3 {
                         include!("proto/generated/envoy.extensions.filters.http.local_ratelimit.v3.rs");
+                    }
+                }
+                pub mod ratelimit {
+                    pub mod v3 {
+                        include!("proto/generated/envoy.extensions.filters.http.ratelimit.v3.rs");
                     }
                 }
                 pub mod rbac {
@@ -349,6 +359,11 @@ pub mod envoy {
         pub mod load_stats {
             pub mod v3 {
                 include!("proto/generated/envoy.service.load_stats.v3.rs");
+            }
+        }
+        pub mod ratelimit {
+            pub mod v3 {
+                include!("proto/generated/envoy.service.ratelimit.v3.rs");
             }
         }
         pub mod secret {

@@ -3,3 +3,4 @@
 //! Whoever sends them has connections of its own; nothing here does.
 
 pub mod ext_authz;
+pub mod rate_limit;

@@ -11,7 +11,19 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request};
 use mesh_control::store::{SourceFile, Store};
 use mesh_core::{
-    identity::SpiffeId, load::LoadReport, request::RequestView, retry::Overrides, rng::RequestRng, timeout,
+    admit::InboundView,
+    authz::Heard,
+    config::{
+        Condition, EscapedSlashes, GlobalRateLimit, Guard, HeaderMatch, HeaderMatcher, Inbound, MtlsMode,
+        PathNormalization, Rbac, RbacAction, RbacPolicy, RbacRules, StringMatch,
+    },
+    identity::SpiffeId,
+    load::LoadReport,
+    path::{Normal, normalize},
+    request::RequestView,
+    retry::Overrides,
+    rng::RequestRng,
+    timeout,
 };
 use mesh_tower::{
     Context,
@@ -169,6 +181,37 @@ pub(crate) fn all() -> Vec<Target> {
         Target::text("peer_metadata", &["CgoKBE5BTUUSAhoA", "ChoKBE5BTUUSEhoQcmV2aWV3cy12MS1hYmMtZA=="], |text| {
             peer::decode(text);
         }),
+        Target::text("jwt", &jwt(), |text| {
+            let (token, keys) = text.split_once('\n').unwrap_or((text, ""));
+            mesh_tower::read_untrusted(token, keys);
+        }),
+        csr(),
+        Target {
+            name: "rate_limit_answer",
+            message: Some("envoy.service.ratelimit.v3.RateLimitResponse"),
+            good: Vec::new(),
+            run: Box::new(|bytes| {
+                let Ok(answer) = (mesh_xds::rpc::rate_limit::CODEC.decode)(bytes) else { return };
+                let service = GlobalRateLimit { tells_limits: true, ..GlobalRateLimit::default() };
+                let mut rng = RequestRng::new(1, 1);
+                let verdict = mesh_core::rate_limit::GlobalLimit::of(&Arc::new(service)).judge(Some(answer), &mut rng);
+                verdict.tell(&mut HeaderMap::new());
+            }),
+        },
+        Target {
+            name: "authz_answer",
+            message: Some("envoy.service.auth.v3.CheckResponse"),
+            good: Vec::new(),
+            run: Box::new(|bytes| drop((mesh_xds::rpc::ext_authz::CODEC.decode)(bytes))),
+        },
+        Target::text(
+            "policy",
+            &[
+                "/a/../admin//b?x=1\nhost: a\nx-role: admin\nx-forwarded-for: 10.0.0.1, 192.0.2.1\nauthorization: Bearer a.b.c",
+                "/%2e%2e%2fpublic\\..\\admin;a=b\nhost: a:80\nx-role: \u{e9}\ncookie: t=a.b.c",
+            ],
+            policy(),
+        ),
         Target::text("saved", &["{\"mesh_saved_config\":1}\n{}"], |text| {
             let bootstrap = Bootstrap::parse(
                 r#"{"xds_servers":[{"server_uri":"a:1","channel_creds":[{"type":"insecure"}]}],"node":{"id":"a"}}"#,
@@ -206,6 +249,82 @@ fn certificate() -> Target {
         let _ = Identity::from_pem(&text, &text, &text);
     };
     Target { name: "certificate", message: None, good: vec![leaf], run: Box::new(run) }
+}
+
+/// Tokens, and the keys they are proved by.
+fn jwt() -> [&'static str; 2] {
+    const KEYS: &str = r#"{"keys":[{"kty":"EC","crv":"P-256","kid":"e","x":"f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU","y":"x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0"},{"kty":"oct","k":"AAAA"},{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo","alg":"EdDSA","use":"sig"}]}"#;
+    const TOKEN: &str = "eyJhbGciOiJFUzI1NiIsImtpZCI6ImUifQ.eyJpc3MiOiJqb2UiLCJleHAiOjEzMDA4MTkzODAsImF1ZCI6WyJhIl19.DtEhU3ljbEg8L38VWAfUAqOyKAM6-Xx-F4GawxaepmXFCgfTjDxw5djxLa8ISlSApmWQxfKTUJqPP3-Kg6NU1Q";
+    [concat_lines(TOKEN, KEYS), concat_lines("e30.e30.", KEYS)]
+}
+
+fn concat_lines(first: &str, second: &str) -> &'static str {
+    format!("{first}\n{second}").leak()
+}
+
+/// A signing request in PEM, to an authority.
+fn csr() -> Target {
+    let authority = mesh_control::ca::Ca::in_memory("cluster.local").unwrap();
+    let account = mesh_control::ca::ServiceAccount::new("default", "a").unwrap();
+    let request =
+        CertificateParams::new(vec!["a".to_owned()]).unwrap().serialize_request(&KeyPair::generate().unwrap());
+    let good = request.unwrap().pem().unwrap().into_bytes();
+    let run = move |bytes: &[u8]| {
+        drop(authority.sign_csr(&String::from_utf8_lossy(bytes), &account, None, SystemTime::now()));
+    };
+    Target { name: "csr", message: None, good: vec![good], run: Box::new(run) }
+}
+
+/// A request, its first line the path, to a server with rules of many kinds: whatever its form is, rules see a path without dots.
+fn policy() -> impl Fn(&str) {
+    let regex = |pattern: &str| StringMatch::Regex(pattern.parse().unwrap());
+    let header = |name: &str, matcher: StringMatch| {
+        let matcher = HeaderMatcher::Value(matcher);
+        Condition::Header(HeaderMatch { name: name.into(), matcher, invert: false, missing_as_empty: false })
+    };
+    let conditions = vec![
+        Condition::Path(StringMatch::Prefix { value: "/admin".into(), ignore_case: true }),
+        header("x-role", regex("(a|ad)*min")),
+        header(":authority", regex("[^.]+.*")),
+        Condition::Not(Box::new(Condition::RemoteIp("192.0.2.0/24".parse().unwrap()))),
+    ];
+    let rules = |action, conditions| {
+        let policy = RbacPolicy { permissions: conditions, principals: vec![Condition::Any] };
+        let rules = RbacRules { action, policies: [("p".into(), policy)].into(), audit: Default::default() };
+        Guard::Rbac(Arc::new(Rbac { rules: Some(rules), ..Rbac::default() }))
+    };
+    let guards = vec![rules(RbacAction::Deny, conditions), rules(RbacAction::Allow, vec![Condition::Any])];
+    let inbound = Inbound { mtls: MtlsMode::Disable, guards, trusted_hops: Some(1), ..Inbound::default() };
+    let config = Config { inbound: [(80, Arc::new(inbound.clone()))].into(), ..Config::default() };
+    let snapshot = mesh_core::snapshot::Snapshot::compile(&config, None).unwrap();
+    move |text: &str| {
+        let mut lines = text.lines();
+        let path = lines.next().unwrap_or("/");
+        let every =
+            PathNormalization { dot_segments: true, merge_slashes: true, escaped_slashes: EscapedSlashes::Forward };
+        for wanted in [PathNormalization::BASE, every] {
+            if let Normal::Changed(plain) = normalize(path, wanted) {
+                // What is plain stays as it is.
+                assert!(matches!(normalize(&plain, wanted), Normal::Same), "{path:?} gave {plain:?}");
+            }
+        }
+        let Ok(mut request) = Request::get(path).body(()) else { return };
+        for line in lines {
+            let Some((name, value)) = line.split_once(':') else { continue };
+            let (Ok(name), Ok(value)) =
+                (name.trim().parse::<HeaderName>(), HeaderValue::from_bytes(value.trim().as_bytes()))
+            else {
+                continue;
+            };
+            request.headers_mut().append(name, value);
+        }
+        let (parts, ()) = request.into_parts();
+        let direct = std::net::IpAddr::from([127, 0, 0, 1]);
+        let mut view = RequestView::of(&parts, Some(80));
+        view.source = Some(direct);
+        let inbound = InboundView { remote: inbound.remote(direct, &parts.headers), ..InboundView::of(80, view) };
+        let _ = snapshot.admit(&inbound, 0, &mut Heard::default());
+    }
 }
 
 /// The YAML of the examples, a document each.
@@ -276,7 +395,7 @@ fn compile(config: &Config) {
         }
     }
     for port in config.inbound.keys() {
-        let _ = snapshot.inbound_limits(*port);
+        let _ = snapshot.inbound_limits(&RequestView::of(&parts, Some(*port)));
     }
     // The same again on top of it, as an update is.
     let _ = mesh_core::snapshot::Snapshot::compile(config, Some(&snapshot));

@@ -4,6 +4,9 @@
 //! The rules: `/admin` is denied by name, hosts and roles too, and nothing but GET below `/public` is allowed. A row holds if
 //! the application either sees nothing, or sees a path below `/public` in the form the rules saw.
 
+use std::sync::Arc;
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use mesh_tower::config::{
     Condition, EscapedSlashes, Guard, HeaderMatch, HeaderMatcher, PathNormalization, RbacAction, StringMatch,
 };
@@ -15,7 +18,9 @@ use tokio::{
 
 use crate::{
     authorization::{caller, enforced, guarded, header, rules, starts},
+    floods::{frame, greeting},
     harness::{Kind, Upstream},
+    tokens::{Issuer, demanding},
 };
 
 const DECODE: PathNormalization =
@@ -183,5 +188,210 @@ async fn nobody_is_who_a_header_says() {
             assert!(answer.is(kind, 403), "{kind:?}");
             assert_eq!(app.count(), 0, "{kind:?}");
         }
+    }
+}
+
+type Fields = &'static [(&'static str, &'static [u8])];
+
+/// A request in HTTP/2 that is as it should be, but for what a row puts in its place or behind it.
+const FIELDS: Fields =
+    &[(":method", b"GET"), (":scheme", b"http"), (":authority", b"a"), (":path", b"/public"), ("x-a", b"b")];
+
+/// Source, what stands in place of the fields of these names (or behind all), and whether the application sees it.
+const FRAMES: &[(&str, Fields, bool)] = &[
+    ("plain", &[], true),
+    ("plain", &[(":path", b"/admin")], false),
+    ("plain", &[("x-role", b"admin")], false),
+    ("CVE-2026-33186", &[(":path", b"admin")], false),
+    ("CVE-2026-33186", &[(":path", b"")], false),
+    ("asterisk", &[(":path", b"*")], false),
+    ("RFC 9113 8.3.1", &[(":path", b"http://a/public")], false),
+    ("RFC 9113 8.3: twice", &[(":path", b"/public"), (":path", b"/admin")], false),
+    ("RFC 9113 8.3: twice", &[(":method", b"GET"), (":method", b"POST")], false),
+    ("RFC 9113 8.3: twice", &[(":authority", b"a"), (":authority", b"admin.example.com")], false),
+    ("RFC 9113 8.3: behind", &[("x-b", b"c"), (":path", b"/admin")], false),
+    ("RFC 9113 8.3: unknown", &[(":role", b"admin")], false),
+    ("RFC 9113 8.3: of a response", &[(":status", b"200")], false),
+    ("RFC 9113 8.5", &[(":method", b"CONNECT")], false),
+    ("CVE-2021-43824", &[(":method", b"CONNECT"), (":protocol", b"websocket")], false),
+    ("CVE-2021-21295: splitting", &[(":path", b"/public HTTP/1.1\r\nx-role: admin\r\n\r\n")], false),
+    ("CVE-2021-21295: splitting", &[(":method", b"GET /admin HTTP/1.1\r\nx: y")], false),
+    ("CVE-2021-21295: splitting", &[("x-b", b"c\r\nx-role: admin")], false),
+    ("CVE-2021-21295: splitting", &[("x-b\r\nx-role", b"admin")], false),
+    ("CVE-2023-25690: nothing", &[("x-b", b"c\0d")], false),
+    ("RFC 9113 8.2.1: capitals", &[("X-Role", b"admin")], false),
+    ("RFC 9113 8.2.1: space", &[("x-role ", b"admin")], false),
+    ("RFC 9113 8.2.2: hop by hop", &[("connection", b"x-role")], false),
+    ("RFC 9113 8.2.2: hop by hop", &[("transfer-encoding", b"chunked")], false),
+    ("RFC 9113 8.2.2: hop by hop", &[("upgrade", b"h2c")], false),
+    ("RFC 9113 8.2.2: hop by hop", &[("te", b"gzip")], false),
+    ("CVE-2021-39155", &[(":authority", b"ADMIN.example.COM")], false),
+    ("trailing dot", &[(":authority", b"admin.example.com.")], false),
+    ("user name", &[(":authority", b"a@admin.example.com")], false),
+    ("gRFC A41", &[("host", b"admin.example.com")], false),
+    ("gRFC A41", &[("host", b"a"), ("host", b"admin.example.com")], false),
+    ("CVE-2026-26308", &[("x-role", b"user"), ("x-role", b"admin")], false),
+    ("CVE-2026-73552", &[("x-role", b"\xffadmin")], false),
+    ("CVE-2024-45806", &[(":path", b"/admin"), ("x-envoy-internal", b"true")], false),
+    ("CVE-2023-27487", &[(":path", b"/admin"), ("x-envoy-original-path", b"/public")], false),
+    ("method override", &[(":path", b"/admin"), ("x-original-url", b"/public")], false),
+];
+
+/// SV11, AZ3: what only raw frames of HTTP/2 can say.
+#[tokio::test]
+async fn no_way_to_write_frames_gets_round() {
+    let nobody = Upstream::start("authz").await;
+    let (app, address, _mesh) = guarded(Kind::Http2, &nobody, PathNormalization::BASE, guards()).await;
+    for (source, fields, passes) in FRAMES {
+        // In place of the first of its name; what has no namesake, or comes again, stands behind.
+        let mut all: Vec<(&str, &[u8])> = FIELDS.to_vec();
+        let mut placed: Vec<&str> = Vec::new();
+        for (name, value) in *fields {
+            match all
+                .iter_mut()
+                .find(|(known, _)| known == name && !placed.contains(name) && *source != "RFC 9113 8.3: behind")
+            {
+                Some(field) => field.1 = value,
+                None => all.push((name, value)),
+            }
+            placed.push(name);
+        }
+        let mut block = Vec::new();
+        for (name, value) in &all {
+            // A literal without indexing, lengths below 127.
+            block.extend([0, u8::try_from(name.len()).unwrap()]);
+            block.extend(name.as_bytes());
+            block.push(u8::try_from(value.len()).unwrap());
+            block.extend(*value);
+        }
+        let before = app.count();
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(&[greeting(), frame(1, 5, 1, &block)].concat()).await.unwrap();
+        // Until there is a word of it: a response, a reset, or the end.
+        let mut said = Vec::new();
+        let mut piece = [0; 4096];
+        while !told(&said) {
+            match timeout(Duration::from_secs(20), stream.read(&mut piece)).await.unwrap() {
+                Ok(count @ 1..) => said.extend_from_slice(&piece[..count]),
+                Ok(0) | Err(_) => break,
+                Ok(_) => {}
+            }
+        }
+        assert_eq!(app.count() - before, usize::from(*passes), "{source}: {fields:?}");
+    }
+    assert!(app.arrivals().iter().all(|arrival| arrival.path == "/public" && arrival.header("x-role").is_empty()));
+}
+
+/// Is there a HEADERS, a RST_STREAM or a GOAWAY among these frames?
+fn told(mut bytes: &[u8]) -> bool {
+    while let [a, b, c, kind, rest @ ..] = bytes {
+        if matches!(kind, 1 | 3 | 7) {
+            return true;
+        }
+        let length = u32::from_be_bytes([0, *a, *b, *c]) as usize;
+        match rest.get(5 + length..) {
+            Some(next) => bytes = next,
+            None => return false,
+        }
+    }
+    false
+}
+
+/// Source, the token's header, its payload if it is another, and how it ends: `own` is a forger's own signature, `good` the
+/// issuer's of another token, `secret` a signature with the public key for a secret.
+const TOKENS: &[(&str, &str, Option<&str>, &str)] = &[
+    ("CVE-2015-9235", r#"{"alg":"none"}"#, None, ""),
+    ("CVE-2015-9235", r#"{"alg":"nOnE","kid":"k"}"#, None, "good"),
+    ("CVE-2015-9235", r#"{"alg":"HS256","kid":"k"}"#, None, "secret"),
+    ("RFC 8725 3.1", r#"{"alg":"ES384","kid":"k"}"#, None, "good"),
+    ("RFC 8725 3.1", r#"{"alg":["ES256"],"kid":"k"}"#, None, "good"),
+    ("RFC 8725 3.1", r#"{"kid":"k"}"#, None, "good"),
+    ("kid", r#"{"alg":"ES256","kid":"../../../../dev/null"}"#, None, "own"),
+    ("kid", r#"{"alg":"ES256","kid":"k' OR '1'='1"}"#, None, "own"),
+    ("kid", r#"{"alg":"ES256","kid":""}"#, None, "own"),
+    ("kid", r#"{"alg":"ES256"}"#, None, "own"),
+    ("CVE-2018-0114", r#"{"alg":"ES256","kid":"k","jwk":{}}"#, None, "own"),
+    ("RFC 8725 3.10", r#"{"alg":"ES256","jku":"http://127.0.0.1/keys"}"#, None, "own"),
+    ("RFC 7515 4.1.11", r#"{"alg":"ES256","kid":"k","crit":["exp"]}"#, None, "good"),
+    ("payload", r#"{"alg":"ES256","kid":"k"}"#, Some(r#"{"iss":"https://issuer","sub":"admin"}"#), "good"),
+    ("two payloads", r#"{"alg":"ES256","alg":"none","kid":"k"}"#, None, ""),
+];
+
+/// AN13, AZ5: no way to write a token makes it one, over HTTP/1.1, HTTP/2 and gRPC; one that is good passes beside them.
+#[tokio::test]
+async fn no_way_to_write_a_token_gets_round() {
+    let issuer = Issuer::new("k");
+    let forger = Issuer::new("k");
+    let claims = serde_json::json!({"iss": "https://issuer", "sub": "jason"});
+    let good = issuer.token(&claims);
+    let [_, payload, signature] = good.split('.').collect::<Vec<_>>().try_into().unwrap();
+    let signed = |issuer: &Issuer, text: &str| {
+        jsonwebtoken::crypto::sign(text.as_bytes(), issuer.key(), jsonwebtoken::Algorithm::ES256).unwrap()
+    };
+    let forge = |header: &str, other: Option<&str>, end: &str| {
+        let payload = other.map_or_else(|| payload.to_owned(), |other| URL_SAFE_NO_PAD.encode(other));
+        let text = format!("{}.{payload}", URL_SAFE_NO_PAD.encode(header));
+        let end = match end {
+            "own" => signed(&forger, &text),
+            "secret" => {
+                let secret = jsonwebtoken::EncodingKey::from_secret(issuer.keys().as_bytes());
+                jsonwebtoken::crypto::sign(text.as_bytes(), &secret, jsonwebtoken::Algorithm::HS256).unwrap()
+            }
+            "good" => signature.to_owned(),
+            _ => String::new(),
+        };
+        format!("{text}.{end}")
+    };
+    let provider = mesh_core::config::JwtProvider {
+        issuer: "https://issuer".to_owned(),
+        keys: mesh_core::config::JwtKeys::Inline(issuer.keys().into()),
+        ..Default::default()
+    };
+    let guards = vec![Guard::Jwt(Arc::new(demanding(provider, false)))];
+    for kind in Kind::ALL {
+        let nobody = Upstream::start("authz").await;
+        let (app, address, _mesh) = guarded(kind, &nobody, PathNormalization::BASE, guards.clone()).await;
+        let program = caller(kind, address).await;
+        let ask = async |token: &str| {
+            let answer = program.get_with("/a.B/C", &[("authorization", &format!("Bearer {token}"))]).await;
+            (answer.is_ok(), answer.is(kind, 401) || answer.is(kind, 403))
+        };
+        assert_eq!(ask(&good).await, (true, false), "{kind:?}");
+        for (source, header, payload, end) in TOKENS {
+            assert_eq!(ask(&forge(header, *payload, end)).await, (false, true), "{kind:?} {source}: {header}");
+        }
+        // What is huge, nested or not one is no token, and costs little.
+        for (source, token) in [
+            ("huge", "a".repeat(40_000)),
+            ("huge", format!("{}.{payload}.{signature}", URL_SAFE_NO_PAD.encode("[".repeat(20_000)))),
+            ("many parts", ".".repeat(30_000)),
+            ("two", format!("{good},{good}")),
+            ("cut", good[..good.len() - 4].to_owned()),
+        ] {
+            let (passed, _) = ask(&token).await;
+            assert!(!passed, "{kind:?} {source}");
+        }
+        assert_eq!(app.count(), 1, "{kind:?}");
+    }
+}
+
+/// AZ3, RM5: an expression that would take other engines for ever takes this one no longer than any other (CVE-2019-14993).
+#[tokio::test]
+async fn no_expression_takes_for_ever() {
+    let regex = |pattern: &str| {
+        let matcher = HeaderMatcher::Value(StringMatch::Regex(pattern.parse().unwrap()));
+        Condition::Header(HeaderMatch { name: "x-a".into(), matcher, invert: false, missing_as_empty: false })
+    };
+    let bombs = [r"(a+)+", r"(a|aa)+", r"(.*)*b", r"(a|a?)+", r"^(([a-z])+.)+[A-Z]([a-z])+$"].map(regex);
+    let guards = vec![enforced(rules(RbacAction::Deny, "bombs", bombs.to_vec()))];
+    for kind in Kind::ALL {
+        let nobody = Upstream::start("authz").await;
+        let (app, address, _mesh) = guarded(kind, &nobody, PathNormalization::BASE, guards.clone()).await;
+        let program = caller(kind, address).await;
+        let bomb = format!("{}!", "a".repeat(10_000));
+        let asked = timeout(Duration::from_secs(20), program.get_with("/a.B/C", &[("x-a", &bomb)])).await;
+        assert!(asked.unwrap().is_ok(), "{kind:?}");
+        assert!(program.get_with("/a.B/C", &[("x-a", &"a".repeat(10_000))]).await.is(kind, 403), "{kind:?}");
+        assert_eq!(app.count(), 1, "{kind:?}");
     }
 }

@@ -13,7 +13,7 @@ use axum::{Router, routing::any};
 use http::Request;
 use mesh_tower::{
     Mesh,
-    config::{Action, Config, Inbound, MtlsMode, RouteMatch, RouteTable, VirtualHost},
+    config::{Action, Config, HttpLimits, Inbound, MtlsMode, RouteMatch, RouteTable, Underscores, VirtualHost},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -72,6 +72,9 @@ impl Server {
                 if request.uri().path() == "/slow" {
                     tokio::time::sleep(Duration::from_millis(500)).await;
                 }
+                if request.uri().path() == "/names" {
+                    return request.headers().keys().map(|name| format!("{name};")).collect::<String>();
+                }
                 request.uri().path().to_owned()
             }
         }));
@@ -108,7 +111,7 @@ async fn ended(stream: &mut TcpStream) -> Vec<u8> {
     said
 }
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
@@ -117,7 +120,7 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// `GET http://app/`, in HPACK.
 const GET: &[u8] = &[0x82, 0x86, 0x84, 0x41, 3, b'a', b'p', b'p'];
 
-fn greeting() -> Vec<u8> {
+pub(crate) fn greeting() -> Vec<u8> {
     [PREFACE, &frame(4, 0, 0, &[])].concat()
 }
 
@@ -203,6 +206,63 @@ async fn heads_are_bounded() {
         assert_eq!(server.served() == 1, passes, "{count} x {length}");
     }
     assert!(server.is_well().await);
+}
+
+/// SV11: how much of heads and streams a connection may take is what the configuration says.
+#[tokio::test]
+async fn limits_are_what_is_configured() {
+    let server = Server::start(|inbound| {
+        inbound.http = HttpLimits {
+            max_headers: 20,
+            max_head_kb: 10,
+            max_streams: 3,
+            stream_window: Some(70_000),
+            connection_window: Some(700_000),
+        };
+    })
+    .await;
+    let head = |count: usize, length: usize| {
+        let headers: String = (0..count).map(|n| format!("x-{n}: {}\r\n", "v".repeat(length))).collect();
+        format!("GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n{headers}\r\n")
+    };
+    for (count, length, passes) in [(15, 10, true), (30, 1, false), (10, 2_000, false)] {
+        let said = server.say(head(count, length).as_bytes()).await;
+        assert_eq!(said.starts_with("HTTP/1.1 200"), passes, "{count} x {length}: {said}");
+    }
+    assert_eq!(server.served(), 1);
+    // What the server says of itself first, over HTTP/2: streams at once, and bytes on each.
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    stream.write_all(&greeting()).await.unwrap();
+    let mut said = Vec::new();
+    let mut piece = [0; 4096];
+    let says = |said: &[u8], setting: &[u8]| said.windows(setting.len()).any(|window| window == setting);
+    while !says(&said, &[0, 3, 0, 0, 0, 3]) || !says(&said, &[0, 4, 0, 1, 0x11, 0x70]) {
+        let count = timeout(PATIENCE, stream.read(&mut piece)).await.unwrap().unwrap();
+        assert!(count > 0, "{said:?}");
+        said.extend_from_slice(&piece[..count]);
+    }
+}
+
+/// SV11: a header with an underscore, which some applications take for one with a hyphen, is a header, or none, or refuses its
+/// request, as configured; over HTTP/1.1 and HTTP/2.
+#[tokio::test]
+async fn underscores_are_as_configured() {
+    for (wanted, status, arrives) in
+        [(Underscores::Allow, "200", true), (Underscores::Drop, "200", false), (Underscores::Reject, "400", false)]
+    {
+        let server = Server::start(|inbound| inbound.underscores = wanted).await;
+        let said =
+            server.say(b"GET /names HTTP/1.1\r\nhost: a\r\nconnection: close\r\nx_role: admin\r\nx-a: b\r\n\r\n").await;
+        assert!(said.starts_with(&format!("HTTP/1.1 {status}")), "{wanted:?}: {said}");
+        assert_eq!((said.contains("x_role;"), said.contains("x-a;")), (arrives, status == "200"), "{wanted:?}: {said}");
+        assert_eq!(server.served(), usize::from(status == "200"));
+        let names =
+            [&[0x82, 0x86, 0x04, 6][..], b"/names", &[0x41, 3], b"app", &[0, 6], b"x_role", &[1], b"a"].concat();
+        let said = server.say(&[greeting(), frame(1, 5, 1, &names)].concat()).await;
+        assert_eq!(said.contains("x_role;"), arrives, "{wanted:?}: {said}");
+        assert_eq!(server.served(), usize::from(status == "200"));
+        assert!(server.is_well().await);
+    }
 }
 
 /// SV11, SV13: a head that never ends is not collected for ever (CVE-2024-27919).

@@ -1,15 +1,30 @@
 //! How many requests are let through, by clients and by servers; and that a failure tried again in vain stays one.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use mesh_tower::config::{
-    Action, Endpoint, Endpoints, Forward, Fraction, GrpcRetry, HttpRetry, HttpSettings, Inbound, LimitAction,
-    LimitDescriptor, LocalRateLimit, LocalityEndpoints, MtlsMode, RateLimit, RetryConditions, RetryPolicy, RouteMatch,
-    TokenBucket,
+    Action, Endpoint, Endpoints, Forward, Fraction, GlobalOverride, GlobalRateLimit, GrpcRetry, HttpRetry,
+    HttpSettings, Inbound, LimitAction, LimitDescriptor, LocalRateLimit, LocalityEndpoints, MtlsMode, PathMatch,
+    RateLimit, RetryConditions, RetryPolicy, RouteMatch, RouteTable, TokenBucket, VirtualHost,
 };
+use mesh_xds::proto::envoy::{
+    config::core::v3::HeaderValue,
+    extensions::common::ratelimit::v3::rate_limit_descriptor::Entry,
+    service::ratelimit::v3::{
+        RateLimitRequest, RateLimitResponse,
+        rate_limit_response::{Code, DescriptorStatus, RateLimit as RateLimitMessage, rate_limit::Unit},
+    },
+};
+use prost::Message;
 use tokio::net::TcpListener;
 
 use crate::harness::{Kind, Program, Reply, Upstream, cluster, config, route, to};
+
+const METHOD: &str = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit";
 
 fn bucket(max: u32) -> TokenBucket {
     TokenBucket { max, per_fill: 1, every: Duration::from_secs(3_600) }
@@ -34,7 +49,7 @@ fn by_user(max: u32) -> LocalRateLimit {
         vec![LimitAction::RequestHeader { name: "end-user".into(), key: "user".into(), skip_if_absent: false }];
     LocalRateLimit {
         descriptors: vec![descriptor("jason", 1), descriptor("", max)],
-        limits: vec![RateLimit { stage: 0, actions }],
+        limits: vec![RateLimit { stage: 0, actions, hits: None }],
         always_default: false,
         ..limit(100)
     }
@@ -84,12 +99,25 @@ async fn clients_limit_by_descriptor() {
 
 /// A program that serves in plaintext with this limit and asks `app`, and another that calls it.
 async fn served(kind: Kind, app: &Upstream, limit: Option<LocalRateLimit>, retry: Option<RetryPolicy>) -> Program {
+    let inbound = Inbound { rate_limit: limit.map(Arc::new), ..Inbound::default() };
+    served_as(kind, app, inbound, None, retry).await
+}
+
+async fn served_as(
+    kind: Kind,
+    app: &Upstream,
+    inbound: Inbound,
+    service: Option<&Upstream>,
+    retry: Option<RetryPolicy>,
+) -> Program {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let forward = Forward { retry: retry.clone(), ..to("app") };
     let routes = vec![route(RouteMatch::default(), Action::Forward(forward))];
-    let mut own = config([cluster(kind, "app", &[app])], routes);
-    let inbound = Inbound { mtls: MtlsMode::Disable, rate_limit: limit.map(Arc::new), ..Inbound::default() };
+    let limits = service.map(|service| cluster(Kind::Grpc, "limits", &[service]));
+    let mut own = config([cluster(kind, "app", &[app])].into_iter().chain(limits), routes);
+    own.local.cluster = "app.default".into();
+    let inbound = Inbound { mtls: MtlsMode::Disable, ..inbound };
     own.inbound.insert(address.port(), Arc::new(inbound));
     let middle = Program::new(kind, own).await;
     let (server, asking) = (middle.mesh.clone(), middle);
@@ -133,6 +161,175 @@ async fn connections_are_limited_apart() {
         let app = Upstream::start("app").await;
         let outer = served(kind, &app, Some(LocalRateLimit { per_connection: true, ..limit(2) }), None).await;
         assert_eq!(passed(&outer, "any", kind).await, 2, "{kind:?}");
+    }
+}
+
+/// A service that lets two requests a user through and tells what it was asked; `jason` counts like all others.
+async fn limiter() -> Upstream {
+    let counts: Mutex<BTreeMap<String, u32>> = Mutex::default();
+    Upstream::scripted("limits", move |_, arrival| {
+        let asked = RateLimitRequest::decode(&*arrival.body).unwrap();
+        assert_eq!((arrival.path.as_str(), arrival.authority.as_str()), (METHOD, "limits"));
+        assert_eq!(asked.domain, "bookinfo");
+        let text = |entry: &Entry| format!("{}={}", entry.key, entry.value);
+        let told: Vec<_> = asked.descriptors.iter().flat_map(|it| &it.entries).map(text).collect();
+        let told = told.join(",");
+        let count = {
+            let mut counts = counts.lock().unwrap();
+            let count = counts.entry(told.clone()).or_default();
+            *count += 1;
+            *count
+        };
+        let header = |key: &str, value: String| HeaderValue { key: key.into(), value, ..HeaderValue::default() };
+        let limit = RateLimitMessage { requests_per_unit: 2, unit: Unit::Hour.into(), name: String::new() };
+        let status = DescriptorStatus {
+            current_limit: Some(limit),
+            limit_remaining: 2_u32.saturating_sub(count),
+            ..DescriptorStatus::default()
+        };
+        let answer = RateLimitResponse {
+            overall_code: if count > 2 { Code::OverLimit } else { Code::Ok }.into(),
+            statuses: vec![status],
+            response_headers_to_add: vec![header("x-asked", told)],
+            request_headers_to_add: vec![header("x-count", count.to_string())],
+            ..RateLimitResponse::default()
+        };
+        Reply::ok().message(answer.encode_to_vec().leak()).in_trailers()
+    })
+    .await
+}
+
+/// Two users, one of whom is described by `end-user`, and what calls and is called.
+fn descriptors() -> Vec<RateLimit> {
+    let user = LimitAction::RequestHeader { name: "end-user".into(), key: "user".into(), skip_if_absent: false };
+    vec![RateLimit { stage: 0, actions: vec![LimitAction::SourceCluster, user], hits: None }]
+}
+
+fn counting(change: impl FnOnce(&mut GlobalRateLimit)) -> Arc<GlobalRateLimit> {
+    let mut limit = GlobalRateLimit {
+        cluster: "limits".into(),
+        domain: "bookinfo".into(),
+        timeout: Duration::from_secs(10),
+        tells_limits: true,
+        ..GlobalRateLimit::default()
+    };
+    change(&mut limit);
+    Arc::new(limit)
+}
+
+/// A program with this service in force for its port.
+async fn asking(kind: Kind, app: &Upstream, service: Option<&Upstream>, limit: Arc<GlobalRateLimit>) -> Program {
+    let forward = Forward { rate_limits: descriptors(), ..to("app") };
+    let routes = vec![
+        route(
+            RouteMatch {
+                path: PathMatch::Prefix { value: "/free".into(), ignore_case: false },
+                ..RouteMatch::default()
+            },
+            {
+                let off = GlobalOverride { disabled: true, ..GlobalOverride::default() };
+                Action::Forward(Forward { global_limit: Some(off), ..forward.clone() })
+            },
+        ),
+        route(RouteMatch::default(), Action::Forward(forward)),
+    ];
+    let limits = service.map(|service| cluster(Kind::Grpc, "limits", &[service]));
+    let mut config = config([cluster(kind, "app", &[app])].into_iter().chain(limits), routes);
+    config.local.cluster = "app.default".into();
+    let settings = HttpSettings { global_limits: vec![limit], ..HttpSettings::default() };
+    config.http.insert(80, Arc::new(settings));
+    Program::new(kind, config).await
+}
+
+/// RL3: a service counts for all; its headers reach the application and the caller, and what is over the limit is refused with
+/// flag `RL` and says so.
+#[tokio::test]
+async fn a_service_counts_what_clients_send() {
+    for kind in Kind::ALL {
+        let (app, service) = (Upstream::start("app").await, limiter().await);
+        let program = asking(kind, &app, Some(&service), counting(|_| ())).await;
+        for count in ["1", "2"] {
+            let answer = program.get_with("/", &[("end-user", "jason")]).await;
+            assert!(answer.is_ok(), "{kind:?}: {answer:?}");
+            assert_eq!(app.last().header("x-count"), count, "{kind:?}");
+            assert_eq!(answer.header("x-asked"), "source_cluster=app.default,user=jason", "{kind:?}");
+            assert_eq!(answer.header("x-ratelimit-limit"), "2, 2;w=3600", "{kind:?}");
+        }
+        let over = program.get_with("/", &[("end-user", "jason")]).await;
+        assert!(over.is(kind, 429) && over.flags == "RL", "{kind:?}: {over:?}");
+        let told = ["x-envoy-ratelimited", "x-ratelimit-remaining", "x-asked"].map(|name| over.header(name));
+        assert_eq!(told, ["true", "0", "source_cluster=app.default,user=jason"], "{kind:?}");
+        assert_eq!((app.count(), service.count()), (2, 3), "{kind:?}");
+        // Another user, nobody by name, and a route that asks nobody.
+        assert!(program.get_with("/", &[("end-user", "other")]).await.is_ok(), "{kind:?}");
+        assert!(program.get("/").await.is_ok(), "{kind:?}");
+        assert!(program.get_with("/free", &[("end-user", "jason")]).await.is_ok(), "{kind:?}");
+        assert_eq!(service.count(), 4, "{kind:?}");
+        // gRPC callers may be told what it is.
+        let program = asking(kind, &app, Some(&service), counting(|limit| limit.resource_exhausted = true)).await;
+        let over = program.get_with("/", &[("end-user", "jason")]).await;
+        assert_eq!((over.status, over.grpc), if kind.is_grpc() { (200, Some(8)) } else { (429, None) }, "{kind:?}");
+    }
+}
+
+/// RL3: servers ask before they let a request in, after everything that decides who may.
+#[tokio::test]
+async fn a_service_counts_what_servers_let_in() {
+    for kind in Kind::ALL {
+        let (app, service) = (Upstream::start("app").await, limiter().await);
+        let host = VirtualHost {
+            name: "inbound".into(),
+            domains: vec!["*".into()],
+            routes: vec![route(RouteMatch::default(), Action::NonForwarding)],
+            rate_limits: descriptors(),
+            ..VirtualHost::default()
+        };
+        let routes = RouteTable { virtual_hosts: vec![Arc::new(host)], ..RouteTable::default() };
+        let inbound = Inbound { routes: Arc::new(routes), global_limits: vec![counting(|_| ())], ..Inbound::default() };
+        let outer = served_as(kind, &app, inbound, Some(&service), None).await;
+        assert_eq!(passed(&outer, "jason", kind).await, 2, "{kind:?}");
+        let over = outer.get_with("/", &[("end-user", "jason")]).await;
+        assert!(over.is(kind, 429), "{kind:?}: {over:?}");
+        assert_eq!(over.header("x-envoy-ratelimited"), "true", "{kind:?}");
+        assert_eq!((app.count(), service.count()), (2, 7), "{kind:?}");
+    }
+}
+
+/// RL3: who gives no answer in time, says nothing that can be read or is not there stops nobody, unless it is to.
+#[tokio::test]
+async fn a_service_without_an_answer_fails_as_configured() {
+    for kind in Kind::ALL {
+        let app = Upstream::start("app").await;
+        let gate = Arc::new(tokio::sync::Semaphore::new(0));
+        let silent = Upstream::scripted("silent", move |_, _| Reply::ok().when(&gate)).await;
+        let garbled = Upstream::scripted("garbled", |_, _| Reply::ok().message(b"\xff\xff").in_trailers()).await;
+        let broken = Upstream::scripted("broken", |_, _| Reply::grpc(13)).await;
+        for service in [None, Some(&silent), Some(&garbled), Some(&broken)] {
+            let name = service.map(|service| service.name);
+            let soon = |limit: &mut GlobalRateLimit| {
+                if name == Some("silent") {
+                    limit.timeout = Duration::from_millis(20);
+                }
+            };
+            let program = asking(kind, &app, service, counting(soon)).await;
+            let answer = program.get_with("/", &[("end-user", "jason")]).await;
+            assert!(answer.is_ok(), "{kind:?} {name:?}: {answer:?}");
+            let strict = counting(|limit| {
+                soon(limit);
+                limit.failure_denies = Fraction::ALL;
+                limit.status_on_error = 503;
+            });
+            let before = app.count();
+            let program = asking(kind, &app, service, Arc::clone(&strict)).await;
+            let answer = program.get_with("/", &[("end-user", "jason")]).await;
+            assert!(answer.is(kind, 503) && answer.flags == "RLSE", "{kind:?} {name:?}: {answer:?}");
+            let own = GlobalRateLimit { limits: descriptors(), ..(*strict).clone() };
+            let inbound = Inbound { global_limits: vec![Arc::new(own)], ..Inbound::default() };
+            let outer = served_as(kind, &app, inbound, service, None).await;
+            let answer = outer.get_with("/", &[("end-user", "jason")]).await;
+            assert!(answer.is(kind, 503), "{kind:?} {name:?}: {answer:?}");
+            assert_eq!(app.count(), before, "{kind:?} {name:?}");
+        }
     }
 }
 

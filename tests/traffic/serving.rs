@@ -11,12 +11,13 @@ use mesh_tower::{
     Body, Mesh,
     config::{
         Action, Config, Connections, Forward, GrpcCheck, HealthCheck, Inbound, LoadBalancer, MtlsMode, Probe,
-        RouteMatch,
+        RouteMatch, Workload,
     },
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    sync::Semaphore,
     task::JoinHandle,
     time::{sleep, timeout},
 };
@@ -188,6 +189,109 @@ async fn a_watched_server_is_left_before_it_goes() {
         from.push(answer.header("x-upstream"));
     }
     assert!(from[..20].contains(&"going".to_owned()) && !from[20..].contains(&"going".to_owned()), "{from:?}");
+}
+
+/// SV7: once serving ends the health says so while connections are still taken, then none is, then what is under way is
+/// finished, or cut off when its time is over; over HTTP/1.1, HTTP/2 and gRPC.
+#[tokio::test]
+async fn serving_ends_in_order() {
+    for kind in Kind::ALL {
+        for finishes in [true, false] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let (gate, arrived) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+            let (waiting, here) = (Arc::clone(&gate), Arc::clone(&arrived));
+            let answer = move |request: Request<axum::body::Body>| {
+                let (waiting, here) = (Arc::clone(&waiting), Arc::clone(&here));
+                async move {
+                    if request.uri().path() == "/a.B/Slow" {
+                        here.add_permits(1);
+                        waiting.acquire().await.unwrap().forget();
+                    }
+                    [("grpc-status", "0")]
+                }
+            };
+            let drain = if finishes { PATIENCE } else { Duration::from_millis(100) };
+            let mesh = Mesh::builder().config(Config::default()).linger(Duration::from_millis(500)).drain_time(drain);
+            let mesh = mesh.build().await.unwrap();
+            let handler = mesh.with_health(Router::new().fallback(any(answer)), ["app.Service"]);
+            let serving = mesh.clone();
+            let task = tokio::spawn(async move { serving.serve_listener(listener, handler).await.unwrap() });
+            let caller = async || {
+                let forward = Forward { timeout: None, ..to("app") };
+                let routes = vec![route(RouteMatch::default(), Action::Forward(forward))];
+                Program::new(kind, config([cluster_at(kind, "app", &[address])], routes)).await
+            };
+            let slow = caller().await;
+            let slow = tokio::spawn(async move { slow.get("/a.B/Slow").await });
+            arrived.acquire().await.unwrap().forget();
+            mesh.shutdown();
+            // Who has not heard of it yet is served, over a connection of its own.
+            assert!(caller().await.get("/a.B/C").await.is_ok(), "{kind:?}");
+            while TcpStream::connect(address).await.is_ok() {
+                sleep(Duration::from_millis(5)).await;
+            }
+            if finishes {
+                gate.add_permits(1);
+            }
+            let answer = timeout(PATIENCE, slow).await.unwrap().unwrap();
+            assert_eq!(answer.is_ok(), finishes, "{kind:?}: {answer:?}");
+            timeout(PATIENCE, task).await.unwrap().unwrap();
+        }
+    }
+}
+
+/// SV8: a server tells of what it serves as destination, with the protocol of the request and its answer; over HTTP/1.1, HTTP/2
+/// and gRPC.
+#[tokio::test]
+async fn servers_tell_what_they_serve() {
+    for (kind, name) in [(Kind::Http1, "told-1"), (Kind::Http2, "told-2"), (Kind::Grpc, "told-g")] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let workload = Workload {
+            canonical_name: name.into(),
+            name: name.into(),
+            namespace: "default".into(),
+            ..Workload::default()
+        };
+        let mesh = Mesh::builder().config(Config::default()).workload(workload).build().await.unwrap();
+        let serving = mesh.clone();
+        let answer = async |request: Request<axum::body::Body>| match request.uri().path() {
+            "/a.B/Bad" => (StatusCode::SERVICE_UNAVAILABLE, [("grpc-status", "14")]),
+            _ => (StatusCode::OK, [("grpc-status", "0")]),
+        };
+        let task = tokio::spawn(async move {
+            serving.serve_listener(listener, Router::new().fallback(any(answer))).await.unwrap();
+        });
+        let routes = vec![route(RouteMatch::default(), Action::Forward(to("app")))];
+        let program = Program::new(kind, config([cluster_at(kind, "app", &[address])], routes)).await;
+        assert!(program.get("/a.B/C").await.is_ok(), "{kind:?}");
+        assert!(!program.get("/a.B/Bad").await.is_ok(), "{kind:?}");
+        let protocol = if kind.is_grpc() { "grpc" } else { "http" };
+        let counted = |code: &str| {
+            let metrics = mesh_tower::telemetry::render().unwrap();
+            let mut lines = metrics.lines().filter(|line| line.starts_with("istio_requests_total{"));
+            lines.any(|line| {
+                [
+                    "reporter=\"destination\"".to_owned(),
+                    format!("destination_workload=\"{name}\""),
+                    format!("request_protocol=\"{protocol}\""),
+                    format!("response_code=\"{code}\""),
+                ]
+                .iter()
+                .all(|label| line.contains(label.as_str()))
+            })
+        };
+        let told = async {
+            while !counted("200") || !counted("503") {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(PATIENCE, told)
+            .await
+            .unwrap_or_else(|_| panic!("{kind:?}: {}", mesh_tower::telemetry::render().unwrap()));
+        task.abort();
+    }
 }
 
 type Watching = http::Response<mesh_tower::ResponseBody<mesh_tower::PooledBody>>;

@@ -20,20 +20,29 @@ use tokio::{net::TcpListener, task::JoinHandle};
 use crate::harness::{Kind, Program, Reply, Upstream, cluster, cluster_at, config, route, to};
 
 /// Who makes tokens.
-struct Issuer {
+pub(crate) struct Issuer {
     key: EncodingKey,
     set: &'static str,
 }
 
 impl Issuer {
-    fn new(kid: &str) -> Self {
+    pub(crate) fn new(kid: &str) -> Self {
         let key = EncodingKey::from_ec_der(KeyPair::generate().unwrap().serialized_der());
         let mut jwk = serde_json::to_value(Jwk::from_encoding_key(&key, Algorithm::ES256).unwrap()).unwrap();
         jwk["kid"] = kid.into();
         Self { key, set: json!({ "keys": [jwk] }).to_string().leak() }
     }
 
-    fn token(&self, claims: &Value) -> String {
+    pub(crate) fn key(&self) -> &EncodingKey {
+        &self.key
+    }
+
+    /// What it publishes.
+    pub(crate) fn keys(&self) -> &'static str {
+        self.set
+    }
+
+    pub(crate) fn token(&self, claims: &Value) -> String {
         let header = Header { kid: Some("k".to_owned()), ..Header::new(Algorithm::ES256) };
         jsonwebtoken::encode(&header, claims, &self.key).unwrap()
     }
@@ -44,7 +53,7 @@ fn now() -> u64 {
 }
 
 /// As Istio demands it: a token need not be there, and must be good.
-fn demanding(provider: JwtProvider, optional: bool) -> JwtAuthn {
+pub(crate) fn demanding(provider: JwtProvider, optional: bool) -> JwtAuthn {
     let one = JwtRequirement::Provider { name: "origins-0".into(), audiences: None };
     let requirement = if optional { JwtRequirement::Any(vec![one, JwtRequirement::AllowMissing]) } else { one };
     JwtAuthn {

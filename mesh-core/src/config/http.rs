@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Fault, LocalRateLimit, Name, Session};
+use super::{Fault, GlobalRateLimit, LocalRateLimit, Name, Session};
 
 /// Defaults of a port's routes.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
@@ -20,6 +20,8 @@ pub struct HttpSettings {
     pub fault: Option<Fault>,
     /// The rate limit of routes without their own. Envoy `LocalRateLimit` among the `http_filters`.
     pub rate_limit: Option<Arc<LocalRateLimit>>,
+    /// Who counts requests for the whole mesh, in order; asked after `rate_limit`. Envoy `RateLimit` among the `http_filters`.
+    pub global_limits: Vec<Arc<GlobalRateLimit>>,
     /// How sessions stay together on routes that do not say. Envoy `StatefulSession` among the `http_filters`.
     pub session: Option<Arc<Session>>,
     /// Filters of the program's own, in order: before the rate limit and the fault of the port. Envoy `http_filters` of types

@@ -5,7 +5,7 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 use http::HeaderMap;
 use serde::{Deserialize, Serialize};
 
-use super::{Guard, LocalRateLimit, Name, RouteTable, StringMatch, TlsVersions};
+use super::{GlobalRateLimit, Guard, LocalRateLimit, Name, RouteTable, StringMatch, TlsVersions};
 
 /// The policy of one listening port.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -38,6 +38,8 @@ pub struct Inbound {
     pub trusted_hops: Option<u32>,
     /// How many requests are let in. Envoy `LocalRateLimit` among the `http_filters`.
     pub rate_limit: Option<Arc<LocalRateLimit>>,
+    /// Who counts requests for the whole mesh, in order; asked after `rate_limit`. Envoy `RateLimit` among the `http_filters`.
+    pub global_limits: Vec<Arc<GlobalRateLimit>>,
     /// How long a caller may take for the head of an HTTP/1.1 request; `None` is 30 s here. Of HTTP/2 a head comes whole.
     ///
     /// Envoy `HttpConnectionManager.request_headers_timeout`, there without limit by default.
@@ -45,6 +47,13 @@ pub struct Inbound {
     /// How long a caller may take to send a request, its body included, as long as it is not answered: 408 then. `None` is
     /// no limit. Envoy `HttpConnectionManager.request_timeout`.
     pub request_timeout: Option<Duration>,
+    /// How much of heads, streams and bytes one connection may take.
+    pub http: HttpLimits,
+    /// What becomes of headers with an underscore in their name. Envoy
+    /// `common_http_protocol_options.headers_with_underscores_action`.
+    pub underscores: Underscores,
+    /// What the application is told of the caller's certificate.
+    pub client_cert: ClientCertHeader,
     /// How many connections there may be at once; more are closed as soon as they are accepted. `None` is no limit.
     ///
     /// Envoy network filter `ConnectionLimit.max_connections`.
@@ -66,8 +75,12 @@ impl Default for Inbound {
             path: PathNormalization::BASE,
             trusted_hops: None,
             rate_limit: None,
+            global_limits: Vec::new(),
             request_headers_timeout: None,
             request_timeout: None,
+            http: HttpLimits::default(),
+            underscores: Underscores::Allow,
+            client_cert: ClientCertHeader::default(),
             max_connections: None,
         }
     }
@@ -93,6 +106,78 @@ impl Inbound {
     pub fn is_full(&self, open: usize) -> bool {
         self.max_connections.is_some_and(|most| u64::try_from(open).is_ok_and(|open| open >= most))
     }
+}
+
+/// How much one connection may take. Source: Envoy `HttpConnectionManager`, `HttpProtocolOptions`, `Http2ProtocolOptions`.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(default)]
+pub struct HttpLimits {
+    /// The most headers of a request, 100; more are answered 431. Envoy `common_http_protocol_options.max_headers_count`.
+    pub max_headers: u32,
+    /// The most of a head, in KiB, 60; more is answered 431. No less than 8 over HTTP/1.1. Envoy `max_request_headers_kb`.
+    pub max_head_kb: u32,
+    /// The most streams at once, 1000. Envoy `http2_protocol_options.max_concurrent_streams`.
+    pub max_streams: u32,
+    /// Bytes a caller may send on a stream before it hears that they were read; `None` goes by what the connection is worth.
+    /// Envoy `http2_protocol_options.initial_stream_window_size`.
+    pub stream_window: Option<u32>,
+    /// The same of all streams of a connection. Envoy `http2_protocol_options.initial_connection_window_size`.
+    pub connection_window: Option<u32>,
+}
+
+impl Default for HttpLimits {
+    fn default() -> Self {
+        Self { max_headers: 100, max_head_kb: 60, max_streams: 1000, stream_window: None, connection_window: None }
+    }
+}
+
+/// What becomes of headers with an underscore in their name, which some applications take for a hyphen. Source: Envoy
+/// `HeadersWithUnderscoresAction`.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Underscores {
+    /// They are headers like others.
+    #[default]
+    Allow,
+    /// The request is refused (400).
+    Reject,
+    /// The application does not get them.
+    Drop,
+}
+
+/// `x-forwarded-client-cert`. Source: Envoy `forward_client_cert_details`, `set_current_client_cert_details` (CT14).
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(default)]
+pub struct ClientCertHeader {
+    /// What becomes of the one that arrives, and whether the caller's own certificate is told.
+    pub mode: ForwardClientCert,
+    /// With the subject.
+    pub subject: bool,
+    /// With the certificate itself.
+    pub cert: bool,
+    /// With the whole chain.
+    pub chain: bool,
+    /// With names of hosts.
+    pub dns: bool,
+    /// With the identity.
+    pub uri: bool,
+}
+
+/// Source: Envoy `ForwardClientCertDetails`.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ForwardClientCert {
+    /// Taken off.
+    #[default]
+    Sanitize,
+    /// Passed on as it is if the caller has a certificate; taken off otherwise.
+    ForwardOnly,
+    /// The caller's certificate is added to what it says; taken off if it has none.
+    AppendForward,
+    /// The caller's certificate alone; taken off if it has none.
+    SanitizeSet,
+    /// Passed on whoever calls.
+    AlwaysForwardOnly,
 }
 
 /// The form of paths. Source: Istio `MeshConfig.pathNormalization`.

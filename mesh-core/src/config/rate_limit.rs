@@ -1,4 +1,5 @@
-//! Rate limits of one process, and what requests are counted by. Source: Envoy `LocalRateLimit`, `RateLimit`.
+//! Rate limits, of one process and of a whole mesh, and what requests are counted by. Source: Envoy `LocalRateLimit`,
+//! `RateLimit`.
 
 use std::time::Duration;
 
@@ -76,6 +77,98 @@ pub struct LimitDescriptor {
     pub bucket: TokenBucket,
 }
 
+/// Who is asked, once a request, whether it is one too many: a service that counts for the whole mesh (RL3).
+///
+/// Source: Envoy `envoy.extensions.filters.http.ratelimit.v3.RateLimit`; the service speaks
+/// `envoy.service.ratelimit.v3.RateLimitService`.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
+pub struct GlobalRateLimit {
+    /// The cluster asked. Envoy `rate_limit_service.grpc_service.envoy_grpc.cluster_name`.
+    pub cluster: Name,
+    /// What `:authority` says; empty is the cluster's name. Envoy `EnvoyGrpc.authority`.
+    pub authority: String,
+    /// Whose limits are meant, at the service.
+    pub domain: String,
+    /// Of the routes' descriptors, those of this stage count. Envoy `stage`, 0 to 10.
+    pub stage: u32,
+    /// Which requests are asked about. Envoy `request_type`, default both.
+    pub requests: LimitedRequests,
+    /// How long the answer may take; 20 ms. Envoy `timeout`.
+    pub timeout: Duration,
+    /// Without an answer this share of requests is refused. Default: none. Envoy `failure_mode_deny`, which is all or none,
+    /// and `failure_mode_deny_percent` over it.
+    pub failure_denies: Fraction,
+    /// The status of requests that are refused for want of an answer, 500. Envoy `status_on_error`.
+    pub status_on_error: u16,
+    /// The status of requests over the limit, 429. Envoy `rate_limited_status`.
+    pub status: u16,
+    /// gRPC calls are told `RESOURCE_EXHAUSTED` and not `UNAVAILABLE`. Envoy `rate_limited_as_resource_exhausted`.
+    pub resource_exhausted: bool,
+    /// Answers say how much is left, in `x-ratelimit-limit`, `-remaining` and `-reset`. Envoy `enable_x_ratelimit_headers`
+    /// `DRAFT_VERSION_03`.
+    pub tells_limits: bool,
+    /// A refused request's answer has `x-envoy-ratelimited`. Default true. Envoy `disable_x_envoy_ratelimited_header`.
+    pub tells_refusal: bool,
+    /// Headers of a refused request's answer, and whether each stands beside those there are. Envoy
+    /// `response_headers_to_add`.
+    pub refused_headers: Vec<(Name, String, bool)>,
+    /// Which share of requests is asked about; all. Envoy `filter_enabled`.
+    pub enabled: Fraction,
+    /// Which share of requests over the limit is refused; all. Envoy `filter_enforced`.
+    pub enforced: Fraction,
+    /// How requests get their descriptors; in place of those of their route. Envoy `rate_limits`.
+    pub limits: Vec<RateLimit>,
+}
+
+impl Default for GlobalRateLimit {
+    fn default() -> Self {
+        Self {
+            cluster: Name::default(),
+            authority: String::new(),
+            domain: String::new(),
+            stage: 0,
+            requests: LimitedRequests::All,
+            timeout: Duration::from_millis(20),
+            failure_denies: Fraction::NONE,
+            status_on_error: 500,
+            status: 429,
+            resource_exhausted: false,
+            tells_limits: false,
+            tells_refusal: true,
+            refused_headers: Vec::new(),
+            enabled: Fraction::ALL,
+            enforced: Fraction::ALL,
+            limits: Vec::new(),
+        }
+    }
+}
+
+/// Which requests a service is asked about. Envoy `RateLimit.request_type`.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LimitedRequests {
+    /// All of them.
+    #[default]
+    All,
+    /// Those that say `x-envoy-internal: true`.
+    Internal,
+    /// The others.
+    External,
+}
+
+/// What a route says of services that count. Source: Envoy `RateLimitPerRoute`, `FilterConfig.disabled`.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
+pub struct GlobalOverride {
+    /// Nobody is asked.
+    pub disabled: bool,
+    /// Another domain; empty is the one of the port.
+    pub domain: String,
+    /// How its requests get their descriptors, in place of all others; `None` is as the port and the route say.
+    pub limits: Option<Vec<RateLimit>>,
+}
+
 /// A descriptor that requests get: all of its actions must yield a value, or there is none. Source: Envoy `RateLimit`.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(default)]
@@ -84,12 +177,16 @@ pub struct RateLimit {
     pub stage: u32,
     /// One entry each, in order.
     pub actions: Vec<LimitAction>,
+    /// So many at once; `None` is one. For services that count. Envoy `hits_addend.number`.
+    pub hits: Option<u64>,
 }
 
 /// One entry of a descriptor. Source: Envoy `RateLimit.Action`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LimitAction {
+    /// `source_cluster`: what this process is part of. Envoy `--service-cluster`; here the node's cluster.
+    SourceCluster,
     /// `destination_cluster`: where the request goes.
     DestinationCluster,
     /// The key's value is that of a request header.

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Criteria, Fault, FilterOverride, Fraction, HashPolicy, HedgePolicy, LocalRateLimit, Name, RateLimit, Regex,
-    RetryPolicy, RoutingPriority, Session, StringMatch,
+    Criteria, Fault, FilterOverride, Fraction, GlobalOverride, HashPolicy, HedgePolicy, LocalRateLimit, Name,
+    RateLimit, Regex, RetryPolicy, RoutingPriority, Session, StringMatch,
 };
 
 mod action;
@@ -55,6 +55,9 @@ pub struct VirtualHost {
     pub headers: HeaderChanges,
     /// Copies for routes without mirrors of their own. Envoy `VirtualHost.request_mirror_policies`.
     pub mirrors: Vec<Mirror>,
+    /// What requests that came in are counted by, where no limit says it itself; those that leave are by their routes. Envoy
+    /// `VirtualHost.rate_limits`.
+    pub rate_limits: Vec<RateLimit>,
 }
 
 /// One rule. Source: Envoy `Route`.

@@ -19,7 +19,7 @@ use crate::{
     live::Live,
     names,
     pool::Pool,
-    server::{Gate, Report, ServingState},
+    server::{Ending, Gate, Report, ServingState},
     source::Source,
     telemetry::{AccessLog, Peer, Spans, Telemetry},
     tls::{ClientTls, Identity, LiveIdentity},
@@ -42,6 +42,7 @@ pub struct Builder {
     saved: Option<(PathBuf, Duration)>,
     resolver: Resolution,
     gate: Option<Gate>,
+    ending: Ending,
     report: Reporting,
 }
 
@@ -170,6 +171,23 @@ impl Builder {
     #[must_use]
     pub fn off(mut self) -> Self {
         self.origin = Origin::Off;
+        self
+    }
+
+    /// How long servers get to finish what is under way once serving ends; what is left then is cut off. 5 s unless said.
+    ///
+    /// Istio `terminationDrainDuration`.
+    #[must_use]
+    pub fn drain_time(mut self, drain: Duration) -> Self {
+        self.ending.drain = drain;
+        self
+    }
+
+    /// How long servers go on taking connections once serving ends, while their health says already that they do not serve:
+    /// as long as it takes until nobody sends them anything. None unless said.
+    #[must_use]
+    pub fn linger(mut self, linger: Duration) -> Self {
+        self.ending.linger = linger;
         self
     }
 
@@ -324,6 +342,8 @@ impl Builder {
             }
         };
         let http = HttpClient::new(Arc::clone(&live), telemetry.clone(), pool.clone()).with_source(source.clone());
+        #[cfg(feature = "xds")]
+        let http = http.with_limit_codec(mesh_xds::rpc::rate_limit::CODEC);
         tasks.push(Owned::spawn(crate::health::checks(Arc::clone(&live), pool.clone(), source.clone())));
         tasks.push(Owned::spawn(crate::reports::reports(Arc::clone(&live), pool.clone(), source.clone())));
         tasks.push(Owned::spawn(names::follow(Arc::clone(&live), source.clone(), self.resolver.0)));
@@ -358,6 +378,7 @@ impl Builder {
             service: Arc::new(service),
             admin,
             gate: self.gate,
+            in_order: self.ending,
             ending,
             _tasks: tasks,
         };

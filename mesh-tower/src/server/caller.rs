@@ -8,17 +8,23 @@ use std::{
     },
 };
 
+use http::HeaderValue;
 use mesh_core::{
     config::{MtlsMode, Name},
     identity::SpiffeId,
     rate_limit::Limits,
 };
+use rustls_pki_types::CertificateDer;
 
 use crate::{telemetry::PeerCache, tls::Accepted};
 
 /// One connection, as far as its requests need to know.
 pub(super) struct Caller {
     pub(super) peer: Option<SpiffeId>,
+    /// What it proved that with, its own certificate first.
+    pub(super) chain: Vec<CertificateDer<'static>>,
+    /// How the application is told of it, once that was asked.
+    pub(super) told: OnceLock<Option<HeaderValue>>,
     pub(super) address: SocketAddr,
     /// Where it was accepted, as far as that is one address.
     pub(super) local: Option<IpAddr>,
@@ -46,6 +52,8 @@ impl Caller {
     pub(super) fn new<I>(accepted: &Accepted<I>, address: SocketAddr, local: Option<IpAddr>, mode: MtlsMode) -> Self {
         Self {
             peer: accepted.peer().cloned(),
+            chain: accepted.peer_chain().to_vec(),
+            told: OnceLock::new(),
             address,
             local,
             server_name: accepted.server_name().unwrap_or("").to_ascii_lowercase(),

@@ -6,12 +6,14 @@
 
 use std::{borrow::Cow, net::IpAddr};
 
-use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, header, request::Parts, uri::PathAndQuery};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header, request::Parts, uri::PathAndQuery,
+};
 use mesh_core::{
     admit::{Admit, InboundView},
     authz::{Heard, NoteKind},
     claims::Claims,
-    config::{Guard, Inbound, MtlsMode},
+    config::{Guard, Inbound, MtlsMode, Underscores},
     identity::SpiffeId,
     outcome::Flags,
     path::{Normal, normalize},
@@ -38,12 +40,14 @@ pub(super) struct Refusal {
     pub(super) details: Cow<'static, str>,
     /// What the answer says beside.
     pub(super) headers: HeaderMap,
+    /// The gRPC status of the answer to a gRPC call, where it is not what the HTTP status amounts to.
+    pub(super) grpc: Option<u32>,
 }
 
 impl Refusal {
     pub(super) fn new(status: StatusCode, flags: Flags, reason: impl Into<String>) -> Box<Self> {
         let (details, headers) = (Cow::Borrowed("refused_by_policy"), HeaderMap::new());
-        Box::new(Self { status, flags, reason: reason.into(), details, headers })
+        Box::new(Self { status, flags, reason: reason.into(), details, headers, grpc: None })
     }
 
     fn malformed(reason: &'static str) -> Box<Self> {
@@ -62,12 +66,16 @@ pub(super) struct Known {
 
 impl Server {
     /// Brings a request to a workload into the one form that all look at.
-    pub(super) fn straighten(&self, parts: &mut Parts) -> Result<(), Box<Refusal>> {
+    pub(super) fn straighten(&self, caller: &Caller, parts: &mut Parts) -> Result<(), Box<Refusal>> {
         let port = self.role.port();
-        // Who called is told by the handshake alone.
-        parts.headers.remove(FORWARDED_CLIENT_CERT);
         let snapshot = self.live.load();
-        let Some(inbound) = snapshot.as_ref().and_then(|snapshot| snapshot.inbound(port)) else { return Ok(()) };
+        let Some(inbound) = snapshot.as_ref().and_then(|snapshot| snapshot.inbound(port)) else {
+            // Who called is told by the handshake alone.
+            parts.headers.remove(FORWARDED_CLIENT_CERT);
+            return Ok(());
+        };
+        self.tell_certificate(inbound.client_cert, caller, &mut parts.headers);
+        no_underscores(&mut parts.headers, inbound.underscores)?;
         one_host(parts)?;
         one_path(parts, inbound)
     }
@@ -188,6 +196,24 @@ fn tell(heard: &Heard, caller: &Caller, parts: &Parts) {
             }
         }
     }
+}
+
+/// Headers with an underscore are treated as the port says: to some applications they are others with a hyphen (SV11).
+fn no_underscores(headers: &mut HeaderMap, wanted: Underscores) -> Result<(), Box<Refusal>> {
+    let has_one = |name: &HeaderName| name.as_str().contains('_');
+    match wanted {
+        Underscores::Allow => {}
+        Underscores::Reject if headers.keys().any(has_one) => {
+            return Err(Refusal::malformed("a header's name has an underscore"));
+        }
+        Underscores::Reject => {}
+        Underscores::Drop => {
+            for name in headers.keys().filter(|name| has_one(name)).cloned().collect::<Vec<_>>() {
+                headers.remove(name);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The request names one host, once.

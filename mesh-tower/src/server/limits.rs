@@ -20,7 +20,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioTimer},
     server::conn::auto,
 };
-use mesh_core::outcome::Flags;
+use mesh_core::{config::HttpLimits, outcome::Flags};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::sleep,
@@ -28,40 +28,43 @@ use tokio::{
 
 use super::guard::Refusal;
 
-/// The most headers of a request. Envoy `max_headers_count`, default 100.
-const HEADERS: usize = 100;
-/// The most bytes of a head. Envoy `max_request_headers_kb`, default 60.
-const HEAD_BYTES: u32 = 60 * 1024;
-/// Streams of one connection at once.
-const STREAMS: u32 = 1000;
+/// HTTP/1.1's parser takes no smaller buffer.
+const SMALLEST: usize = 8192;
 /// Streams a caller may reset before anybody looked at them, and streams it may make us reset (CVE-2023-44487, CVE-2025-8671).
 const RESETS: (usize, usize) = (20, 256);
 /// The bytes by which HTTP/2 is told from HTTP/1.1.
 const PREFACE: usize = 24;
 
-/// What speaks HTTP on a connection whose heads may take so long.
-pub(super) fn protocols(head: Duration) -> auto::Builder<TokioExecutor> {
+/// What speaks HTTP on a connection whose heads may take so long, and that may take so much.
+pub(super) fn protocols(head: Duration, limits: &HttpLimits) -> auto::Builder<TokioExecutor> {
+    let head_bytes = limits.max_head_kb.saturating_mul(1024);
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(head)
-        .max_headers(HEADERS)
-        .max_buf_size(HEAD_BYTES as usize);
+        .max_headers(limits.max_headers as usize)
+        .max_buf_size((head_bytes as usize).max(SMALLEST));
     builder
         .http2()
         .timer(TokioTimer::new())
-        .adaptive_window(true)
-        .max_concurrent_streams(STREAMS)
-        .max_header_list_size(HEAD_BYTES)
+        .adaptive_window(limits.stream_window.is_none() && limits.connection_window.is_none())
+        .max_concurrent_streams(limits.max_streams)
+        .max_header_list_size(head_bytes)
         .max_pending_accept_reset_streams(RESETS.0)
         .max_local_error_reset_streams(RESETS.1);
+    if limits.stream_window.is_some() || limits.connection_window.is_some() {
+        builder
+            .http2()
+            .initial_stream_window_size(limits.stream_window)
+            .initial_connection_window_size(limits.connection_window);
+    }
     builder
 }
 
 /// A head has no more headers than it may; HTTP/1.1's parser has counted them before.
-pub(super) fn head(parts: &Parts) -> Result<(), Box<Refusal>> {
-    if parts.headers.len() <= HEADERS {
+pub(super) fn head(parts: &Parts, limits: &HttpLimits) -> Result<(), Box<Refusal>> {
+    if parts.headers.len() <= limits.max_headers as usize {
         return Ok(());
     }
     let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;

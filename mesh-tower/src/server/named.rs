@@ -5,7 +5,7 @@
 //! before, which get ten minutes; routes that come by a name of their own change under the connections that are there.
 //! Source: gRFC A36.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use http_body::Body as HttpBody;
 use mesh_core::config::{Config, Inbound, Name, Serving};
@@ -15,7 +15,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{DRAIN, HANDSHAKE, HANDSHAKES, Handler, Role, Server, Shaken, accept, until_true};
+use super::{HANDSHAKE, HANDSHAKES, Handler, Role, Server, Shaken, accept, until_true};
 use crate::{
     connect::Listener,
     error::BoxError,
@@ -151,6 +151,7 @@ impl Server {
         let acceptor = GatewayAcceptor::new(MtlsAcceptor::new(self.identity.clone()));
         let mut current: Option<Generation> = None;
         let mut older = JoinSet::new();
+        let mut closed = pin!(self.ending.closed(end.clone()));
         loop {
             // Listening before looking: an update between the two is not missed.
             let updated = self.live.updated();
@@ -158,7 +159,7 @@ impl Server {
             let is_known = told.state.is_some();
             let accepted = tokio::select! {
                 biased;
-                () = until_true(&mut end) => break,
+                () = closed.as_mut() => break,
                 () = updated => continue,
                 Some(_) = older.join_next() => continue,
                 accepted = accept(&mut listener, &handshakes), if is_known => accepted,
@@ -193,7 +194,7 @@ impl Server {
         }
         drop(listener);
         if let Some(generation) = current {
-            generation.end(DRAIN).await;
+            generation.end(self.ending.drain).await;
         }
         // Dropping the older ones ends what is left of them.
     }

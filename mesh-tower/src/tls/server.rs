@@ -17,6 +17,7 @@ use rustls::{
     server::{ServerSessionMemoryCache, danger::ClientCertVerifier},
     time_provider::TimeProvider,
 };
+use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use webpki::KeyUsage;
@@ -245,6 +246,14 @@ impl<IO> Accepted<IO> {
         match &self.io {
             MaybeTls::Plain(_) => None,
             MaybeTls::Tls(stream) => stream.get_ref().1.alpn_protocol(),
+        }
+    }
+
+    /// What the caller proved who it is with; empty in plaintext.
+    pub(crate) fn peer_chain(&self) -> &[CertificateDer<'static>] {
+        match &self.io {
+            MaybeTls::Plain(_) => &[],
+            MaybeTls::Tls(stream) => stream.get_ref().1.peer_certificates().unwrap_or_default(),
         }
     }
 

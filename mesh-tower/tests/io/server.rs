@@ -7,7 +7,7 @@ use http::{HeaderMap, Request, StatusCode};
 use http_body_util::{BodyExt, Empty};
 use mesh_tower::{
     Mesh,
-    config::{Config, Inbound, MtlsMode, Workload},
+    config::{ClientCertHeader, Config, ForwardClientCert, Inbound, MtlsMode, Workload},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -49,6 +49,63 @@ async fn members_speak_mutual_tls_and_both_tell() {
     assert!(destination.contains("connection_security_policy=\"mutual_tls\""), "{destination}");
     assert!(destination.contains(&format!("source_principal=\"{RATINGS}\"")), "{destination}");
     assert!(destination.contains("response_code=\"200\""), "{destination}");
+}
+
+/// CT14, SV9: what the application is told of the caller's certificate is what the port says; what arrives under its name is
+/// believed as far as it says, and without a certificate only if it says so. Over HTTP/1.1 and HTTP/2.
+#[tokio::test]
+async fn the_application_is_told_of_the_callers_certificate() {
+    use ForwardClientCert::{AlwaysForwardOnly, AppendForward, ForwardOnly, Sanitize, SanitizeSet};
+    use mesh_tower::config::{Protocol, TlsMode};
+    const FORGED: &str = "By=x;URI=spiffe://cluster.local/ns/default/sa/admin";
+    let ca = Ca::new();
+    let echo = Router::new().route(
+        "/",
+        get(async |headers: HeaderMap| {
+            let values = headers.get_all("x-forwarded-client-cert").iter().map(|it| it.to_str().unwrap().to_owned());
+            values.collect::<Vec<_>>().join("|")
+        }),
+    );
+    for (mode, secure, plain) in [
+        (Sanitize, "", ""),
+        (ForwardOnly, "forged", ""),
+        (AppendForward, "forged,own", ""),
+        (SanitizeSet, "own", ""),
+        (AlwaysForwardOnly, "forged", "forged"),
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let client_cert = ClientCertHeader { mode, subject: true, uri: true, dns: true, ..ClientCertHeader::default() };
+        let inbound = Inbound { mtls: MtlsMode::Permissive, client_cert, ..Inbound::default() };
+        let policy = Config { inbound: [(address.port(), Arc::new(inbound))].into(), ..Config::default() };
+        let (address, _server) = member_on(listener, &ca, REVIEWS, "reviews-cert", policy, echo.clone()).await;
+        for (tls, expected) in [(mutual(&[]), secure), (TlsMode::Disable, plain)] {
+            for protocol in [Protocol::Http1, Protocol::Http2] {
+                let mut target = cluster("reviews", &[address]);
+                (target.tls, target.protocol) = (tls.clone(), protocol);
+                let client = Mesh::builder().config(config("reviews", target)).identity(ca.identity(RATINGS));
+                let client = client.build().await.unwrap();
+                let request = Request::get("http://reviews:9080/").header("x-forwarded-client-cert", FORGED);
+                let request = request.body(Empty::<bytes::Bytes>::new()).unwrap();
+                let response = client.http().request(request).await.unwrap();
+                let told = response.into_body().collect().await.unwrap().to_bytes();
+                let told = String::from_utf8_lossy(&told).into_owned();
+                let mut parts: Vec<String> = Vec::new();
+                for part in told.split(',').filter(|part| !part.is_empty()) {
+                    if part == FORGED {
+                        parts.push("forged".to_owned());
+                        continue;
+                    }
+                    let own = part.strip_prefix(&format!("By={REVIEWS};Hash=")).expect(part);
+                    let (hash, rest) = own.split_once(';').unwrap();
+                    assert!(hash.len() == 64 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()), "{told}");
+                    assert!(rest.starts_with("Subject=\"") && rest.ends_with(&format!(";URI={RATINGS}")), "{told}");
+                    parts.push("own".to_owned());
+                }
+                assert_eq!(parts.join(","), expected, "{mode:?} {protocol:?}: {told}");
+            }
+        }
+    }
 }
 
 /// AN4: STRICT refuses plaintext and certificates of another CA; a server asked for one refuses by default.

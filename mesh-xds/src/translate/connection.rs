@@ -231,6 +231,7 @@ pub(super) fn encode_http(cluster: &Cluster) -> BTreeMap<String, Any> {
         max_headers_count: set(connections.max_response_headers, default.max_response_headers),
         max_connection_duration: connections.max_duration.map(value::encode_duration),
         max_stream_duration: None,
+        headers_with_underscores_action: 0,
         max_requests_per_connection: set(connections.max_requests, 0),
         max_response_headers_kb: set(connections.max_response_headers_kib, default.max_response_headers_kib),
     };

@@ -11,7 +11,9 @@ use std::{
     sync::Arc,
 };
 
-use mesh_core::config::{AuditCondition, Fault, Guard, LocalRateLimit, RbacAction, RbacRules, Session};
+use mesh_core::config::{
+    AuditCondition, Fault, GlobalRateLimit, Guard, LocalRateLimit, RbacAction, RbacRules, Session,
+};
 
 use crate::proto::{
     Any,
@@ -20,8 +22,8 @@ use crate::proto::{
         extensions::filters::{
             http::{
                 ext_authz::v3::ExtAuthz, fault::v3::HttpFault, jwt_authn::v3::JwtAuthentication,
-                local_ratelimit::v3::LocalRateLimit as LocalRateLimitMessage, rbac::v3::Rbac, router::v3::Router,
-                stateful_session::v3::StatefulSession,
+                local_ratelimit::v3::LocalRateLimit as LocalRateLimitMessage, ratelimit::v3::RateLimit, rbac::v3::Rbac,
+                router::v3::Router, stateful_session::v3::StatefulSession,
             },
             network::http_connection_manager::v3::{HttpFilter, http_filter::ConfigType},
         },
@@ -95,6 +97,8 @@ pub(super) struct Chain {
     pub(super) fault: Option<Fault>,
     /// The rate limit of routes without their own.
     pub(super) rate_limit: Option<Arc<LocalRateLimit>>,
+    /// Who counts requests for the whole mesh.
+    pub(super) global_limits: Vec<Arc<GlobalRateLimit>>,
     /// How sessions stay together on routes that do not say.
     pub(super) session: Option<Arc<Session>>,
 }
@@ -151,6 +155,9 @@ pub(super) fn chain(filters: &[HttpFilter], side: Side, place: &str, ignored: &m
         } else if any.is::<LocalRateLimitMessage>() && !ignored.is_grpc() {
             let message: LocalRateLimitMessage = ignored.open(any, &place).within(at)?;
             read.rate_limit = Some(rate_limit::decode(message, &place, ignored).within(at)?);
+        } else if any.is::<RateLimit>() && !ignored.is_grpc() {
+            let message: RateLimit = ignored.open(any, &place).within(at)?;
+            read.global_limits.push(rate_limit::global::decode(message, &place, ignored).within(at)?);
         } else if any.is::<StatefulSession>() && side == Side::Inbound {
             ignored.add(&place, &filter.name);
         } else if any.is::<StatefulSession>() {
@@ -188,6 +195,7 @@ pub(super) fn encode(
     guards: &[Guard],
     fault: Option<&Fault>,
     limit: Option<&LocalRateLimit>,
+    services: &[Arc<GlobalRateLimit>],
     session: Option<&Session>,
 ) -> Vec<HttpFilter> {
     let typed = |name: &str, any| HttpFilter {
@@ -216,6 +224,12 @@ pub(super) fn encode(
     }
     if let Some(limit) = limit {
         filters.push(typed(rate_limit::LOCAL_RATE_LIMIT, rate_limit::encode(limit)));
+    }
+    for (at, service) in services.iter().enumerate() {
+        // Routes call the first by its name; the others need one.
+        let number = if at == 0 { String::new() } else { format!(".{at}") };
+        let name = format!("{}{number}", rate_limit::global::RATE_LIMIT);
+        filters.push(typed(&name, rate_limit::global::encode(service)));
     }
     if let Some(session) = session {
         filters.push(typed(session::STATEFUL_SESSION, session::encode(session)));

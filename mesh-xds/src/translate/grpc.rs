@@ -138,6 +138,7 @@ fn of_route(route: &Route, config: &Config) -> Route {
         // No retries is said by no policy.
         forward.retry = forward.retry.take().filter(|retry| retry.retries > 0);
         forward.rate_limit = None;
+        forward.global_limit = None;
         forward.rate_limits = Vec::new();
         forward.hedge = None;
         forward.mirrors = Vec::new();

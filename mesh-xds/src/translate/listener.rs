@@ -8,7 +8,8 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use mesh_core::config::{
-    EndpointAddress, Guard, HttpSettings, Inbound, LocalRateLimit, MtlsMode, Name, PathNormalization, RouteTable,
+    ClientCertHeader, EndpointAddress, GlobalRateLimit, Guard, HttpLimits, HttpSettings, Inbound, LocalRateLimit,
+    MtlsMode, Name, PathNormalization, RouteTable, Underscores,
 };
 
 use super::{
@@ -55,8 +56,6 @@ const TLS_INSPECTOR: &str = "envoy.filters.listener.tls_inspector";
 /// How long a stream may stand still where nothing is said. Source: Envoy `stream_idle_timeout` (TO7).
 const DEFAULT_IDLE: Duration = Duration::from_secs(300);
 
-/// Filters in front of HTTP that only observe, in Istio's chains.
-const QUIET: [&str; 2] = ["istio.metadata_exchange", "envoy.filters.network.metadata_exchange"];
 const CONNECTION_LIMIT: &str = "envoy.filters.network.connection_limit";
 
 const CHAINS: &str = "filter_chains";
@@ -148,6 +147,7 @@ fn settings(
         max_stream_duration: stream.filter(|limit| *limit > Duration::ZERO),
         fault: filters.fault,
         rate_limit: filters.rate_limit,
+        global_limits: filters.global_limits,
         session: filters.session,
         filters: Vec::new(),
     })
@@ -193,9 +193,13 @@ struct Port {
     path: Option<PathNormalization>,
     trusted_hops: Option<u32>,
     rate_limit: Option<Arc<LocalRateLimit>>,
+    global_limits: Vec<Arc<GlobalRateLimit>>,
     request_headers_timeout: Option<Duration>,
     request_timeout: Option<Duration>,
     max_connections: Option<u64>,
+    http: HttpLimits,
+    underscores: Underscores,
+    client_cert: ClientCertHeader,
 }
 
 fn inbound(chains: Vec<FilterChain>, ignored: &mut Ignored) -> Result<Vec<(u16, Arc<Inbound>)>, Wrong> {
@@ -228,9 +232,13 @@ fn inbound(chains: Vec<FilterChain>, ignored: &mut Ignored) -> Result<Vec<(u16, 
             path: port.path.unwrap_or(PathNormalization::NONE),
             trusted_hops: port.trusted_hops,
             rate_limit: port.rate_limit,
+            global_limits: port.global_limits,
             request_headers_timeout: port.request_headers_timeout,
             request_timeout: port.request_timeout,
             max_connections: port.max_connections,
+            http: port.http,
+            underscores: port.underscores,
+            client_cert: port.client_cert,
         })
     };
     Ok(ports.into_iter().map(|(port, chains)| (port, inbound(chains))).collect())
@@ -259,9 +267,11 @@ fn inbound_chain(chain: &FilterChain, ports: &mut BTreeMap<u16, Port>, ignored: 
     let tls = socket.map_or(Ok(None), |socket| tls::downstream(socket, ignored)).under("transport_socket")?;
     let filters = filter::chain(&manager.http_filters, Side::Inbound, FILTERS, ignored)?;
     let limits = guarded::server_limits(&manager, ignored)?;
-    let most = connection_limit(chain, ignored)?;
+    let most = guarded::connection_limit(chain, ignored)?;
     let mut refused = guard(chain).or(filters.refused);
     let (path, hops) = (guarded::path(&manager)?, guarded::trusted_hops(&manager));
+    let (http, client_cert) = (guarded::http_limits(&manager, ignored)?, guarded::client_cert(&manager)?);
+    let underscores = guarded::underscores(&manager)?;
     let RouteSource::Inline(routes) = routes(manager, Side::Inbound, ignored)? else {
         return Err(wrong("filters.rds", "is not supported in an inbound chain; send the routes inline"));
     };
@@ -284,9 +294,15 @@ fn inbound_chain(chain: &FilterChain, ports: &mut BTreeMap<u16, Port>, ignored: 
     entry.trusted_hops = entry.trusted_hops.or(hops);
     entry.refused = entry.refused.take().or(refused);
     entry.rate_limit = entry.rate_limit.take().or(filters.rate_limit);
+    if entry.global_limits.is_empty() {
+        entry.global_limits = filters.global_limits;
+    }
     entry.request_headers_timeout = entry.request_headers_timeout.or(limits.0);
     entry.request_timeout = entry.request_timeout.or(limits.1);
     entry.max_connections = entry.max_connections.or(most);
+    (entry.http, entry.client_cert) = (http, client_cert);
+    // The chain that lets less through speaks for all.
+    entry.underscores = if entry.underscores == Underscores::Allow { underscores } else { entry.underscores };
     Ok(())
 }
 
@@ -300,28 +316,6 @@ fn narrowed(matches: &FilterChainMatch) -> Option<&'static str> {
         (!matches.server_names.is_empty(), "server_names"),
     ];
     narrows.into_iter().find_map(|(is_set, field)| is_set.then_some(field))
-}
-
-/// How many connections there may be, by a filter in front of HTTP (RL8); other such filters are told.
-fn connection_limit(chain: &FilterChain, ignored: &mut Ignored) -> Result<Option<u64>, Wrong> {
-    let mut most = None;
-    for filter in chain.filters.iter().rev().skip(1) {
-        match &filter.config_type {
-            Some(ConfigType::TypedConfig(any)) if any.is::<ConnectionLimit>() => {
-                let message: ConnectionLimit = ignored.open(any, FILTERS)?;
-                if message.delay.is_some() {
-                    ignored.add(FILTERS, "connection_limit.delay");
-                }
-                match message.max_connections {
-                    Some(0) | None => return Err(wrong("filters.max_connections", "must be greater than zero")),
-                    limit => most = limit,
-                }
-            }
-            _ if QUIET.contains(&filter.name.as_str()) => {}
-            _ => ignored.add(FILTERS, &filter.name),
-        }
-    }
-    Ok(most)
 }
 
 /// A network filter in front of HTTP that decides who may connect.
@@ -348,6 +342,7 @@ pub(super) fn encode_outbound(name: &str, port: u16, routes: &str, settings: &Ht
                 &[],
                 settings.fault.as_ref(),
                 settings.rate_limit.as_deref(),
+                &settings.global_limits,
                 settings.session.as_deref(),
             ))
             .collect(),
@@ -386,6 +381,7 @@ pub(super) fn encode_api(name: &str, routes: &str, settings: &HttpSettings) -> M
             &[],
             settings.fault.as_ref(),
             None,
+            &[],
             settings.session.as_deref(),
         ),
         common_http_protocol_options: encode_limit(settings),
@@ -402,7 +398,7 @@ pub(super) fn encode_api(name: &str, routes: &str, settings: &HttpSettings) -> M
 pub(super) fn encode_server(name: &str, address: SocketAddr, inbound: &Inbound) -> Message {
     let manager = HttpConnectionManager {
         route_specifier: Some(RouteSpecifier::RouteConfig(route::encode(&inbound.routes.name, &inbound.routes))),
-        http_filters: filter::encode(Side::Inbound, inbound.refused.is_some(), &inbound.guards, None, None, None),
+        http_filters: filter::encode(Side::Inbound, inbound.refused.is_some(), &inbound.guards, None, None, &[], None),
         ..HttpConnectionManager::default()
     };
     Message {
@@ -431,7 +427,7 @@ pub(super) fn encode_inbound<'a>(ports: impl Iterator<Item = (u16, &'a Inbound)>
 fn encode_chains(port: u16, inbound: &Inbound) -> impl Iterator<Item = FilterChain> {
     let routes =
         if inbound.routes.name.is_empty() { format!("inbound|{port}||") } else { inbound.routes.name.to_string() };
-    let manager = HttpConnectionManager {
+    let mut manager = HttpConnectionManager {
         stat_prefix: format!("inbound_{EVERY_ADDRESS}_{port}"),
         route_specifier: Some(RouteSpecifier::RouteConfig(route::encode(&routes, &inbound.routes))),
         request_headers_timeout: inbound.request_headers_timeout.map(value::encode_duration),
@@ -446,10 +442,12 @@ fn encode_chains(port: u16, inbound: &Inbound) -> impl Iterator<Item = FilterCha
             &inbound.guards,
             None,
             inbound.rate_limit.as_deref(),
+            &inbound.global_limits,
             None,
         ),
         ..HttpConnectionManager::default()
     };
+    guarded::encode(inbound, &mut manager);
     let limit = encode_chain_limit(inbound);
     let name = if inbound.name.is_empty() { format!("{EVERY_ADDRESS}_{port}") } else { inbound.name.to_string() };
     let chain = |protocol: &str, transport_socket| FilterChain {

@@ -33,7 +33,9 @@ use crate::proto::{
                     FaultAbort, HttpFault,
                     fault_abort::{ErrorType, HeaderAbort},
                 },
-                http::local_ratelimit::v3::LocalRateLimit as LocalRateLimitMessage,
+                http::{
+                    local_ratelimit::v3::LocalRateLimit as LocalRateLimitMessage, ratelimit::v3::RateLimitPerRoute,
+                },
             },
             retry::host::previous_hosts::v3::PreviousHostsPredicate,
         },
@@ -215,8 +217,8 @@ pub(super) fn fault_of(
         if any.is::<HttpFault>() && side == Side::Outbound {
             let message: HttpFault = ignored.open(any, &format!("{place}.{FIELD}")).within(at)?;
             found = Some(fault(message).within(at)?.unwrap_or_default());
-        } else if any.is::<LocalRateLimitMessage>() && side == Side::Outbound {
-            // Read by `limit_of`.
+        } else if (any.is::<LocalRateLimitMessage>() || any.is::<RateLimitPerRoute>()) && side == Side::Outbound {
+            // Read by `limit_of` and `rate_limit::global::of_route`.
         } else if own_filter::is_one(any) && side == Side::Outbound {
             // Read by `own_filter::overrides`.
         } else if session::is_setting(any) && side == Side::Outbound {

@@ -17,11 +17,11 @@ use crate::proto::{
             route::v3::{
                 RateLimit as EntryMessage,
                 rate_limit::{
-                    Action,
+                    Action, HitsAddend,
                     action::{
                         ActionSpecifier, DestinationCluster, GenericKey, HeaderValueMatch, MaskedRemoteAddress,
                         MetaData, QueryParameterValueMatch, QueryParameters, RemoteAddress, RequestHeaders,
-                        meta_data::Source,
+                        SourceCluster, meta_data::Source,
                     },
                 },
             },
@@ -39,6 +39,8 @@ use crate::proto::{
         },
     },
 };
+
+pub(super) mod global;
 
 /// The filter's name, by which routes carry their limits.
 pub(super) const LOCAL_RATE_LIMIT: &str = "envoy.filters.http.local_ratelimit";
@@ -129,8 +131,14 @@ pub(super) fn entries(
         if !message.disable_key.is_empty() {
             ignored.add(place, "rate_limits.disable_key");
         }
+        let hits = message.hits_addend.and_then(|hits| {
+            if !hits.format.is_empty() {
+                ignored.add(place, "rate_limits.hits_addend.format");
+            }
+            hits.number
+        });
         match actions.len() == count && count > 0 {
-            true => read.push(RateLimit { stage: message.stage.unwrap_or(0), actions }),
+            true => read.push(RateLimit { stage: message.stage.unwrap_or(0), actions, hits }),
             false => ignored.add(place, "rate_limits.actions (of a kind that is not supported)"),
         }
     }
@@ -176,7 +184,8 @@ fn action(message: Action) -> Result<Option<LimitAction>, Wrong> {
         Some(ActionSpecifier::Metadata(metadata)) if is_principal(&metadata) => {
             Some(LimitAction::Peer { key: metadata.descriptor_key })
         }
-        Some(ActionSpecifier::SourceCluster(_) | ActionSpecifier::Metadata(_)) | None => None,
+        Some(ActionSpecifier::SourceCluster(_)) => Some(LimitAction::SourceCluster),
+        Some(ActionSpecifier::Metadata(_)) | None => None,
     })
 }
 
@@ -230,6 +239,7 @@ pub(super) fn encode_entries(limits: &[RateLimit]) -> Vec<EntryMessage> {
     let entry = |limit: &RateLimit| EntryMessage {
         stage: Some(limit.stage),
         actions: limit.actions.iter().map(encode_action).collect(),
+        hits_addend: limit.hits.map(|number| HitsAddend { number: Some(number), ..HitsAddend::default() }),
         ..EntryMessage::default()
     };
     limits.iter().map(entry).collect()
@@ -237,6 +247,7 @@ pub(super) fn encode_entries(limits: &[RateLimit]) -> Vec<EntryMessage> {
 
 fn encode_action(action: &LimitAction) -> Action {
     let specifier = match action {
+        LimitAction::SourceCluster => ActionSpecifier::SourceCluster(SourceCluster {}),
         LimitAction::DestinationCluster => ActionSpecifier::DestinationCluster(DestinationCluster {}),
         LimitAction::RequestHeader { name, key, skip_if_absent } => ActionSpecifier::RequestHeaders(RequestHeaders {
             header_name: name.to_string(),

@@ -121,6 +121,7 @@ fn virtual_host(
     let session = session::of_route(&message.typed_per_filter_config, place, ignored)?;
     let filters = own_filter::overrides(&message.typed_per_filter_config)?;
     let limits = rate_limit::entries(message.rate_limits, place, ignored)?;
+    let services = rate_limit::global::of_route(&message.typed_per_filter_config, place, ignored)?.into_own();
     let hedge = message.hedge_policy.as_ref().and_then(policy::hedge);
     let replay_limit = policy::replay_limit(message.per_request_buffer_limit_bytes, message.request_body_buffer_limit);
     let place = format!("{place}.routes");
@@ -135,6 +136,8 @@ fn virtual_host(
             Some(ActionMessage::Route(action)) => action.include_vh_rate_limits.unwrap_or(false),
             _ => false,
         };
+        let own = rate_limit::global::of_route(&route.typed_per_filter_config, &place, ignored)
+            .within(|| element("routes", i, &name))?;
         let mut route = decode_route(route, side, &place, ignored).within(|| element("routes", i, &name))?;
         // The most specific that says anything counts, also when it says that there is none (RA16).
         route.fault = route.fault.or_else(|| fault.clone()).filter(|fault| *fault != Fault::default());
@@ -144,6 +147,7 @@ fn virtual_host(
             forward.rate_limit = forward.rate_limit.take().or_else(|| limit.clone());
             forward.session = forward.session.take().or_else(|| session.clone());
             forward.filters = own_filter::over(&filters, std::mem::take(&mut forward.filters));
+            forward.global_limit = own.settle(services.as_ref(), &forward.rate_limits, &limits);
             if forward.rate_limits.is_empty() || includes_hosts {
                 forward.rate_limits.extend(limits.iter().cloned());
             }
@@ -155,6 +159,7 @@ fn virtual_host(
         domains,
         routes,
         mirrors,
+        rate_limits: if side == Side::Inbound { limits } else { Vec::new() },
         retry: message
             .retry_policy
             .map(|retry| policy::retry(retry, &place, ignored))
@@ -189,7 +194,12 @@ fn decode_route(message: RouteMessage, side: Side, place: &str, ignored: &mut Ig
         _ => None,
     };
     let action = match message.action {
-        Some(ActionMessage::Route(_)) if side == Side::Inbound => Action::NonForwarding,
+        Some(ActionMessage::Route(action)) if side == Side::Inbound => {
+            if !action.rate_limits.is_empty() {
+                ignored.add(place, "route.rate_limits (what comes in is counted by its host's)");
+            }
+            Action::NonForwarding
+        }
         Some(ActionMessage::Route(action)) => {
             let place = format!("{place}.route");
             let mut forward = forward::decode(action, template.as_ref(), &place, ignored).under("route")?;
@@ -351,6 +361,7 @@ fn encode_host(host: &VirtualHost) -> HostMessage {
         routes: host.routes.iter().map(encode_route).collect(),
         retry_policy: host.retry.as_ref().map(policy::encode_retry),
         request_mirror_policies: forward::encode_mirrors(&host.mirrors),
+        rate_limits: rate_limit::encode_entries(&host.rate_limits),
         request_headers_to_add: headers.request_add,
         request_headers_to_remove: headers.request_remove,
         response_headers_to_add: headers.response_add,
@@ -400,6 +411,9 @@ fn filter_settings(route: &Route) -> BTreeMap<String, Any> {
     if let Action::Forward(forward) = &route.action {
         if let Some(limit) = &forward.rate_limit {
             settings.insert(rate_limit::LOCAL_RATE_LIMIT.to_owned(), rate_limit::encode(limit));
+        }
+        if let Some(own) = &forward.global_limit {
+            settings.insert(rate_limit::global::RATE_LIMIT.to_owned(), rate_limit::global::encode_route(own));
         }
         if let Some(session) = &forward.session {
             settings.insert(session::STATEFUL_SESSION.to_owned(), session::encode_route(session));

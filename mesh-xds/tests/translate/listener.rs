@@ -262,7 +262,7 @@ fn one_sided_tls_is_refused() {
     }
 }
 
-/// RA17, AN17: filters that only observe are passed over, others reported, guards close the port.
+/// RA17, AN16, AN17: filters that only observe are passed over, others reported, guards close the port.
 #[test]
 fn filters_that_guard_close_the_port() {
     let quiet = || {
@@ -297,6 +297,8 @@ fn filters_that_guard_close_the_port() {
         filter("envoy.filters.http.ext_authz", any("envoy.extensions.filters.http.ext_authz.v3.ExtAuthz", &[])),
         filter("istio_authn", any("istio.envoy.config.filter.http.authn.v2alpha1.FilterConfig", &[])),
         filter("plain-name", any("envoy.extensions.filters.http.oauth2.v3.OAuth2", &[])),
+        filter("gcp", any("envoy.extensions.filters.http.gcp_authn.v3.GcpAuthnFilterConfig", &[])),
+        filter("plain-name", any("envoy.extensions.filters.http.credential_injector.v3.CredentialInjector", &[])),
         filter("plain-name", wrapped),
     ] {
         let (refused, _) = decode(vec![guard.clone()], false);

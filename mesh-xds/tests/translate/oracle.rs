@@ -90,8 +90,16 @@ fn what_we_write_envoys_own_types_read_without_loss() {
                     agrees::<connection_limit::v3::ConnectionLimit, ConnectionLimit>(&inner(any));
                     continue;
                 }
-                agrees::<hcm::HttpConnectionManager, HttpConnectionManager>(&inner(any));
+                let manager = agrees::<hcm::HttpConnectionManager, HttpConnectionManager>(&inner(any));
                 seen[0] += 1;
+                use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_filter;
+                for filter in manager.http_filters.iter().filter(|filter| filter.name.contains(".http.ratelimit")) {
+                    use envoy_types::pb::envoy::extensions::filters::http::ratelimit::v3::RateLimit;
+                    let Some(http_filter::ConfigType::TypedConfig(any)) = &filter.config_type else { panic!() };
+                    let limit =
+                        agrees::<ours::extensions::filters::http::ratelimit::v3::RateLimit, RateLimit>(&inner(any));
+                    assert_eq!(limit.domain, "bookinfo");
+                }
             }
             if let Some(TransportSocket { config_type: Some(ConfigType::TypedConfig(any)), .. }) =
                 &chain.transport_socket
@@ -111,6 +119,11 @@ fn what_we_write_envoys_own_types_read_without_loss() {
                 if name == "envoy.filters.http.local_ratelimit" {
                     use envoy_types::pb::envoy::extensions::filters::http::local_ratelimit::v3::LocalRateLimit;
                     agrees::<filters::local_ratelimit::v3::LocalRateLimit, LocalRateLimit>(&inner(any));
+                    continue;
+                }
+                if name == "envoy.filters.http.ratelimit" {
+                    use envoy_types::pb::envoy::extensions::filters::http::ratelimit::v3::RateLimitPerRoute;
+                    agrees::<filters::ratelimit::v3::RateLimitPerRoute, RateLimitPerRoute>(&inner(any));
                     continue;
                 }
                 if name == "envoy.filters.http.stateful_session" {

@@ -28,6 +28,7 @@ pub(crate) fn config() -> Config {
             ..by_header()
         }),
         rate_limit: Some(Arc::new(rate_limit())),
+        global_limits: global_limits(),
         session: Some(Arc::new(Session { state: Some(SessionState::Cookie(cookie())), strict: true })),
     };
     config.http.insert(9080, Arc::new(settings));
@@ -219,6 +220,11 @@ fn table(name: &str) -> RouteTable {
             hedge: Some(HedgePolicy { on_per_try_timeout: true, ..HedgePolicy::default() }),
             replay_limit: Some(1 << 33),
             rate_limit: Some(Arc::new(LocalRateLimit { limits: Vec::new(), ..rate_limit() })),
+            global_limit: Some(GlobalOverride {
+                disabled: false,
+                domain: "other".into(),
+                limits: Some(rate_limit().limits),
+            }),
             filters: vec![
                 FilterOverride { name: "first".into(), disabled: true, config: None },
                 FilterOverride { name: "second".into(), disabled: false, config: Some((FILTER.into(), vec![3])) },
@@ -304,6 +310,7 @@ fn mirror() -> Mirror {
 fn inbound(port: u16, mtls: MtlsMode) -> Inbound {
     let host = VirtualHost {
         name: format!("inbound|http|{port}").into(),
+        rate_limits: rate_limit().limits,
         domains: vec!["*".into()],
         routes: vec![route(RouteMatch::default(), Action::NonForwarding)],
         ..VirtualHost::default()
@@ -325,9 +332,26 @@ fn inbound(port: u16, mtls: MtlsMode) -> Inbound {
         }),
         refused: None,
         rate_limit: Some(Arc::new(LocalRateLimit { status: 503, per_connection: true, ..rate_limit() })),
+        global_limits: global_limits(),
         request_headers_timeout: Some(Duration::from_secs(7)),
         request_timeout: Some(Duration::from_secs(70)),
         max_connections: Some(700),
+        http: HttpLimits {
+            max_headers: 50,
+            max_head_kb: 30,
+            max_streams: 5,
+            stream_window: Some(70_000),
+            connection_window: Some(700_000),
+        },
+        underscores: if tls { Underscores::Drop } else { Underscores::Reject },
+        client_cert: ClientCertHeader {
+            mode: ForwardClientCert::AppendForward,
+            subject: true,
+            cert: tls,
+            chain: true,
+            dns: true,
+            uri: true,
+        },
         guards: guards::guards(),
         path: PathNormalization { dot_segments: false, merge_slashes: true, escaped_slashes: EscapedSlashes::Forward },
         trusted_hops: Some(2),
@@ -344,10 +368,34 @@ fn cookie() -> HashCookie {
     }
 }
 
+/// Two services that count: one with nothing said, and one with everything.
+fn global_limits() -> Vec<Arc<GlobalRateLimit>> {
+    let plain = GlobalRateLimit { cluster: "limits".into(), domain: "bookinfo".into(), ..GlobalRateLimit::default() };
+    let rich = GlobalRateLimit {
+        authority: "limits.default".into(),
+        stage: 3,
+        requests: LimitedRequests::External,
+        timeout: Duration::from_millis(50),
+        failure_denies: Fraction { numerator: 5, denominator: 100 },
+        status_on_error: 503,
+        status: 430,
+        resource_exhausted: true,
+        tells_limits: true,
+        tells_refusal: false,
+        refused_headers: vec![("x-a".into(), "b".into(), true), ("x-c".into(), "d".into(), false)],
+        enabled: Fraction { numerator: 50, denominator: 100 },
+        enforced: Fraction::NONE,
+        limits: rate_limit().limits,
+        ..plain.clone()
+    };
+    vec![Arc::new(plain), Arc::new(rich)]
+}
+
 /// A rate limit with an action of every kind.
 fn rate_limit() -> LocalRateLimit {
     let bucket = TokenBucket { max: 10, per_fill: 2, every: Duration::from_secs(1) };
     let actions = vec![
+        LimitAction::SourceCluster,
         LimitAction::DestinationCluster,
         LimitAction::RequestHeader { name: "end-user".into(), key: "user".into(), skip_if_absent: true },
         LimitAction::Query { name: "q".into(), key: "query".into(), skip_if_absent: false },
@@ -373,7 +421,7 @@ fn rate_limit() -> LocalRateLimit {
         enabled: Fraction::ALL,
         enforced: Fraction { numerator: 5, denominator: 10_000 },
         descriptors: vec![LimitDescriptor { entries: vec![("user".into(), String::new())], bucket }],
-        limits: vec![RateLimit { stage: 3, actions }],
+        limits: vec![RateLimit { stage: 3, actions, hits: Some(9) }],
         stage: 3,
         always_default: false,
         resource_exhausted: true,

@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Criteria, Fault, FilterOverride, Fraction, HashPolicy, HeaderChange, HeaderChanges, HedgePolicy, LocalRateLimit,
-    Name, RateLimit, Regex, RetryPolicy, RoutingPriority, Session,
+    Criteria, Fault, FilterOverride, Fraction, GlobalOverride, HashPolicy, HeaderChange, HeaderChanges, HedgePolicy,
+    LocalRateLimit, Name, RateLimit, Regex, RetryPolicy, RoutingPriority, Session,
 };
 
 /// What happens to a request that matched. Source: Envoy `Route.action`.
@@ -65,6 +65,9 @@ pub struct Forward {
     /// How many requests are let through, in place of the port's limit; of the route, else of its host. Envoy
     /// `typed_per_filter_config["envoy.filters.http.local_ratelimit"]`.
     pub rate_limit: Option<Arc<LocalRateLimit>>,
+    /// What it says of services that count for the whole mesh; of the route, else of its host. Envoy
+    /// `typed_per_filter_config["envoy.filters.http.ratelimit"]`.
+    pub global_limit: Option<GlobalOverride>,
     /// How sessions stay together, in place of what the port says; of the route, else of its host. Envoy
     /// `typed_per_filter_config["envoy.filters.http.stateful_session"]`.
     pub session: Option<Arc<Session>>,

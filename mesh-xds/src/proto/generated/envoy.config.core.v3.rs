@@ -561,10 +561,57 @@ pub struct HttpProtocolOptions {
     pub max_connection_duration: ::core::option::Option<::prost_types::Duration>,
     #[prost(message, optional, tag = "4")]
     pub max_stream_duration: ::core::option::Option<::prost_types::Duration>,
+    #[prost(
+        enumeration = "http_protocol_options::HeadersWithUnderscoresAction",
+        tag = "5"
+    )]
+    pub headers_with_underscores_action: i32,
     #[prost(message, optional, tag = "6")]
     pub max_requests_per_connection: ::core::option::Option<u32>,
     #[prost(message, optional, tag = "7")]
     pub max_response_headers_kb: ::core::option::Option<u32>,
+}
+/// Nested message and enum types in `HttpProtocolOptions`.
+pub mod http_protocol_options {
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum HeadersWithUnderscoresAction {
+        Allow = 0,
+        RejectRequest = 1,
+        DropHeader = 2,
+    }
+    impl HeadersWithUnderscoresAction {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Allow => "ALLOW",
+                Self::RejectRequest => "REJECT_REQUEST",
+                Self::DropHeader => "DROP_HEADER",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "ALLOW" => Some(Self::Allow),
+                "REJECT_REQUEST" => Some(Self::RejectRequest),
+                "DROP_HEADER" => Some(Self::DropHeader),
+                _ => None,
+            }
+        }
+    }
 }
 impl ::prost::Name for HttpProtocolOptions {
     const NAME: &'static str = "HttpProtocolOptions";

@@ -1081,6 +1081,8 @@ pub struct RateLimit {
     pub disable_key: ::prost::alloc::string::String,
     #[prost(message, repeated, tag = "3")]
     pub actions: ::prost::alloc::vec::Vec<rate_limit::Action>,
+    #[prost(message, optional, tag = "5")]
+    pub hits_addend: ::core::option::Option<rate_limit::HitsAddend>,
 }
 /// Nested message and enum types in `RateLimit`.
 pub mod rate_limit {
@@ -1364,6 +1366,23 @@ pub mod rate_limit {
         }
         fn type_url() -> ::prost::alloc::string::String {
             "type.googleapis.com/envoy.config.route.v3.RateLimit.Action".into()
+        }
+    }
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct HitsAddend {
+        #[prost(message, optional, tag = "1")]
+        pub number: ::core::option::Option<u64>,
+        #[prost(string, tag = "2")]
+        pub format: ::prost::alloc::string::String,
+    }
+    impl ::prost::Name for HitsAddend {
+        const NAME: &'static str = "HitsAddend";
+        const PACKAGE: &'static str = "envoy.config.route.v3";
+        fn full_name() -> ::prost::alloc::string::String {
+            "envoy.config.route.v3.RateLimit.HitsAddend".into()
+        }
+        fn type_url() -> ::prost::alloc::string::String {
+            "type.googleapis.com/envoy.config.route.v3.RateLimit.HitsAddend".into()
         }
     }
 }

@@ -11,14 +11,29 @@ pub struct HttpConnectionManager {
     pub common_http_protocol_options: ::core::option::Option<
         super::super::super::super::super::config::core::v3::HttpProtocolOptions,
     >,
+    #[prost(message, optional, tag = "9")]
+    pub http2_protocol_options: ::core::option::Option<
+        super::super::super::super::super::config::core::v3::Http2ProtocolOptions,
+    >,
     #[prost(message, optional, tag = "14")]
     pub use_remote_address: ::core::option::Option<bool>,
+    #[prost(
+        enumeration = "http_connection_manager::ForwardClientCertDetails",
+        tag = "16"
+    )]
+    pub forward_client_cert_details: i32,
+    #[prost(message, optional, tag = "17")]
+    pub set_current_client_cert_details: ::core::option::Option<
+        http_connection_manager::SetCurrentClientCertDetails,
+    >,
     #[prost(uint32, tag = "19")]
     pub xff_num_trusted_hops: u32,
     #[prost(message, optional, tag = "24")]
     pub stream_idle_timeout: ::core::option::Option<::prost_types::Duration>,
     #[prost(message, optional, tag = "28")]
     pub request_timeout: ::core::option::Option<::prost_types::Duration>,
+    #[prost(message, optional, tag = "29")]
+    pub max_request_headers_kb: ::core::option::Option<u32>,
     #[prost(message, optional, tag = "30")]
     pub normalize_path: ::core::option::Option<bool>,
     #[prost(bool, tag = "33")]
@@ -35,6 +50,31 @@ pub struct HttpConnectionManager {
 }
 /// Nested message and enum types in `HttpConnectionManager`.
 pub mod http_connection_manager {
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct SetCurrentClientCertDetails {
+        #[prost(message, optional, tag = "1")]
+        pub subject: ::core::option::Option<bool>,
+        #[prost(bool, tag = "3")]
+        pub cert: bool,
+        #[prost(bool, tag = "4")]
+        pub dns: bool,
+        #[prost(bool, tag = "5")]
+        pub uri: bool,
+        #[prost(bool, tag = "6")]
+        pub chain: bool,
+    }
+    impl ::prost::Name for SetCurrentClientCertDetails {
+        const NAME: &'static str = "SetCurrentClientCertDetails";
+        const PACKAGE: &'static str = "envoy.extensions.filters.network.http_connection_manager.v3";
+        fn full_name() -> ::prost::alloc::string::String {
+            "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.SetCurrentClientCertDetails"
+                .into()
+        }
+        fn type_url() -> ::prost::alloc::string::String {
+            "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.SetCurrentClientCertDetails"
+                .into()
+        }
+    }
     #[derive(
         Clone,
         Copy,
@@ -120,6 +160,51 @@ pub mod http_connection_manager {
                 "REJECT_REQUEST" => Some(Self::RejectRequest),
                 "UNESCAPE_AND_REDIRECT" => Some(Self::UnescapeAndRedirect),
                 "UNESCAPE_AND_FORWARD" => Some(Self::UnescapeAndForward),
+                _ => None,
+            }
+        }
+    }
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum ForwardClientCertDetails {
+        Sanitize = 0,
+        ForwardOnly = 1,
+        AppendForward = 2,
+        SanitizeSet = 3,
+        AlwaysForwardOnly = 4,
+    }
+    impl ForwardClientCertDetails {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Sanitize => "SANITIZE",
+                Self::ForwardOnly => "FORWARD_ONLY",
+                Self::AppendForward => "APPEND_FORWARD",
+                Self::SanitizeSet => "SANITIZE_SET",
+                Self::AlwaysForwardOnly => "ALWAYS_FORWARD_ONLY",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "SANITIZE" => Some(Self::Sanitize),
+                "FORWARD_ONLY" => Some(Self::ForwardOnly),
+                "APPEND_FORWARD" => Some(Self::AppendForward),
+                "SANITIZE_SET" => Some(Self::SanitizeSet),
+                "ALWAYS_FORWARD_ONLY" => Some(Self::AlwaysForwardOnly),
                 _ => None,
             }
         }

@@ -3,18 +3,39 @@
 
 use std::time::Duration;
 
-use mesh_core::config::{EscapedSlashes, PathNormalization};
+use mesh_core::config::{
+    ClientCertHeader, EscapedSlashes, ForwardClientCert, HttpLimits, Inbound, PathNormalization, Underscores,
+};
 
 use super::FILTERS;
 use crate::{
-    proto::envoy::extensions::filters::network::http_connection_manager::v3::{
-        HttpConnectionManager, http_connection_manager::PathWithEscapedSlashesAction as Action,
+    proto::envoy::{
+        config::{
+            core::v3::{
+                Http2ProtocolOptions, HttpProtocolOptions,
+                http_protocol_options::HeadersWithUnderscoresAction as UnderscoresAction,
+            },
+            listener::v3::{FilterChain, filter::ConfigType},
+        },
+        extensions::filters::network::{
+            connection_limit::v3::ConnectionLimit,
+            http_connection_manager::v3::{
+                HttpConnectionManager,
+                http_connection_manager::{
+                    ForwardClientCertDetails as Forward, PathWithEscapedSlashesAction as Action,
+                    SetCurrentClientCertDetails,
+                },
+            },
+        },
     },
     translate::{
         read::{Ignored, Wrong, wrong},
         value,
     },
 };
+
+/// Filters in front of HTTP that only observe, in Istio's chains.
+const QUIET: [&str; 2] = ["istio.metadata_exchange", "envoy.filters.network.metadata_exchange"];
 
 /// The form of paths (SV11). What is not said is not done.
 pub(super) fn path(manager: &HttpConnectionManager) -> Result<PathNormalization, Wrong> {
@@ -65,7 +86,6 @@ pub(super) fn server_limits(
         (common.max_stream_duration.is_some(), "common_http_protocol_options.max_stream_duration"),
         (common.max_connection_duration.is_some(), "common_http_protocol_options.max_connection_duration"),
         (common.max_requests_per_connection.is_some(), "common_http_protocol_options.max_requests_per_connection"),
-        (common.max_headers_count.is_some(), "common_http_protocol_options.max_headers_count"),
     ] {
         if is_set {
             ignored.add(FILTERS, field);
@@ -79,4 +99,137 @@ pub(super) fn server_limits(
         limit(manager.request_headers_timeout, "request_headers_timeout")?,
         limit(manager.request_timeout, "request_timeout")?,
     ))
+}
+
+/// How many connections there may be, by a filter in front of HTTP (RL8); other such filters are told.
+pub(super) fn connection_limit(chain: &FilterChain, ignored: &mut Ignored) -> Result<Option<u64>, Wrong> {
+    let mut most = None;
+    for filter in chain.filters.iter().rev().skip(1) {
+        match &filter.config_type {
+            Some(ConfigType::TypedConfig(any)) if any.is::<ConnectionLimit>() => {
+                let message: ConnectionLimit = ignored.open(any, FILTERS)?;
+                if message.delay.is_some() {
+                    ignored.add(FILTERS, "connection_limit.delay");
+                }
+                match message.max_connections {
+                    Some(0) | None => return Err(wrong("filters.max_connections", "must be greater than zero")),
+                    limit => most = limit,
+                }
+            }
+            _ if QUIET.contains(&filter.name.as_str()) => {}
+            _ => ignored.add(FILTERS, &filter.name),
+        }
+    }
+    Ok(most)
+}
+
+/// How much of heads, streams and bytes a connection may take.
+pub(super) fn http_limits(manager: &HttpConnectionManager, ignored: &mut Ignored) -> Result<HttpLimits, Wrong> {
+    const LARGEST_HEAD: u32 = 8192;
+    let windows = 65_535..=i32::MAX as u32;
+    let default = HttpLimits::default();
+    let common = manager.common_http_protocol_options.unwrap_or_default();
+    let http2 = manager.http2_protocol_options.unwrap_or_default();
+    for (is_set, field) in [
+        (http2.hpack_table_size.is_some(), "http2_protocol_options.hpack_table_size"),
+        (http2.connection_keepalive.is_some(), "http2_protocol_options.connection_keepalive"),
+    ] {
+        if is_set {
+            ignored.add(FILTERS, field);
+        }
+    }
+    let checked = |value: Option<u32>, range: std::ops::RangeInclusive<u32>, field: &str| match value {
+        Some(value) if !range.contains(&value) => {
+            Err(wrong(field, format!("is {value}; it may be {} to {}", range.start(), range.end())))
+        }
+        value => Ok(value),
+    };
+    let streams =
+        checked(http2.max_concurrent_streams, 1..=i32::MAX as u32, "http2_protocol_options.max_concurrent_streams")?;
+    Ok(HttpLimits {
+        max_headers: checked(common.max_headers_count, 1..=u32::MAX, "common_http_protocol_options.max_headers_count")?
+            .unwrap_or(default.max_headers),
+        max_head_kb: checked(manager.max_request_headers_kb, 1..=LARGEST_HEAD, "max_request_headers_kb")?
+            .unwrap_or(default.max_head_kb),
+        max_streams: streams.unwrap_or(default.max_streams),
+        stream_window: checked(
+            http2.initial_stream_window_size,
+            windows.clone(),
+            "http2_protocol_options.initial_stream_window_size",
+        )?,
+        connection_window: checked(
+            http2.initial_connection_window_size,
+            windows,
+            "http2_protocol_options.initial_connection_window_size",
+        )?,
+    })
+}
+
+/// What becomes of headers with an underscore.
+pub(super) fn underscores(manager: &HttpConnectionManager) -> Result<Underscores, Wrong> {
+    let action = manager.common_http_protocol_options.unwrap_or_default().headers_with_underscores_action;
+    match UnderscoresAction::try_from(action) {
+        Ok(UnderscoresAction::Allow) => Ok(Underscores::Allow),
+        Ok(UnderscoresAction::RejectRequest) => Ok(Underscores::Reject),
+        Ok(UnderscoresAction::DropHeader) => Ok(Underscores::Drop),
+        Err(_) => Err(wrong("common_http_protocol_options.headers_with_underscores_action", "is none")),
+    }
+}
+
+/// What is told of the caller's certificate.
+pub(super) fn client_cert(manager: &HttpConnectionManager) -> Result<ClientCertHeader, Wrong> {
+    let mode = match Forward::try_from(manager.forward_client_cert_details) {
+        Ok(Forward::Sanitize) => ForwardClientCert::Sanitize,
+        Ok(Forward::ForwardOnly) => ForwardClientCert::ForwardOnly,
+        Ok(Forward::AppendForward) => ForwardClientCert::AppendForward,
+        Ok(Forward::SanitizeSet) => ForwardClientCert::SanitizeSet,
+        Ok(Forward::AlwaysForwardOnly) => ForwardClientCert::AlwaysForwardOnly,
+        Err(_) => return Err(wrong("forward_client_cert_details", "is none")),
+    };
+    let set = manager.set_current_client_cert_details.unwrap_or_default();
+    Ok(ClientCertHeader {
+        mode,
+        subject: set.subject.unwrap_or(false),
+        cert: set.cert,
+        chain: set.chain,
+        dns: set.dns,
+        uri: set.uri,
+    })
+}
+
+/// What a port says of its connections, on the manager; what is the default is not said.
+pub(super) fn encode(inbound: &Inbound, manager: &mut HttpConnectionManager) {
+    let (http, default) = (inbound.http, HttpLimits::default());
+    let said = |value: u32, default: u32| (value != default).then_some(value);
+    let underscores = match inbound.underscores {
+        Underscores::Allow => UnderscoresAction::Allow,
+        Underscores::Reject => UnderscoresAction::RejectRequest,
+        Underscores::Drop => UnderscoresAction::DropHeader,
+    };
+    let common = HttpProtocolOptions {
+        max_headers_count: said(http.max_headers, default.max_headers),
+        headers_with_underscores_action: underscores.into(),
+        ..HttpProtocolOptions::default()
+    };
+    let http2 = Http2ProtocolOptions {
+        max_concurrent_streams: said(http.max_streams, default.max_streams),
+        initial_stream_window_size: http.stream_window,
+        initial_connection_window_size: http.connection_window,
+        ..Http2ProtocolOptions::default()
+    };
+    manager.common_http_protocol_options = (common != HttpProtocolOptions::default()).then_some(common);
+    manager.http2_protocol_options = (http2 != Http2ProtocolOptions::default()).then_some(http2);
+    manager.max_request_headers_kb = said(http.max_head_kb, default.max_head_kb);
+    let cert = inbound.client_cert;
+    manager.forward_client_cert_details = match cert.mode {
+        ForwardClientCert::Sanitize => Forward::Sanitize,
+        ForwardClientCert::ForwardOnly => Forward::ForwardOnly,
+        ForwardClientCert::AppendForward => Forward::AppendForward,
+        ForwardClientCert::SanitizeSet => Forward::SanitizeSet,
+        ForwardClientCert::AlwaysForwardOnly => Forward::AlwaysForwardOnly,
+    }
+    .into();
+    let ClientCertHeader { subject, cert, chain, dns, uri, .. } = cert;
+    let set = SetCurrentClientCertDetails { subject: subject.then_some(true), cert, dns, uri, chain };
+    manager.set_current_client_cert_details = (set != SetCurrentClientCertDetails::default()).then_some(set);
 }

@@ -60,6 +60,7 @@ fn target(api: ApiListener, ignored: &mut Ignored) -> Result<Listener, Wrong> {
         max_stream_duration: stream.filter(|limit| !limit.is_zero()),
         fault: filters.fault,
         rate_limit: None,
+        global_limits: Vec::new(),
         session: filters.session,
         filters: own_filter::decode(&manager.http_filters)?,
     };
