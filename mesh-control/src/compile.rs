@@ -30,6 +30,7 @@ mod locate;
 mod route;
 mod scope;
 pub(crate) mod shared;
+mod telling;
 pub(crate) mod tokens;
 mod world;
 
@@ -203,6 +204,7 @@ pub struct NodeInfo {
 pub fn compile(world: &World, node: &NodeInfo) -> Config {
     let caller = shared::caller(world, node);
     let mut config = Config { outbound: shared::tables(world, &caller), ..Config::default() };
+    config.http = shared::settings(world, &caller, &config.outbound);
     config.clusters = shared::clusters(world, &caller).map(|cluster| (cluster.name.clone(), cluster)).collect();
     // A gateway's callers are from outside the mesh and have no certificate of it.
     if !node.gateway {

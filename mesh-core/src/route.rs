@@ -23,6 +23,7 @@ use crate::{
     request::RequestView,
     rewrite::{HeaderEdits, Rewrite},
     session::Sessions,
+    telling::Telling,
 };
 
 pub(crate) mod describe;
@@ -51,6 +52,8 @@ pub(crate) struct RouteTable {
     pub(crate) limiter: Option<Arc<RateLimiter>>,
     /// What it says of requests without any rule's own.
     pub(crate) own_limits: Option<Limits>,
+    /// What is told of requests.
+    pub(crate) telling: Option<Arc<Telling>>,
     hosts: Vec<Arc<Host>>,
     /// Shared as long as every host has the domains it had.
     domains: Arc<Domains>,
@@ -101,6 +104,10 @@ impl RouteTable {
         let previous = previous
             .filter(|previous| same_for_all(&previous.config, config) && previous.settings.as_ref() == settings);
         let limiter = limiter(settings, previous);
+        let telling = match previous {
+            Some(previous) => previous.telling.clone(),
+            None => settings.and_then(|it| it.telling.as_deref()).map(|it| Arc::new(Telling::new(it))),
+        };
         let mut known = Known { previous, by_name: None };
         let mut hosts = Vec::with_capacity(config.virtual_hosts.len());
         for (at, host) in config.virtual_hosts.iter().enumerate() {
@@ -114,7 +121,8 @@ impl RouteTable {
             None => Arc::new(Domains::compile(config)?),
         };
         let own_limits = limiter.as_ref().map(|limiter| Limits::new(limiter, &[]));
-        Ok(Self { config: Arc::clone(config), settings: settings.cloned(), limiter, own_limits, hosts, domains })
+        let (config, settings) = (Arc::clone(config), settings.cloned());
+        Ok(Self { config, settings, limiter, own_limits, telling, hosts, domains })
     }
 
     /// The virtual host that takes the request.

@@ -20,6 +20,7 @@ use crate::{
     request::RequestView,
     route::{self, Destination, Kind, RouteTable, name_hash},
     session::Session,
+    telling::Telling,
     zone::LocalZones,
 };
 
@@ -79,9 +80,9 @@ impl Snapshot {
         }
         let mut inbound = BTreeMap::new();
         for (port, server) in &config.inbound {
-            let settings = server.rate_limit.clone().map(|limit| {
-                Arc::new(config::HttpSettings { rate_limit: Some(limit), ..config::HttpSettings::default() })
-            });
+            let (rate_limit, telling) = (server.rate_limit.clone(), server.telling.clone());
+            let settings = (rate_limit.is_some() || telling.is_some())
+                .then(|| Arc::new(config::HttpSettings { rate_limit, telling, ..config::HttpSettings::default() }));
             inbound.insert(*port, compile_table(&server.routes, settings.as_ref(), previous.inbound.get(port))?);
         }
         let mut guards = BTreeMap::new();
@@ -117,7 +118,9 @@ impl Snapshot {
     pub fn plan(&self, view: &RequestView<'_>, rng: &mut impl RngCore) -> Result<Plan, NoRoute> {
         let table = self.table(view)?;
         let rule = table.find(view, rng.next_u64())?;
-        Ok(self.plan_rule(rule, view, rng))
+        let mut plan = self.plan_rule(rule, view, rng);
+        plan.telling.clone_from(&table.telling);
+        Ok(plan)
     }
 
     /// The routes that apply to a request.
@@ -185,6 +188,7 @@ impl Snapshot {
             session,
             choice,
             mirrored,
+            telling: None,
         }
     }
 
@@ -237,6 +241,11 @@ impl Snapshot {
             Some(Guard::Jwt(jwt)) => Some(jwt),
             _ => None,
         }
+    }
+
+    /// What is told of the requests that the server on this port gets.
+    pub fn inbound_telling(&self, port: u16) -> Option<Arc<Telling>> {
+        self.inbound.get(&port)?.telling.clone()
     }
 
     /// How many requests the server on this port lets in.

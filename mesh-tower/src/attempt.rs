@@ -12,7 +12,7 @@ use std::{
         Arc, LazyLock, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering::Relaxed},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use http::{HeaderMap, HeaderValue, StatusCode, request::Parts};
@@ -185,6 +185,8 @@ pub(crate) struct Journal {
     pub(crate) allowed: Option<Duration>,
     /// Its route's time is up.
     pub(crate) ran_out: bool,
+    /// It waited for an endpoint until then.
+    pub(crate) waited: Option<SystemTime>,
 }
 
 impl Record {
@@ -214,6 +216,7 @@ impl Default for Record {
             attempts: 0,
             allowed: None,
             ran_out: false,
+            waited: None,
         };
         Self {
             plan: None,

@@ -87,6 +87,7 @@ struct Shared {
     admin: Option<Admin>,
     gate: Option<Gate>,
     ending: watch::Sender<bool>,
+    unwell: watch::Sender<bool>,
     _tasks: Vec<Owned>,
 }
 

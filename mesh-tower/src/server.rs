@@ -64,6 +64,7 @@ use body::Answer;
 pub use body::RequestBody;
 use caller::Caller;
 use guard::{Refusal, own_address};
+pub(crate) use health::Health;
 use health::is_probe;
 pub use health::{HealthBody, WithHealth};
 use limits::{Heard, Listening};
@@ -372,13 +373,14 @@ impl Server {
 
     /// Learns who calls, and takes off what a caller may not say.
     fn receive(&self, caller: &Caller, parts: &mut Parts) -> Story {
-        let mutual_tls = caller.peer.is_some();
+        let port = if let Role::Workload(port) = self.role { Some(port) } else { None };
+        let telling = port.and_then(|port| self.live.load()?.inbound_telling(port));
         if self.role == Role::Gateway {
             edge(&mut parts.headers, caller.address);
-            return Story::begin(&self.telemetry, parts, None, &self.service, mutual_tls);
+            return Story::begin(&self.telemetry, parts, None, &self.service, caller, telling);
         }
         let peer = self.telemetry.meet(&mut parts.headers, caller.peer.as_ref(), None, &caller.cache);
-        Story::begin(&self.telemetry, parts, Some(peer), &self.service, mutual_tls)
+        Story::begin(&self.telemetry, parts, Some(peer), &self.service, caller, telling)
     }
 
     /// Waits for the request's turn, which lasts as long as its story; false when it does not come.

@@ -13,9 +13,9 @@ use std::{
     sync::Arc,
 };
 
-use mesh_core::config::{Cluster, Inbound, RouteTable};
+use mesh_core::config::{Cluster, HttpSettings, Inbound, RouteTable};
 
-use super::{NodeInfo, World, cluster, gateway, inbound, route, scope, visible};
+use super::{NodeInfo, World, cluster, gateway, inbound, route, scope, telling, visible};
 use crate::kinds::{GATEWAY_NAME, Object, Spec, TrafficPolicy, VirtualService};
 
 /// What of a node counts for its outbound configuration; all else is empty.
@@ -38,6 +38,16 @@ pub(crate) fn tables(world: &World, caller: &NodeInfo) -> BTreeMap<u16, Arc<Rout
     } else {
         route::tables(world, caller, &scope::scope(world, caller))
     }
+}
+
+/// What holds for all requests of a caller, by port.
+pub(crate) fn settings(
+    world: &World,
+    caller: &NodeInfo,
+    tables: &BTreeMap<u16, Arc<RouteTable>>,
+) -> BTreeMap<u16, Arc<HttpSettings>> {
+    let settings = telling::settings(world, caller);
+    settings.map(|all| tables.keys().map(|port| (*port, Arc::clone(&all))).collect()).unwrap_or_default()
 }
 
 /// The clusters of a caller.
@@ -71,6 +81,7 @@ impl World {
                 Spec::Gateway(spec) => keys.extend(spec.selector.keys().map(String::as_str)),
                 Spec::KubeGateway(_) => drop(keys.insert(GATEWAY_NAME)),
                 Spec::Sidecar(spec) => keys.extend(spec.selector.keys().map(String::as_str)),
+                Spec::Telemetry(spec) => keys.extend(spec.selector.keys().map(String::as_str)),
                 _ => {}
             }
         }

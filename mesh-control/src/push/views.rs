@@ -179,7 +179,7 @@ impl Maker {
         let config = match caller.shape {
             // There the routes say what their clusters hash by.
             Kind::Grpc => outbound(world, caller),
-            _ => Config { outbound: shared::tables(world, &caller.node()), ..Config::default() },
+            _ => routes(world, &caller.node()),
         };
         let mut set = ResourceSet::default();
         self.encoder.encode_routes(&config, caller.shape(), &mut set);
@@ -216,8 +216,14 @@ pub(super) fn own(view: &Arc<ResourceSet>, inbound: &[(Name, Resource)], before:
     Arc::new(own)
 }
 
+/// Without clusters.
+fn routes(world: &World, node: &NodeInfo) -> Config {
+    let outbound = shared::tables(world, node);
+    Config { http: shared::settings(world, node, &outbound), outbound, ..Config::default() }
+}
+
 fn outbound(world: &World, caller: &Caller) -> Config {
     let node = caller.node();
     let clusters = shared::clusters(world, &node).map(|cluster| (cluster.name.clone(), cluster)).collect();
-    Config { outbound: shared::tables(world, &node), clusters, ..Config::default() }
+    Config { clusters, ..routes(world, &node) }
 }

@@ -5,7 +5,7 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 use http::HeaderMap;
 use serde::{Deserialize, Serialize};
 
-use super::{Guard, LocalRateLimit, Name, RouteTable, StringMatch, TlsVersions};
+use super::{Guard, LocalRateLimit, Name, RouteTable, StringMatch, Telling, TlsVersions};
 
 /// The policy of one listening port.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -49,6 +49,8 @@ pub struct Inbound {
     ///
     /// Envoy network filter `ConnectionLimit.max_connections`.
     pub max_connections: Option<u64>,
+    /// What is told of requests; `None` is as the process's environment says. Envoy `tracing`, `access_log`.
+    pub telling: Option<Arc<Telling>>,
 }
 
 impl Default for Inbound {
@@ -69,6 +71,7 @@ impl Default for Inbound {
             request_headers_timeout: None,
             request_timeout: None,
             max_connections: None,
+            telling: None,
         }
     }
 }

@@ -9,13 +9,14 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 use bytes::Bytes;
 use mesh_core::config::{
     EndpointAddress, Guard, HttpSettings, Inbound, LocalRateLimit, MtlsMode, Name, PathNormalization, RouteTable,
+    Telling,
 };
 
 use super::{
     Listener, RouteSource, endpoint, filter, own_filter,
     read::{Ignored, Within, Wrong, element, wrong},
     route::{self, Side},
-    tls, value,
+    telling, tls, value,
 };
 use crate::proto::{
     Any,
@@ -102,6 +103,7 @@ fn outbound(message: Message, ignored: &mut Ignored) -> Result<Listener, Wrong> 
         }
         let filters = filter::chain(&manager.http_filters, Side::Outbound, FILTERS, ignored).within(at)?;
         let mut settings = settings(&manager, filters, ignored).within(at)?;
+        settings.telling = telling::decode(&manager, FILTERS, ignored).within(at)?;
         settings.filters = own_filter::decode(&manager.http_filters).within(at)?;
         let outbound = |routes| Listener::Outbound { port, routes, settings: Arc::new(settings) };
         return routes(manager, Side::Outbound, ignored).map(outbound).within(at);
@@ -146,6 +148,7 @@ fn settings(
         rate_limit: filters.rate_limit,
         session: filters.session,
         filters: Vec::new(),
+        telling: None,
     })
 }
 
@@ -192,6 +195,7 @@ struct Port {
     request_headers_timeout: Option<Duration>,
     request_timeout: Option<Duration>,
     max_connections: Option<u64>,
+    telling: Option<Arc<Telling>>,
 }
 
 fn inbound(chains: Vec<FilterChain>, ignored: &mut Ignored) -> Result<Vec<(u16, Arc<Inbound>)>, Wrong> {
@@ -227,6 +231,7 @@ fn inbound(chains: Vec<FilterChain>, ignored: &mut Ignored) -> Result<Vec<(u16, 
             request_headers_timeout: port.request_headers_timeout,
             request_timeout: port.request_timeout,
             max_connections: port.max_connections,
+            telling: port.telling,
         })
     };
     Ok(ports.into_iter().map(|(port, chains)| (port, inbound(chains))).collect())
@@ -256,6 +261,7 @@ fn inbound_chain(chain: &FilterChain, ports: &mut BTreeMap<u16, Port>, ignored: 
     let filters = filter::chain(&manager.http_filters, Side::Inbound, FILTERS, ignored)?;
     let limits = guarded::server_limits(&manager, ignored)?;
     let most = connection_limit(chain, ignored)?;
+    let telling = telling::decode(&manager, FILTERS, ignored)?;
     let mut refused = guard(chain).or(filters.refused);
     let (path, hops) = (guarded::path(&manager)?, guarded::trusted_hops(&manager));
     let RouteSource::Inline(routes) = routes(manager, Side::Inbound, ignored)? else {
@@ -283,6 +289,7 @@ fn inbound_chain(chain: &FilterChain, ports: &mut BTreeMap<u16, Port>, ignored: 
     entry.request_headers_timeout = entry.request_headers_timeout.or(limits.0);
     entry.request_timeout = entry.request_timeout.or(limits.1);
     entry.max_connections = entry.max_connections.or(most);
+    entry.telling = entry.telling.take().or(telling);
     Ok(())
 }
 
@@ -340,7 +347,7 @@ pub(super) fn encode_outbound(
 ) -> Message {
     let rds = Rds { config_source: Some(value::over_ads()), route_config_name: routes.to_owned() };
     let own = settings.filters.iter().map(own_filter::encode);
-    let manager = HttpConnectionManager {
+    let mut manager = HttpConnectionManager {
         stat_prefix: format!("outbound_{name}"),
         route_specifier: Some(RouteSpecifier::Rds(rds)),
         http_filters: own
@@ -361,6 +368,7 @@ pub(super) fn encode_outbound(
         }),
         ..HttpConnectionManager::default()
     };
+    telling::encode(settings.telling.as_deref(), &mut manager);
     Message {
         name: name.to_owned(),
         address: Some(on_every_address(port)),
@@ -431,7 +439,7 @@ pub(super) fn encode_inbound<'a>(ports: impl Iterator<Item = (u16, &'a Inbound)>
 fn encode_chains(port: u16, inbound: &Inbound) -> impl Iterator<Item = FilterChain> {
     let routes =
         if inbound.routes.name.is_empty() { format!("inbound|{port}||") } else { inbound.routes.name.to_string() };
-    let manager = HttpConnectionManager {
+    let mut manager = HttpConnectionManager {
         stat_prefix: format!("inbound_{EVERY_ADDRESS}_{port}"),
         route_specifier: Some(RouteSpecifier::RouteConfig(route::encode(&routes, &inbound.routes))),
         request_headers_timeout: inbound.request_headers_timeout.map(value::encode_duration),
@@ -450,6 +458,7 @@ fn encode_chains(port: u16, inbound: &Inbound) -> impl Iterator<Item = FilterCha
         ),
         ..HttpConnectionManager::default()
     };
+    telling::encode(inbound.telling.as_deref(), &mut manager);
     let limit = inbound.max_connections.map(|most| Filter {
         name: CONNECTION_LIMIT.to_owned(),
         config_type: Some(ConfigType::TypedConfig(Any::pack(&ConnectionLimit {
