@@ -475,7 +475,7 @@ mod tests {
         assert!(text.contains("istio_build{component=\"proxy\""), "{text}");
     }
 
-    /// Series past the cap are told under one name: a caller cannot grow our memory.
+    /// TE1: series past the cap are told under one name: a caller cannot grow our memory.
     #[test]
     fn series_are_bounded() {
         let metrics = Metrics::with_cap(10);
