@@ -120,19 +120,11 @@ pub(super) fn part(dump: Value, asked: &BTreeMap<String, String>) -> Result<Valu
 
 /// The name of an entry, or of what it wraps.
 fn name_of(entry: &Value) -> Option<&str> {
-    let own = |value: &'_ Value| value.get("name").or_else(|| value.get("cluster_name")).is_some();
-    let named = |value: &'_ Value| -> bool { own(value) };
-    let holder = match named(entry) {
-        true => entry,
-        false => {
-            let inner = entry.as_object()?.values().find(|value| named(value));
-            match inner {
-                Some(inner) => inner,
-                None => entry.pointer("/active_state/listener")?,
-            }
-        }
-    };
-    holder.get("name").or_else(|| holder.get("cluster_name"))?.as_str()
+    fn own(value: &Value) -> Option<&str> {
+        value.get("name").or_else(|| value.get("cluster_name"))?.as_str()
+    }
+    let wrapped = || entry.as_object()?.values().find_map(own);
+    own(entry).or_else(wrapped).or_else(|| own(entry.pointer("/active_state/listener")?))
 }
 
 /// Only these fields of an entry, each by its path with dots.

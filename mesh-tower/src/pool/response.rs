@@ -249,7 +249,7 @@ impl Drop for Attempted {
             ("http.request.method", self.method.as_str().into()),
             ("server.address", self.host.as_str().into()),
             ("network.peer.address", self.address.as_str().into()),
-            ("upstream_cluster", (*self.cluster).into()),
+            ("upstream_cluster", (&*self.cluster).into()),
         ]);
         if status != 0 {
             attributes.extend(facts([("http.response.status_code", status.into())]));

@@ -70,7 +70,7 @@ impl Story {
         let exporting = telemetry.is_exporting(said);
         let parent = exporting.then(|| TraceContext::extract(&parts.headers)).flatten();
         let (trace, _) = telemetry.begin(Reporter::Destination, parts, None, said);
-        let logged = telemetry.is_logging(said).then(|| Logged::of(parts, &trace).from(caller.address));
+        let logged = telemetry.is_logging(said).then(|| Logged::of(parts, &trace).coming_from(caller.address));
         let tags = if exporting && trace.sampled { telemetry.tags(said, parts) } else { Vec::new() };
         Self {
             telemetry: telemetry.clone(),
@@ -186,9 +186,9 @@ impl Story {
             ("http.request.method", self.method.as_str().into()),
             ("url.path", self.uri.path().into()),
             ("response_flags", self.flags.to_string().into()),
-            ("istio.canonical_service", (*local.canonical_name).into()),
-            ("istio.canonical_revision", (*local.canonical_revision).into()),
-            ("istio.namespace", (*local.namespace).into()),
+            ("istio.canonical_service", (&*local.canonical_name).into()),
+            ("istio.canonical_revision", (&*local.canonical_revision).into()),
+            ("istio.namespace", (&*local.namespace).into()),
         ]);
         if self.status != 0 {
             attributes.extend(facts([("http.response.status_code", self.status.into())]));

@@ -5,6 +5,7 @@
 //! What a caller wrote (path, authority, headers) is escaped, so that nobody writes lines of their own.
 
 use std::{
+    borrow::Cow,
     fmt::{self, Write as _},
     io::Write as _,
     net::SocketAddr,
@@ -133,7 +134,7 @@ impl Logged {
 
     /// Where the request came from.
     #[must_use]
-    pub(crate) fn from(mut self: Box<Self>, remote: SocketAddr) -> Box<Self> {
+    pub(crate) fn coming_from(mut self: Box<Self>, remote: SocketAddr) -> Box<Self> {
         self.remote = Some(remote);
         self
     }
@@ -173,7 +174,7 @@ fn asked<'a>(
         ":scheme" => Some("http".into()),
         name => header(name),
     };
-    let text = match operator {
+    let text: Cow<'a, str> = match operator {
         Operator::Method => method.into(),
         Operator::Request(name, other) => named(name).or_else(|| named(other.as_deref()?))?,
         Operator::PathWithoutQuery => path.split('?').next().unwrap_or_default().into(),
@@ -196,7 +197,6 @@ impl Facts for Told<'_> {
         let Self { event, logged, .. } = self;
         let millis = |time: Duration| Fact::Number(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
         let text = |text: String| Fact::Text(text.into());
-        let unless_empty = |text: &'_ str| (!text.is_empty()).then(|| Fact::Text(text.to_owned().into()));
         match operator {
             Operator::StartTime => Some(text(start_time(event, self.end_nanos))),
             Operator::Method | Operator::Request(..) | Operator::PathWithoutQuery | Operator::Protocol => {
@@ -230,6 +230,10 @@ impl Facts for Told<'_> {
     }
 }
 
+fn unless_empty(text: &str) -> Option<Fact<'static>> {
+    (!text.is_empty()).then(|| Fact::Text(text.to_owned().into()))
+}
+
 impl Told<'_> {
     /// By Istio's name of it.
     fn label(&self, name: &str) -> Option<&str> {
@@ -240,7 +244,7 @@ impl Told<'_> {
             Reporter::Destination => (peer, local),
         };
         let service = self.event.service;
-        Some(match name {
+        let text: &str = match name {
             "source_workload" => &source?.workload().name,
             "source_workload_namespace" => &source?.workload().namespace,
             "source_principal" => source?.principal()?,
@@ -250,7 +254,8 @@ impl Told<'_> {
             "destination_service" => &service?.host,
             "destination_service_name" => &service?.name,
             _ => return None,
-        })
+        };
+        Some(text)
     }
 }
 

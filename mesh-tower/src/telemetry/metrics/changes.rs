@@ -32,18 +32,13 @@ struct One {
 impl Changes {
     /// Of a request; an expression without a value is `unknown`.
     pub(super) fn of(telling: &Telling, facts: &impl Facts) -> Option<Arc<Self>> {
-        let one = |change: &mesh_core::telling::Change| {
-            let value = |facts| {
-                move |(name, value): &(String, mesh_core::telling::Expression)| {
-                    (name.clone(), value.text(facts).unwrap_or_else(|| super::UNKNOWN.to_owned()))
-                }
-            };
-            One {
-                metric: change.name.clone(),
-                labels: change.labels.iter().map(value(facts)).collect(),
-                without: change.without.clone(),
-                drop: change.drop,
-            }
+        let value =
+            |value: &mesh_core::telling::Expression| value.text(facts).unwrap_or_else(|| super::UNKNOWN.to_owned());
+        let one = |change: &mesh_core::telling::Change| One {
+            metric: change.name.clone(),
+            labels: change.labels.iter().map(|(name, it)| (name.clone(), value(it))).collect(),
+            without: change.without.clone(),
+            drop: change.drop,
         };
         let all: Vec<One> = telling.metrics.iter().map(one).collect();
         (!all.is_empty()).then(|| Arc::new(Self(all)))
