@@ -135,7 +135,7 @@ async fn settled(prometheus: &Prometheus, expression: &str) -> f64 {
 
 /// Who called whom, by Kiali's labels, each of which must be there.
 async fn edges(prometheus: &Prometheus, reporter: &str) -> BTreeSet<(String, String)> {
-    let by = format!("sum by ({KIALI}) (istio_requests_total{{reporter=\"{reporter}\"}})");
+    let by = format!("sum by ({KIALI}) (istio_requests_total{{reporter=\"{reporter}\",response_code=\"200\"}})");
     let samples = prometheus.ask(&by).await.unwrap();
     let mut edges = BTreeSet::new();
     for (labels, _) in samples {

@@ -47,7 +47,7 @@ async fn server(name: &'static str) -> (Mesh, SocketAddr, JoinHandle<()>) {
     };
     let mesh = Mesh::builder().config(config).workload(workload).build().await.unwrap();
     let answer = move |request: http::Request<axum::body::Body>| async move {
-        let is_grpc = request.headers().contains_key("te");
+        let is_grpc = request.headers().get("content-type").is_some_and(|it| it == "application/grpc");
         let _read: Whole = axum::body::to_bytes(request.into_body(), 1 << 20).await.unwrap();
         if is_grpc {
             return (
@@ -139,17 +139,18 @@ async fn what_callers_say_makes_no_series() {
         let routes = vec![route(RouteMatch::default(), Action::Forward(to(name)))];
         let program = Program::new(kind, config([cluster_at(kind, name, &[upstream.address])], routes)).await;
         for n in 0..50 {
-            let method = http::Method::from_bytes(format!("METHOD{n}").as_bytes()).unwrap();
-            let request = Request::builder().method(method).uri(format!("/path.{n}/Method"));
-            assert!(program.send(request.header("user-agent", format!("agent-{n}")), "").await.is_ok(), "{kind:?}");
-            let elsewhere = Request::get(format!("http://host-{n}.example/")).body(mesh_tower::Body::empty()).unwrap();
+            let method = http::Method::from_bytes(format!("ZQMETHOD{n}").as_bytes()).unwrap();
+            let request = Request::builder().method(method).uri(format!("/zqpath.{n}/Method"));
+            assert!(program.send(request.header("user-agent", format!("zqagent-{n}")), "").await.is_ok(), "{kind:?}");
+            let elsewhere =
+                Request::get(format!("http://zqhost-{n}.example/")).body(mesh_tower::Body::empty()).unwrap();
             drop(program.mesh.http().request(elsewhere).await);
         }
         let text = telemetry::render().unwrap();
         let requests = text.lines().filter(|line| line.starts_with("istio_requests_total{"));
         let ours: Vec<&str> = requests.filter(|line| line.contains(&format!("\"{name}\""))).collect();
         assert_eq!(ours.len(), 1, "{kind:?}: {ours:#?}");
-        for word in ["METHOD", "path.", "host-", "agent-"] {
+        for word in ["ZQMETHOD", "zqpath", "zqhost", "zqagent"] {
             assert!(!text.contains(word), "{kind:?}: {word} in\n{text}");
         }
     }
