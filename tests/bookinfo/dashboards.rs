@@ -72,7 +72,7 @@ async fn istios_dashboards_and_ours_light_up() {
     for reporter in ["source", "destination"] {
         let edges = edges(&prometheus, reporter).await;
         let expected = [
-            ("ingressgateway", "productpage-v1"),
+            ("istio-ingressgateway", "productpage-v1"),
             ("productpage-v1", "details-v1"),
             ("productpage-v1", "reviews-v1"),
             ("productpage-v1", "reviews-v2"),
