@@ -238,7 +238,7 @@ fn inbound(chains: Vec<FilterChain>, ignored: &mut Ignored) -> Result<Vec<(u16, 
 }
 
 fn inbound_chain(chain: &FilterChain, ports: &mut BTreeMap<u16, Port>, ignored: &mut Ignored) -> Result<(), Wrong> {
-    if let Some(field) = chain.filter_chain_match.as_ref().and_then(narrowed) {
+    if let Some(field) = chain.filter_chain_match.as_ref().and_then(guarded::narrowed) {
         return Err(wrong(
             format!("filter_chain_match.{field}"),
             "is not supported, and ignoring it would take more in",
@@ -291,18 +291,6 @@ fn inbound_chain(chain: &FilterChain, ports: &mut BTreeMap<u16, Port>, ignored: 
     entry.max_connections = entry.max_connections.or(most);
     entry.telling = entry.telling.take().or(telling);
     Ok(())
-}
-
-/// What narrows a chain of ours further than its port and its protocol do.
-fn narrowed(matches: &FilterChainMatch) -> Option<&'static str> {
-    let narrows = [
-        (!matches.direct_source_prefix_ranges.is_empty(), "direct_source_prefix_ranges"),
-        (matches.source_type != 0, "source_type"),
-        (!matches.source_prefix_ranges.is_empty(), "source_prefix_ranges"),
-        (!matches.source_ports.is_empty(), "source_ports"),
-        (!matches.server_names.is_empty(), "server_names"),
-    ];
-    narrows.into_iter().find_map(|(is_set, field)| is_set.then_some(field))
 }
 
 /// How many connections there may be, by a filter in front of HTTP (RL8); other such filters are told.

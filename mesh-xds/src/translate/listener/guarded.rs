@@ -7,14 +7,29 @@ use mesh_core::config::{EscapedSlashes, PathNormalization};
 
 use super::FILTERS;
 use crate::{
-    proto::envoy::extensions::filters::network::http_connection_manager::v3::{
-        HttpConnectionManager, http_connection_manager::PathWithEscapedSlashesAction as Action,
+    proto::envoy::{
+        config::listener::v3::FilterChainMatch,
+        extensions::filters::network::http_connection_manager::v3::{
+            HttpConnectionManager, http_connection_manager::PathWithEscapedSlashesAction as Action,
+        },
     },
     translate::{
         read::{Ignored, Wrong, wrong},
         value,
     },
 };
+
+/// What narrows a chain of ours further than its port and its protocol do.
+pub(super) fn narrowed(matches: &FilterChainMatch) -> Option<&'static str> {
+    let narrows = [
+        (!matches.direct_source_prefix_ranges.is_empty(), "direct_source_prefix_ranges"),
+        (matches.source_type != 0, "source_type"),
+        (!matches.source_prefix_ranges.is_empty(), "source_prefix_ranges"),
+        (!matches.source_ports.is_empty(), "source_ports"),
+        (!matches.server_names.is_empty(), "server_names"),
+    ];
+    narrows.into_iter().find_map(|(is_set, field)| is_set.then_some(field))
+}
 
 /// The form of paths (SV11). What is not said is not done.
 pub(super) fn path(manager: &HttpConnectionManager) -> Result<PathNormalization, Wrong> {
