@@ -80,7 +80,7 @@ async fn istios_dashboards_and_ours_light_up() {
             ("reviews-v2", "ratings-v1"),
             ("reviews-v3", "ratings-v1"),
         ];
-        let expected = expected.map(|(from, to)| (from.to_owned(), to.to_owned())).into();
+        let expected: BTreeSet<(String, String)> = expected.map(|(from, to)| (from.to_owned(), to.to_owned())).into();
         assert_eq!(edges, expected, "as told by the {reporter}");
     }
     let open = "sum(istio_requests_total{reporter=\"destination\",connection_security_policy!=\"mutual_tls\"})";
@@ -107,11 +107,11 @@ async fn lit(prometheus: &Prometheus, panels: &[Panel]) -> (usize, Vec<String>, 
 /// Asks for the page, a few at a time, all the while; the answer is how often.
 async fn load(bookinfo: &Bookinfo) -> usize {
     let (client, page) = (client(), format!("http://{}/productpage", bookinfo.gateway()));
-    let until = Instant::now() + LOAD;
-    let pages = stream::iter(0..).take_while(|_| std::future::ready(Instant::now() < until)).map(|_| async {
+    let (client, page, until) = (&client, &page, Instant::now() + LOAD);
+    let pages = stream::iter(0..).take_while(|_| std::future::ready(Instant::now() < until)).map(|_| async move {
         // A rate that a machine with other work can follow.
         tokio::time::sleep(Duration::from_millis(50)).await;
-        get(&client, &page, &[]).await
+        get(client, page, &[]).await
     });
     let answers: Vec<_> = pages.buffer_unordered(4).collect().await;
     assert!(answers.iter().all(|answer| answer.status == 200), "a page that failed");

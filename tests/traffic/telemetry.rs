@@ -6,7 +6,7 @@ use axum::{Router, body::Bytes as Whole, routing::any};
 use http::Request;
 use mesh_tower::{
     Mesh,
-    config::{Action, Config, Forward, Inbound, MtlsMode, RouteMatch, Workload},
+    config::{Action, Config, Forward, RouteMatch, Workload},
     telemetry,
 };
 use tokio::{net::TcpListener, task::JoinHandle};
@@ -36,8 +36,6 @@ async fn series(name: &str, labels: &[&str]) -> f64 {
 async fn server(name: &'static str) -> (Mesh, SocketAddr, JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let mut config = Config::default();
-    config.inbound.insert(address.port(), Inbound { mtls: MtlsMode::Disable, ..Inbound::default() }.into());
     let workload = Workload {
         name: name.into(),
         namespace: "default".into(),
@@ -45,7 +43,7 @@ async fn server(name: &'static str) -> (Mesh, SocketAddr, JoinHandle<()>) {
         app: name.into(),
         ..Workload::default()
     };
-    let mesh = Mesh::builder().config(config).workload(workload).build().await.unwrap();
+    let mesh = Mesh::builder().config(Config::default()).workload(workload).build().await.unwrap();
     let answer = move |request: http::Request<axum::body::Body>| async move {
         let is_grpc = request.headers().get("content-type").is_some_and(|it| it == "application/grpc");
         let _read: Whole = axum::body::to_bytes(request.into_body(), 1 << 20).await.unwrap();
