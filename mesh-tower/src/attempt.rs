@@ -195,6 +195,7 @@ impl Record {
         let journal = self.journal.get_mut().unwrap_or_else(PoisonError::into_inner);
         journal.tried.restart(plan.route.retry.as_ref());
         (journal.rng, journal.attempts, journal.allowed, journal.ran_out) = (rng, 0, None, false);
+        journal.waited = None;
         *self.flags.get_mut() = 0;
         self.plan = Some(plan);
         self.refused = refused;
