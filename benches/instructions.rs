@@ -20,6 +20,7 @@ use mesh_core::{
     time::Time,
 };
 
+use mesh_tower::telemetry::{Event, Peer, Reporter, Telemetry};
 use mesh_xds::{
     ads::{Event, TypeUrl},
     graph::{Graph, Part},
@@ -45,6 +46,7 @@ const PATHS: &[Path] = &[
     ("call: 1,000 virtual hosts with timeout and retries", |turns| calls(turns, 1_000, Policy::Usual)),
     ("call: the gRPC loop itself", bare_grpc),
     ("call: gRPC, one route with timeout and retries", grpc_calls),
+    ("call: telling of it alone", tellings),
     ("plan: one route", |turns| plans(turns, 1)),
     ("plan: 1,000 virtual hosts", |turns| plans(turns, 1_000)),
     ("pick: least request of 1,000 endpoints", |turns| picks(turns, LoadBalancer::default())),
@@ -90,6 +92,43 @@ fn count(path: usize, turns: usize) -> u64 {
 #[inline(never)]
 fn on_one_thread(work: impl Future<Output = ()>) {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work);
+}
+
+/// What a call's metrics cost: an event of a series that is known.
+fn tellings(turns: usize) {
+    let telemetry = Telemetry::new(config::Workload::default());
+    let workload = config::Workload { name: "reviews-v1".into(), namespace: "default".into(), ..Default::default() };
+    let peer = Arc::new(Peer::new(workload, Some("spiffe://cluster.local/ns/default/sa/reviews".into())));
+    let service = config::ServiceName {
+        host: "reviews.default.svc.cluster.local".into(),
+        name: "reviews".into(),
+        namespace: "default".into(),
+    };
+    let event = Event {
+        reporter: Reporter::Source,
+        peer: Some(&peer),
+        service: Some(&service),
+        cluster: None,
+        route: None,
+        upstream: None,
+        logged: None,
+        telling: None,
+        is_grpc: false,
+        status: 200,
+        grpc_status: None,
+        flags: Default::default(),
+        details: "via_upstream",
+        request_bytes: 300,
+        response_bytes: 2_000,
+        request_messages: 0,
+        response_messages: 0,
+        duration: std::time::Duration::from_millis(3),
+        mutual_tls: false,
+        attempts: 1,
+    };
+    on_one_thread(async {
+        (0..turns).for_each(|_| telemetry.record(std::hint::black_box(&event)));
+    });
 }
 
 fn bare(turns: usize) {

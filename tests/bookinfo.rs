@@ -11,6 +11,8 @@ mod bad_input;
 mod calls;
 #[path = "bookinfo/console.rs"]
 mod console;
+#[path = "bookinfo/dashboards.rs"]
+mod dashboards;
 #[path = "bookinfo/front.rs"]
 mod front;
 #[path = "bookinfo/handshake.rs"]
@@ -23,6 +25,8 @@ mod identity;
 mod page;
 #[path = "bookinfo/programs.rs"]
 mod programs;
+#[path = "bookinfo/prometheus.rs"]
+mod prometheus;
 #[path = "../examples/bookinfo/services.rs"]
 mod services;
 #[path = "bookinfo/spans.rs"]

@@ -13,6 +13,9 @@ mod balancing;
 #[path = "traffic/bypass.rs"]
 mod bypass;
 
+#[path = "traffic/collector.rs"]
+mod collector;
+
 #[path = "traffic/defaults.rs"]
 mod defaults;
 
@@ -77,11 +80,17 @@ mod serving;
 #[path = "traffic/sessions.rs"]
 mod sessions;
 
+#[path = "traffic/telemetry.rs"]
+mod telemetry;
+
 #[path = "traffic/timeouts.rs"]
 mod timeouts;
 
 #[path = "traffic/tokens.rs"]
 mod tokens;
+
+#[path = "traffic/tracing.rs"]
+mod tracing;
 
 #[path = "traffic/upgrades.rs"]
 mod upgrades;

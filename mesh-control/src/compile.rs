@@ -30,6 +30,7 @@ mod locate;
 mod route;
 mod scope;
 pub(crate) mod shared;
+mod telling;
 pub(crate) mod tokens;
 mod world;
 

@@ -25,6 +25,7 @@ mod secret;
 mod service;
 mod service_entry;
 mod sidecar;
+mod telemetry;
 mod virtual_service;
 mod workload_entry;
 mod workload_group;
@@ -51,6 +52,7 @@ pub use secret::Secret;
 pub use service::{PortProtocol, Service, ServicePort, TargetPort};
 pub use service_entry::{Resolution, ServiceEntry};
 pub use sidecar::{Egress, Sidecar};
+pub use telemetry::{Mode, Telemetry, Tracing};
 pub use virtual_service::{
     ByteMatch, ByteRoute, DelegateTo, Destination, HttpAction, HttpMatch, HttpRoute, MirrorTo, RedirectTo,
     VirtualService,
@@ -93,6 +95,8 @@ pub enum Kind {
     WorkloadGroup,
     /// Istio `Sidecar`: what the workloads of a namespace see of the mesh.
     Sidecar,
+    /// Istio `Telemetry`: what is told of requests.
+    Telemetry,
     /// Gateway API `GatewayClass`: whose gateways are meant.
     GatewayClass,
     /// Gateway API `Gateway`: what an ingress listens for.
@@ -118,7 +122,7 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::Service,
         Self::ServiceAccount,
         Self::Deployment,
@@ -132,6 +136,7 @@ impl Kind {
         Self::AuthorizationPolicy,
         Self::WorkloadGroup,
         Self::Sidecar,
+        Self::Telemetry,
         Self::GatewayClass,
         Self::KubeGateway,
         Self::HttpRoute,
@@ -158,6 +163,7 @@ impl Kind {
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::WorkloadGroup => "WorkloadGroup",
             Self::Sidecar => "Sidecar",
+            Self::Telemetry => "Telemetry",
             Self::GatewayClass => "GatewayClass",
             Self::HttpRoute => "HTTPRoute",
             Self::GrpcRoute => "GRPCRoute",
@@ -185,7 +191,7 @@ impl Kind {
     pub fn plural(self) -> String {
         let name = self.as_str().to_ascii_lowercase();
         match name.strip_suffix('y') {
-            Some(stem) if name.ends_with("entry") || name.ends_with("policy") => format!("{stem}ies"),
+            Some(stem) if name.ends_with("try") || name.ends_with("policy") => format!("{stem}ies"),
             _ if name.ends_with("ss") => format!("{name}es"),
             _ => format!("{name}s"),
         }
@@ -207,6 +213,7 @@ impl Kind {
             Self::AuthorizationPolicy => "ap",
             Self::WorkloadGroup => "wg",
             Self::Sidecar => "sidecar",
+            Self::Telemetry => "tele",
             Self::GatewayClass => "gc",
             Self::KubeGateway => "gtw",
             Self::HttpRoute => "httproute",
@@ -231,6 +238,7 @@ impl Kind {
             | Self::ReferenceGrant
             | Self::TlsRoute
             | Self::TcpRoute => "gateway.networking.k8s.io",
+            Self::Telemetry => "telemetry.istio.io",
             _ => "networking.istio.io",
         }
     }
@@ -336,6 +344,8 @@ pub enum Spec {
     WorkloadGroup(WorkloadGroup),
     /// A `Sidecar`.
     Sidecar(Sidecar),
+    /// A `Telemetry`.
+    Telemetry(Telemetry),
     /// A `GatewayClass`; its name says all.
     GatewayClass,
     /// A `Gateway` of the Gateway API.

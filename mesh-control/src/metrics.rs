@@ -256,7 +256,7 @@ mod tests {
     use super::*;
     use crate::kinds::Key;
 
-    /// TE6, TE1: the control plane tells of its pushes, refusals and changes by istiod's names.
+    /// TE1: the control plane tells of its pushes, refusals and changes by istiod's names.
     #[test]
     fn pushes_and_changes_are_told_by_istiods_names() {
         let metrics = Metrics::default();

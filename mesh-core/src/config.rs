@@ -30,6 +30,7 @@ mod route;
 mod session;
 mod subset;
 mod target;
+mod telling;
 mod value;
 
 pub use authz::{
@@ -77,6 +78,7 @@ pub(crate) use route::{HeaderSource, Part};
 pub use session::{Session, SessionState};
 pub use subset::{Criteria, Metadata, MetadataValue, SelectorFallback, SubsetFallback, SubsetSelector, Subsets};
 pub use target::{Chain, ChainMatch, Network, Serving, SourceType, Target};
+pub use telling::{AccessLog, CustomTag, LogFormat, MetricChange, TagValue, Telling, Tracing};
 pub use value::{Fraction, Regex, RegexError, StringMatch};
 
 /// A name given by the control plane: of a cluster, a route, a virtual host. Compared once when compiling.

@@ -73,6 +73,7 @@ pub mod session;
 pub mod snapshot;
 mod sync;
 pub mod telemetry;
+pub mod telling;
 pub mod time;
 pub mod timeout;
 pub mod trust;

@@ -14,6 +14,7 @@ use crate::{
     rewrite::{HeaderEdits, Rewrite},
     route::{Destination, Split},
     session::{Session, Sessions},
+    telling::Telling,
 };
 
 /// What to do with one request. The choice of cluster is made once: every try stays within it (RA4).
@@ -36,6 +37,8 @@ pub struct Plan {
     pub(crate) choice: Option<u32>,
     /// Which of [`RoutePolicy::mirrors`] get a copy: the lowest bit is the first.
     pub(crate) mirrored: u32,
+    /// What is told of the request, where the control plane has a say.
+    pub telling: Option<Arc<Telling>>,
 }
 
 impl Plan {
@@ -51,6 +54,7 @@ impl Plan {
             session: Session::default(),
             choice: None,
             mirrored: 0,
+            telling: None,
         }
     }
 

@@ -23,6 +23,7 @@ use crate::{
     request::RequestView,
     rewrite::{HeaderEdits, Rewrite},
     session::Sessions,
+    telling::Telling,
 };
 
 pub(crate) mod describe;
@@ -53,6 +54,8 @@ pub(crate) struct RouteTable {
     own_limits: Option<Limits>,
     /// Who is asked beside.
     own_services: Option<GlobalLimits>,
+    /// What is told of requests.
+    pub(crate) telling: Option<Arc<Telling>>,
     hosts: Vec<Arc<Host>>,
     /// Shared as long as every host has the domains it had.
     domains: Arc<Domains>,
@@ -103,6 +106,10 @@ impl RouteTable {
         let previous = previous
             .filter(|previous| same_for_all(&previous.config, config) && previous.settings.as_ref() == settings);
         let limiter = limiter(settings, previous);
+        let telling = match previous {
+            Some(previous) => previous.telling.clone(),
+            None => settings.and_then(|it| it.telling.as_deref()).map(|it| Arc::new(Telling::new(it))),
+        };
         let mut known = Known { previous, by_name: None };
         let mut hosts = Vec::with_capacity(config.virtual_hosts.len());
         for (at, host) in config.virtual_hosts.iter().enumerate() {
@@ -119,7 +126,7 @@ impl RouteTable {
         let services = settings.map_or(&[][..], |settings| &settings.global_limits);
         let own_services = GlobalLimits::new(services, &[], None);
         let (config, settings) = (Arc::clone(config), settings.cloned());
-        Ok(Self { config, settings, limiter, own_limits, own_services, hosts, domains })
+        Ok(Self { config, settings, limiter, own_limits, own_services, telling, hosts, domains })
     }
 
     /// The virtual host that takes the request.

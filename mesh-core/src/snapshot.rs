@@ -20,6 +20,7 @@ use crate::{
     request::RequestView,
     route::{self, Destination, Kind, RouteTable, name_hash},
     session::Session,
+    telling::Telling,
     zone::LocalZones,
 };
 
@@ -81,10 +82,11 @@ impl Snapshot {
         }
         let mut inbound = BTreeMap::new();
         for (port, server) in &config.inbound {
-            let limited = server.rate_limit.is_some() || !server.global_limits.is_empty();
-            let settings = limited.then(|| {
-                let (rate_limit, global_limits) = (server.rate_limit.clone(), server.global_limits.clone());
-                Arc::new(config::HttpSettings { rate_limit, global_limits, ..config::HttpSettings::default() })
+            let (rate_limit, telling) = (server.rate_limit.clone(), server.telling.clone());
+            let global_limits = server.global_limits.clone();
+            let settings = (rate_limit.is_some() || telling.is_some() || !global_limits.is_empty()).then(|| {
+                let none = config::HttpSettings::default();
+                Arc::new(config::HttpSettings { rate_limit, global_limits, telling, ..none })
             });
             inbound.insert(*port, compile_table(&server.routes, settings.as_ref(), previous.inbound.get(port))?);
         }
@@ -121,7 +123,9 @@ impl Snapshot {
     pub fn plan(&self, view: &RequestView<'_>, rng: &mut impl RngCore) -> Result<Plan, NoRoute> {
         let table = self.table(view)?;
         let rule = table.find(view, rng.next_u64())?;
-        Ok(self.plan_rule(rule, view, rng))
+        let mut plan = self.plan_rule(rule, view, rng);
+        plan.telling.clone_from(&table.telling);
+        Ok(plan)
     }
 
     /// The routes that apply to a request.
@@ -189,6 +193,7 @@ impl Snapshot {
             session,
             choice,
             mirrored,
+            telling: None,
         }
     }
 
@@ -253,6 +258,11 @@ impl Snapshot {
             Some(Guard::Jwt(jwt)) => Some(jwt),
             _ => None,
         }
+    }
+
+    /// What is told of the requests that the server on this port gets.
+    pub fn inbound_telling(&self, port: u16) -> Option<Arc<Telling>> {
+        self.inbound.get(&port)?.telling.clone()
     }
 
     /// How many requests the server on this port lets in, and who is asked beside.

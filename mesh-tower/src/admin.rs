@@ -1,4 +1,5 @@
-//! The admin port, on loopback only: metrics, readiness, and what this process knows. Reading only; no key is ever shown.
+//! The admin port, on loopback only: metrics, readiness, and what this process knows; no key is ever shown. What changes
+//! something (`admin/steer.rs`) takes POST.
 //!
 //! | path | answers |
 //! |---|---|
@@ -14,6 +15,13 @@
 //! | `/fields` | every resource of the control plane with what became of its fields: applied, ignored, refused; as JSON |
 //! | gRPC, without TLS | CSDS: every resource of the control plane with its version and what was refused |
 //! | `/certs` | who we are and until when, as JSON |
+//! | `/listeners`, `/server_info`, `/init_dump`, `/memory`, `/runtime` | what Envoy has by these names, as JSON |
+//! | `/stats` | counters as lines; `?filter=`, `?format=json`, `?format=prometheus` |
+//! | POST `/drain_listeners`, `/quitquitquit` | servers drain and return, as at SIGTERM |
+//! | POST `/healthcheck/fail`, `/healthcheck/ok` | it says that it is not well, or well again |
+//! | POST `/logging` | log levels, where the program has said how: `?level=debug`, `?mesh::xds=debug` |
+//!
+//! `/config_dump` takes `?resource=`, `?name_regex=` and `?mask=`, as Envoy's.
 
 use std::{
     io,
@@ -24,7 +32,7 @@ use std::{
 
 use axum::{
     Json, Router,
-    extract::{Request, State},
+    extract::{Query, Request, State},
     http::{StatusCode, header},
     middleware::{Next, from_fn},
     response::{IntoResponse, Response},
@@ -42,6 +50,14 @@ use crate::{
     tls::{Identity, LiveIdentity},
     upkeep::Owned,
 };
+
+mod inside;
+mod steer;
+
+pub(crate) use steer::LogLevels;
+
+/// Prometheus text.
+const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Shows a configuration with the certificates of this process in Envoy's form; the text is when it is shown.
 pub(crate) type Dump = Arc<dyn Fn(&Config, Option<&Identity>, &str) -> Value + Send + Sync>;
@@ -62,6 +78,12 @@ pub(crate) struct Shown {
     /// Services beside the pages.
     pub(crate) services: Router,
     pub(crate) ending: watch::Receiver<bool>,
+    /// Ends serving.
+    pub(crate) stop: watch::Sender<bool>,
+    /// It is to say that it is not well.
+    pub(crate) unwell: watch::Sender<bool>,
+    /// Changes what is logged.
+    pub(crate) levels: Option<LogLevels>,
 }
 
 /// The admin port, open until dropped.
@@ -113,6 +135,13 @@ fn router(shown: Shown) -> Router {
         .route("/config", get(config))
         .route("/clusters", get(clusters))
         .route("/certs", get(certs))
+        .route("/listeners", get(inside::listeners))
+        .route("/stats", get(inside::stats))
+        .route("/server_info", get(inside::server_info))
+        .route("/init_dump", get(inside::init_dump))
+        .route("/memory", get(inside::memory))
+        .route("/runtime", get(inside::runtime))
+        .merge(steer::routes())
         .with_state(shown)
         .merge(services)
         .layer(from_fn(local_names_only))
@@ -135,7 +164,7 @@ async fn local_names_only(request: Request, next: Next) -> Response {
 
 async fn metrics() -> Response {
     match telemetry::render() {
-        Some(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response(),
+        Some(text) => ([(header::CONTENT_TYPE, PROMETHEUS)], text).into_response(),
         None => (StatusCode::NOT_FOUND, "the application records metrics itself\n").into_response(),
     }
 }
@@ -151,15 +180,12 @@ async fn traffic() -> Response {
 }
 
 async fn ready(State(shown): State<Shown>) -> (StatusCode, String) {
-    let mut missing = Vec::new();
-    if shown.live.load().is_none() {
-        missing.push("configuration");
-    }
-    if shown.secure && shown.identity.load().is_none() {
-        missing.push("certificate");
-    }
+    let missing = missing(&shown);
     if *shown.ending.borrow() {
         return (StatusCode::SERVICE_UNAVAILABLE, "draining\n".to_owned());
+    }
+    if *shown.unwell.borrow() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "told to fail health checks\n".to_owned());
     }
     if missing.is_empty() {
         let is_stale = (shown.status)().pointer("/saved/stale") == Some(&Value::Bool(true));
@@ -169,7 +195,16 @@ async fn ready(State(shown): State<Shown>) -> (StatusCode, String) {
     (StatusCode::SERVICE_UNAVAILABLE, format!("waiting for {}\n", missing.join(" and ")))
 }
 
-async fn config_dump(State(shown): State<Shown>) -> Json<Value> {
+/// What it waits for.
+fn missing(shown: &Shown) -> Vec<&'static str> {
+    let has = [
+        (shown.live.load().is_some(), "configuration"),
+        (!shown.secure || shown.identity.load().is_some(), "certificate"),
+    ];
+    has.into_iter().filter_map(|(has, what)| (!has).then_some(what)).collect()
+}
+
+async fn config_dump(State(shown): State<Shown>, Query(asked): inside::Asked) -> Response {
     let snapshot = shown.live.load();
     let identity = shown.identity.load();
     let now = telemetry::rfc3339(shown.source.wall().duration_since(UNIX_EPOCH).unwrap_or_default());
@@ -180,7 +215,10 @@ async fn config_dump(State(shown): State<Shown>) -> Json<Value> {
     if let Value::Object(fields) = &mut dump {
         fields.insert("control_plane".to_owned(), (shown.status)());
     }
-    Json(dump)
+    match inside::part(dump, &asked) {
+        Ok(part) => Json(part).into_response(),
+        Err(why) => (StatusCode::BAD_REQUEST, format!("{why}\n")).into_response(),
+    }
 }
 
 async fn config(State(shown): State<Shown>) -> Json<Value> {

@@ -12,7 +12,7 @@ use std::{
         Arc, LazyLock, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering::Relaxed},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use http::{HeaderMap, HeaderValue, StatusCode, request::Parts};
@@ -185,6 +185,8 @@ pub(crate) struct Journal {
     pub(crate) allowed: Option<Duration>,
     /// Its route's time is up.
     pub(crate) ran_out: bool,
+    /// It waited for an endpoint until then.
+    pub(crate) waited: Option<SystemTime>,
 }
 
 impl Record {
@@ -193,6 +195,7 @@ impl Record {
         let journal = self.journal.get_mut().unwrap_or_else(PoisonError::into_inner);
         journal.tried.restart(plan.route.retry.as_ref());
         (journal.rng, journal.attempts, journal.allowed, journal.ran_out) = (rng, 0, None, false);
+        journal.waited = None;
         *self.flags.get_mut() = 0;
         self.plan = Some(plan);
         self.refused = refused;
@@ -214,6 +217,7 @@ impl Default for Record {
             attempts: 0,
             allowed: None,
             ran_out: false,
+            waited: None,
         };
         Self {
             plan: None,

@@ -90,6 +90,7 @@ struct Shared {
     gate: Option<Gate>,
     in_order: Ending,
     ending: watch::Sender<bool>,
+    unwell: watch::Sender<bool>,
     _tasks: Vec<Owned>,
 }
 

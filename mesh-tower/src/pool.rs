@@ -134,7 +134,7 @@ impl Pool {
         } else {
             shared.telemetry.conceal(request.headers_mut());
         }
-        let attempted = Attempted::begin(&shared.telemetry, &cluster, &endpoint, &mut request);
+        let attempted = Attempted::begin(&shared.telemetry, &cluster, &endpoint, &mut request, &call);
         let streamed = request.body().known_len().is_none();
         match self.exchange(&route, request, upgrade).await {
             Ok((mut response, lease)) => {
@@ -145,7 +145,7 @@ impl Pool {
                     call.met(shared.telemetry.meet(headers, lease.peer(), known, &route.pool.peers));
                 }
                 if let Some(attempted) = &attempted {
-                    attempted.responded(response.status());
+                    attempted.responded(response.status(), response.headers());
                 }
                 let sending = streamed && !call.progress().is_ended();
                 Ok(response.map(|arriving| {

@@ -70,6 +70,7 @@ pub(crate) use edge::OnTarget;
 use edge::Shaken;
 pub(crate) use ending::Ending;
 use guard::{Refusal, own_address};
+pub(crate) use health::Health;
 use health::is_probe;
 pub use health::{HealthBody, WithHealth};
 use limits::{Heard, Listening};
@@ -402,13 +403,13 @@ impl Server {
 
     /// Learns who calls, and takes off what a caller may not say.
     fn receive(&self, caller: &Caller, parts: &mut Parts) -> Story {
-        let mutual_tls = caller.peer.is_some();
         if self.role.is_gateway() {
             edge::receive(caller, parts, self.inbound().as_deref());
-            return Story::begin(&self.telemetry, parts, None, &self.service, mutual_tls);
+            return Story::begin(&self.telemetry, parts, None, &self.service, caller, None);
         }
+        let telling = self.live.load().and_then(|snapshot| snapshot.inbound_telling(self.role.port()));
         let peer = self.telemetry.meet(&mut parts.headers, caller.peer.as_ref(), None, &caller.cache);
-        Story::begin(&self.telemetry, parts, Some(peer), &self.service, mutual_tls)
+        Story::begin(&self.telemetry, parts, Some(peer), &self.service, caller, telling)
     }
 
     /// Waits for the request's turn, which lasts as long as its story; false when it does not come.

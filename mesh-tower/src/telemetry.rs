@@ -17,6 +17,7 @@ use mesh_core::{
     identity::SpiffeId,
     outcome::Flags,
     telemetry::{REPORTER_DESTINATION, REPORTER_SOURCE},
+    telling::{Asked, Telling, Tracing},
     time::Time,
 };
 
@@ -38,12 +39,16 @@ mod trace;
 pub(crate) use self::certificates::CertificateGauges;
 pub use self::metrics::render;
 pub(crate) use self::metrics::{traffic, upkeep};
+pub(crate) use access_log::Asking;
 pub(crate) use access_log::rfc3339;
-pub use access_log::{AccessLog, Logged};
+pub use access_log::{AccessLog, LogSink, Logged};
 pub(crate) use ejection::tell_ejections;
 pub(crate) use security::{refused, retired};
 pub(crate) use text::{decimal, value};
-pub use trace::{Span, SpanKind, Spans, TRACEPARENT, TRACESTATE, TraceContext, X_REQUEST_ID, new_request_id};
+pub use trace::{
+    Attribute, Forms, Span, SpanKind, Spans, TRACEPARENT, TRACESTATE, TraceContext, X_REQUEST_ID, new_request_id,
+};
+pub(crate) use trace::{facts, rpc_of};
 
 /// Node id of a mesh peer. Source: Istio's HTTP metadata exchange.
 pub const PEER_METADATA_ID: HeaderName = HeaderName::from_static("x-envoy-peer-metadata-id");
@@ -86,6 +91,8 @@ pub struct Event<'a> {
     pub upstream: Option<&'a EndpointAddress>,
     /// What only a log shows; `None` where there is no log.
     pub logged: Option<&'a Logged>,
+    /// What the control plane says of what is told.
+    pub telling: Option<&'a Telling>,
     /// It is a gRPC call.
     pub is_grpc: bool,
     /// HTTP status; 0 when there was no answer.
@@ -227,19 +234,32 @@ struct Shared {
     metrics: metrics::Metrics,
     spans: Spans,
     log: AccessLog,
+    sink: Option<LogSink>,
+    /// How a trace is sent on, beside W3C and the forms it came in.
+    forms: Forms,
 }
 
 impl Telemetry {
     /// Of a process that is `workload`; with nothing but metrics until more is asked for.
     pub fn new(workload: Workload) -> Self {
-        Self::with(Peer::new(workload, None), None, Spans::none(), AccessLog::Off)
+        Self::with(Peer::new(workload, None), None, Spans::none(), AccessLog::Off, None)
     }
 
-    /// With everything.
-    pub fn with(local: Peer, metadata: Option<PeerMetadata>, spans: Spans, log: AccessLog) -> Self {
+    /// With everything. Lines of the log go to `sink` where there is one.
+    pub fn with(
+        local: Peer,
+        metadata: Option<PeerMetadata>,
+        spans: Spans,
+        log: AccessLog,
+        sink: Option<LogSink>,
+    ) -> Self {
         let metrics = metrics::Metrics::new();
         let unknown = Arc::new(Peer::new(Workload::default(), None));
-        Self { shared: Spread::new(Shared { local: Arc::new(local), unknown, metadata, metrics, spans, log }) }
+        let forms =
+            std::env::var("OTEL_PROPAGATORS").map_or_else(|_| Forms::default(), |it| Forms::of_propagators(&it));
+        Self {
+            shared: Spread::new(Shared { local: Arc::new(local), unknown, metadata, metrics, spans, log, sink, forms }),
+        }
     }
 
     /// Who we are.
@@ -252,40 +272,77 @@ impl Telemetry {
         &self.shared.spans
     }
 
-    /// Is there a log to write headers to?
-    pub fn is_logging(&self) -> bool {
-        self.shared.log != AccessLog::Off
+    /// Is there a log to write headers to? Either of those that the control plane says, or of the environment's.
+    pub fn is_logging(&self, telling: Option<&Telling>) -> bool {
+        telling.is_some_and(|telling| !telling.metrics.is_empty())
+            || telling.and_then(Telling::is_logging).unwrap_or(self.shared.log != AccessLog::Off)
+    }
+
+    /// Do spans of requests of which `telling` is said go out?
+    pub(crate) fn is_exporting(&self, telling: Option<&Telling>) -> bool {
+        let tracing = telling.and_then(|telling| telling.tracing.as_ref());
+        self.shared.spans.is_exporting() && tracing.is_none_or(Tracing::reports)
+    }
+
+    /// What is added to the spans of a request.
+    pub(crate) fn tags(
+        &self,
+        telling: Option<&Telling>,
+        parts: &Parts,
+    ) -> Vec<(std::borrow::Cow<'static, str>, Attribute)> {
+        let Some(tracing) = telling.and_then(|telling| telling.tracing.as_ref()) else { return Vec::new() };
+        let tags = tracing.tags(&Asking(parts), |name| std::env::var(name).ok());
+        tags.into_iter().map(|(name, value)| (name.into(), value.into())).collect()
     }
 
     /// Takes up the trace of a request, or begins one, and makes sure it has an `x-request-id`.
     ///
     /// As source, `inherited` (the request being served) goes before headers of the same trace, which are a copy of what
     /// our caller sent; the headers carry the context on. As destination the context returned is our own server span's.
-    pub fn begin(&self, reporter: Reporter, parts: &mut Parts, inherited: Option<&TraceContext>) -> TraceContext {
+    /// The truth is whether the trace begins here.
+    pub fn begin(
+        &self,
+        reporter: Reporter,
+        parts: &mut Parts,
+        inherited: Option<&TraceContext>,
+        telling: Option<&Telling>,
+    ) -> (TraceContext, bool) {
         let said = trace::Said::of(&parts.headers);
         if !said.request_id {
             parts.headers.insert(X_REQUEST_ID, new_request_id());
         }
         let received = if said.trace { TraceContext::extract(&parts.headers) } else { None };
+        let root = || self.root(&parts.headers, said, telling);
         if reporter == Reporter::Destination {
-            return received.map_or_else(|| self.root(), |context| self.below(&context));
+            let is_root = received.is_none();
+            return (received.map_or_else(root, |context| self.below(&context)), is_root);
         }
-        let context = match (received, inherited) {
-            (Some(own), Some(inherited)) if own.trace_id == inherited.trace_id => inherited.clone(),
-            (Some(own), _) => own,
-            (None, Some(inherited)) => inherited.clone(),
-            (None, None) => self.root(),
+        let (context, is_root) = match (received, inherited) {
+            (Some(own), Some(inherited)) if own.trace_id == inherited.trace_id => (inherited.clone(), false),
+            (Some(own), _) => (own, false),
+            (None, Some(inherited)) => (inherited.clone(), false),
+            (None, None) => (root(), true),
         };
+        let context = context.also(self.shared.forms);
         if said.trace {
             context.inject(&mut parts.headers);
         } else {
             context.inject_new(&mut parts.headers);
         }
-        context
+        (context, is_root)
     }
 
-    fn root(&self) -> TraceContext {
-        TraceContext::root(self.shared.spans.samples(source::random_u64()))
+    /// A trace that begins here: wanted or not by whom it comes from, by the control plane, by the environment.
+    fn root(&self, headers: &HeaderMap, said: trace::Said, telling: Option<&Telling>) -> TraceContext {
+        let decided = if said.trace { trace::decision(headers) } else { None };
+        let asked = if said.asked { trace::asked(headers) } else { Asked::No };
+        let tracing = telling.and_then(|telling| telling.tracing.as_ref());
+        let sampled = match (decided, tracing) {
+            (Some(decided), _) => decided,
+            (None, Some(tracing)) => tracing.samples(asked, source::random_u64()),
+            (None, None) => asked == Asked::Forced || self.shared.spans.samples(source::random_u64()),
+        };
+        TraceContext::root(sampled)
     }
 
     /// The context of a span below `parent` where such a span goes out, else the parent's own: nobody would know the id.
@@ -376,7 +433,7 @@ impl Shared {
     fn record(&self, event: &Event<'_>) {
         let peer = event.peer.unwrap_or(&self.unknown);
         self.metrics.record(event, &self.local, peer);
-        self.log.write(event);
+        self.log.write(event, &self.local, self.sink.as_ref());
     }
 }
 

@@ -9,12 +9,12 @@ use http::{HeaderName, HeaderValue, Request, Response, Uri};
 use http_body_util::{BodyExt, Full};
 use mesh_core::config::{
     Action, Cluster, Config, EndpointAddress, Endpoints, Forward, LocalityEndpoints, Route, RouteMatch, RouteTable,
-    VirtualHost, WeightedCluster, Workload,
+    ServiceName, VirtualHost, WeightedCluster, Workload,
 };
 use mesh_tower::{
     Error, HttpClient, Live, Mesh,
     layer::{Picked, Stage},
-    telemetry::Telemetry,
+    telemetry::{Event, Peer, Reporter, Telemetry},
 };
 
 /// TE8, RT11, TO3: beyond room for the headers that travel, a request costs one allocation, with retries or without.
@@ -65,6 +65,67 @@ fn a_call_under_way_is_small() {
     let mesh = runtime.block_on(async { Mesh::builder().config(Config::default()).build().await.unwrap() });
     let over_the_wire = std::mem::size_of_val(&*mesh.http().request(request(&uri)));
     assert!(in_memory <= 3_072 && over_the_wire <= 5_000, "{in_memory} and {over_the_wire} bytes");
+}
+
+/// TE1: whatever callers call themselves and whatever they ask for, by a million names, costs at most 16 MiB; and telling of a
+/// request whose series is known allocates nothing.
+#[test]
+fn hostile_names_cost_little_memory() {
+    let telemetry = Telemetry::new(Workload::default());
+    let tell = |name: &str| {
+        let workload = Workload { name: name.into(), namespace: "default".into(), ..Workload::default() };
+        let peer = Arc::new(Peer::new(workload, Some(name.into())));
+        let service = ServiceName { host: name.into(), name: name.into(), namespace: "default".into() };
+        (peer, service)
+    };
+    let record = |(peer, service): &(Arc<Peer>, ServiceName)| {
+        telemetry.record(&Event {
+            reporter: Reporter::Destination,
+            peer: Some(peer),
+            service: Some(service),
+            cluster: None,
+            route: None,
+            upstream: None,
+            logged: None,
+            telling: None,
+            is_grpc: false,
+            status: 200,
+            grpc_status: None,
+            flags: Default::default(),
+            details: "",
+            request_bytes: 1,
+            response_bytes: 1,
+            request_messages: 0,
+            response_messages: 0,
+            duration: Duration::from_millis(1),
+            mutual_tls: true,
+            attempts: 0,
+        });
+    };
+    let spent = allocation_counter::measure(|| {
+        for number in 0..1_000_000 {
+            record(&tell(&format!("a-workload-by-the-name-of-{number}")));
+        }
+    });
+    assert!(spent.bytes_max <= 16 << 20, "{} bytes", spent.bytes_max);
+    let known = tell("a-workload-by-the-name-of-7");
+    record(&known);
+    let again = allocation_counter::measure(|| (0..1_000).for_each(|_| record(&known)));
+    assert_eq!(again.count_total, 0);
+
+    // Through the whole stack: methods and paths of every kind, to a host there is and to hosts there are not.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let client = client(Forward::default());
+    let ask = |number: u32| {
+        let host = if number % 2 == 0 { "reviews".to_owned() } else { format!("host-{number}.example") };
+        let mut request = Request::new(Full::<Bytes>::default());
+        *request.uri_mut() = format!("http://{host}/path/{number}?query={number}").parse().unwrap();
+        *request.method_mut() = http::Method::from_bytes(format!("METHOD{number}").as_bytes()).unwrap();
+        let client = client.clone();
+        async move { drop(client.request(request).await) }
+    };
+    let spent = allocation_counter::measure(|| (0..20_000).for_each(|number| runtime.block_on(ask(number))));
+    assert!(spent.bytes_current <= 1 << 20, "{} bytes are kept", spent.bytes_current);
 }
 
 fn request(uri: &Uri) -> Request<Full<Bytes>> {

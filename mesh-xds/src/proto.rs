@@ -62,6 +62,11 @@ pub mod envoy {
         }
     }
     pub mod config {
+        pub mod accesslog {
+            pub mod v3 {
+                include!("proto/generated/envoy.config.accesslog.v3.rs");
+            }
+        }
         pub mod cluster {
             pub mod v3 {
                 include!("proto/generated/envoy.config.cluster.v3.rs");
@@ -106,6 +111,20 @@ pub mod envoy {
         }
     }
     pub mod extensions {
+        pub mod access_loggers {
+            pub mod file {
+                pub mod v3 {
+                    include!("proto/generated/envoy.extensions.access_loggers.file.v3.rs");
+                }
+            }
+            pub mod filters {
+                pub mod cel {
+                    pub mod v3 {
+                        include!("proto/generated/envoy.extensions.access_loggers.filters.cel.v3.rs");
+                    }
+                }
+            }
+        }
         pub mod clusters {
             pub mod aggregate {
                 pub mod v3 {
@@ -341,6 +360,11 @@ pub mod envoy {
                 include!("proto/generated/envoy.r#type.metadata.v3.rs");
             }
         }
+        pub mod tracing {
+            pub mod v3 {
+                include!("proto/generated/envoy.r#type.tracing.v3.rs");
+            }
+        }
         pub mod v3 {
             include!("proto/generated/envoy.r#type.v3.rs");
         }
@@ -408,6 +432,17 @@ pub mod istio {
             include!("proto/generated/istio.v1.auth.rs");
         }
     }
+}
+
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::use_self,
+    reason = "generated; Istio's own documentation describes it"
+)]
+pub mod stats {
+    include!("proto/generated/stats.rs");
 }
 
 #[allow(

@@ -56,6 +56,7 @@ pub(crate) mod route;
 mod secret;
 mod session;
 mod subset;
+mod telling;
 mod tls;
 mod value;
 

@@ -4,6 +4,8 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -17,6 +19,7 @@ use tonic::{Request, Response, Status};
 use crate::calls::{client, get};
 use crate::front::{Front, PATIENCE};
 use crate::harness::{Bookinfo, turn};
+use crate::programs::Killed;
 
 /// The caller's own span, which is in no process of Bookinfo.
 const OUTSIDE: &str = "00f067aa0ba902b7";
@@ -28,6 +31,8 @@ struct Span {
     trace: String,
     id: String,
     parent: String,
+    flags: String,
+    took: Duration,
 }
 
 /// A collector that keeps all it is sent.
@@ -71,10 +76,21 @@ impl TraceService for Collector {
                     trace: hex(&span.trace_id),
                     id: hex(&span.span_id),
                     parent: hex(&span.parent_span_id),
+                    flags: flags(&span),
+                    took: Duration::from_nanos(span.end_time_unix_nano.saturating_sub(span.start_time_unix_nano)),
                 }
             }));
         }
         Ok(Response::new(ExportTraceServiceResponse::default()))
+    }
+}
+
+/// Envoy's letters for what went wrong.
+fn flags(span: &opentelemetry_proto::tonic::trace::v1::Span) -> String {
+    let flags = span.attributes.iter().find(|attribute| attribute.key == "response_flags");
+    match flags.and_then(|flags| flags.value.as_ref()?.value.clone()) {
+        Some(Value::StringValue(flags)) => flags,
+        _ => String::new(),
     }
 }
 
@@ -94,9 +110,63 @@ fn way_up(spans: &HashMap<String, Span>, from: &Span) -> Option<Vec<String>> {
 async fn spans_of_one_page_are_linked() {
     let _turn = turn().await;
     let (collector, addr) = Collector::start().await;
-    let endpoint = format!("http://{addr}");
-    let bookinfo =
-        Bookinfo::start(&[], &[("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()), ("OTEL_BSP_SCHEDULE_DELAY", "100")]);
+    let bookinfo = telling(&format!("http://{addr}"));
+    a_page_is_linked(&bookinfo, &collector).await;
+}
+
+/// TE11, TE12: a collector of another make takes the spans and passes them on as they are; and a call that is slow because of
+/// an injected delay shows as just that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collector_of_another_make_takes_them() {
+    let Some(program) = rotel() else { return };
+    let _turn = turn().await;
+    let (collector, addr) = Collector::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let (grpc, http) = (free(), free());
+    let mut command = Command::new(program);
+    command.args(["start", "--otlp-grpc-endpoint", &grpc, "--otlp-http-endpoint", &http, "--exporter", "otlp"]);
+    command.args(["--otlp-exporter-endpoint", &format!("http://{addr}"), "--otlp-exporter-protocol", "grpc"]);
+    command.arg("--pid-file").arg(dir.path().join("pid")).arg("--log-file").arg(dir.path().join("log"));
+    let _rotel = Killed::start(command);
+    let bookinfo = telling(&format!("http://{grpc}"));
+    a_page_is_linked(&bookinfo, &collector).await;
+
+    bookinfo.apply(
+        "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: ratings}\nspec:\n  hosts: [ratings]\n  \
+         http: [{fault: {delay: {percentage: {value: 100}, fixedDelay: 1s}}, route: [{destination: {host: ratings}}]}]\n",
+    );
+    let until = Instant::now() + PATIENCE;
+    loop {
+        bookinfo.page("").await;
+        let spans = collector.0.lock().unwrap().clone();
+        let slow = |span: &&Span| span.flags == "DI" && span.took >= Duration::from_secs(1);
+        if let Some(slow) = spans.iter().find(slow) {
+            assert!(slow.service.contains("reviews"), "{slow:?}");
+            return;
+        }
+        assert!(Instant::now() < until, "no delay in {spans:#?}");
+    }
+}
+
+/// Bookinfo whose spans go to a collector.
+fn telling(endpoint: &str) -> Bookinfo {
+    Bookinfo::start(&[], &[("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint), ("OTEL_BSP_SCHEDULE_DELAY", "100")])
+}
+
+/// The collector, as a program; without it, says so on standard error, or fails if `MESH_REQUIRE_PEERS` is set to anything.
+fn rotel() -> Option<PathBuf> {
+    let named = std::env::var_os("MESH_ROTEL").filter(|path| !path.is_empty()).map(PathBuf::from);
+    if named.is_none() {
+        let required = std::env::var_os("MESH_REQUIRE_PEERS").is_some_and(|value| !value.is_empty());
+        assert!(!required, "MESH_ROTEL names no collector");
+        eprintln!("SKIPPED: MESH_ROTEL names no collector (pip install rotel: its rotel-agent)");
+    }
+    named
+}
+
+/// One page with ratings leaves one trace in which every way leads up to the caller's span.
+async fn a_page_is_linked(bookinfo: &Bookinfo, collector: &Collector) {
     // One page in three comes without ratings.
     let mut pages = 0;
     let page = format!("http://{}/productpage", bookinfo.at(10, 9080));

@@ -122,3 +122,36 @@ async fn a_trace_goes_through_every_hop() {
         assert!(Instant::now() < until, "not every hop in:\n{said}");
     }
 }
+
+/// TE10, TE16: a Telemetry says what workloads log and which labels they count by, and what it says ends with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_telemetry_says_what_is_told() {
+    let _turn = turn().await;
+    let bookinfo = Bookinfo::start(&[], &[]);
+    bookinfo.apply(
+        "apiVersion: telemetry.istio.io/v1\nkind: Telemetry\nmetadata: {name: told, namespace: istio-system}\nspec:\n  \
+         accessLogging: [{match: {mode: SERVER}, filter: {expression: \"request.url_path == '/details/0'\"}}]\n  \
+         metrics: [{overrides: [{match: {metric: REQUEST_COUNT}, tagOverrides: {asked: {value: request.method}}}]}]\n",
+    );
+    let label = ["asked=\"GET\"", "reporter=\"destination\""];
+    series(&bookinfo, "reviews-v1", "istio_requests_total", &label).await;
+    let until = Instant::now() + PATIENCE;
+    while !bookinfo.said().contains("\"GET /details/0 HTTP/") {
+        bookinfo.page("").await;
+        assert!(Instant::now() < until, "no line in\n{}", bookinfo.said());
+    }
+    assert!(!bookinfo.said().contains("/reviews/0 HTTP"), "what was not asked for:\n{}", bookinfo.said());
+    let ran = bookinfo.meshctl(&["delete", "telemetry", "told", "-n", "istio-system"]);
+    assert_eq!(ran.code, 0, "{}{}", ran.out, ran.err);
+    let lines = || bookinfo.said().matches("/details/0 HTTP").count();
+    let mut before = lines();
+    loop {
+        bookinfo.page("").await;
+        let now = lines();
+        if now == before {
+            return;
+        }
+        before = now;
+        assert!(Instant::now() < until, "lines go on");
+    }
+}

@@ -104,7 +104,8 @@ async fn a_session_stays_with_its_destination() {
     }
 }
 
-/// SA2, SA3: a header that answers set and callers send back, by the port's word, and a route that has none of it.
+/// SA2, SA3, AD9: a header that answers set and callers send back, by the port's word, and a route that has none of it: who
+/// writes it pins a request to an endpoint.
 #[tokio::test]
 async fn a_header_keeps_a_session_too() {
     for kind in Kind::ALL {

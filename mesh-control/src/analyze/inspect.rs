@@ -72,6 +72,7 @@ pub(super) fn inspect(all: &[Arc<Object>], known: &Known, found: &mut Vec<Diagno
             Spec::AuthorizationPolicy(policy) => {
                 selector(object, &policy.selector, Some(&object.key.namespace), known, found);
             }
+            Spec::Telemetry(it) => selector(object, &it.selector, Some(&object.key.namespace), known, found),
             Spec::Sidecar(sidecar) => selector(object, &sidecar.selector, Some(&object.key.namespace), known, found),
             Spec::Gateway(gateway) => selector(object, &gateway.selector, None, known, found),
             _ => {}

@@ -9,7 +9,7 @@ use mesh_core::config::{
     Action, Guard, Inbound, Labels, MtlsMode, Route, RouteMatch, RouteTable, StringMatch, VirtualHost,
 };
 
-use super::{NodeInfo, World, authz, tokens, world::includes};
+use super::{NodeInfo, World, authz, telling, tokens, world::includes};
 use crate::kinds::{Spec, TargetPort};
 
 /// The policy of every port of a workload: those its services name, and those it says itself.
@@ -31,9 +31,11 @@ pub(crate) fn inbound(world: &World, node: &NodeInfo) -> impl Iterator<Item = (u
     }
     let tokens = tokens::authentication(world, &node.namespace, &node.labels);
     let guards = authz::guards(world, node, tokens.map(Guard::Jwt));
+    let telling = telling::telling(world, node, true);
     ports.into_iter().map(move |port| {
         let mtls = mode(world, &node.namespace, &node.labels, port);
-        (port, Arc::new(Inbound { guards: guards.clone(), path: world.mesh.path, ..server(world, port, mtls) }))
+        let (guards, telling) = (guards.clone(), telling.clone());
+        (port, Arc::new(Inbound { guards, telling, path: world.mesh.path, ..server(world, port, mtls) }))
     })
 }
 

@@ -15,7 +15,7 @@ use std::{
 
 use mesh_core::config::{Cluster, Config, Inbound};
 
-use super::{NodeInfo, World, cluster, gateway, inbound, route, scope, visible};
+use super::{NodeInfo, World, cluster, gateway, inbound, route, scope, telling, visible};
 use crate::kinds::{GATEWAY_NAME, Object, Spec, TrafficPolicy, VirtualService};
 
 /// What of a node counts for its outbound configuration; all else is empty.
@@ -34,11 +34,17 @@ pub(crate) fn caller(world: &World, node: &NodeInfo) -> NodeInfo {
 
 /// The routes of a caller; of a gateway with all that it takes from outside.
 pub(crate) fn routes(world: &World, caller: &NodeInfo) -> Config {
-    if caller.gateway {
+    let mut config = if caller.gateway {
         gateway::routes(world, caller, &world.services_for(&caller.namespace))
     } else {
         Config { outbound: route::tables(world, caller, &scope::scope(world, caller)), ..Config::default() }
+    };
+    if let Some(all) = telling::settings(world, caller) {
+        for port in config.outbound.keys() {
+            config.http.insert(*port, Arc::clone(&all));
+        }
     }
+    config
 }
 
 /// The clusters of a caller.
@@ -72,6 +78,7 @@ impl World {
                 Spec::Gateway(spec) => keys.extend(spec.selector.keys().map(String::as_str)),
                 Spec::KubeGateway(_) => drop(keys.insert(GATEWAY_NAME)),
                 Spec::Sidecar(spec) => keys.extend(spec.selector.keys().map(String::as_str)),
+                Spec::Telemetry(spec) => keys.extend(spec.selector.keys().map(String::as_str)),
                 _ => {}
             }
         }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     ApiByteRoute, ApiGateway, ApiRoute, AuthorizationPolicy, Deployment, DestinationRule, Gateway, Grant, Key, Kind,
-    Object, Parsed, PeerAuthentication, RequestAuthentication, Secret, Service, ServiceEntry, Sidecar, Source, Spec,
+    Object, Parsed, PeerAuthentication, RequestAuthentication, Secret, Service, ServiceEntry, Sidecar, Source, Spec, Telemetry,
     VirtualService, WorkloadEntry, WorkloadGroup,
     read::{Fields, Reader, nearest},
     refused, secret,
@@ -228,6 +228,7 @@ fn spec(kind: Kind, meta: &Metadata, tree: &Node, object: &mut Fields<'_>, reade
                 return Some(Spec::AuthorizationPolicy(AuthorizationPolicy::default()));
             }
             Kind::Sidecar => return Some(Spec::Sidecar(Sidecar::default())),
+            Kind::Telemetry => return Some(Spec::Telemetry(Telemetry::default())),
             Kind::RequestAuthentication => {
                 return Some(Spec::RequestAuthentication(RequestAuthentication::default()));
             }
@@ -254,6 +255,7 @@ fn spec(kind: Kind, meta: &Metadata, tree: &Node, object: &mut Fields<'_>, reade
         Kind::AuthorizationPolicy => Spec::AuthorizationPolicy(AuthorizationPolicy::read(&mut fields, reader)),
         Kind::WorkloadGroup => Spec::WorkloadGroup(WorkloadGroup::read(&mut fields, reader)),
         Kind::Sidecar => Spec::Sidecar(Sidecar::read(&mut fields, reader)),
+        Kind::Telemetry => Spec::Telemetry(Telemetry::read(&mut fields, reader)),
         Kind::GatewayClass => {
             fields.skip(&["controllerName", "description"]);
             fields.ignored(reader, &["parametersRef"], "gateways are started by whoever runs them");

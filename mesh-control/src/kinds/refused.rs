@@ -14,9 +14,6 @@ pub(super) fn reason(group: &str, kind: &str) -> Option<&'static str> {
         ("networking.istio.io", "ProxyConfig") => {
             "it configures Envoy, which is not here; processes are configured by their environment"
         }
-        ("telemetry.istio.io", "Telemetry") => {
-            "not yet supported; metrics are always on, logs and traces are switched by the environment"
-        }
         ("gateway.networking.k8s.io", "UDPRoute") => {
             "UDP is not routed; HTTPRoute, GRPCRoute, TLSRoute and TCPRoute are taken"
         }

@@ -298,7 +298,6 @@ fn kinds_that_are_not_taken_say_what_to_do_instead() {
         ("networking.istio.io/v1alpha3", "EnvoyFilter", "Tower layer"),
         ("extensions.istio.io/v1alpha1", "WasmPlugin", "Tower layer"),
         ("networking.istio.io/v1beta1", "ProxyConfig", "environment"),
-        ("telemetry.istio.io/v1", "Telemetry", "not yet supported"),
         ("gateway.networking.k8s.io/v1alpha2", "UDPRoute", "HTTPRoute"),
         ("gateway.networking.k8s.io/v1", "BackendTLSPolicy", "DestinationRule"),
         ("config.istio.io/v1alpha2", "RouteRule", "VirtualService"),

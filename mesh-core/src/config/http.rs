@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Fault, GlobalRateLimit, LocalRateLimit, Name, Session};
+use super::{Fault, GlobalRateLimit, LocalRateLimit, Name, Session, Telling};
 
 /// Defaults of a port's routes.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
@@ -27,6 +27,8 @@ pub struct HttpSettings {
     /// Filters of the program's own, in order: before the rate limit and the fault of the port. Envoy `http_filters` of types
     /// that are [registered](crate::filter::register).
     pub filters: Vec<OwnFilter>,
+    /// What is told of requests; `None` is as the process's environment says. Envoy `tracing`, `access_log`.
+    pub telling: Option<Arc<Telling>>,
 }
 
 /// A filter that the program brought along. Source: Envoy `HttpFilter`.

@@ -5,7 +5,7 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 use http::HeaderMap;
 use serde::{Deserialize, Serialize};
 
-use super::{GlobalRateLimit, Guard, LocalRateLimit, Name, RouteTable, StringMatch, TlsVersions};
+use super::{GlobalRateLimit, Guard, LocalRateLimit, Name, RouteTable, StringMatch, Telling, TlsVersions};
 
 /// The policy of one listening port.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -58,6 +58,8 @@ pub struct Inbound {
     ///
     /// Envoy network filter `ConnectionLimit.max_connections`.
     pub max_connections: Option<u64>,
+    /// What is told of requests; `None` is as the process's environment says. Envoy `tracing`, `access_log`.
+    pub telling: Option<Arc<Telling>>,
 }
 
 impl Default for Inbound {
@@ -82,6 +84,7 @@ impl Default for Inbound {
             underscores: Underscores::Allow,
             client_cert: ClientCertHeader::default(),
             max_connections: None,
+            telling: None,
         }
     }
 }

@@ -4,10 +4,10 @@
 //! timeouts, retries (one event, however many tries). A caller that goes away is told with flag `DC`. What is told and
 //! to whom is `telemetry.rs`; here is only when.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::SystemTime};
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, Method, Uri};
 use http_body::{Body as HttpBody, Frame};
 use mesh_core::{
     config::Workload,
@@ -23,7 +23,7 @@ use crate::{
     context,
     error::{BoxError, Error},
     source,
-    telemetry::{Event, Logged, Peer, Reporter, Telemetry, Teller},
+    telemetry::{Event, Logged, Peer, Reporter, Span, SpanKind, Telemetry, Teller, TraceContext, facts, rpc_of},
 };
 
 /// Tells of every request, and puts it in a trace.
@@ -76,11 +76,23 @@ where
         let Routed { mut request, call, deadline, now } = routed;
         let inherited = context::current();
         let inherited = inherited.as_ref().and_then(|context| context.trace.as_ref());
-        let trace = self.telemetry.begin(Reporter::Source, request.parts_mut(), inherited);
+        let telling = call.plan().telling.as_deref();
+        let (trace, is_root) = self.telemetry.begin(Reporter::Source, request.parts_mut(), inherited, telling);
+        let is_logging = self.telemetry.is_logging(telling);
+        // Attempts are below the span of who makes the request; where there is none, or where the call is more than its
+        // attempts, since it is made to wait first, below one of the call's own.
+        let waits = call.plan().fault.delay.is_some();
+        let own = ((is_root || waits) && trace.sampled && self.telemetry.is_exporting(telling)).then(|| {
+            let (parent, trace) = if is_root { (None, trace.clone()) } else { (Some(trace.span_id), trace.child()) };
+            trace.inject(request.headers_mut());
+            let (method, uri) = (request.parts().method.clone(), request.parts().uri.clone());
+            Box::new(Own { spans: self.telemetry.clone(), trace, parent, method, uri, start: source::wall() })
+        });
         let mut story = Story {
             telemetry: self.telemetry.hold(),
             call: call.clone(),
-            logged: self.telemetry.is_logging().then(|| Logged::of(request.parts(), &trace)),
+            own,
+            logged: is_logging.then(|| Logged::of(request.parts(), &trace)),
             request_head: head_bytes(request.headers()),
             request_messages: if call.plan().is_grpc { request.body().count_messages() } else { 0 },
             status: 0,
@@ -114,6 +126,7 @@ where
 pub(super) struct Story {
     telemetry: Teller,
     call: Call,
+    own: Option<Box<Own>>,
     logged: Option<Box<Logged>>,
     request_head: u64,
     /// Of a body that was all here.
@@ -127,8 +140,57 @@ pub(super) struct Story {
     told: bool,
 }
 
+/// The span of a call that is in no other's.
+#[derive(Debug)]
+struct Own {
+    spans: Telemetry,
+    trace: TraceContext,
+    parent: Option<u64>,
+    method: Method,
+    uri: Uri,
+    start: SystemTime,
+}
+
+impl Own {
+    fn export(self, call: &Call, status: u16, grpc: Option<u32>, flags: Flags) {
+        let plan = call.plan();
+        let host = plan.cluster().and_then(|it| it.config().service.as_ref()).map_or("", |service| &service.host);
+        let (service, method) = rpc_of(self.uri.path());
+        let name = match plan.is_grpc {
+            true => format!("Sent.{service}.{method}"),
+            false => format!("{} {host}", self.method),
+        };
+        let mut attributes = facts([
+            ("http.request.method", self.method.as_str().into()),
+            ("server.address", host.into()),
+            ("response_flags", flags.to_string().into()),
+            ("attempts", call.attempts().into()),
+        ]);
+        if status != 0 {
+            attributes.extend(facts([("http.response.status_code", status.into())]));
+        }
+        if let Some(grpc) = grpc {
+            attributes.extend(facts([("rpc.response.status_code", grpc.into())]));
+        }
+        self.spans.spans().export(Span {
+            context: self.trace,
+            parent: self.parent,
+            kind: SpanKind::Internal,
+            name,
+            start: self.start,
+            end: source::wall(),
+            attributes,
+            events: Vec::new(),
+            error: status == 0 || status >= 500 || grpc.is_some_and(|grpc| grpc != 0),
+        });
+    }
+}
+
 impl Story {
     fn head(&mut self, status: u16, headers: &HeaderMap) {
+        if let Some(logged) = &mut self.logged {
+            logged.answered(headers, source::instant().saturating_duration_since(self.call.begun()));
+        }
         self.status = status;
         self.grpc_status = if self.call.plan().is_grpc { grpc_status(headers) } else { None };
         self.response_bytes = head_bytes(headers);
@@ -195,6 +257,7 @@ impl Story {
             route: Some(&plan.route.name).filter(|name| !name.is_empty()),
             upstream: endpoint.map(|endpoint| endpoint.address()),
             logged: self.logged.as_deref(),
+            telling: plan.telling.as_deref(),
             is_grpc: plan.is_grpc,
             status: self.status,
             grpc_status: self.grpc_status,
@@ -208,6 +271,10 @@ impl Story {
             mutual_tls: false,
             attempts: journal.attempts,
         });
+        drop(journal);
+        if let Some(own) = self.own.take() {
+            own.export(&self.call, self.status, self.grpc_status, self.flags | self.call.flags());
+        }
     }
 }
 
@@ -240,7 +307,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        telemetry::{self, TraceContext},
+        telemetry,
         testing::{client, cluster, configured, endless, response, route, with_route},
     };
 

@@ -10,7 +10,7 @@ use super::{Joined, Mesh, MeshError, Origin, Shared};
 #[cfg(feature = "xds")]
 use super::{announced, join};
 use crate::{
-    admin::{Admin, Shown},
+    admin::{Admin, LogLevels, Shown},
     client::HttpClient,
     connect::{Connector, System},
     context::Context,
@@ -21,7 +21,7 @@ use crate::{
     pool::Pool,
     server::{Ending, Gate, Report, ServingState},
     source::Source,
-    telemetry::{AccessLog, Peer, Spans, Telemetry},
+    telemetry::{AccessLog, LogSink, Peer, Spans, Telemetry},
     tls::{ClientTls, Identity, LiveIdentity},
     upkeep::{Owned, upkeep},
 };
@@ -35,7 +35,8 @@ pub struct Builder {
     propagated: Option<Vec<HeaderName>>,
     admin: Option<SocketAddr>,
     log: AccessLog,
-    spans: bool,
+    sink: Option<LogSink>,
+    spans: SpansTo,
     source: Option<Source>,
     connector: Option<Connection>,
     #[cfg_attr(not(feature = "xds"), allow(dead_code, reason = "without a control plane nothing is saved"))]
@@ -44,6 +45,17 @@ pub struct Builder {
     gate: Option<Gate>,
     ending: Ending,
     report: Reporting,
+    levels: Option<LogLevels>,
+}
+
+/// Where spans go.
+#[derive(Debug, Default)]
+enum SpansTo {
+    #[default]
+    Nowhere,
+    /// Where the environment says.
+    Environment,
+    Given(Spans),
 }
 
 /// Who is told of servers' states.
@@ -96,7 +108,8 @@ impl Builder {
     /// | `MESH_PROPAGATE_HEADERS` | names, by commas, of headers that travel; default `end-user,x-request-id` |
     /// | `MESH_ADMIN_ADDR` | the admin port, default `127.0.0.1:0` (any free one, logged); `off` |
     /// | `MESH_ACCESS_LOG` | `text` or `json`: a line per request on standard output |
-    /// | `OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_*` | where spans go |
+    /// | `OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_*` | where spans go, and which |
+    /// | `OTEL_PROPAGATORS` | forms in which traces are sent on beside `traceparent` and those they came in: `b3`, `b3multi` |
     ///
     /// # Errors
     ///
@@ -149,7 +162,7 @@ impl Builder {
             },
             (None, _) => None,
         };
-        Ok(Self { origin, propagated, admin, log, saved, spans: true, ..Self::default() })
+        Ok(Self { origin, propagated, admin, log, saved, spans: SpansTo::Environment, ..Self::default() })
     }
 
     /// With this configuration, which stays until changed through [`Mesh::live`].
@@ -233,6 +246,28 @@ impl Builder {
         self
     }
 
+    /// With the lines of the access log going to `sink`, in place of standard output.
+    #[must_use]
+    pub fn access_log_to(mut self, sink: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        self.sink = Some(LogSink::new(sink));
+        self
+    }
+
+    /// Lets the admin port's `/logging` change what the program logs: it is given a directive such as `mesh=debug`, for whatever
+    /// filter the program's subscriber has, and says in a sentence what is wrong with it.
+    #[must_use]
+    pub fn on_log_level(mut self, change: impl Fn(&str) -> Result<(), String> + Send + Sync + 'static) -> Self {
+        self.levels = Some(LogLevels(Arc::new(change)));
+        self
+    }
+
+    /// With spans going out by `spans`, in place of where the environment says.
+    #[must_use]
+    pub fn spans(mut self, spans: Spans) -> Self {
+        self.spans = SpansTo::Given(spans);
+        self
+    }
+
     /// With a clock and a seed of your own, in place of the process's: for simulations and replays.
     #[must_use]
     pub fn source(mut self, source: Source) -> Self {
@@ -290,6 +325,7 @@ impl Builder {
         let identity = self.identity.unwrap_or_default();
         let source = self.source.unwrap_or_else(Source::system);
         let (ending, is_ending) = watch::channel(false);
+        let unwell = watch::Sender::new(false);
         let principal = identity.load().map(|identity| identity.id().to_string());
         let address = self.admin;
         let refused =
@@ -330,9 +366,13 @@ impl Builder {
         let secure = has_own || joined.secure;
         let principal = principal.or(joined.principal);
         let service = service_of(&workload);
-        let spans = if self.spans { Spans::from_env(&workload.canonical_name) } else { Spans::none() };
+        let spans = match self.spans {
+            SpansTo::Nowhere => Spans::none(),
+            SpansTo::Environment => Spans::from_env(&workload.canonical_name),
+            SpansTo::Given(spans) => spans,
+        };
         let local = Peer::new(workload, principal.map(Into::into));
-        let telemetry = Telemetry::with(local, metadata, spans, self.log);
+        let telemetry = Telemetry::with(local, metadata, spans, self.log, self.sink);
         let tls = ClientTls::new(identity.clone());
         let pool = match self.connector {
             Some(Connection(own)) => Pool::with_connector(tls, telemetry.clone(), source.clone(), own),
@@ -361,6 +401,9 @@ impl Builder {
                     pages,
                     services,
                     ending: is_ending,
+                    stop: ending.clone(),
+                    unwell: unwell.clone(),
+                    levels: self.levels,
                 };
                 let admin = Admin::open(listener, shown).map_err(refused)?;
                 tracing::info!(target: "mesh::admin", address = %admin.address(), "admin port open");
@@ -380,6 +423,7 @@ impl Builder {
             gate: self.gate,
             in_order: self.ending,
             ending,
+            unwell,
             _tasks: tasks,
         };
         Ok(Mesh { shared: Arc::new(shared) })

@@ -1,28 +1,35 @@
 //! A response's body, which gives its connection back at its end, and the span of the attempt it belongs to.
 
 use std::{
+    borrow::Cow,
     pin::Pin,
-    sync::atomic::{AtomicU16, Ordering},
+    sync::atomic::{AtomicU16, AtomicU32, Ordering},
     task::{Context, Poll, ready},
     time::SystemTime,
 };
 
 use bytes::Bytes;
 use h2::RecvStream;
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
-use mesh_core::{cluster::Cluster, config::Name, endpoint::Endpoint};
+use mesh_core::{
+    cluster::Cluster,
+    config::Name,
+    endpoint::Endpoint,
+    outcome::{Flags, grpc_status},
+};
 
 use super::{
     lease::{Escort, Held, Place},
     message,
 };
 use crate::{
+    attempt::Call,
     error::Error,
     message::Message,
     source::{self, Clock},
-    telemetry::{Span, SpanKind, Telemetry, TraceContext},
+    telemetry::{Attribute, Span, SpanKind, Telemetry, TraceContext, facts, rpc_of},
     upkeep::Owned,
 };
 
@@ -108,7 +115,12 @@ impl HttpBody for PooledBody {
         let polled = ready!(self.poll_flow(cx));
         match &polled {
             None => self.end(),
-            Some(Ok(_)) if self.is_end_stream() => self.end(),
+            Some(Ok(frame)) if self.is_end_stream() => {
+                if let (Some(trailers), Some(attempted)) = (frame.trailers_ref(), &self.attempted) {
+                    attempted.ended(trailers);
+                }
+                self.end();
+            }
             // What is left of a broken connection is not given back.
             Some(Err(_)) => {
                 self.flow = Flow::Over;
@@ -163,6 +175,14 @@ pub(super) struct Attempted {
     host: String,
     /// 0 is none: the attempt failed or was given up.
     status: AtomicU16,
+    /// Of gRPC: the status and one more, 0 is none.
+    grpc: AtomicU32,
+    rpc: Option<String>,
+    /// 1 is the first.
+    number: u32,
+    tags: Vec<(Cow<'static, str>, Attribute)>,
+    events: Vec<(&'static str, SystemTime)>,
+    flags: Flags,
 }
 
 impl Attempted {
@@ -172,10 +192,13 @@ impl Attempted {
         cluster: &Cluster,
         endpoint: &Endpoint,
         request: &mut Message,
+        call: &Call,
     ) -> Option<Box<Self>> {
-        if !telemetry.spans().is_exporting() {
+        let telling = call.plan().telling.as_deref();
+        if !telemetry.is_exporting(telling) {
             return None;
         }
+        let waited = call.journal().waited.take();
         let parent = TraceContext::extract(request.headers()).filter(|parent| parent.sampled)?;
         let context = parent.child();
         context.inject(request.headers_mut());
@@ -190,14 +213,30 @@ impl Attempted {
             address: endpoint.address().to_string(),
             host,
             status: AtomicU16::new(0),
+            grpc: AtomicU32::new(0),
+            rpc: call.plan().is_grpc.then(|| request.uri().path().trim_start_matches('/').to_owned()),
+            number: call.attempts(),
+            tags: telemetry.tags(telling, request.parts()),
+            // Source: gRFC A72.
+            events: waited.into_iter().map(|at| ("Delayed LB pick complete", at)).collect(),
+            flags: Flags::NONE,
         }))
     }
 
-    pub(super) fn responded(&self, status: StatusCode) {
+    pub(super) fn responded(&self, status: StatusCode, headers: &HeaderMap) {
         self.status.store(status.as_u16(), Ordering::Relaxed);
+        self.ended(headers);
     }
 
-    pub(super) fn failed(self, error: &Error) {
+    /// Headers or trailers with the status of a gRPC call came.
+    fn ended(&self, headers: &HeaderMap) {
+        if let Some(grpc) = grpc_status(headers).filter(|_| self.rpc.is_some()) {
+            self.grpc.store(grpc.saturating_add(1), Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn failed(mut self: Box<Self>, error: &Error) {
+        self.flags = error.flags();
         tracing::trace!(target: "mesh::client", cluster = %self.cluster, address = %self.address, %error, "attempt failed");
     }
 }
@@ -205,24 +244,49 @@ impl Attempted {
 impl Drop for Attempted {
     fn drop(&mut self) {
         let status = self.status.load(Ordering::Relaxed);
-        let mut attributes = vec![
-            ("http.request.method", self.method.to_string()),
-            ("server.address", self.host.clone()),
-            ("network.peer.address", self.address.clone()),
-            ("upstream_cluster", self.cluster.to_string()),
-        ];
+        let grpc = self.grpc.load(Ordering::Relaxed).checked_sub(1);
+        let mut attributes = facts([
+            ("http.request.method", self.method.as_str().into()),
+            ("server.address", self.host.as_str().into()),
+            ("network.peer.address", self.address.as_str().into()),
+            ("upstream_cluster", (&*self.cluster).into()),
+        ]);
         if status != 0 {
-            attributes.push(("http.response.status_code", status.to_string()));
+            attributes.extend(facts([("http.response.status_code", status.into())]));
         }
+        if !self.flags.is_empty() {
+            attributes.extend(facts([("response_flags", self.flags.to_string().into())]));
+        }
+        let again = self.number.saturating_sub(1);
+        if again > 0 {
+            attributes.extend(facts([("http.request.resend_count", again.into())]));
+        }
+        let mut name = format!("{} {}", self.method, self.host);
+        if let Some(rpc) = &self.rpc {
+            let (service, method) = rpc_of(rpc);
+            name = format!("Attempt.{service}.{method}");
+            attributes.extend(facts([
+                ("rpc.system.name", "grpc".into()),
+                ("rpc.method", rpc.as_str().into()),
+                ("previous-rpc-attempts", again.into()),
+                // What is sent again unseen, by the connection's word that it was not processed, is sent as the same attempt.
+                ("transparent-retry", false.into()),
+            ]));
+            if let Some(grpc) = grpc {
+                attributes.extend(facts([("rpc.response.status_code", grpc.into())]));
+            }
+        }
+        attributes.append(&mut self.tags);
         self.telemetry.spans().export(Span {
             context: self.context.clone(),
             parent: Some(self.parent),
             kind: SpanKind::Client,
-            name: format!("{} {}", self.method, self.host),
+            name,
             start: self.start,
             end: source::wall(),
             attributes,
-            error: status == 0 || status >= 500,
+            events: std::mem::take(&mut self.events),
+            error: status == 0 || status >= 500 || (self.rpc.is_some() && grpc != Some(0)),
         });
     }
 }

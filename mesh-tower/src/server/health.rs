@@ -44,13 +44,35 @@ const SERVICE_UNKNOWN: u8 = 3;
 pub struct WithHealth<S> {
     inner: S,
     services: Arc<[String]>,
+    health: Health,
+}
+
+/// What the word depends on.
+#[derive(Clone, Debug)]
+pub(crate) struct Health {
     /// Serving is to end.
-    ending: watch::Receiver<bool>,
+    pub(crate) ending: watch::Receiver<bool>,
+    /// Somebody said that it is not well.
+    pub(crate) unwell: watch::Receiver<bool>,
+}
+
+impl Health {
+    fn is_bad(&self) -> bool {
+        *self.ending.borrow() || *self.unwell.borrow()
+    }
+
+    /// Waits for either to change; false when nothing will any more.
+    async fn changed(&mut self) -> bool {
+        tokio::select! {
+            changed = self.ending.changed() => changed.is_ok(),
+            changed = self.unwell.changed() => changed.is_ok(),
+        }
+    }
 }
 
 impl<S> WithHealth<S> {
-    pub(crate) fn new(inner: S, services: impl IntoIterator<Item = String>, ending: watch::Receiver<bool>) -> Self {
-        Self { inner, services: services.into_iter().collect(), ending }
+    pub(crate) fn new(inner: S, services: impl IntoIterator<Item = String>, health: Health) -> Self {
+        Self { inner, services: services.into_iter().collect(), health }
     }
 }
 
@@ -78,11 +100,11 @@ where
                 return Box::pin(async move { Ok(answer.await.map_err(Into::into)?.map(HealthBody::handler)) });
             }
         };
-        let (services, ending) = (Arc::clone(&self.services), self.ending.clone());
+        let (services, health) = (Arc::clone(&self.services), self.health.clone());
         Box::pin(async move {
             let asked = Limited::new(request.into_body(), MOST).collect().await?.to_bytes();
             let known = service_of(&asked).is_some_and(|name| name.is_empty() || services.iter().any(|it| it == name));
-            Ok(if watches { watch_answer(known, ending) } else { check_answer(known, *ending.borrow()) })
+            Ok(if watches { watch_answer(known, health) } else { check_answer(known, health.is_bad()) })
         })
     }
 }
@@ -105,21 +127,21 @@ fn check_answer<B>(known: bool, ending: bool) -> Response<HealthBody<B>> {
     answer(stream::iter([Frame::data(message(status_of(known, ending))), trailers("0")]))
 }
 
-fn watch_answer<B>(known: bool, ending: watch::Receiver<bool>) -> Response<HealthBody<B>> {
-    // Whether the first word was said; `None` after the last.
-    let state = (Some(false), ending);
-    answer(stream::unfold(state, move |(said, mut ending)| async move {
-        if !said? {
-            let is_ending = *ending.borrow_and_update();
-            return Some((Frame::data(message(status_of(known, is_ending))), (Some(true), ending)));
+fn watch_answer<B>(known: bool, health: Health) -> Response<HealthBody<B>> {
+    // The last word, and whether there is more to say.
+    let state = (None, true, health);
+    answer(stream::unfold(state, move |(said, more, mut health)| async move {
+        more.then_some(())?;
+        loop {
+            let word = status_of(known, health.is_bad());
+            if said != Some(word) {
+                return Some((Frame::data(message(word)), (Some(word), true, health)));
+            }
+            if *health.ending.borrow() || !health.changed().await {
+                // Nothing more to say, and the server is going: the caller need not hold it up.
+                return Some((trailers("14"), (said, false, health)));
+            }
         }
-        if known && !*ending.borrow() {
-            let _ = ending.wait_for(|ending| *ending).await;
-            return Some((Frame::data(message(NOT_SERVING)), (Some(true), ending)));
-        }
-        // Nothing more to say, and the server is going: the caller need not hold it up.
-        let _ = ending.wait_for(|ending| *ending).await;
-        Some((trailers("14"), (None, ending)))
     }))
 }
 

@@ -14,13 +14,14 @@ use mesh_core::{
     outcome::{Flags, grpc_status},
     request::is_grpc,
     telemetry::Messages,
+    telling::Telling,
 };
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
-use super::body::Received;
+use super::{body::Received, caller::Caller};
 use crate::{
     source,
-    telemetry::{Event, Logged, Peer, Reporter, Span, SpanKind, Telemetry, TraceContext},
+    telemetry::{Attribute, Event, Logged, Peer, Reporter, Span, SpanKind, Telemetry, TraceContext, facts, rpc_of},
 };
 
 /// Of one request; told when it is finished, or dropped: then the caller went away.
@@ -33,6 +34,8 @@ pub(super) struct Story {
     method: Method,
     uri: Uri,
     logged: Option<Box<Logged>>,
+    telling: Option<Arc<Telling>>,
+    tags: Vec<(Cow<'static, str>, Attribute)>,
     is_grpc: bool,
     request_head: u64,
     pub(super) received: Arc<Received>,
@@ -60,11 +63,15 @@ impl Story {
         parts: &mut Parts,
         peer: Option<Arc<Peer>>,
         service: &Arc<ServiceName>,
-        mutual_tls: bool,
+        caller: &Caller,
+        telling: Option<Arc<Telling>>,
     ) -> Self {
-        let parent = telemetry.spans().is_exporting().then(|| TraceContext::extract(&parts.headers)).flatten();
-        let trace = telemetry.begin(Reporter::Destination, parts, None);
-        let logged = telemetry.is_logging().then(|| Logged::of(parts, &trace));
+        let said = telling.as_deref();
+        let exporting = telemetry.is_exporting(said);
+        let parent = exporting.then(|| TraceContext::extract(&parts.headers)).flatten();
+        let (trace, _) = telemetry.begin(Reporter::Destination, parts, None, said);
+        let logged = telemetry.is_logging(said).then(|| Logged::of(parts, &trace).coming_from(caller.address));
+        let tags = if exporting && trace.sampled { telemetry.tags(said, parts) } else { Vec::new() };
         Self {
             telemetry: telemetry.clone(),
             trace,
@@ -75,6 +82,8 @@ impl Story {
             method: parts.method.clone(),
             uri: parts.uri.clone(),
             logged,
+            telling,
+            tags,
             is_grpc: is_grpc(&parts.headers),
             request_head: head_bytes(&parts.headers),
             received: Arc::default(),
@@ -82,7 +91,7 @@ impl Story {
             response_messages: Messages::default(),
             begun: source::instant(),
             start: source::wall(),
-            mutual_tls,
+            mutual_tls: caller.peer.is_some(),
             status: 0,
             grpc_status: None,
             flags: Flags::NONE,
@@ -106,6 +115,9 @@ impl Story {
     pub(super) fn head(&mut self, status: u16, headers: &HeaderMap) {
         self.status = status;
         self.grpc_status = grpc_status(headers);
+        if let Some(logged) = &mut self.logged {
+            logged.answered(headers, self.begun.elapsed());
+        }
         self.response_bytes = head_bytes(headers);
         if !self.refused {
             self.details = "via_upstream".into();
@@ -147,6 +159,7 @@ impl Story {
                 route: None,
                 upstream: None,
                 logged: self.logged.as_deref(),
+                telling: self.telling.as_deref(),
                 is_grpc: self.is_grpc,
                 status: self.status,
                 grpc_status: self.grpc_status,
@@ -164,32 +177,46 @@ impl Story {
         self.export();
     }
 
-    fn export(&self) {
-        if !self.trace.sampled || !self.telemetry.spans().is_exporting() {
+    fn export(&mut self) {
+        if !self.trace.sampled || !self.telemetry.is_exporting(self.telling.as_deref()) {
             return;
         }
         let local = self.telemetry.local().workload();
-        let mut attributes = vec![
-            ("http.request.method", self.method.to_string()),
-            ("url.path", self.uri.path().to_owned()),
-            ("response_flags", self.flags.to_string()),
-            ("istio.canonical_service", local.canonical_name.to_string()),
-            ("istio.canonical_revision", local.canonical_revision.to_string()),
-            ("istio.namespace", local.namespace.to_string()),
-        ];
+        let mut attributes = facts([
+            ("http.request.method", self.method.as_str().into()),
+            ("url.path", self.uri.path().into()),
+            ("response_flags", self.flags.to_string().into()),
+            ("istio.canonical_service", (&*local.canonical_name).into()),
+            ("istio.canonical_revision", (&*local.canonical_revision).into()),
+            ("istio.namespace", (&*local.namespace).into()),
+        ]);
         if self.status != 0 {
-            attributes.push(("http.response.status_code", self.status.to_string()));
+            attributes.extend(facts([("http.response.status_code", self.status.into())]));
         }
+        let (service, method) = rpc_of(self.uri.path());
+        if self.is_grpc {
+            let status = self.grpc_status.unwrap_or(2);
+            attributes.extend(facts([
+                ("rpc.system.name", "grpc".into()),
+                ("rpc.method", format!("{service}/{method}").into()),
+                ("rpc.response.status_code", status.into()),
+            ]));
+        }
+        attributes.append(&mut self.tags);
         self.telemetry.spans().export(Span {
             context: self.trace.clone(),
             parent: self.parent,
             kind: SpanKind::Server,
-            // Bounded: one a service and method. Source: Istio's route decorator.
-            name: format!("{} {}/*", self.method, self.service.host),
+            // Bounded: one a service and method (Istio's route decorator); of gRPC one a method (gRFC A72).
+            name: match self.is_grpc {
+                true => format!("Recv.{service}.{method}"),
+                false => format!("{} {}/*", self.method, self.service.host),
+            },
             start: self.start,
             end: source::wall(),
             attributes,
-            error: self.status == 0 || self.status >= 500,
+            events: Vec::new(),
+            error: self.status == 0 || self.status >= 500 || (self.is_grpc && self.grpc_status != Some(0)),
         });
     }
 }

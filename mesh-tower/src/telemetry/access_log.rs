@@ -1,17 +1,27 @@
-//! One line per request on standard output, when asked for: Envoy's default text, or JSON with the names Istio gives.
+//! One line per request on standard output, when asked for: Envoy's default text, or JSON with the names Istio gives; or the
+//! lines that the control plane asks for, of the requests it asks for.
 //!
+//! What there is to tell by which operator is here; how lines look and which requests they are of is `mesh_core::telling`.
 //! What a caller wrote (path, authority, headers) is escaped, so that nobody writes lines of their own.
 
 use std::{
+    borrow::Cow,
     fmt::{self, Write as _},
     io::Write as _,
+    net::SocketAddr,
+    sync::Arc,
     time::Duration,
 };
 
-use http::{Method, Version, request::Parts, uri::PathAndQuery};
+use http::{
+    HeaderMap, Method, Version,
+    request::Parts,
+    uri::{Authority, PathAndQuery},
+};
+use mesh_core::telling::{Fact, Facts, Operator};
 use serde_json::json;
 
-use super::{Event, Reporter, TraceContext};
+use super::{Event, Peer, Reporter, TraceContext};
 use crate::source;
 
 /// The form of the access log.
@@ -41,15 +51,44 @@ impl AccessLog {
         }
     }
 
-    pub(super) fn write(self, event: &Event<'_>) {
+    pub(super) fn write(self, event: &Event<'_>, local: &Peer, sink: Option<&LogSink>) {
         let Some(logged) = event.logged else { return };
+        // A closed standard output is no reason to fail a request.
+        let put = |line: &str, to_stderr: bool| match sink {
+            Some(LogSink(sink)) => sink(line),
+            None if to_stderr => drop(writeln!(std::io::stderr().lock(), "{line}")),
+            None => drop(writeln!(std::io::stdout().lock(), "{line}")),
+        };
+        if let Some(logs) = event.telling.and_then(|telling| telling.logs.as_ref()) {
+            let told = Told { event, logged, local, end_nanos: source::unix_nanos() };
+            logs.iter()
+                .filter_map(|log| Some((log.line(&told)?, log.to_stderr)))
+                .for_each(|(line, err)| put(&line, err));
+            return;
+        }
         let line = match self {
             Self::Off => return,
             Self::Text => text(event, logged, source::unix_nanos()),
             Self::Json => json(event, logged, source::unix_nanos()),
         };
-        // A closed standard output is no reason to fail a request.
-        let _ = writeln!(std::io::stdout().lock(), "{line}");
+        put(&line, false);
+    }
+}
+
+/// Where lines of the log go instead of to standard output. What it does is done within the request: it must not wait.
+#[derive(Clone)]
+pub struct LogSink(pub(crate) Arc<dyn Fn(&str) + Send + Sync>);
+
+impl LogSink {
+    /// To this function, line by line, without its end.
+    pub fn new(sink: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(sink))
+    }
+}
+
+impl fmt::Debug for LogSink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LogSink")
     }
 }
 
@@ -65,6 +104,11 @@ pub struct Logged {
     user_agent: Option<String>,
     request_id: Option<String>,
     forwarded_for: Option<String>,
+    headers: HeaderMap,
+    answered: HeaderMap,
+    /// From the beginning.
+    answered_after: Option<Duration>,
+    remote: Option<SocketAddr>,
 }
 
 impl Logged {
@@ -81,7 +125,137 @@ impl Logged {
             user_agent: text("user-agent"),
             request_id: text("x-request-id"),
             forwarded_for: text("x-forwarded-for"),
+            headers: parts.headers.clone(),
+            answered: HeaderMap::new(),
+            answered_after: None,
+            remote: None,
         })
+    }
+
+    /// Where the request came from.
+    #[must_use]
+    pub(crate) fn coming_from(mut self: Box<Self>, remote: SocketAddr) -> Box<Self> {
+        self.remote = Some(remote);
+        self
+    }
+
+    /// The head of the answer came.
+    pub(crate) fn answered(&mut self, headers: &HeaderMap, after: Duration) {
+        self.answered = headers.clone();
+        self.answered_after = Some(after);
+    }
+}
+
+/// What is known of a request before it is answered, for what is added to its spans.
+pub(crate) struct Asking<'a>(pub(crate) &'a Parts);
+
+impl Facts for Asking<'_> {
+    fn fact(&self, operator: &Operator) -> Option<Fact<'_>> {
+        let Parts { method, uri, version, headers, .. } = self.0;
+        let path = || uri.path_and_query().map_or("/", PathAndQuery::as_str);
+        asked(operator, method.as_str(), path(), uri.authority().map(Authority::as_str), *version, headers)
+    }
+}
+
+/// What a request says.
+fn asked<'a>(
+    operator: &Operator,
+    method: &'a str,
+    path: &'a str,
+    authority: Option<&'a str>,
+    version: Version,
+    headers: &'a HeaderMap,
+) -> Option<Fact<'a>> {
+    let header = |name: &str| headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()));
+    let named = |name: &str| match name {
+        ":path" => Some(path.into()),
+        ":method" => Some(method.into()),
+        ":authority" | "host" => authority.map(Into::into).or_else(|| header("host")),
+        ":scheme" => Some("http".into()),
+        name => header(name),
+    };
+    let text: Cow<'a, str> = match operator {
+        Operator::Method => method.into(),
+        Operator::Request(name, other) => named(name).or_else(|| named(other.as_deref()?))?,
+        Operator::PathWithoutQuery => path.split('?').next().unwrap_or_default().into(),
+        Operator::Protocol => protocol(version).into(),
+        _ => return None,
+    };
+    Some(Fact::Text(text))
+}
+
+/// A finished request.
+pub(super) struct Told<'a> {
+    pub(super) event: &'a Event<'a>,
+    pub(super) logged: &'a Logged,
+    pub(super) local: &'a Peer,
+    pub(super) end_nanos: u64,
+}
+
+impl Facts for Told<'_> {
+    fn fact(&self, operator: &Operator) -> Option<Fact<'_>> {
+        let Self { event, logged, .. } = self;
+        let millis = |time: Duration| Fact::Number(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+        let text = |text: String| Fact::Text(text.into());
+        match operator {
+            Operator::StartTime => Some(text(start_time(event, self.end_nanos))),
+            Operator::Method | Operator::Request(..) | Operator::PathWithoutQuery | Operator::Protocol => {
+                let authority = Some(logged.authority.as_str()).filter(|authority| !authority.is_empty());
+                asked(operator, logged.method.as_str(), &logged.path, authority, logged.version, &logged.headers)
+            }
+            Operator::Response(name) => {
+                let value = logged.answered.get(name)?;
+                Some(text(String::from_utf8_lossy(value.as_bytes()).into_owned()))
+            }
+            Operator::ResponseCode => Some(Fact::Number(event.status.into())),
+            Operator::ResponseCodeDetails => unless_empty(event.details),
+            Operator::ResponseFlags => Some(text(event.flags.to_string())),
+            Operator::GrpcStatus => event.grpc_status.map(|status| Fact::Number(status.into())),
+            Operator::BytesReceived => Some(Fact::Number(event.request_bytes)),
+            Operator::BytesSent => Some(Fact::Number(event.response_bytes)),
+            Operator::Duration => Some(millis(event.duration)),
+            Operator::ResponseDuration => logged.answered_after.map(millis),
+            Operator::UpstreamHost => event.upstream.map(|address| text(address.to_string())),
+            Operator::UpstreamCluster => event.cluster.and_then(|name| unless_empty(name)),
+            Operator::AttemptCount => (event.reporter == Reporter::Source).then(|| Fact::Number(event.attempts.into())),
+            Operator::RemoteAddress => logged.remote.map(|remote| text(remote.to_string())),
+            Operator::RemoteAddressWithoutPort => logged.remote.map(|remote| text(remote.ip().to_string())),
+            Operator::PeerUriSan => event.peer.and_then(|peer| peer.principal()).and_then(|name| unless_empty(name)),
+            Operator::RouteName => event.route.and_then(|name| unless_empty(name)),
+            Operator::TraceId => Some(text(format!("{:032x}", logged.trace_id))),
+            Operator::MutualTls => Some(Fact::Truth(event.mutual_tls)),
+            Operator::Label(name) => self.label(name).and_then(unless_empty),
+            Operator::Nothing => None,
+        }
+    }
+}
+
+fn unless_empty(text: &str) -> Option<Fact<'static>> {
+    (!text.is_empty()).then(|| Fact::Text(text.to_owned().into()))
+}
+
+impl Told<'_> {
+    /// By Istio's name of it.
+    fn label(&self, name: &str) -> Option<&str> {
+        let local = Some(self.local);
+        let peer = self.event.peer.map(|peer| &**peer);
+        let (source, destination) = match self.event.reporter {
+            Reporter::Source => (local, peer),
+            Reporter::Destination => (peer, local),
+        };
+        let service = self.event.service;
+        let text: &str = match name {
+            "source_workload" => &source?.workload().name,
+            "source_workload_namespace" => &source?.workload().namespace,
+            "source_principal" => source?.principal()?,
+            "destination_workload" => &destination?.workload().name,
+            "destination_workload_namespace" => &destination?.workload().namespace,
+            "destination_principal" => destination?.principal()?,
+            "destination_service" => &service?.host,
+            "destination_service_name" => &service?.name,
+            _ => return None,
+        };
+        Some(text)
     }
 }
 
@@ -194,7 +368,7 @@ mod tests {
     fn check(log: AccessLog, path: &str) -> String {
         let request = http::Request::get("http://reviews:9080/");
         let request = request.header("user-agent", "curl/8").header("x-request-id", "id-1").body(()).unwrap();
-        let trace = TraceContext { trace_id: 1, span_id: 2, sampled: true, state: None, b3: false };
+        let trace = TraceContext { trace_id: 1, span_id: 2, sampled: true, state: None, forms: Default::default() };
         let mut logged = Logged::of(&request.into_parts().0, &trace);
         logged.path = path.to_owned();
         let upstream = EndpointAddress::Socket("127.0.0.1:9080".parse().unwrap());
@@ -206,6 +380,7 @@ mod tests {
             route: None,
             upstream: Some(&upstream),
             logged: Some(&logged),
+            telling: None,
             is_grpc: false,
             status: 200,
             grpc_status: None,

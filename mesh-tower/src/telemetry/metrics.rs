@@ -15,19 +15,18 @@ use hashbrown::{Equivalent, HashMap};
 use mesh_core::{
     config::{Name, ServiceName},
     outcome::Flags,
-    telemetry::{
-        BUILD, LABELS, LATEST, MUTUAL_TLS, NO_TLS, REQUEST_BYTES, REQUEST_DURATION, REQUEST_MESSAGES_TOTAL,
-        REQUESTS_TOTAL, RESPONSE_BYTES, RESPONSE_MESSAGES_TOTAL, UNKNOWN, or_unknown, request_protocol,
-    },
+    telemetry::{BUILD, LABELS, LATEST, MUTUAL_TLS, NO_TLS, UNKNOWN, or_unknown, request_protocol},
     time::Time,
 };
 use metrics::{Counter, Histogram, Key, Label, Level, Metadata};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 
-use super::{Event, Peer, Reporter};
+use super::{Event, Peer, Reporter, access_log::Told};
 use book::Book;
+use changes::{Changes, METRICS};
 
 mod book;
+mod changes;
 
 /// Requests told under `_OTHER` because the cap was reached.
 const DROPPED: &str = "mesh_metric_series_dropped_total";
@@ -100,8 +99,9 @@ struct Handles {
     duration: Histogram,
     request_bytes: Histogram,
     response_bytes: Histogram,
-    /// Of requests and of responses; of gRPC alone.
-    messages: Option<(Counter, Counter)>,
+    /// Of gRPC alone.
+    request_messages: Counter,
+    response_messages: Counter,
 }
 
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -109,6 +109,7 @@ struct SeriesKey {
     peer: Arc<Peer>,
     host: Option<Name>,
     kind: Kind,
+    changes: Option<Arc<Changes>>,
 }
 
 /// Everything that tells series of one pair of peers apart.
@@ -138,17 +139,18 @@ struct Lookup<'a> {
     peer: &'a Arc<Peer>,
     host: Option<&'a Name>,
     kind: Kind,
+    changes: Option<&'a Arc<Changes>>,
 }
 
 impl Hash for SeriesKey {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        (&self.peer, self.host.as_ref(), self.kind).hash(state);
+        (&self.peer, self.host.as_ref(), self.kind, self.changes.as_ref()).hash(state);
     }
 }
 
 impl Hash for Lookup<'_> {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        (self.peer, self.host, self.kind).hash(state);
+        (self.peer, self.host, self.kind, self.changes).hash(state);
     }
 }
 
@@ -156,6 +158,7 @@ impl Equivalent<SeriesKey> for Lookup<'_> {
     fn equivalent(&self, key: &SeriesKey) -> bool {
         self.kind == key.kind
             && self.host == key.host.as_ref()
+            && self.changes == key.changes.as_ref()
             && (Arc::ptr_eq(self.peer, &key.peer) || self.peer == &key.peer)
     }
 }
@@ -206,11 +209,19 @@ impl Metrics {
             flags: event.flags,
             mutual_tls: event.mutual_tls,
         };
-        let lookup = Lookup { peer, host: event.service.map(|service| &service.host), kind };
+        let changes = event.telling.filter(|telling| !telling.metrics.is_empty()).and_then(|telling| {
+            let logged = event.logged?;
+            Changes::of(telling, &Told { event, logged, local, end_nanos: 0 })
+        });
+        let changes = changes.as_ref();
+        let lookup = Lookup { peer, host: event.service.map(|service| &service.host), kind, changes };
         if self.book.as_ref().is_some_and(|book| book.add(&lookup, event)) {
             return;
         }
-        let make = || Series::new(event.reporter, local, peer, event.service, kind, self.book.is_some());
+        let make = || {
+            let labels = labels(event.reporter, local, peer, event.service, kind);
+            Series::new(&labels, kind, changes, self.book.is_some())
+        };
         match self.series(lookup, self.cap, make) {
             Some((key, series)) => self.tell(key, &series, event),
             None => self.tell_other(event, kind),
@@ -226,10 +237,8 @@ impl Metrics {
                 handles.duration.record(event.duration.as_secs_f64() * 1e3);
                 handles.request_bytes.record(event.request_bytes as f64);
                 handles.response_bytes.record(event.response_bytes as f64);
-                if let Some((requests, responses)) = &handles.messages {
-                    requests.increment(event.request_messages);
-                    responses.increment(event.response_messages);
-                }
+                handles.request_messages.increment(event.request_messages);
+                handles.response_messages.increment(event.response_messages);
             }
         }
     }
@@ -250,7 +259,8 @@ impl Metrics {
         }
         drop(known);
         let series = Arc::new(make());
-        let key = SeriesKey { peer: Arc::clone(lookup.peer), host: lookup.host.cloned(), kind: lookup.kind };
+        let Lookup { peer, host, kind, changes } = lookup;
+        let key = SeriesKey { peer: Arc::clone(peer), host: host.cloned(), kind, changes: changes.cloned() };
         let mut known = self.series.write().unwrap_or_else(PoisonError::into_inner);
         let series = Arc::clone(known.entry(key.clone()).or_insert(series));
         Some((key, series))
@@ -268,8 +278,11 @@ impl Metrics {
         });
         let status = event.status / 100 * 100;
         let kind = Kind { status, grpc_status: None, flags: Flags::default(), ..kind };
-        let lookup = Lookup { peer: others, host: None, kind };
-        let make = || Series::new(event.reporter, others, others, None, kind, self.book.is_some());
+        let lookup = Lookup { peer: others, host: None, kind, changes: None };
+        let make = || {
+            let labels = labels(event.reporter, others, others, None, kind);
+            Series::new(&labels, kind, None, self.book.is_some())
+        };
         if let Some((key, series)) = self.series(lookup, usize::MAX, make) {
             self.tell(key, &series, event);
         }
@@ -277,29 +290,36 @@ impl Metrics {
 }
 
 impl Series {
-    fn new(
-        reporter: Reporter,
-        local: &Peer,
-        peer: &Peer,
-        service: Option<&ServiceName>,
-        kind: Kind,
-        ours: bool,
-    ) -> Self {
-        let labels = labels(reporter, local, peer, service, kind);
+    fn new(labels: &[Label], kind: Kind, changes: Option<&Arc<Changes>>, ours: bool) -> Self {
         if ours {
-            return Self::Ours(book::named(&labels, kind.is_grpc));
+            return Self::Ours(book::named(labels, kind.is_grpc, changes));
         }
-        let key = |name: &'static str| Key::from_parts(name, labels.clone());
+        let labels_of = |metric: &str| match changes {
+            None => Some(labels.to_vec()),
+            Some(changes) => changes.apply(metric, labels),
+        };
+        let is_told = |metric: &str| kind.is_grpc || !metric.ends_with("_messages_total");
         metrics::with_recorder(|recorder| {
+            let key = |metric: &str| {
+                let labels = labels_of(metric).filter(|_| is_told(metric))?;
+                Some(Key::from_parts(format!("istio_{metric}"), labels))
+            };
+            let [requests, duration, request_bytes, response_bytes, request_messages, response_messages] = METRICS;
+            let counter = |metric| match key(metric) {
+                Some(key) => recorder.register_counter(&key, &METADATA),
+                None => Counter::noop(),
+            };
+            let histogram = |metric| match key(metric) {
+                Some(key) => recorder.register_histogram(&key, &METADATA),
+                None => Histogram::noop(),
+            };
             Self::Theirs(Handles {
-                requests: recorder.register_counter(&key(REQUESTS_TOTAL), &METADATA),
-                duration: recorder.register_histogram(&key(REQUEST_DURATION), &METADATA),
-                request_bytes: recorder.register_histogram(&key(REQUEST_BYTES), &METADATA),
-                response_bytes: recorder.register_histogram(&key(RESPONSE_BYTES), &METADATA),
-                messages: kind.is_grpc.then(|| {
-                    let counter = |name| recorder.register_counter(&key(name), &METADATA);
-                    (counter(REQUEST_MESSAGES_TOTAL), counter(RESPONSE_MESSAGES_TOTAL))
-                }),
+                requests: counter(requests),
+                duration: histogram(duration),
+                request_bytes: histogram(request_bytes),
+                response_bytes: histogram(response_bytes),
+                request_messages: counter(request_messages),
+                response_messages: counter(response_messages),
             })
         })
     }
@@ -388,6 +408,7 @@ mod tests {
             route: None,
             upstream: None,
             logged: None,
+            telling: None,
             is_grpc: false,
             status,
             grpc_status: None,
@@ -454,7 +475,7 @@ mod tests {
         assert!(text.contains("istio_build{component=\"proxy\""), "{text}");
     }
 
-    /// Series past the cap are told under one name: a caller cannot grow our memory.
+    /// TE1: series past the cap are told under one name: a caller cannot grow our memory.
     #[test]
     fn series_are_bounded() {
         let metrics = Metrics::with_cap(10);

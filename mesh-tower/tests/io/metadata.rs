@@ -21,7 +21,7 @@ fn forged_descriptions_are_not_believed() {
     let own = HeaderValue::from_static("own");
     let metadata = PeerMetadata { id: own.clone(), own, decode: peer::decode };
     let local = Peer::new(Workload::default(), None);
-    let telemetry = Telemetry::with(local, Some(metadata), Spans::none(), AccessLog::Off);
+    let telemetry = Telemetry::with(local, Some(metadata), Spans::none(), AccessLog::Off, None);
     let cache = PeerCache::default();
     let good = peer::encode(&workload("reviews-v1", "default"));
     let elsewhere = peer::encode(&workload("reviews-v1", "kube-system"));

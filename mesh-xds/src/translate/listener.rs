@@ -9,14 +9,14 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 use bytes::Bytes;
 use mesh_core::config::{
     ClientCertHeader, EndpointAddress, GlobalRateLimit, Guard, HttpLimits, HttpSettings, Inbound, LocalRateLimit,
-    MtlsMode, Name, PathNormalization, RouteTable, Underscores,
+    MtlsMode, Name, PathNormalization, RouteTable, Telling, Underscores,
 };
 
 use super::{
     Listener, RouteSource, endpoint, filter, own_filter,
     read::{Ignored, Within, Wrong, element, wrong},
     route::{self, Side},
-    tls, value,
+    telling, tls, value,
 };
 use crate::proto::{
     Any,
@@ -105,6 +105,7 @@ fn outbound(message: Message, ignored: &mut Ignored) -> Result<Listener, Wrong> 
         }
         let filters = filter::chain(&manager.http_filters, Side::Outbound, FILTERS, ignored).within(at)?;
         let mut settings = settings(&manager, filters, ignored).within(at)?;
+        settings.telling = telling::decode(&manager, FILTERS, ignored).within(at)?;
         settings.filters = own_filter::decode(&manager.http_filters).within(at)?;
         let outbound = |routes| Listener::Outbound { port, routes, settings: Arc::new(settings) };
         return routes(manager, Side::Outbound, ignored).map(outbound).within(at);
@@ -150,6 +151,7 @@ fn settings(
         global_limits: filters.global_limits,
         session: filters.session,
         filters: Vec::new(),
+        telling: None,
     })
 }
 
@@ -200,6 +202,7 @@ struct Port {
     http: HttpLimits,
     underscores: Underscores,
     client_cert: ClientCertHeader,
+    telling: Option<Arc<Telling>>,
 }
 
 fn inbound(chains: Vec<FilterChain>, ignored: &mut Ignored) -> Result<Vec<(u16, Arc<Inbound>)>, Wrong> {
@@ -239,13 +242,14 @@ fn inbound(chains: Vec<FilterChain>, ignored: &mut Ignored) -> Result<Vec<(u16, 
             http: port.http,
             underscores: port.underscores,
             client_cert: port.client_cert,
+            telling: port.telling,
         })
     };
     Ok(ports.into_iter().map(|(port, chains)| (port, inbound(chains))).collect())
 }
 
 fn inbound_chain(chain: &FilterChain, ports: &mut BTreeMap<u16, Port>, ignored: &mut Ignored) -> Result<(), Wrong> {
-    if let Some(field) = chain.filter_chain_match.as_ref().and_then(narrowed) {
+    if let Some(field) = chain.filter_chain_match.as_ref().and_then(guarded::narrowed) {
         return Err(wrong(
             format!("filter_chain_match.{field}"),
             "is not supported, and ignoring it would take more in",
@@ -268,6 +272,7 @@ fn inbound_chain(chain: &FilterChain, ports: &mut BTreeMap<u16, Port>, ignored: 
     let filters = filter::chain(&manager.http_filters, Side::Inbound, FILTERS, ignored)?;
     let limits = guarded::server_limits(&manager, ignored)?;
     let most = guarded::connection_limit(chain, ignored)?;
+    let telling = telling::decode(&manager, FILTERS, ignored)?;
     let mut refused = guard(chain).or(filters.refused);
     let (path, hops) = (guarded::path(&manager)?, guarded::trusted_hops(&manager));
     let (http, client_cert) = (guarded::http_limits(&manager, ignored)?, guarded::client_cert(&manager)?);
@@ -303,19 +308,8 @@ fn inbound_chain(chain: &FilterChain, ports: &mut BTreeMap<u16, Port>, ignored: 
     (entry.http, entry.client_cert) = (http, client_cert);
     // The chain that lets less through speaks for all.
     entry.underscores = if entry.underscores == Underscores::Allow { underscores } else { entry.underscores };
+    entry.telling = entry.telling.take().or(telling);
     Ok(())
-}
-
-/// What narrows a chain of ours further than its port and its protocol do.
-fn narrowed(matches: &FilterChainMatch) -> Option<&'static str> {
-    let narrows = [
-        (!matches.direct_source_prefix_ranges.is_empty(), "direct_source_prefix_ranges"),
-        (matches.source_type != 0, "source_type"),
-        (!matches.source_prefix_ranges.is_empty(), "source_prefix_ranges"),
-        (!matches.source_ports.is_empty(), "source_ports"),
-        (!matches.server_names.is_empty(), "server_names"),
-    ];
-    narrows.into_iter().find_map(|(is_set, field)| is_set.then_some(field))
 }
 
 /// A network filter in front of HTTP that decides who may connect.
@@ -332,7 +326,7 @@ fn guard(chain: &FilterChain) -> Option<String> {
 pub(super) fn encode_outbound(name: &str, port: u16, routes: &str, settings: &HttpSettings) -> Message {
     let rds = Rds { config_source: Some(value::over_ads()), route_config_name: routes.to_owned() };
     let own = settings.filters.iter().map(own_filter::encode);
-    let manager = HttpConnectionManager {
+    let mut manager = HttpConnectionManager {
         stat_prefix: format!("outbound_{name}"),
         route_specifier: Some(RouteSpecifier::Rds(rds)),
         http_filters: own
@@ -351,6 +345,7 @@ pub(super) fn encode_outbound(name: &str, port: u16, routes: &str, settings: &Ht
         common_http_protocol_options: encode_limit(settings),
         ..HttpConnectionManager::default()
     };
+    telling::encode(settings.telling.as_deref(), &mut manager);
     Message {
         name: name.to_owned(),
         address: Some(on_every_address(port)),
@@ -448,6 +443,7 @@ fn encode_chains(port: u16, inbound: &Inbound) -> impl Iterator<Item = FilterCha
         ..HttpConnectionManager::default()
     };
     guarded::encode(inbound, &mut manager);
+    telling::encode(inbound.telling.as_deref(), &mut manager);
     let limit = encode_chain_limit(inbound);
     let name = if inbound.name.is_empty() { format!("{EVERY_ADDRESS}_{port}") } else { inbound.name.to_string() };
     let chain = |protocol: &str, transport_socket| FilterChain {

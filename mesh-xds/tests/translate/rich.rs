@@ -30,12 +30,45 @@ pub(crate) fn config() -> Config {
         rate_limit: Some(Arc::new(rate_limit())),
         global_limits: global_limits(),
         session: Some(Arc::new(Session { state: Some(SessionState::Cookie(cookie())), strict: true })),
+        telling: Some(Arc::new(telling())),
     };
     config.http.insert(9080, Arc::new(settings));
     for cluster in clusters::clusters() {
         config.clusters.insert(cluster.name.clone(), Arc::new(cluster));
     }
     config
+}
+
+fn telling() -> Telling {
+    let header = TagValue::Header { name: "x-user".into(), default: "nobody".into() };
+    let environment = TagValue::Environment { name: "ZONE".into(), default: String::new() };
+    let tags = [
+        ("literal", TagValue::Literal("x".into())),
+        ("header", header),
+        ("environment", environment),
+        ("format", TagValue::Format("%REQ(:METHOD)%".into())),
+    ];
+    let tags = tags.map(|(name, value)| CustomTag { name: name.into(), value }).to_vec();
+    let json = [("code", "%RESPONSE_CODE%"), ("path", "%REQ(:PATH)%")];
+    let json = json.map(|(name, text)| (name.to_owned(), text.to_owned())).into();
+    let labels = [("user", "request.headers['x-user']")].map(|(name, text)| (name.to_owned(), text.to_owned())).into();
+    Telling {
+        tracing: Some(Tracing { client: 20.0, random: 12.5, overall: 100.0, tags }),
+        access_log: Some(vec![
+            AccessLog::default(),
+            AccessLog { format: LogFormat::Text("%RESPONSE_CODE%\n".into()), ..AccessLog::default() },
+            AccessLog {
+                path: "/dev/stderr".into(),
+                format: LogFormat::Json(json),
+                filter: Some("response.code >= 400".into()),
+            },
+        ]),
+        metrics: vec![
+            MetricChange { name: "requests_total".into(), labels, ..MetricChange::default() },
+            MetricChange { without: vec!["source_cluster".into()], ..MetricChange::default() },
+            MetricChange { name: "request_bytes".into(), drop: true, ..MetricChange::default() },
+        ],
+    }
 }
 
 fn exact(value: &str) -> StringMatch {
@@ -352,6 +385,7 @@ fn inbound(port: u16, mtls: MtlsMode) -> Inbound {
             dns: true,
             uri: true,
         },
+        telling: Some(Arc::new(Telling { access_log: Some(Vec::new()), ..telling() })),
         guards: guards::guards(),
         path: PathNormalization { dot_segments: false, merge_slashes: true, escaped_slashes: EscapedSlashes::Forward },
         trusted_hops: Some(2),

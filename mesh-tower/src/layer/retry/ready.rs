@@ -6,7 +6,10 @@ use mesh_core::outcome::{Failure, Flags};
 use tokio::time::sleep;
 
 use super::Call;
-use crate::{error::Error, source::Source};
+use crate::{
+    error::Error,
+    source::{Source, wall},
+};
 
 /// Put into a request's extensions, it makes the request wait while its cluster has no endpoint that can be used or reached,
 /// instead of failing at once. It waits as long as its deadline and its route allow, among at most as many as the cluster's
@@ -51,7 +54,8 @@ pub(super) async fn until_ready(call: &Call, source: &Source, round: u32) -> boo
         }
         let now = live.load().and_then(|snapshot| snapshot.cluster(cluster.name()).cloned());
         if let Some(cluster) = now.filter(|cluster| cluster.is_ready(source.now())) {
-            call.journal().cluster = Some(cluster);
+            let mut journal = call.journal();
+            (journal.cluster, journal.waited) = (Some(cluster), Some(wall()));
             return true;
         }
     }

@@ -5,20 +5,21 @@
 //! one request, and by a reader for one walk. What a book held when it is dropped stays in the text.
 
 use std::{
-    collections::BTreeMap,
+    borrow::Cow,
+    collections::{BTreeMap, btree_map::Entry},
     fmt::Write as _,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
 use hashbrown::HashMap;
-use mesh_core::telemetry::{
-    BUCKETS, REQUEST_BYTES, REQUEST_DURATION, REQUEST_MESSAGES_TOTAL, REQUESTS_TOTAL, RESPONSE_BYTES,
-    RESPONSE_MESSAGES_TOTAL,
-};
+use mesh_core::telemetry::BUCKETS;
 use metrics::Label;
 use serde_json::{Value, json};
 
-use super::{Lookup, SeriesKey};
+use super::{
+    Lookup, SeriesKey,
+    changes::{Changes, METRICS},
+};
 use crate::{spread, telemetry::Event};
 
 /// More threads than this share.
@@ -38,9 +39,23 @@ struct Page(Mutex<HashMap<SeriesKey, Tally>>);
 /// The labels of a series.
 #[derive(Debug)]
 pub(super) struct Named {
+    /// What tells it from others.
+    key: Arc<str>,
     /// As they stand between the braces; kept once, since there may be thousands.
     text: Arc<str>,
+    /// The same by metric, where the control plane changes them; `None` is not told.
+    changed: Option<Box<[Option<Arc<str>>; METRICS.len()]>>,
     is_grpc: bool,
+}
+
+impl Named {
+    /// The labels of a metric; `None` when it is not told.
+    fn of(&self, metric: usize) -> Option<&Arc<str>> {
+        match &self.changed {
+            None => Some(&self.text),
+            Some(changed) => changed.get(metric)?.as_ref(),
+        }
+    }
 }
 
 /// What is added up of one series.
@@ -138,6 +153,15 @@ impl Tally {
         self.request_messages += event.request_messages;
         self.response_messages += event.response_messages;
     }
+
+    fn merge(&mut self, other: &Self) {
+        self.requests += other.requests;
+        self.duration.merge(&other.duration);
+        self.request_bytes.merge(&other.request_bytes);
+        self.response_bytes.merge(&other.response_bytes);
+        self.request_messages += other.request_messages;
+        self.response_messages += other.response_messages;
+    }
 }
 
 impl Buckets {
@@ -156,13 +180,8 @@ impl Buckets {
 }
 
 fn add(totals: &mut Totals, tally: &Tally) {
-    let total = totals.entry(Arc::clone(&tally.labels.text)).or_insert_with(|| Tally::new(&tally.labels));
-    total.requests += tally.requests;
-    total.duration.merge(&tally.duration);
-    total.request_bytes.merge(&tally.request_bytes);
-    total.response_bytes.merge(&tally.response_bytes);
-    total.request_messages += tally.request_messages;
-    total.response_messages += tally.response_messages;
+    let total = totals.entry(Arc::clone(&tally.labels.key)).or_insert_with(|| Tally::new(&tally.labels));
+    total.merge(tally);
 }
 
 /// All books added up, in the order of their labels.
@@ -192,31 +211,53 @@ pub(super) fn render() -> String {
     if totals.is_empty() {
         return text;
     }
-    let _ = writeln!(text, "# TYPE {REQUESTS_TOTAL} counter");
-    for (labels, tally) in &totals {
-        let _ = writeln!(text, "{REQUESTS_TOTAL}{{{labels}}} {}", tally.requests);
-    }
-    histogram(&mut text, REQUEST_DURATION, &totals, |tally| &tally.duration);
-    histogram(&mut text, REQUEST_BYTES, &totals, |tally| &tally.request_bytes);
-    histogram(&mut text, RESPONSE_BYTES, &totals, |tally| &tally.response_bytes);
-    messages(&mut text, REQUEST_MESSAGES_TOTAL, &totals, |tally| tally.request_messages);
-    messages(&mut text, RESPONSE_MESSAGES_TOTAL, &totals, |tally| tally.response_messages);
+    counter(&mut text, 0, &lines(&totals, 0), |tally| tally.requests);
+    histogram(&mut text, 1, &lines(&totals, 1), |tally| &tally.duration);
+    histogram(&mut text, 2, &lines(&totals, 2), |tally| &tally.request_bytes);
+    histogram(&mut text, 3, &lines(&totals, 3), |tally| &tally.response_bytes);
+    counter(&mut text, 4, &lines(&totals, 4), |tally| tally.request_messages);
+    counter(&mut text, 5, &lines(&totals, 5), |tally| tally.response_messages);
     text
 }
 
-fn messages(text: &mut String, name: &str, totals: &Totals, of: fn(&Tally) -> u64) {
-    let mut calls = totals.iter().filter(|(_, tally)| tally.labels.is_grpc).peekable();
-    if calls.peek().is_some() {
-        let _ = writeln!(text, "\n# TYPE {name} counter");
+type Lines<'a> = BTreeMap<&'a str, Cow<'a, Tally>>;
+
+/// What is told of one metric, by its labels: where labels are left out, several series are one.
+fn lines(totals: &Totals, metric: usize) -> Lines<'_> {
+    let mut lines = Lines::new();
+    let is_told = |tally: &&Tally| tally.labels.is_grpc || metric < 4;
+    for tally in totals.values().filter(is_told) {
+        let Some(labels) = tally.labels.of(metric) else { continue };
+        match lines.entry(labels) {
+            Entry::Vacant(place) => drop(place.insert(Cow::Borrowed(tally))),
+            Entry::Occupied(mut place) => place.get_mut().to_mut().merge(tally),
+        }
     }
-    for (labels, tally) in calls {
+    lines
+}
+
+fn name_of(metric: usize) -> String {
+    format!("istio_{}", METRICS.get(metric).copied().unwrap_or_default())
+}
+
+fn counter(text: &mut String, metric: usize, lines: &Lines<'_>, of: fn(&Tally) -> u64) {
+    if lines.is_empty() {
+        return;
+    }
+    let name = name_of(metric);
+    let _ = writeln!(text, "\n# TYPE {name} counter");
+    for (labels, tally) in lines {
         let _ = writeln!(text, "{name}{{{labels}}} {}", of(tally));
     }
 }
 
-fn histogram(text: &mut String, name: &str, totals: &Totals, of: fn(&Tally) -> &Buckets) {
+fn histogram(text: &mut String, metric: usize, lines: &Lines<'_>, of: fn(&Tally) -> &Buckets) {
+    if lines.is_empty() {
+        return;
+    }
+    let name = name_of(metric);
     let _ = writeln!(text, "\n# TYPE {name} histogram");
-    for (labels, tally) in totals {
+    for (labels, tally) in lines {
         let buckets = of(tally);
         let mut count = 0;
         for (within, bound) in buckets.counts.iter().zip(BUCKETS) {
@@ -230,8 +271,17 @@ fn histogram(text: &mut String, name: &str, totals: &Totals, of: fn(&Tally) -> &
 }
 
 /// Labels of a series that is counted here.
-pub(super) fn named(labels: &[Label], is_grpc: bool) -> Arc<Named> {
-    Arc::new(Named { text: label_text(labels), is_grpc })
+pub(super) fn named(labels: &[Label], is_grpc: bool, changes: Option<&Arc<Changes>>) -> Arc<Named> {
+    let text = label_text(labels);
+    let changed = changes.map(|changes| {
+        let of = |metric| changes.apply(metric, labels).map(|labels| label_text(&labels));
+        Box::new(METRICS.map(of))
+    });
+    let key = match &changed {
+        None => Arc::clone(&text),
+        Some(changed) => format!("{text}{changed:?}").into(),
+    };
+    Arc::new(Named { key, text, changed, is_grpc })
 }
 
 /// Labels back from the text between the braces.

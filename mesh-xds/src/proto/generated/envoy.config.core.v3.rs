@@ -222,6 +222,35 @@ impl ::prost::Name for HttpUri {
         "type.googleapis.com/envoy.config.core.v3.HttpUri".into()
     }
 }
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SubstitutionFormatString {
+    #[prost(bool, tag = "3")]
+    pub omit_empty_values: bool,
+    #[prost(oneof = "substitution_format_string::Format", tags = "1, 2, 5")]
+    pub format: ::core::option::Option<substitution_format_string::Format>,
+}
+/// Nested message and enum types in `SubstitutionFormatString`.
+pub mod substitution_format_string {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Format {
+        #[prost(string, tag = "1")]
+        TextFormat(::prost::alloc::string::String),
+        #[prost(message, tag = "2")]
+        JsonFormat(::prost_types::Struct),
+        #[prost(message, tag = "5")]
+        TextFormatSource(super::DataSource),
+    }
+}
+impl ::prost::Name for SubstitutionFormatString {
+    const NAME: &'static str = "SubstitutionFormatString";
+    const PACKAGE: &'static str = "envoy.config.core.v3";
+    fn full_name() -> ::prost::alloc::string::String {
+        "envoy.config.core.v3.SubstitutionFormatString".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/envoy.config.core.v3.SubstitutionFormatString".into()
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DataSource {
     #[prost(oneof = "data_source::Specifier", tags = "1, 2, 3, 4")]

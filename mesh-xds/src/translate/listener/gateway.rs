@@ -9,8 +9,9 @@ use mesh_core::config::{
 use prost::Message as _;
 
 use super::{
-    CHAINS, FILTERS, TLS_INSPECTOR, connection_limit, encode_chain_limit, encode_manager, guard, guarded, http,
-    narrowed, on_every_address, routes, settings,
+    CHAINS, FILTERS, TLS_INSPECTOR, encode_chain_limit, encode_manager, guard,
+    guarded::{self, connection_limit, narrowed},
+    http, on_every_address, routes, settings,
 };
 use crate::{
     ads::{ResourceSet, TypeUrl},

@@ -15,7 +15,7 @@ use crate::{
                 Http2ProtocolOptions, HttpProtocolOptions,
                 http_protocol_options::HeadersWithUnderscoresAction as UnderscoresAction,
             },
-            listener::v3::{FilterChain, filter::ConfigType},
+            listener::v3::{FilterChain, FilterChainMatch, filter::ConfigType},
         },
         extensions::filters::network::{
             connection_limit::v3::ConnectionLimit,
@@ -36,6 +36,17 @@ use crate::{
 
 /// Filters in front of HTTP that only observe, in Istio's chains.
 const QUIET: [&str; 2] = ["istio.metadata_exchange", "envoy.filters.network.metadata_exchange"];
+/// What narrows a chain of ours further than its port and its protocol do.
+pub(super) fn narrowed(matches: &FilterChainMatch) -> Option<&'static str> {
+    let narrows = [
+        (!matches.direct_source_prefix_ranges.is_empty(), "direct_source_prefix_ranges"),
+        (matches.source_type != 0, "source_type"),
+        (!matches.source_prefix_ranges.is_empty(), "source_prefix_ranges"),
+        (!matches.source_ports.is_empty(), "source_ports"),
+        (!matches.server_names.is_empty(), "server_names"),
+    ];
+    narrows.into_iter().find_map(|(is_set, field)| is_set.then_some(field))
+}
 
 /// The form of paths (SV11). What is not said is not done.
 pub(super) fn path(manager: &HttpConnectionManager) -> Result<PathNormalization, Wrong> {

@@ -63,6 +63,7 @@ fn target(api: ApiListener, ignored: &mut Ignored) -> Result<Listener, Wrong> {
         global_limits: Vec::new(),
         session: filters.session,
         filters: own_filter::decode(&manager.http_filters)?,
+        telling: None,
     };
     unheard(&manager, API, ignored);
     let routes = routes(manager, API, ignored)?;
@@ -81,6 +82,8 @@ fn unheard(manager: &HttpConnectionManager, place: &str, ignored: &mut Ignored) 
         (common.max_requests_per_connection.is_some(), "common_http_protocol_options.max_requests_per_connection"),
         (common.max_headers_count.is_some(), "common_http_protocol_options.max_headers_count"),
         (common.max_response_headers_kb.is_some(), "common_http_protocol_options.max_response_headers_kb"),
+        (manager.tracing.is_some(), "tracing"),
+        (!manager.access_log.is_empty(), "access_log"),
     ] {
         if is_set {
             ignored.add(place, field);
