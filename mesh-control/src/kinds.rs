@@ -15,6 +15,7 @@ mod deployment;
 mod destination_rule;
 mod gateway;
 mod gateway_api;
+mod mesh_config;
 mod parse;
 mod peer_authentication;
 mod read;
@@ -41,6 +42,7 @@ pub use destination_rule::{
 pub use gateway::{Gateway, Server};
 pub use gateway_api::{ApiGateway, ApiListener, ApiParent, ApiRoute, Grant, ParentKind};
 pub(crate) use gateway_api::{GATEWAY_NAME, gateway_labels};
+pub use mesh_config::{AuthzProvider, MeshConfig, ProviderAddress, TelemetryProvider};
 pub use parse::parse;
 pub(crate) use parse::parse_source;
 pub use peer_authentication::PeerAuthentication;
@@ -103,11 +105,13 @@ pub enum Kind {
     GrpcRoute,
     /// Gateway API `ReferenceGrant`: who may name the services of another namespace.
     ReferenceGrant,
+    /// Istio `MeshConfig`, of the ConfigMap `istio`: what holds for the whole mesh.
+    MeshConfig,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Service,
         Self::ServiceAccount,
         Self::Deployment,
@@ -126,6 +130,7 @@ impl Kind {
         Self::HttpRoute,
         Self::GrpcRoute,
         Self::ReferenceGrant,
+        Self::MeshConfig,
     ];
 
     /// As `kind:` names it.
@@ -148,6 +153,7 @@ impl Kind {
             Self::HttpRoute => "HTTPRoute",
             Self::GrpcRoute => "GRPCRoute",
             Self::ReferenceGrant => "ReferenceGrant",
+            Self::MeshConfig => "MeshConfig",
         }
     }
 
@@ -195,6 +201,7 @@ impl Kind {
             Self::HttpRoute => "httproute",
             Self::GrpcRoute => "grpcroute",
             Self::ReferenceGrant => "refgrant",
+            Self::MeshConfig => "mc",
         }
     }
 
@@ -203,6 +210,7 @@ impl Kind {
         match self {
             Self::Service | Self::ServiceAccount => "",
             Self::Deployment => "apps",
+            Self::MeshConfig => "mesh.istio.io",
             Self::PeerAuthentication | Self::AuthorizationPolicy | Self::RequestAuthentication => "security.istio.io",
             Self::GatewayClass | Self::KubeGateway | Self::HttpRoute | Self::GrpcRoute | Self::ReferenceGrant => {
                 "gateway.networking.k8s.io"
@@ -320,6 +328,8 @@ pub enum Spec {
     ApiRoute(ApiRoute),
     /// A `ReferenceGrant`.
     ReferenceGrant(Vec<Grant>),
+    /// A `MeshConfig`.
+    MeshConfig(MeshConfig),
 }
 
 impl Object {

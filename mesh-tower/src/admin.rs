@@ -13,6 +13,7 @@
 //! | `/control_plane` | how the conversation with the control plane stands, as JSON |
 //! | `/fields` | every resource of the control plane with what became of its fields: applied, ignored, refused; as JSON |
 //! | gRPC, without TLS | CSDS: every resource of the control plane with its version and what was refused |
+//! | `/serving` | the ports that the mesh serves for this process, as JSON |
 //! | `/certs` | who we are and until when, as JSON |
 
 use std::{

@@ -32,6 +32,7 @@ mod message;
 mod names;
 mod pool;
 mod reports;
+mod serving;
 mod side;
 mod spread;
 #[cfg(test)]

@@ -20,6 +20,7 @@ use crate::{
     names,
     pool::Pool,
     server::{Gate, Report, ServingState},
+    serving::Serving,
     source::Source,
     telemetry::{AccessLog, Peer, Spans, Telemetry},
     tls::{ClientTls, Identity, LiveIdentity},
@@ -305,7 +306,11 @@ impl Builder {
                 join(announced(bootstrap, listener.as_ref()), self.workload, identity.clone(), !has_own, self.saved)
             }
         };
-        let Joined { live, workload, metadata, status, dump, pages, services, mut tasks, .. } = joined;
+        let Joined { live, workload, metadata, status, dump, mut pages, services, mut tasks, .. } = joined;
+        let serving = Serving::default();
+        let told = serving.clone();
+        let ports: super::Page = Arc::new(move || serde_json::json!({ "ports": told.ports() }));
+        pages.push(("/serving", ports));
         if let (Some(dialling), Some(report)) = (live.dialling(), self.report.0) {
             dialling.report_to(report);
         }
@@ -358,6 +363,7 @@ impl Builder {
             service: Arc::new(service),
             admin,
             gate: self.gate,
+            serving,
             ending,
             _tasks: tasks,
         };

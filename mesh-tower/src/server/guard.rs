@@ -149,7 +149,7 @@ fn judge(
         peer: caller.peer.as_ref(),
         claims: known.claims.as_ref(),
         local: caller.local,
-        remote: inbound.remote(direct, &parts.headers),
+        remote: inbound.remote(direct, caller.peer.is_some(), &parts.headers),
         server_name: &caller.server_name,
         request,
     };
