@@ -4,6 +4,8 @@
 //! themselves are tested in `mesh-core`; what is shown here is that a program gets them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "traffic/asking.rs"]
+mod asking;
 #[path = "traffic/authorization.rs"]
 mod authorization;
 
@@ -59,6 +61,9 @@ mod rate_limits;
 
 #[path = "traffic/objects.rs"]
 mod objects;
+
+#[path = "traffic/unprotected.rs"]
+mod unprotected;
 
 #[path = "traffic/retries.rs"]
 mod retries;

@@ -10,6 +10,7 @@
 //! | `GET /objects?kind=&namespace=&name=` | | [`Objects`]; each parameter may be left out |
 //! | `POST /analyze` | [`AnalyzeRequest`] | [`Analyzed`]: what is wrong or seldom meant, with the files or without |
 //! | `POST /explain` | [`ExplainRequest`] | [`Explained`]: the decision of the named workload for a made-up request |
+//! | `POST /authz/check` | [`AuthzRequest`] | [`AuthzChecked`]: the policies of a workload, and what they say of a made-up request |
 //! | `GET /config_dump?proxy=` | | what the named workload has been told, in Envoy's JSON form |
 //! | `GET /proxies` | | [`Proxies`]: what became of what was sent, by workload |
 //! | `GET /workloads` | | [`Workloads`]: who runs where |
@@ -50,13 +51,16 @@ use crate::{
 };
 
 mod authority;
+mod authz;
 mod dump;
 mod explain;
+mod protection;
 mod wire;
 
+pub use authz::{AuthzChecked, AuthzRequest, AuthzStep, AuthzVerdict, MadeUp, PolicyRow, RuleAt};
 pub use wire::{
     AnalyzeRequest, Analyzed, ApplyRequest, DeleteRequest, Deleted, ExplainRequest, Explained, IssuedList, Item,
-    Objects, Problem, Proxies, ProxyStatus, SyncState, TypeStatus, Version, Workloads,
+    Objects, Problem, Protection, Proxies, ProxyStatus, SyncState, TypeStatus, Version, Workloads,
 };
 
 /// The largest body read: a few thousand objects.
@@ -88,6 +92,7 @@ pub(crate) fn router(api: Api, console: Console) -> Router {
         .route("/objects", get(objects))
         .route("/analyze", post(analyze))
         .route("/explain", post(explain))
+        .route("/authz/check", post(check_authz))
         .route("/config_dump", get(config_dump))
         .route("/proxies", get(proxies))
         .route("/workloads", get(workloads))
@@ -191,6 +196,14 @@ struct Of {
     proxy: String,
 }
 
+async fn check_authz(
+    Shared(api): Shared<Api>,
+    request: Result<Json<AuthzRequest>, JsonRejection>,
+) -> Result<Json<AuthzChecked>, Refusal> {
+    let Json(request) = request?;
+    Ok(Json(authz::check(&api.state, &api.push, &request)?))
+}
+
 async fn config_dump(Shared(api): Shared<Api>, Query(of): Query<Of>) -> Result<Json<serde_json::Value>, Refusal> {
     // As costly as making the view of a workload: not for the threads that serve streams.
     let made = tokio::task::spawn_blocking(move || dump::dump(&api.state, &api.push, &of.proxy)).await;
@@ -198,7 +211,9 @@ async fn config_dump(Shared(api): Shared<Api>, Query(of): Query<Of>) -> Result<J
 }
 
 async fn proxies(Shared(api): Shared<Api>) -> Json<Proxies> {
-    Json(Proxies { items: api.push.status() })
+    let mut items = api.push.status();
+    protection::look(&api.state, &api.push, &mut items).await;
+    Json(Proxies { items })
 }
 
 async fn workloads(Shared(api): Shared<Api>) -> Json<Workloads> {

@@ -11,6 +11,7 @@ use mesh_control::diagnostic::Diagnostic;
 
 mod analyze;
 mod apply;
+mod authz;
 mod bootstrap;
 mod bug_report;
 mod cert;
@@ -181,6 +182,8 @@ enum Verb {
     Trace(trace::Trace),
     /// Print who calls whom.
     Graph(graph::Graph),
+    /// Say who may ask what of a workload.
+    Authz(authz::Authz),
     /// Issue, show and revoke certificates, and change the authority.
     Cert(cert::Cert),
     /// Who runs where, and the token by which a workload joins.
@@ -204,7 +207,7 @@ const GROUPS: [(&str, &[&str]); 7] = [
     ("Inspect", &["check", "status", "bug-report", "explain", "proxy-status", "proxy-config", "fields"]),
     ("Steer", &["shift", "fault", "timeout", "retry"]),
     ("Observe", &["stat", "edges", "routes", "top", "tap", "trace", "graph", "load"]),
-    ("Secure", &["cert", "workload"]),
+    ("Secure", &["authz", "cert", "workload"]),
     ("This command", &["schema", "completion", "man", "version", "help"]),
 ];
 
@@ -327,6 +330,7 @@ async fn perform(cli: Cli) -> Result<(), Failure> {
         Verb::Bootstrap(bootstrap) => bootstrap.run(&server).await,
         Verb::Load(load) => load.run().await,
         Verb::Dashboard(dashboard) => dashboard.run(&server).await,
+        Verb::Authz(authz) => authz.run(&server).await,
         Verb::Cert(cert) => cert.run(&server).await,
         Verb::Workload(workload) => workload.run(&server).await,
         Verb::Dev(dev) => dev.run().await,

@@ -9,14 +9,13 @@ use std::{
     collections::BTreeMap,
     net::IpAddr,
     sync::{Arc, OnceLock},
-    time::Duration,
 };
 
-use mesh_core::config::{Config, ExtAuthz, Labels, Locality, MtlsMode, PathNormalization};
+use mesh_core::config::{Config, Labels, Locality};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    kinds::{Object, Spec},
+    kinds::{Key, Object, Spec},
     registry::{Registered, WorkloadPort, Workloads},
 };
 
@@ -25,67 +24,18 @@ mod cluster;
 mod delegate;
 mod gateway;
 mod gateway_api;
-mod inbound;
+pub(crate) mod inbound;
 mod locate;
 mod route;
 mod scope;
+mod settings;
 pub(crate) mod shared;
 mod telling;
 pub(crate) mod tokens;
 mod world;
 
 pub(crate) use delegate::delegate_of;
-
-/// What holds for the whole mesh. Source: Istio `MeshConfig`.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-#[serde(default)]
-pub struct MeshSettings {
-    /// `trustDomain`.
-    pub trust_domain: String,
-    /// Where objects that hold for all namespaces live. `rootNamespace`.
-    pub root_namespace: String,
-    /// Other names of the trust domain, whose identities are as good as its own. `trustDomainAliases`.
-    pub trust_domain_aliases: Vec<String>,
-    /// Who is asked by policies of the action `CUSTOM`, by name. `extensionProviders`.
-    pub extension_providers: BTreeMap<String, ExtAuthz>,
-    /// The form paths are brought into before they are decided by. `pathNormalization.normalization`.
-    pub path: PathNormalization,
-    /// What hosts end in: `reviews.default.svc.<domain>`.
-    pub domain: String,
-    /// What servers demand where no PeerAuthentication says otherwise.
-    ///
-    /// Strict: secure by default, unlike Istio, whose default is `PERMISSIVE`.
-    pub mtls: MtlsMode,
-    /// Endpoints that can are called with mutual TLS where no DestinationRule says otherwise. `enableAutoMtls`.
-    pub auto_mtls: bool,
-    /// Hosts nobody defined are passed through by DNS; otherwise they get 502. `outboundTrafficPolicy`, `ALLOW_ANY`.
-    pub allow_any: bool,
-    /// `connectTimeout`.
-    pub connect_timeout: Duration,
-    /// The name of the cluster, for telemetry.
-    pub cluster: String,
-    /// How many proxies in front of gateways are believed to tell who calls. `defaultConfig.gatewayTopology.numTrustedProxies`.
-    pub num_trusted_proxies: u32,
-}
-
-impl Default for MeshSettings {
-    fn default() -> Self {
-        Self {
-            trust_domain: "cluster.local".to_owned(),
-            root_namespace: "istio-system".to_owned(),
-            trust_domain_aliases: Vec::new(),
-            extension_providers: BTreeMap::new(),
-            path: PathNormalization::BASE,
-            domain: "cluster.local".to_owned(),
-            mtls: MtlsMode::Strict,
-            auto_mtls: true,
-            allow_any: true,
-            connect_timeout: Duration::from_secs(10),
-            cluster: "Kubernetes".to_owned(),
-            num_trusted_proxies: 0,
-        }
-    }
-}
+pub use settings::MeshSettings;
 
 /// What all workloads share, indexed.
 #[derive(Debug)]
@@ -102,8 +52,9 @@ pub struct World {
 }
 
 impl World {
-    /// Indexes the objects and workloads of the moment.
+    /// Indexes the objects and workloads of the moment; what a `MeshConfig` among them says goes before `mesh`.
     pub fn new(objects: Vec<Arc<Object>>, workloads: &dyn Workloads, mesh: MeshSettings) -> Self {
+        let mesh = mesh.with(&objects);
         let mut by_age = delegate::resolve_delegates(&objects);
         by_age.extend(gateway_api::derived(&objects, &mesh.domain));
         let age = |object: &Arc<Object>| (object.created, object.key.name.clone(), object.key.namespace.clone());
@@ -113,6 +64,21 @@ impl World {
 
     fn services(&self) -> &Arc<Vec<world::Service>> {
         self.services.get_or_init(|| Arc::new(world::services(self)))
+    }
+
+    /// One object.
+    pub(crate) fn object(&self, key: &Key) -> Option<&Arc<Object>> {
+        self.objects.iter().find(|object| object.key == *key)
+    }
+
+    /// The trust domain of the mesh.
+    pub(crate) fn trust_domain(&self) -> &str {
+        &self.mesh.trust_domain
+    }
+
+    /// The RequestAuthentications that are about a workload, the oldest first.
+    pub(crate) fn token_policies<'w>(&'w self, node: &'w NodeInfo) -> impl Iterator<Item = &'w Arc<Object>> {
+        tokens::policies(self, &node.namespace, &node.labels)
     }
 
     /// The hosts of every service, for those who want to name one.

@@ -15,6 +15,7 @@ mod deployment;
 mod destination_rule;
 mod gateway;
 mod gateway_api;
+mod mesh_config;
 mod parse;
 mod peer_authentication;
 mod read;
@@ -43,6 +44,7 @@ pub use destination_rule::{
 pub use gateway::{Gateway, Server, ServerTls, TlsServer};
 pub use gateway_api::{ApiByteRoute, ApiGateway, ApiListener, ApiParent, ApiRoute, Grant, ParentKind};
 pub(crate) use gateway_api::{GATEWAY_NAME, gateway_labels};
+pub use mesh_config::{AuthzProvider, MeshConfig, ProviderAddress, TelemetryProvider};
 pub use parse::parse;
 pub(crate) use parse::parse_source;
 pub use peer_authentication::PeerAuthentication;
@@ -118,11 +120,13 @@ pub enum Kind {
     /// Gateway API `TCPRoute`: where connections go by the port, at gateways.
     #[serde(rename = "TCPRoute")]
     TcpRoute,
+    /// Istio `MeshConfig`, of the ConfigMap `istio`: what holds for the whole mesh.
+    MeshConfig,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::Service,
         Self::ServiceAccount,
         Self::Deployment,
@@ -145,6 +149,7 @@ impl Kind {
         Self::Secret,
         Self::TlsRoute,
         Self::TcpRoute,
+        Self::MeshConfig,
     ];
 
     /// As `kind:` names it.
@@ -171,6 +176,7 @@ impl Kind {
             Self::Secret => "Secret",
             Self::TlsRoute => "TLSRoute",
             Self::TcpRoute => "TCPRoute",
+            Self::MeshConfig => "MeshConfig",
         }
     }
 
@@ -222,6 +228,7 @@ impl Kind {
             Self::Secret => "secret",
             Self::TlsRoute => "tlsroute",
             Self::TcpRoute => "tcproute",
+            Self::MeshConfig => "mc",
         }
     }
 
@@ -230,6 +237,7 @@ impl Kind {
         match self {
             Self::Service | Self::ServiceAccount | Self::Secret => "",
             Self::Deployment => "apps",
+            Self::MeshConfig => "mesh.istio.io",
             Self::PeerAuthentication | Self::AuthorizationPolicy | Self::RequestAuthentication => "security.istio.io",
             Self::GatewayClass
             | Self::KubeGateway
@@ -358,6 +366,8 @@ pub enum Spec {
     Secret(Secret),
     /// A `TLSRoute` or `TCPRoute`.
     ApiByteRoute(ApiByteRoute),
+    /// A `MeshConfig`.
+    MeshConfig(MeshConfig),
 }
 
 impl Object {

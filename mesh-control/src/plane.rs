@@ -18,11 +18,12 @@ use crate::{
     compile::MeshSettings,
     console::Console,
     diagnostic::Diagnostic,
+    kinds::parse,
     push::Push,
     registry::Workloads,
     serve::{DRAIN, Task, serve},
     state::State,
-    store::{Applied, SourceFile, StoreError},
+    store::{Applied, SourceFile, Store, StoreError},
     workload::{TokenFile, WorkloadSpec, bootstrap},
 };
 
@@ -216,10 +217,18 @@ impl Builder {
     /// # Errors
     ///
     /// When a port is taken, a file is wrong, or the state cannot be read or written.
-    pub async fn start(self) -> Result<ControlPlane, StartError> {
+    pub async fn start(mut self) -> Result<ControlPlane, StartError> {
         if !is_loopback(self.api.ip()) {
             return Err(StartError::NotLoopback(self.api));
         }
+        // What was applied before, and before that what is given now: files that are wrong are told of further below.
+        if let Some(dir) = &self.state_dir {
+            let stored = Store::open(Some(dir.clone())).map_err(StartError::Store)?.objects();
+            self.mesh = self.mesh.with_trust_domain(stored.iter().map(|object| &**object));
+        }
+        let given: Vec<_> =
+            self.files.iter().filter_map(|file| parse(&file.name, &file.text).ok()).flat_map(|it| it.objects).collect();
+        self.mesh = self.mesh.with_trust_domain(&given);
         let trust_domain = &self.mesh.trust_domain;
         let ca = match (&self.state_dir, &self.ca_dir) {
             (Some(dir), given) => Ca::open_with(dir, given.as_deref(), trust_domain)?,

@@ -30,7 +30,7 @@ use tokio::{sync::watch, time};
 use tonic::Status;
 
 use crate::{
-    api::ProxyStatus,
+    api::{Protection, ProxyStatus},
     ca::{Ca, ServiceAccount},
     compile::{NodeInfo, World},
     registry::Registered,
@@ -460,6 +460,7 @@ impl Connection {
             version: self.version.clone(),
             connected: self.since,
             types: types.into(),
+            protection: Protection::None,
         }
     }
 }

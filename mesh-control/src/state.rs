@@ -16,8 +16,8 @@ use tokio::sync::watch;
 
 use crate::{
     compile::{MeshSettings, World},
-    diagnostic::Diagnostic,
-    kinds::{Key, Kind, Object, Spec},
+    diagnostic::{Diagnostic, Level, codes},
+    kinds::{Key, Kind, Object, Spec, parse},
     metrics::Metrics,
     registry::{Registered, Registry, WorkloadPort, Workloads},
     store::{Applied, SourceFile, Store, StoreError},
@@ -56,6 +56,7 @@ impl State {
     }
 
     pub(crate) fn apply(&self, files: &[SourceFile], dry_run: bool) -> Result<Applied, StoreError> {
+        self.check_trust_domain(files)?;
         let mut inner = self.lock();
         if dry_run {
             return inner.store.dry_run(files);
@@ -70,6 +71,7 @@ impl State {
 
     /// Makes what came from a folder what its files say now; see [`Store::sync`].
     pub(crate) fn sync(&self, folder: &Path, files: &[SourceFile]) -> Result<Applied, StoreError> {
+        self.check_trust_domain(files)?;
         let mut inner = self.lock();
         let before = inner.store.version();
         let applied = self.looked_through(inner.store.sync(folder, files, now()))?;
@@ -92,6 +94,22 @@ impl State {
     /// What is counted of this control plane.
     pub(crate) fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
+    }
+
+    /// A trust domain is the authority's, which has one as long as it runs.
+    fn check_trust_domain(&self, files: &[SourceFile]) -> Result<(), StoreError> {
+        for object in files.iter().filter_map(|file| parse(&file.name, &file.text).ok()).flat_map(|it| it.objects) {
+            if let Spec::MeshConfig(config) = &object.spec
+                && let Some(domain) = config.trust_domain.as_ref().filter(|it| it.value != self.mesh.trust_domain)
+            {
+                let message =
+                    format!("trustDomain is {:?}, and the authority's is {:?}", domain.value, self.mesh.trust_domain);
+                let mut diagnostic = object.diagnostic(codes::INVALID, Level::Error, domain.at, &message);
+                diagnostic.help = Some("start the control plane with this file: meshctl dev -f".to_owned());
+                return Err(StoreError::Invalid(vec![diagnostic]));
+            }
+        }
+        Ok(())
     }
 
     /// See [`Store::analyze`].

@@ -13,6 +13,8 @@ use mesh_control::ControlPlane;
 use serde_json::Value;
 use tempfile::TempDir;
 
+#[path = "cli/authz.rs"]
+mod authz;
 #[path = "cli/cert.rs"]
 mod cert;
 #[path = "cli/checks.rs"]

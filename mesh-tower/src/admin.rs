@@ -14,6 +14,7 @@
 //! | `/control_plane` | how the conversation with the control plane stands, as JSON |
 //! | `/fields` | every resource of the control plane with what became of its fields: applied, ignored, refused; as JSON |
 //! | gRPC, without TLS | CSDS: every resource of the control plane with its version and what was refused |
+//! | `/serving` | the ports that the mesh serves for this process, as JSON |
 //! | `/certs` | who we are and until when, as JSON |
 //! | `/listeners`, `/server_info`, `/init_dump`, `/memory`, `/runtime` | what Envoy has by these names, as JSON |
 //! | `/stats` | counters as lines; `?filter=`, `?format=json`, `?format=prometheus` |

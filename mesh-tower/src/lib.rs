@@ -35,6 +35,7 @@ mod pool;
 mod reports;
 #[cfg(feature = "reqwest")]
 mod reqwest;
+mod serving;
 mod side;
 mod spread;
 #[cfg(test)]

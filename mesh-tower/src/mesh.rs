@@ -40,6 +40,7 @@ use crate::{
     live::Live,
     pool::Pool,
     server::{Ending, Gate, Handler, Role, Server, Tunnels, signalled},
+    serving::Serving,
     side::SideCalls,
     telemetry::{PeerMetadata, Telemetry},
     tls::LiveIdentity,
@@ -89,6 +90,7 @@ struct Shared {
     admin: Option<Admin>,
     gate: Option<Gate>,
     in_order: Ending,
+    serving: Serving,
     ending: watch::Sender<bool>,
     unwell: watch::Sender<bool>,
     _tasks: Vec<Owned>,
@@ -138,6 +140,7 @@ impl Mesh {
     {
         let socket = bind(address).await?;
         let port = socket.local_addr().map_err(MeshError::Listen)?.port();
+        let _served = self.shared.serving.enter(port);
         if self.identity_in_time().await {
             let listener = socket.listen(1024).map_err(MeshError::Listen)?;
             self.run(listener, handler, Role::Workload(port)).await;
@@ -156,6 +159,7 @@ impl Mesh {
         B: HttpBody<Error: Into<BoxError>, Data: Send> + Send + 'static,
     {
         let port = listener.local_addr().map_err(MeshError::Listen)?.port();
+        let _served = self.shared.serving.enter(port);
         if self.identity_in_time().await {
             self.run(listener, handler, Role::Workload(port)).await;
         }

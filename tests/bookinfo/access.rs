@@ -8,7 +8,7 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header, jwk::Jwk};
 use rcgen::KeyPair;
 use serde_json::json;
 
-use crate::calls::{Answer, client, get};
+use crate::calls::{Answer, client, client_from, get};
 use crate::front::{Front, PATIENCE, Stars, stars};
 use crate::harness::{Bookinfo, shared};
 use crate::steps::Configured;
@@ -114,4 +114,30 @@ async fn tokens_open_the_page() {
     bookinfo.delete("authorizationpolicy", "page");
     bookinfo.delete("requestauthentication", "page");
     until("none again", &bookinfo, "", |page| page.status == 200).await;
+}
+
+/// AZ4, AZ5, SV9: behind the gateway a visitor is known by the address the gateway tells: one is denied the page, others are not,
+/// whatever they say of themselves.
+#[tokio::test(flavor = "multi_thread")]
+async fn visitors_are_known_by_their_addresses() {
+    let bookinfo = shared().await;
+    bookinfo.reset().await;
+    let page = format!("http://{}/productpage", bookinfo.gateway());
+    let denied = client_from([127, 99, 0, 2].into());
+    let other = client_from([127, 99, 0, 3].into());
+    let policy = policy(
+        "by-address",
+        "productpage",
+        "  action: DENY\n  rules:\n  - from: [{source: {remoteIpBlocks: [127.99.0.2/32]}}]\n",
+    );
+    bookinfo.apply(&policy);
+    let end = Instant::now() + PATIENCE;
+    while get(&denied, &page, &[]).await.status != 403 {
+        assert!(Instant::now() < end, "never denied: {}", bookinfo.said());
+    }
+    assert_eq!(get(&other, &page, &[]).await.status, 200);
+    assert_eq!(get(&denied, &page, &[("x-forwarded-for", "127.99.0.3")]).await.status, 403, "he says so himself");
+    assert_eq!(get(&other, &page, &[("x-forwarded-for", "127.99.0.2")]).await.status, 200, "she says so herself");
+    bookinfo.delete("authorizationpolicy", "by-address");
+    until("everybody", &bookinfo, "", |page| page.status == 200).await;
 }

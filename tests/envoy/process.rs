@@ -66,6 +66,8 @@ pub(crate) struct Options {
     pub(crate) manager: Value,
     /// Runtime values (`runtime.json` of the bootstrap's static layer).
     pub(crate) runtime: Value,
+    /// A `DownstreamTlsContext`: callers may speak TLS as well as plaintext.
+    pub(crate) tls: Option<Value>,
 }
 
 impl Default for Options {
@@ -77,6 +79,7 @@ impl Default for Options {
             router: json!({}),
             manager: json!({}),
             runtime: json!({}),
+            tls: None,
         }
     }
 }
@@ -344,12 +347,26 @@ fn listener(dir: &Path, slot: usize, options: &Options) -> Value {
         "internal_address_config": {"cidr_ranges": [{"address_prefix": "10.0.0.0", "prefix_len": 8}]},
     });
     merge(&mut manager, &options.manager);
-    json!({
+    let filters = json!([{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]);
+    let mut listener = json!({
         "@type": "type.googleapis.com/envoy.config.listener.v3.Listener",
         "name": slot_name(slot),
         "address": {"socket_address": {"address": "127.0.0.1", "port_value": 0}},
-        "filter_chains": [{"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}],
-    })
+        "filter_chains": [{"filters": filters}],
+    });
+    if let Some(tls) = &options.tls {
+        let inspector = "type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector";
+        listener["listener_filters"] =
+            json!([{"name": "envoy.filters.listener.tls_inspector", "typed_config": {"@type": inspector}}]);
+        let mut context = tls.clone();
+        context["@type"] = json!("type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext");
+        listener["filter_chains"] = json!([
+            {"filters": filters, "filter_chain_match": {"transport_protocol": "raw_buffer"}},
+            {"filters": filters, "filter_chain_match": {"transport_protocol": "tls"},
+             "transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": context}},
+        ]);
+    }
+    listener
 }
 
 fn bootstrap_json(dir: &Path, options: &Options) -> Value {

@@ -407,7 +407,7 @@ fn smaller(failure: &Failure) -> Vec<Trial> {
 }
 
 /// Every value that is this one without one of its parts, at any depth.
-fn without_one(value: &Value) -> Vec<Value> {
+pub(crate) fn without_one(value: &Value) -> Vec<Value> {
     let mut all = Vec::new();
     match value {
         Value::Object(fields) => {

@@ -40,11 +40,22 @@ pub(crate) async fn guarded(
     path: PathNormalization,
     guards: Vec<Guard>,
 ) -> (Upstream, SocketAddr, Mesh) {
+    guarded_by(kind, kind, authz, path, guards).await
+}
+
+/// The same, where the one asked is spoken to otherwise.
+pub(crate) async fn guarded_by(
+    kind: Kind,
+    asked: Kind,
+    authz: &Upstream,
+    path: PathNormalization,
+    guards: Vec<Guard>,
+) -> (Upstream, SocketAddr, Mesh) {
     let app = Upstream::start("app").await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let routes = vec![route(RouteMatch::default(), Action::Forward(to("app")))];
-    let mut own = config([cluster(kind, "authz", &[authz]), cluster(kind, "app", &[&app])], routes);
+    let mut own = config([cluster(asked, "authz", &[authz]), cluster(kind, "app", &[&app])], routes);
     let inbound = Inbound { mtls: MtlsMode::Disable, guards, path, ..Inbound::default() };
     own.inbound.insert(address.port(), Arc::new(inbound));
     let mesh = Mesh::builder().config(own).build().await.unwrap();

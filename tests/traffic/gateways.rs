@@ -168,7 +168,7 @@ async fn callers_cannot_say_where_they_come_from() {
         assert_eq!(seen.header("x-envoy-external-address"), "", "{kind:?}: loopback is not outside");
         assert_eq!(seen.header("x-forwarded-client-cert"), "", "{kind:?}");
         // With one proxy in front the address it wrote counts, and no other.
-        let settings = MeshSettings { num_trusted_proxies: 1, ..MeshSettings::default() };
+        let settings = MeshSettings { trusted_proxies: 1, ..MeshSettings::default() };
         let edge = Edge::with(compiled(&text, settings), &[80]).await;
         let told = [("x-forwarded-for", "6.6.6.6, 8.8.8.8"), ("x-forwarded-proto", "https")];
         assert!(ask(kind, edge.at(80), "a.test", "/", &told).await.is(kind, 200));
@@ -187,7 +187,7 @@ async fn policies_hold_at_the_gateway() {
             + &server("plain", 80, "HTTP", "['*']", "")
             + &bound("a", "plain", "['*']", "a")
             + "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: deny}\nspec:\n  selector: {matchLabels: {istio: ingressgateway}}\n  action: DENY\n  rules:\n  - from: [{source: {remoteIpBlocks: [6.6.6.0/24]}}]\n  - to: [{operation: {paths: [/admin*]}}]\n  - to: [{operation: {hosts: [secret.test]}}]\n";
-        let settings = MeshSettings { num_trusted_proxies: 1, ..MeshSettings::default() };
+        let settings = MeshSettings { trusted_proxies: 1, ..MeshSettings::default() };
         let edge = Edge::with(compiled(&text, settings), &[80]).await;
         let cases: [(&str, &str, &str, u16); 6] = [
             ("a.test", "/x", "1.2.3.4", 200),

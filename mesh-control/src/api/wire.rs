@@ -124,6 +124,24 @@ pub struct ProxyStatus {
     pub connected: u64,
     /// By `CDS`, `LDS`, `EDS`, `RDS`.
     pub types: BTreeMap<String, TypeStatus>,
+    /// Whether policies that are about it are enforced.
+    #[serde(default)]
+    pub protection: Protection,
+}
+
+/// Whether policies that are about a workload are enforced at its ports.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Protection {
+    /// None is about it.
+    #[default]
+    None,
+    /// They are, at every port they are about.
+    Enforced,
+    /// Its admin port does not say.
+    Unknown,
+    /// At these ports they are about nobody asks them: the program serves without the mesh's admission, or not at all.
+    Unprotected(Vec<u16>),
 }
 
 /// One resource type of one workload.

@@ -1,6 +1,6 @@
 //! `meshctl proxy-status`: which workloads are connected, and whether they use what was sent to them.
 
-use mesh_control::api::{Proxies, ProxyStatus as Status};
+use mesh_control::api::{Protection, Proxies, ProxyStatus as Status};
 
 use super::{
     Failure,
@@ -44,14 +44,14 @@ impl ProxyStatus {
 fn table(items: &[Status], wide: bool) -> Table {
     let mut header = vec!["NAME"];
     header.extend(TYPES);
-    header.extend(["VERSION", "CONNECTED"]);
+    header.extend(["POLICIES", "VERSION", "CONNECTED"]);
     if wide {
         header.extend(["SENT", "REFUSALS"]);
     }
     let rows = items.iter().map(|proxy| {
         let mut row = vec![proxy.name.clone()];
         row.extend(TYPES.map(|kind| proxy.types.get(kind).map(|of| of.state).unwrap_or_default().to_string()));
-        row.extend([proxy.version.clone(), output::age(proxy.connected)]);
+        row.extend([policies(&proxy.protection), proxy.version.clone(), output::age(proxy.connected)]);
         if wide {
             let sent = proxy.types.iter().filter_map(|(kind, of)| Some(format!("{kind} {}", of.sent.as_ref()?)));
             row.push(sent.collect::<Vec<_>>().join(", "));
@@ -60,6 +60,18 @@ fn table(items: &[Status], wide: bool) -> Table {
         row
     });
     Table { header, rows: rows.collect(), figures: usize::MAX }
+}
+
+/// Whether policies about a workload are enforced, in a word, and where they are not.
+fn policies(protection: &Protection) -> String {
+    match protection {
+        Protection::None => "none".to_owned(),
+        Protection::Enforced => "enforced".to_owned(),
+        Protection::Unknown => "unknown".to_owned(),
+        Protection::Unprotected(ports) => {
+            format!("unprotected:{}", ports.iter().map(u16::to_string).collect::<Vec<_>>().join(","))
+        }
+    }
 }
 
 #[cfg(test)]

@@ -83,7 +83,7 @@ fn is_behind(world: &World, node: &NodeInfo, namespace: &str, service: &str) -> 
 }
 
 /// Is it to be tried out only? Annotation `istio.io/dry-run`.
-fn is_dry_run(object: &Object) -> bool {
+pub(crate) fn is_dry_run(object: &Object) -> bool {
     object.raw.pointer("/metadata/annotations/istio.io~1dry-run").is_some_and(|value| {
         value.as_str().is_some_and(|text| text.eq_ignore_ascii_case("true")) || value.as_bool() == Some(true)
     })

@@ -49,7 +49,7 @@ pub(super) fn at_gateway(world: &World, node: &NodeInfo, ports: impl Iterator<It
         alpn: Vec::new(),
         guards: guards.clone(),
         path: world.mesh.path,
-        trusted_hops: world.mesh.num_trusted_proxies.checked_sub(1),
+        trusted_hops: world.mesh.trusted_proxies.checked_sub(1),
         ..Inbound::default()
     };
     ports.map(|port| (port, Arc::new(inbound(port)))).collect()
@@ -75,10 +75,21 @@ fn server(world: &World, port: u16, mtls: MtlsMode) -> Inbound {
         virtual_hosts: vec![Arc::new(host)],
         ..RouteTable::default()
     };
+    let mesh = &world.mesh;
     // Certificates of other trust domains may chain to the same roots; they are none of this mesh's.
-    let callers =
-        vec![StringMatch::Prefix { value: format!("spiffe://{}/", world.mesh.trust_domain), ignore_case: false }];
-    Inbound { name: format!("0.0.0.0_{port}").into(), mtls, routes: Arc::new(routes), callers, ..Inbound::default() }
+    let domains = std::iter::once(&mesh.trust_domain).chain(&mesh.trust_domain_aliases);
+    let callers = domains
+        .map(|domain| StringMatch::Prefix { value: format!("spiffe://{domain}/"), ignore_case: false })
+        .collect();
+    Inbound {
+        name: format!("0.0.0.0_{port}").into(),
+        mtls,
+        routes: Arc::new(routes),
+        callers,
+        tls_versions: mesh.tls_versions,
+        trusted_hops: (mesh.trusted_proxies > 0).then_some(mesh.trusted_proxies),
+        ..Inbound::default()
+    }
 }
 
 /// What a port of a workload demands.

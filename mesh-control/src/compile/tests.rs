@@ -7,7 +7,8 @@ use std::time::Duration;
 use http::Request;
 use mesh_core::{
     config::{
-        AbortStatus, Action, Cluster, Discovery, Forward, LoadBalancer, Protocol, Thresholds, TlsMode, VirtualHost,
+        AbortStatus, Action, Cluster, Discovery, Forward, LoadBalancer, MtlsMode, Protocol, Thresholds, TlsMode,
+        VirtualHost,
     },
     plan::Target,
     request::RequestView,

@@ -11,7 +11,7 @@ use mesh_core::{
 };
 
 use super::{World, cluster::cluster_name, world::includes};
-use crate::kinds::{Spec, TokenRule};
+use crate::kinds::{Object, Spec, TokenRule};
 
 /// How long keys count. Istio refreshes every 20 minutes.
 const REFRESH: Duration = Duration::from_secs(20 * 60);
@@ -20,14 +20,11 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a workload's servers demand of tokens; `None` where nobody says anything.
 pub(crate) fn authentication(world: &World, namespace: &str, labels: &Labels) -> Option<Arc<JwtAuthn>> {
-    let root = world.mesh.root_namespace.as_str();
-    let policies = world.by_age.iter().filter_map(|object| match &object.spec {
-        Spec::RequestAuthentication(policy) => Some((object.key.namespace.as_str(), policy)),
+    let rules = policies(world, namespace, labels).filter_map(|object| match &object.spec {
+        Spec::RequestAuthentication(policy) => Some(&policy.rules),
         _ => None,
     });
-    // A selector in the root namespace means workloads of every namespace.
-    let meant = policies.filter(|(of, policy)| (*of == namespace || *of == root) && includes(labels, &policy.selector));
-    let mut rules: Vec<&TokenRule> = meant.flat_map(|(_, policy)| &policy.rules).collect();
+    let mut rules: Vec<&TokenRule> = rules.flatten().collect();
     rules.sort_by(|a, b| a.issuer.cmp(&b.issuer));
     if rules.is_empty() {
         return None;
@@ -50,6 +47,23 @@ pub(crate) fn authentication(world: &World, namespace: &str, labels: &Labels) ->
         bypass_cors_preflight: true,
         hide_reason: false,
     }))
+}
+
+/// The policies that are about a workload.
+pub(crate) fn policies<'w>(
+    world: &'w World,
+    namespace: &'w str,
+    labels: &'w Labels,
+) -> impl Iterator<Item = &'w Arc<Object>> {
+    let root = world.mesh.root_namespace.as_str();
+    world.by_age.iter().filter(move |object| match &object.spec {
+        Spec::RequestAuthentication(policy) => {
+            let of = object.key.namespace.as_str();
+            // A selector in the root namespace means workloads of every namespace.
+            (of == namespace || of == root) && includes(labels, &policy.selector)
+        }
+        _ => false,
+    })
 }
 
 fn provider(world: &World, namespace: &str, rule: &TokenRule) -> JwtProvider {

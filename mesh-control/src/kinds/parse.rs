@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     ApiByteRoute, ApiGateway, ApiRoute, AuthorizationPolicy, Deployment, DestinationRule, Gateway, Grant, Key, Kind,
-    Object, Parsed, PeerAuthentication, RequestAuthentication, Secret, Service, ServiceEntry, Sidecar, Source, Spec, Telemetry,
-    VirtualService, WorkloadEntry, WorkloadGroup,
+    MeshConfig, Object, Parsed, PeerAuthentication, RequestAuthentication, Secret, Service, ServiceEntry, Sidecar,
+    Source, Spec, Telemetry, VirtualService, WorkloadEntry, WorkloadGroup, mesh_config,
     read::{Fields, Reader, nearest},
     refused, secret,
     yaml::{At, Node, Value},
@@ -56,6 +56,10 @@ fn document(source: &Source, tree: &Node, parsed: &mut Parsed) {
         _ => std::slice::from_ref(tree),
     };
     for tree in trees {
+        if mesh_config::is_one(tree) {
+            parsed.objects.extend(mesh_config::object(source, tree, &mut parsed.diagnostics));
+            continue;
+        }
         let mut reader = Reader::new(source, String::new());
         let object = object(source, tree, &mut reader);
         parsed.diagnostics.append(&mut reader.found);
@@ -104,6 +108,7 @@ fn known_kind(api_version: &At<String>, kind: &At<String>, tree: &Node, reader: 
     if let Some(found) = Kind::ALL.into_iter().find(|found| found.as_str() == kind.value && found.group() == group) {
         let versions: &[&str] = match group {
             "networking.istio.io" => &["v1", "v1beta1", "v1alpha3"],
+            "mesh.istio.io" => &["v1", "v1alpha1"],
             "security.istio.io" => &["v1", "v1beta1"],
             "gateway.networking.k8s.io" => match found {
                 Kind::GrpcRoute => &["v1", "v1alpha2"],
@@ -114,7 +119,7 @@ fn known_kind(api_version: &At<String>, kind: &At<String>, tree: &Node, reader: 
             _ => &["v1"],
         };
         if versions.contains(&version) {
-            if version.contains("alpha") {
+            if version.contains("alpha") && group != "mesh.istio.io" {
                 let message = format!("{} is an old version", api_version.value);
                 let help = format!("write {group}/v1; it says the same");
                 reader.report(codes::DEPRECATED, Level::Warning, api_version.at, message).help = Some(help);
@@ -268,6 +273,7 @@ fn spec(kind: Kind, meta: &Metadata, tree: &Node, object: &mut Fields<'_>, reade
         Kind::Secret => Spec::Secret(Secret::default()),
         Kind::TlsRoute => Spec::ApiByteRoute(ApiByteRoute::read(&mut fields, &meta.namespace, true, reader)),
         Kind::TcpRoute => Spec::ApiByteRoute(ApiByteRoute::read(&mut fields, &meta.namespace, false, reader)),
+        Kind::MeshConfig => Spec::MeshConfig(MeshConfig::read(&mut fields, reader)),
     };
     fields.close(reader);
     Some(spec)

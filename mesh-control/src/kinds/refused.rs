@@ -76,7 +76,7 @@ pub(super) fn reason(group: &str, kind: &str) -> Option<&'static str> {
         ("rbac.istio.io", _) => "write an AuthorizationPolicy of security.istio.io/v1",
         ("networking.k8s.io", "IngressClass") => "write a Gateway: its selector says which workloads serve it",
         ("install.istio.io" | "operator.istio.io", _) => {
-            "nothing is installed here; the settings of the mesh are flags"
+            "nothing is installed here; write what its meshConfig says as a file of its own, or as the key mesh of the ConfigMap istio"
         }
         ("networking.k8s.io" | "extensions", "Ingress") => "write a Gateway and a VirtualService instead",
         ("networking.k8s.io", "NetworkPolicy") => "it restricts packets, which is for the network to do",
@@ -87,9 +87,13 @@ pub(super) fn reason(group: &str, kind: &str) -> Option<&'static str> {
             "write a WorkloadEntry for each endpoint, or let workloads register themselves"
         }
         ("", "Namespace") => "namespaces need no declaration; leave it out",
-        ("", "ConfigMap" | "PersistentVolume" | "PersistentVolumeClaim") => {
+        ("", "ConfigMap") => {
+            "of ConfigMaps only one with the key mesh is taken, which is Istio's MeshConfig; leave it out"
+        }
+        ("", "PersistentVolume" | "PersistentVolumeClaim") => {
             "it means nothing to the mesh; leave it out"
         }
+        ("", "Secret" | "PersistentVolume" | "PersistentVolumeClaim") => "it means nothing to the mesh; leave it out",
         _ => return None,
     };
     Some(reason)

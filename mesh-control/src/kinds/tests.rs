@@ -388,3 +388,17 @@ fn kinds_are_found_by_any_of_their_names() {
     }
     assert_eq!(Kind::from_word("bananas"), None);
 }
+
+/// AN15: routes by the claims of a token are refused by name, wanted or not wanted.
+#[test]
+fn routes_by_claims_are_refused() {
+    for field in ["headers", "withoutHeaders"] {
+        let text = format!(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: x}}\nspec:\n  hosts: [a]\n  http:\n  - match:\n    - {field}:\n        \"@request.auth.claims.group\": {{exact: admin}}\n    route: [{{destination: {{host: a}}}}]\n"
+        );
+        let found = parse("f.yaml", &text).unwrap_err();
+        let told: Vec<_> = found.iter().map(|it| (&*it.code, it.line)).collect();
+        assert_eq!(told, [(codes::UNSUPPORTED_FIELD, 9)], "{found:?}");
+        assert!(found[0].message.contains("@request.auth.claims.group"), "{found:?}");
+    }
+}

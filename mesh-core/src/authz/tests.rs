@@ -262,21 +262,28 @@ fn guards_are_asked_in_order() {
     }
 }
 
-/// SV9, AZ4: the caller's address is believed of as many proxies as are trusted, and of nobody by default.
+/// SV9, AZ4: the caller's address is believed of as many proxies as are trusted; else of members of the mesh, and of nobody in
+/// plaintext.
 #[test]
 fn forwarded_addresses_are_believed_by_trust() {
     let parts = request("/", &[("x-forwarded-for", b"192.0.2.1, 192.0.2.2"), ("x-forwarded-for", b"192.0.2.3")]);
     let direct: IpAddr = "10.0.0.1".parse().unwrap();
-    let garbage = request("/", &[("x-forwarded-for", b"192.0.2.1,unknown")]);
-    for (parts, hops, expected) in [
-        (&parts, None, Some("10.0.0.1")),
-        (&parts, Some(0), Some("192.0.2.3")),
-        (&parts, Some(2), Some("192.0.2.1")),
-        (&parts, Some(3), Some("10.0.0.1")),
-        (&garbage, Some(0), None),
+    let (garbage, none) = (request("/", &[("x-forwarded-for", b"192.0.2.1,unknown")]), request("/", &[]));
+    for (parts, hops, member, expected) in [
+        (&parts, None, false, Some("10.0.0.1")),
+        (&parts, None, true, Some("192.0.2.3")),
+        (&none, None, true, Some("10.0.0.1")),
+        (&garbage, None, true, None),
+        (&garbage, None, false, Some("10.0.0.1")),
+        (&parts, Some(0), false, Some("192.0.2.3")),
+        (&parts, Some(2), true, Some("192.0.2.1")),
+        (&parts, Some(3), false, Some("10.0.0.1")),
+        (&garbage, Some(0), false, None),
     ] {
         let inbound = Inbound { trusted_hops: hops, ..Inbound::default() };
         let expected: Option<IpAddr> = expected.map(|text| text.parse().unwrap());
-        assert_eq!(inbound.remote(direct, &parts.headers), expected, "{hops:?}");
+        assert_eq!(inbound.remote(direct, member, &parts.headers), expected, "{hops:?} {member}");
     }
+    let alone = Inbound { members_forward: false, ..Inbound::default() };
+    assert_eq!(alone.remote(direct, true, &parts.headers), Some(direct));
 }

@@ -32,10 +32,16 @@ pub struct Inbound {
     /// The form paths are brought into before anything is decided by them. Istio `pathNormalization`.
     pub path: PathNormalization,
     /// How many proxies in front are trusted to have told the caller's address: that many entries from the end of
-    /// `x-forwarded-for` are passed over, and the next is the caller. `None` believes the connection alone.
+    /// `x-forwarded-for` are passed over, and the next is the caller. `None` believes nobody but, as the next field says,
+    /// members of the mesh.
     ///
     /// Envoy `HttpConnectionManager.xff_num_trusted_hops`, where it is not 0.
     pub trusted_hops: Option<u32>,
+    /// Where `trusted_hops` says nothing, a caller with a certificate of the mesh is believed the last entry of
+    /// `x-forwarded-for`: a gateway wrote it. Without, the connection alone tells. Default true.
+    ///
+    /// Envoy `HttpConnectionManager.use_remote_address`, turned round; Envoy believes callers in plaintext too. gRFC A41: false.
+    pub members_forward: bool,
     /// How many requests are let in. Envoy `LocalRateLimit` among the `http_filters`.
     pub rate_limit: Option<Arc<LocalRateLimit>>,
     /// Who counts requests for the whole mesh, in order; asked after `rate_limit`. Envoy `RateLimit` among the `http_filters`.
@@ -76,6 +82,7 @@ impl Default for Inbound {
             guards: Vec::new(),
             path: PathNormalization::BASE,
             trusted_hops: None,
+            members_forward: true,
             rate_limit: None,
             global_limits: Vec::new(),
             request_headers_timeout: None,
@@ -91,14 +98,15 @@ impl Default for Inbound {
 
 impl Inbound {
     /// Where a request comes from, as far as the proxies in front are trusted: `direct` is the other end of the
-    /// connection. `None` if what a trusted proxy wrote is no address.
-    pub fn remote(&self, direct: IpAddr, headers: &HeaderMap) -> Option<IpAddr> {
-        self.remote_behind(direct, headers, 0)
+    /// connection, which a `member` of the mesh has who showed its certificate. `None` if what was believed is no address.
+    pub fn remote(&self, direct: IpAddr, member: bool, headers: &HeaderMap) -> Option<IpAddr> {
+        self.remote_behind(direct, member, headers, 0)
     }
 
     /// The same when so many entries have been appended here.
-    pub fn remote_behind(&self, direct: IpAddr, headers: &HeaderMap, appended: usize) -> Option<IpAddr> {
-        let Some(hops) = self.trusted_hops.and_then(|hops| usize::try_from(hops).ok()) else { return Some(direct) };
+    pub fn remote_behind(&self, direct: IpAddr, member: bool, headers: &HeaderMap, appended: usize) -> Option<IpAddr> {
+        let hops = self.trusted_hops.or((member && self.members_forward).then_some(0));
+        let Some(hops) = hops.and_then(|hops| usize::try_from(hops).ok()) else { return Some(direct) };
         let lines = headers.get_all("x-forwarded-for").iter().rev();
         let mut entries = lines.flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b','));
         let Some(entry) = entries.nth(hops.saturating_add(appended)) else { return Some(direct) };

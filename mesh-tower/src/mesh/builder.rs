@@ -20,6 +20,7 @@ use crate::{
     names,
     pool::Pool,
     server::{Ending, Gate, Report, ServingState},
+    serving::Serving,
     source::Source,
     telemetry::{AccessLog, LogSink, Peer, Spans, Telemetry},
     tls::{ClientTls, Identity, LiveIdentity},
@@ -359,7 +360,11 @@ impl Builder {
                 join(announced(bootstrap, listener.as_ref()), self.workload, identity.clone(), !has_own, self.saved)
             }
         };
-        let Joined { live, workload, metadata, status, dump, pages, services, mut tasks, .. } = joined;
+        let Joined { live, workload, metadata, status, dump, mut pages, services, mut tasks, .. } = joined;
+        let serving = Serving::default();
+        let told = serving.clone();
+        let ports: super::Page = Arc::new(move || serde_json::json!({ "ports": told.ports() }));
+        pages.push(("/serving", ports));
         if let (Some(dialling), Some(report)) = (live.dialling(), self.report.0) {
             dialling.report_to(report);
         }
@@ -422,6 +427,7 @@ impl Builder {
             admin,
             gate: self.gate,
             in_order: self.ending,
+            serving,
             ending,
             unwell,
             _tasks: tasks,

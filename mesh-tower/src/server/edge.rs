@@ -69,7 +69,7 @@ pub(super) fn receive(caller: &Caller, parts: &mut Parts, inbound: Option<&Inbou
     headers.remove(FORWARDED_CLIENT_CERT);
     let direct = caller.address.ip().to_canonical();
     let trusts = inbound.is_some_and(|inbound| inbound.trusted_hops.is_some());
-    let remote = inbound.map_or(Some(direct), |inbound| inbound.remote(direct, headers));
+    let remote = inbound.map_or(Some(direct), |inbound| inbound.remote(direct, false, headers));
     append(headers, direct);
     if let Some(remote) = remote.filter(is_external)
         && let Ok(value) = HeaderValue::from_str(&remote.to_string())

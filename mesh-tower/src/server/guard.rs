@@ -157,7 +157,7 @@ fn judge(
         peer: caller.peer.as_ref(),
         claims: known.claims.as_ref(),
         local: caller.local,
-        remote: inbound.remote_behind(direct, &parts.headers, caller.appended),
+        remote: inbound.remote_behind(direct, caller.peer.is_some(), &parts.headers, caller.appended),
         server_name: &caller.server_name,
         request,
     };

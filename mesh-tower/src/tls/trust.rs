@@ -4,7 +4,8 @@
 //! vouches for nobody of another (SPIFFE federation, gRFC A87). Then come revocation lists, and last a list of identities
 //! and serial numbers that are denied whatever the certificates say, for when it has to be quick.
 //!
-//! What is not known is denied: a certificate that no list speaks of, once there are lists, and a list that is out of date.
+//! What is not known is denied: a certificate of our own trust domain that no list speaks of, once there are lists, and a list
+//! that is out of date. Of other domains' certificates our authority's lists say nothing: those count that their own made.
 
 use std::{
     collections::BTreeMap,
@@ -86,7 +87,7 @@ impl Judge {
     ) -> Result<Verdict, Refusal> {
         let certificate = EndEntityCert::try_from(leaf).map_err(Refusal::Chain)?;
         let id = verify::spiffe_id(&certificate)?;
-        let domain = if self.told.aliases.contains(id.trust_domain()) { &self.own } else { id.trust_domain() };
+        let domain = if self.told.aliases.contains(id.trust_domain()) { self.own.as_str() } else { id.trust_domain() };
         // The chain of a stranger is judged by our own roots, so that what is wrong with it is told first.
         let anchors = self.anchors.get(domain).or_else(|| self.anchors.get(&self.own));
         let anchors: &[TrustAnchor<'_>] = anchors.map_or(&[], |anchors| anchors);
@@ -95,8 +96,9 @@ impl Judge {
             true => RevocationCheckDepth::EndEntity,
             false => RevocationCheckDepth::Chain,
         };
+        let unknown = if domain == self.own { UnknownStatusPolicy::Deny } else { UnknownStatusPolicy::Allow };
         let revocation = RevocationOptionsBuilder::new(&lists).ok().map(|options| {
-            let options = options.with_depth(depth).with_status_policy(UnknownStatusPolicy::Deny);
+            let options = options.with_depth(depth).with_status_policy(unknown);
             options.with_expiration_policy(ExpirationPolicy::Enforce).build()
         });
         certificate
@@ -167,7 +169,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use rcgen::{
-        BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, PublicKeyData, SanType, SubjectPublicKeyInfo,
+        BasicConstraints, CertificateParams, CertificateRevocationListParams, IsCa, Issuer, KeyIdMethod, KeyPair,
+        KeyUsagePurpose, PublicKeyData, RevokedCertParams, SanType, SerialNumber, SubjectPublicKeyInfo, date_time_ymd,
     };
 
     use super::*;
@@ -236,5 +239,64 @@ ODGMyQP/sZBGlWGRdwIDAQAB
         // Nobody knows that domain, whoever vouches for it.
         let stranger = leaf("spiffe://e/ns/x/sa/y", &key, &issuers[0]);
         assert_eq!(verdict(&judge, &stranger), Err(Reason::TrustDomain));
+    }
+
+    /// AN5, CT10, CT11: once an authority revokes, certificates of its own domain must be on no list of its; those of another domain are
+    /// believed as before, and revoked by their own authority alone.
+    #[test]
+    fn lists_speak_of_their_own_trust_domain() {
+        let authority = |name: &str| {
+            let key = KeyPair::generate().unwrap();
+            let mut params = CertificateParams::default();
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+            params.distinguished_name.push(rcgen::DnType::CommonName, name);
+            let root = params.self_signed(&key).unwrap().der().clone();
+            (Issuer::new(params, key), root)
+        };
+        let list = |issuer: &Issuer<'_, KeyPair>, serial: u64| -> Arc<[u8]> {
+            let revoked = RevokedCertParams {
+                serial_number: SerialNumber::from(serial),
+                revocation_time: date_time_ymd(2021, 1, 1),
+                reason_code: None,
+                invalidity_date: None,
+            };
+            let list = CertificateRevocationListParams {
+                this_update: date_time_ymd(2021, 1, 1),
+                next_update: date_time_ymd(2119, 1, 1),
+                crl_number: SerialNumber::from(1_u64),
+                issuing_distribution_point: None,
+                revoked_certs: vec![revoked],
+                key_identifier_method: KeyIdMethod::Sha256,
+            };
+            list.signed_by(issuer).unwrap().der().to_vec().into()
+        };
+        let key = KeyPair::generate().unwrap();
+        let signed = |domain: &str, serial: u64, issuer: &Issuer<'_, KeyPair>| {
+            let mut params = CertificateParams::default();
+            params.subject_alt_names = vec![SanType::URI(format!("spiffe://{domain}/ns/x/sa/y").try_into().unwrap())];
+            params.serial_number = Some(SerialNumber::from(serial));
+            params.signed_by(&key, issuer).unwrap().der().clone()
+        };
+        let ((a, root_a), (b, root_b)) = (authority("a"), authority("b"));
+        for (lists, only_leaf_crl, expected) in [
+            (vec![], false, [true, true, true, true]),
+            (vec![list(&a, 1)], false, [false, true, true, true]),
+            (vec![list(&a, 1)], true, [false, true, true, true]),
+            (vec![list(&a, 1), list(&b, 1)], false, [false, true, false, true]),
+            // Of our own domain nothing is known then, and that is not enough.
+            (vec![list(&b, 1)], false, [false, false, false, true]),
+        ] {
+            let told = trust::Trust {
+                bundles: [("b".to_owned(), vec![root_b.to_vec().into()])].into(),
+                crls: lists,
+                only_leaf_crl,
+                ..trust::Trust::default()
+            };
+            let judge = Judge::new(Arc::new(told), "a", Some(anchors(std::slice::from_ref(&root_a)).unwrap())).unwrap();
+            let peers = [signed("a", 1, &a), signed("a", 2, &a), signed("b", 1, &b), signed("b", 2, &b)];
+            let believed = peers.map(|peer| verdict(&judge, &peer).is_ok());
+            assert_eq!(believed, expected, "only leaves: {only_leaf_crl}");
+        }
     }
 }

@@ -55,7 +55,7 @@ const QUIET: [&str; 11] = [
 ];
 
 /// Parts of names and types of filters that decide who may do what.
-const GUARDS: [&str; 11] = [
+const GUARDS: [&str; 12] = [
     "rbac",
     "authz",
     "authn",
@@ -67,6 +67,8 @@ const GUARDS: [&str; 11] = [
     "api_key_auth",
     "credential",
     "csrf",
+    // A processor may refuse any request, and does unless it is told to fail open.
+    "ext_proc",
 ];
 
 /// Whether a filter decides who may do what, judged by its name and the type of its settings.

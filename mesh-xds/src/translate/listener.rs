@@ -194,6 +194,7 @@ struct Port {
     guards: Option<Vec<Guard>>,
     path: Option<PathNormalization>,
     trusted_hops: Option<u32>,
+    members_do_not_forward: bool,
     rate_limit: Option<Arc<LocalRateLimit>>,
     global_limits: Vec<Arc<GlobalRateLimit>>,
     request_headers_timeout: Option<Duration>,
@@ -222,18 +223,18 @@ fn inbound(chains: Vec<FilterChain>, ignored: &mut Ignored) -> Result<Vec<(u16, 
             alpn: default.alpn,
             versions: default.tls_versions,
         });
-        let routes = port.routes.unwrap_or_default();
         Arc::new(Inbound {
             name: port.name,
             mtls,
             callers: tls.callers,
             tls_versions: tls.versions,
             alpn: tls.alpn,
-            routes,
+            routes: port.routes.unwrap_or_default(),
             refused: port.refused,
             guards: port.guards.unwrap_or_default(),
             path: port.path.unwrap_or(PathNormalization::NONE),
             trusted_hops: port.trusted_hops,
+            members_forward: !port.members_do_not_forward,
             rate_limit: port.rate_limit,
             global_limits: port.global_limits,
             request_headers_timeout: port.request_headers_timeout,
@@ -274,7 +275,7 @@ fn inbound_chain(chain: &FilterChain, ports: &mut BTreeMap<u16, Port>, ignored: 
     let most = guarded::connection_limit(chain, ignored)?;
     let telling = telling::decode(&manager, FILTERS, ignored)?;
     let mut refused = guard(chain).or(filters.refused);
-    let (path, hops) = (guarded::path(&manager)?, guarded::trusted_hops(&manager));
+    let (path, (hops, members_forward)) = (guarded::path(&manager)?, guarded::trust(&manager));
     let (http, client_cert) = (guarded::http_limits(&manager, ignored)?, guarded::client_cert(&manager)?);
     let underscores = guarded::underscores(&manager)?;
     let RouteSource::Inline(routes) = routes(manager, Side::Inbound, ignored)? else {
@@ -297,6 +298,7 @@ fn inbound_chain(chain: &FilterChain, ports: &mut BTreeMap<u16, Port>, ignored: 
     entry.guards.get_or_insert(filters.guards);
     entry.path.get_or_insert(path);
     entry.trusted_hops = entry.trusted_hops.or(hops);
+    entry.members_do_not_forward |= !members_forward;
     entry.refused = entry.refused.take().or(refused);
     entry.rate_limit = entry.rate_limit.take().or(filters.rate_limit);
     if entry.global_limits.is_empty() {
@@ -422,6 +424,7 @@ pub(super) fn encode_inbound<'a>(ports: impl Iterator<Item = (u16, &'a Inbound)>
 fn encode_chains(port: u16, inbound: &Inbound) -> impl Iterator<Item = FilterChain> {
     let routes =
         if inbound.routes.name.is_empty() { format!("inbound|{port}||") } else { inbound.routes.name.to_string() };
+    let (xff_num_trusted_hops, use_remote_address) = guarded::encode_trust(inbound);
     let mut manager = HttpConnectionManager {
         stat_prefix: format!("inbound_{EVERY_ADDRESS}_{port}"),
         route_specifier: Some(RouteSpecifier::RouteConfig(route::encode(&routes, &inbound.routes))),
@@ -430,7 +433,8 @@ fn encode_chains(port: u16, inbound: &Inbound) -> impl Iterator<Item = FilterCha
         normalize_path: Some(inbound.path.dot_segments),
         merge_slashes: inbound.path.merge_slashes,
         path_with_escaped_slashes_action: guarded::encode_slashes(inbound.path.escaped_slashes),
-        xff_num_trusted_hops: inbound.trusted_hops.unwrap_or(0),
+        xff_num_trusted_hops,
+        use_remote_address,
         http_filters: filter::encode(
             Side::Inbound,
             inbound.refused.is_some(),

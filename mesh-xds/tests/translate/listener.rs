@@ -262,7 +262,7 @@ fn one_sided_tls_is_refused() {
     }
 }
 
-/// RA17, AN16, AN17: filters that only observe are passed over, others reported, guards close the port.
+/// RA17, AN16, AN17, AZ9: filters that only observe are passed over, others reported, guards close the port, processors too.
 #[test]
 fn filters_that_guard_close_the_port() {
     let quiet = || {
@@ -295,6 +295,7 @@ fn filters_that_guard_close_the_port() {
     let wrapped = any("udpa.type.v1.TypedStruct", &[&[0x0a, 32][..], b"type.googleapis.com/my.JwtPolicy"].concat());
     for guard in [
         filter("envoy.filters.http.ext_authz", any("envoy.extensions.filters.http.ext_authz.v3.ExtAuthz", &[])),
+        filter("processor", any("envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor", &[])),
         filter("istio_authn", any("istio.envoy.config.filter.http.authn.v2alpha1.FilterConfig", &[])),
         filter("plain-name", any("envoy.extensions.filters.http.oauth2.v3.OAuth2", &[])),
         filter("gcp", any("envoy.extensions.filters.http.gcp_authn.v3.GcpAuthnFilterConfig", &[])),

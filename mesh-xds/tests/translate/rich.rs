@@ -389,6 +389,7 @@ fn inbound(port: u16, mtls: MtlsMode) -> Inbound {
         guards: guards::guards(),
         path: PathNormalization { dot_segments: false, merge_slashes: true, escaped_slashes: EscapedSlashes::Forward },
         trusted_hops: Some(2),
+        members_forward: true,
     }
 }
 

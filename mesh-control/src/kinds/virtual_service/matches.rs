@@ -69,7 +69,7 @@ fn headers(
     for (name, node) in reader.map(node, &path) {
         let path = format!("{path}.{}", name.value);
         if name.starts_with('@') {
-            reader.unsupported(name.at, &path, "routing by the claims of a token is not supported yet");
+            reader.unsupported(name.at, &path, "routes do not go by the claims of a token: gateways verify none; let an AuthorizationPolicy of the workload behind decide by request.auth.claims");
             continue;
         }
         let Some(matcher) = string(node, &path, reader) else { continue };

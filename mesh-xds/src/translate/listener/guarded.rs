@@ -74,14 +74,23 @@ pub(super) fn encode_slashes(wanted: EscapedSlashes) -> i32 {
     action.into()
 }
 
-/// How many proxies are believed. Of none the connection alone tells (gRFC A41), unlike in an Envoy that does not use the
-/// remote address: it takes whatever the caller wrote last.
-pub(super) fn trusted_hops(manager: &HttpConnectionManager) -> Option<u32> {
-    match (manager.xff_num_trusted_hops, manager.use_remote_address) {
-        (0, _) => None,
+/// How many proxies are believed, and whether members of the mesh are where none is said to be. An Envoy that does not use the
+/// remote address believes whoever calls; here it takes a certificate.
+pub(super) fn trust(manager: &HttpConnectionManager) -> (Option<u32>, bool) {
+    match (manager.xff_num_trusted_hops, manager.use_remote_address == Some(true)) {
+        (0, own) => (None, !own),
         // It appends the connection's address itself, which counts.
-        (hops, Some(true)) => Some(hops - 1),
-        (hops, _) => Some(hops),
+        (hops, true) => (Some(hops - 1), true),
+        (hops, false) => (Some(hops), true),
+    }
+}
+
+/// The same, written.
+pub(super) fn encode_trust(inbound: &Inbound) -> (u32, Option<bool>) {
+    match (inbound.trusted_hops, inbound.members_forward) {
+        (None, members) => (0, (!members).then_some(true)),
+        (Some(0), _) => (1, Some(true)),
+        (Some(hops), _) => (hops, None),
     }
 }
 

@@ -199,6 +199,8 @@ fn policy(chain: &FilterChain, ignored: &mut Ignored) -> Result<(Inbound, RouteS
         alpn,
         refused: filters.refused,
         guards: filters.guards,
+        // The connection alone tells who calls.
+        members_forward: false,
         ..Inbound::default()
     };
     Ok((policy, routes))
