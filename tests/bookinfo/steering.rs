@@ -159,7 +159,8 @@ async fn verbs_show_real_traffic() {
     for part in ["rsp src=productpage dst=reviews :method=GET", ":path=/reviews/0", ":status=200 latency="] {
         assert!(tapped.lines().all(|line| line.contains(part)), "{part} in {tapped}");
     }
-    let top = ok(&bookinfo, &["top", "--for", "2s"]);
+    // Spans come in batches, seconds apart.
+    let top = ok(&bookinfo, &["top", "--for", "12s"]);
     assert!(top.starts_with("SOURCE ") && top.contains("/reviews/0") && top.contains("100.00%"), "{top}");
     let traces = json(&["trace", "--service", "ratings", "-o", "json"]);
     let trace = traces.iter().find(|trace| trace["services"].as_array().unwrap().len() >= 4).expect("all of a page");

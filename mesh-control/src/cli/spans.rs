@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Failure, client::Server};
+use super::{Failure, client::Server, live::UNKNOWN};
 
 /// Between two looks at what is new.
 const INTERVAL: Duration = Duration::from_millis(500);
@@ -80,7 +80,7 @@ impl Span {
 pub(super) struct Call {
     pub(super) trace: String,
     pub(super) id: String,
-    /// Of the caller; none from outside of the mesh.
+    /// Of the caller; none where the trace begins here.
     pub(super) source: Option<String>,
     pub(super) destination: String,
     pub(super) method: String,
@@ -171,7 +171,10 @@ pub(super) fn calls(trace: &str, spans: &[Span]) -> Vec<Call> {
         Call {
             trace: trace.to_owned(),
             id: format!("{trace}-{}", span.id),
-            source: attempt.map(|it| it.service.clone()),
+            // Somebody sent it whose own span is not here, yet or at all: whoever that is.
+            source: attempt
+                .map(|it| it.service.clone())
+                .or_else(|| (!span.parent.is_empty()).then(|| UNKNOWN.to_owned())),
             destination: destination.unwrap_or_default(),
             method: text(span.attribute(&["http.request.method", "rpc.method"])),
             authority: authority.or_else(named).unwrap_or_default(),
