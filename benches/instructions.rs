@@ -2,7 +2,8 @@
 //!
 //! Question: the same work as in the other benches, counted instead of timed, so that a regression shows on a noisy
 //! machine: valgrind's callgrind runs this program twice a path, once with 1,000 and once with 5,000 turns, and the
-//! difference is what a turn takes. System calls count nothing, so the clock is not in it. Answers are kept in `RESULTS.md`.
+//! difference is what a turn takes. System calls count nothing, so the clock is not in it. Calls over a wire go to a server in
+//! a process of its own, which is not counted. Answers are kept in `RESULTS.md`.
 //!
 //! `cargo bench --bench instructions` (`-- --only call` for the paths whose names have that word; needs valgrind).
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
@@ -19,13 +20,13 @@ use mesh_core::{
     snapshot::Snapshot,
     time::Time,
 };
-
-use mesh_tower::telemetry::{Event, Peer, Reporter, Telemetry};
+use mesh_tower::telemetry::{self, Peer, Reporter, Telemetry};
 use mesh_xds::{
     ads::{Event, TypeUrl},
     graph::{Graph, Part},
     translate::{Listener, RouteSource},
 };
+use tokio::runtime::Runtime;
 
 use common::{
     GrpcNowhere, Nowhere, Policy, argument, call, client, client_of, grpc_call, grpc_request, mesh, read, request,
@@ -36,6 +37,7 @@ mod common;
 #[allow(dead_code)]
 #[path = "../mesh-xds/tests/size/large.rs"]
 mod large;
+mod wire;
 
 type Path = (&'static str, fn(usize));
 
@@ -46,6 +48,10 @@ const PATHS: &[Path] = &[
     ("call: 1,000 virtual hosts with timeout and retries", |turns| calls(turns, 1_000, Policy::Usual)),
     ("call: the gRPC loop itself", bare_grpc),
     ("call: gRPC, one route with timeout and retries", grpc_calls),
+    ("call over a wire: bare hyper-util", wire::bare_http),
+    ("call over a wire: HTTP through the mesh", wire::mesh_http),
+    ("call over a wire: plain tonic channel", wire::bare_grpc),
+    ("call over a wire: gRPC through the mesh", wire::mesh_grpc),
     ("call: telling of it alone", tellings),
     ("plan: one route", |turns| plans(turns, 1)),
     ("plan: 1,000 virtual hosts", |turns| plans(turns, 1_000)),
@@ -60,26 +66,31 @@ const PATHS: &[Path] = &[
 ];
 
 fn main() {
+    if wire::is_server() {
+        return wire::serve();
+    }
     if let Some(path) = argument("--path") {
         return PATHS[path].1(argument("--turns").unwrap());
     }
+    let server = wire::Server::start();
     let only = text_argument("--only").unwrap_or_default();
     println!("| path | instructions |");
     println!("|---|---|");
     for (at, (name, _)) in PATHS.iter().enumerate().filter(|(_, (name, _))| name.contains(&only)) {
         // An update is far more than a call: fewer of them do.
         let each = if name.starts_with("update") { 400.0 } else { 4_000.0 };
-        let (few, many) = (count(at, 1_000), count(at, 5_000));
+        let (few, many) = (count(at, 1_000, &server), count(at, 5_000, &server));
         println!("| {name} | {:.0} |", (many - few) as f64 / each);
     }
 }
 
 /// Instructions of the whole program.
-fn count(path: usize, turns: usize) -> u64 {
+fn count(path: usize, turns: usize, server: &wire::Server) -> u64 {
     let run = Command::new("valgrind")
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
         // What starts before (a clock that is calibrated, above all) takes longer or shorter from run to run.
-        .args(PATHS[path].0.starts_with("call").then_some("--toggle-collect=*on_one_thread*"))
+        .args(PATHS[path].0.starts_with("call").then_some("--toggle-collect=*counted_on_one_thread*"))
+        .env(wire::ADDRESS, server.address.to_string())
         .arg(env::current_exe().unwrap())
         .args(["--path", &path.to_string(), "--turns", &turns.to_string()])
         .output()
@@ -89,9 +100,18 @@ fn count(path: usize, turns: usize) -> u64 {
     line.rsplit(' ').next().unwrap().parse().unwrap()
 }
 
-#[inline(never)]
 fn on_one_thread(work: impl Future<Output = ()>) {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work);
+    counted_on_one_thread(&runtime(), work);
+}
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+/// What of a call's path is counted.
+#[inline(never)]
+fn counted_on_one_thread(runtime: &Runtime, work: impl Future<Output = ()>) {
+    runtime.block_on(work);
 }
 
 /// What a call's metrics cost: an event of a series that is known.
@@ -104,7 +124,7 @@ fn tellings(turns: usize) {
         name: "reviews".into(),
         namespace: "default".into(),
     };
-    let event = Event {
+    let event = telemetry::Event {
         reporter: Reporter::Source,
         peer: Some(&peer),
         service: Some(&service),

@@ -7,6 +7,12 @@ pub struct HttpConnectionManager {
     pub stat_prefix: ::prost::alloc::string::String,
     #[prost(message, repeated, tag = "5")]
     pub http_filters: ::prost::alloc::vec::Vec<HttpFilter>,
+    #[prost(message, optional, tag = "7")]
+    pub tracing: ::core::option::Option<http_connection_manager::Tracing>,
+    #[prost(message, repeated, tag = "13")]
+    pub access_log: ::prost::alloc::vec::Vec<
+        super::super::super::super::super::config::accesslog::v3::AccessLog,
+    >,
     #[prost(message, optional, tag = "35")]
     pub common_http_protocol_options: ::core::option::Option<
         super::super::super::super::super::config::core::v3::HttpProtocolOptions,
@@ -50,6 +56,37 @@ pub struct HttpConnectionManager {
 }
 /// Nested message and enum types in `HttpConnectionManager`.
 pub mod http_connection_manager {
+    #[derive(Clone, PartialEq, ::prost::Message)]
+    pub struct Tracing {
+        #[prost(message, optional, tag = "3")]
+        pub client_sampling: ::core::option::Option<
+            super::super::super::super::super::super::r#type::v3::Percent,
+        >,
+        #[prost(message, optional, tag = "4")]
+        pub random_sampling: ::core::option::Option<
+            super::super::super::super::super::super::r#type::v3::Percent,
+        >,
+        #[prost(message, optional, tag = "5")]
+        pub overall_sampling: ::core::option::Option<
+            super::super::super::super::super::super::r#type::v3::Percent,
+        >,
+        #[prost(message, repeated, tag = "8")]
+        pub custom_tags: ::prost::alloc::vec::Vec<
+            super::super::super::super::super::super::r#type::tracing::v3::CustomTag,
+        >,
+    }
+    impl ::prost::Name for Tracing {
+        const NAME: &'static str = "Tracing";
+        const PACKAGE: &'static str = "envoy.extensions.filters.network.http_connection_manager.v3";
+        fn full_name() -> ::prost::alloc::string::String {
+            "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.Tracing"
+                .into()
+        }
+        fn type_url() -> ::prost::alloc::string::String {
+            "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.Tracing"
+                .into()
+        }
+    }
     #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
     pub struct SetCurrentClientCertDetails {
         #[prost(message, optional, tag = "1")]
