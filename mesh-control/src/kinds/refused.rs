@@ -90,10 +90,7 @@ pub(super) fn reason(group: &str, kind: &str) -> Option<&'static str> {
         ("", "ConfigMap") => {
             "of ConfigMaps only one with the key mesh is taken, which is Istio's MeshConfig; leave it out"
         }
-        ("", "PersistentVolume" | "PersistentVolumeClaim") => {
-            "it means nothing to the mesh; leave it out"
-        }
-        ("", "Secret" | "PersistentVolume" | "PersistentVolumeClaim") => "it means nothing to the mesh; leave it out",
+        ("", "PersistentVolume" | "PersistentVolumeClaim") => "it means nothing to the mesh; leave it out",
         _ => return None,
     };
     Some(reason)

@@ -12,7 +12,7 @@ use mesh_core::{
     snapshot::Snapshot,
 };
 
-use super::{Caller, Role, Server, guard::Refusal};
+use super::{Caller, Server, guard::Refusal};
 use crate::limits::{METHOD, tell_result};
 
 impl Server {
@@ -97,7 +97,7 @@ fn counted<'a>(snapshot: &'a Snapshot, caller: &'a Caller, port: u16, parts: &'a
     let direct = caller.address.ip().to_canonical();
     let mut view = RequestView::of(parts, Some(port));
     view.source = match snapshot.inbound(port) {
-        Some(inbound) => inbound.remote(direct, &parts.headers),
+        Some(inbound) => inbound.remote_behind(direct, caller.peer.is_some(), &parts.headers, caller.appended),
         None => Some(direct),
     };
     let peer = caller.peer.as_ref().map(SpiffeId::as_str);

@@ -11,7 +11,7 @@ use mesh_core::{
 use rand::RngCore;
 use tokio::{io::copy_bidirectional, sync::watch, time::timeout};
 
-use super::{DRAIN, Server, until_true};
+use super::{Server, until_true};
 use crate::{connect::Io, tls::Accepted};
 
 impl Server {
@@ -37,7 +37,7 @@ impl Server {
             tokio::select! {
                 handed = copying.as_mut() => handed.ok(),
                 () = over => None,
-                () = until_true(&mut draining) => timeout(DRAIN, copying).await.ok().and_then(Result::ok),
+                () = until_true(&mut draining) => timeout(self.ending.drain, copying).await.ok().and_then(Result::ok),
             }
         };
         let (sent, received) = handed.unwrap_or_default();

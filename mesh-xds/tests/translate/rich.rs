@@ -317,6 +317,7 @@ fn table(name: &str) -> RouteTable {
                 retry: Some(RetryPolicy { back_off: BackOff::default(), ..retry() }),
                 headers: changes("host"),
                 mirrors: vec![mirror()],
+                rate_limits: rate_limit().limits,
             }),
             Arc::new(VirtualHost { name: "allow_any".into(), domains: vec!["*".into()], ..VirtualHost::default() }),
         ],

@@ -44,6 +44,7 @@ use crate::{
         GatewayListener, GatewayPart, Listener, RouteSource, endpoint, filter, own_filter,
         read::{Ignored, Within, Wrong, element, wrong},
         route::{self, Side},
+        telling,
         tls::gateway as tls,
         value,
     },
@@ -121,6 +122,7 @@ fn part(
     let filters = filter::chain(&filters, Side::Outbound, FILTERS, ignored)?;
     let mut settings = settings(&manager, filters, ignored)?;
     settings.filters = own_filter::decode(&manager.http_filters)?;
+    settings.telling = telling::decode(&manager, FILTERS, ignored)?;
     let limit = |limit: Option<prost_types::Duration>, field| {
         let limit = limit.map(|it| value::duration(it, field)).transpose();
         limit.map(|limit| limit.filter(|limit| *limit > Duration::ZERO))
@@ -129,7 +131,9 @@ fn part(
         guards: guards.guards,
         refused: guard(chain).or(guards.refused),
         path: guarded::path(&manager)?,
-        trusted_hops: guarded::trusted_hops(&manager),
+        trusted_hops: guarded::trust(&manager).0,
+        // Who calls a gateway is of the world, whatever it shows.
+        members_forward: false,
         request_headers_timeout: limit(manager.request_headers_timeout, "request_headers_timeout")?,
         request_timeout: limit(manager.request_timeout, "request_timeout")?,
         max_connections: connection_limit(chain, ignored)?,
@@ -274,9 +278,10 @@ fn encode_http(name: &str, routes: &str, settings: &HttpSettings, policy: &Inbou
         &policy.guards,
         settings.fault.as_ref(),
         settings.rate_limit.as_deref(),
+        &settings.global_limits,
         settings.session.as_deref(),
     );
-    let manager = HttpConnectionManager {
+    let mut manager = HttpConnectionManager {
         stat_prefix: format!("outbound_{name}"),
         route_specifier: Some(RouteSpecifier::Rds(rds)),
         http_filters: own.chain(filters).collect(),
@@ -292,6 +297,7 @@ fn encode_http(name: &str, routes: &str, settings: &HttpSettings, policy: &Inbou
         common_http_protocol_options: super::encode_limit(settings),
         ..HttpConnectionManager::default()
     };
+    telling::encode(settings.telling.as_deref(), &mut manager);
     encode_chain_limit(policy).into_iter().chain([encode_manager(&manager)]).collect()
 }
 
