@@ -31,13 +31,6 @@ pub(crate) fn client() -> Client<HttpConnector, Body> {
     Client::builder(TokioExecutor::new()).build_http()
 }
 
-/// The same, calling from an address.
-pub(crate) fn client_from(address: std::net::IpAddr) -> Client<HttpConnector, Body> {
-    let mut connector = HttpConnector::new();
-    connector.set_local_address(Some(address));
-    Client::builder(TokioExecutor::new()).build(connector)
-}
-
 /// One GET, with an answer that says if it failed: status 599, the reason as body.
 pub(crate) async fn get(client: &Client<HttpConnector, Body>, uri: &str, headers: &[(&str, &str)]) -> Answer {
     let start = Instant::now();

@@ -322,7 +322,8 @@ fn policy() -> impl Fn(&str) {
         let direct = std::net::IpAddr::from([127, 0, 0, 1]);
         let mut view = RequestView::of(&parts, Some(80));
         view.source = Some(direct);
-        let inbound = InboundView { remote: inbound.remote(direct, &parts.headers), ..InboundView::of(80, view) };
+        let inbound =
+            InboundView { remote: inbound.remote(direct, false, &parts.headers), ..InboundView::of(80, view) };
         let _ = snapshot.admit(&inbound, 0, &mut Heard::default());
     }
 }

@@ -273,8 +273,7 @@ async fn no_way_to_write_frames_gets_round() {
         while !told(&said) {
             match timeout(Duration::from_secs(20), stream.read(&mut piece)).await.unwrap() {
                 Ok(count @ 1..) => said.extend_from_slice(&piece[..count]),
-                Ok(0) | Err(_) => break,
-                Ok(_) => {}
+                Ok(_) | Err(_) => break,
             }
         }
         assert_eq!(app.count() - before, usize::from(*passes), "{source}: {fields:?}");

@@ -51,7 +51,9 @@ fn element(wanted: ClientCertHeader, chain: &[CertificateDer<'_>], own: Option<S
     parts.extend(own.map(|own| format!("By={own}")));
     if let Some(digest) = sha256(leaf) {
         let mut hash = String::from("Hash=");
-        digest.iter().for_each(|byte| drop(write!(hash, "{byte:02x}")));
+        digest.iter().for_each(|byte| {
+            let _ = write!(hash, "{byte:02x}");
+        });
         parts.push(hash);
     }
     if wanted.cert {

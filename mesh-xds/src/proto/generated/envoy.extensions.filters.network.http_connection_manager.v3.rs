@@ -56,6 +56,31 @@ pub struct HttpConnectionManager {
 }
 /// Nested message and enum types in `HttpConnectionManager`.
 pub mod http_connection_manager {
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct SetCurrentClientCertDetails {
+        #[prost(message, optional, tag = "1")]
+        pub subject: ::core::option::Option<bool>,
+        #[prost(bool, tag = "3")]
+        pub cert: bool,
+        #[prost(bool, tag = "4")]
+        pub dns: bool,
+        #[prost(bool, tag = "5")]
+        pub uri: bool,
+        #[prost(bool, tag = "6")]
+        pub chain: bool,
+    }
+    impl ::prost::Name for SetCurrentClientCertDetails {
+        const NAME: &'static str = "SetCurrentClientCertDetails";
+        const PACKAGE: &'static str = "envoy.extensions.filters.network.http_connection_manager.v3";
+        fn full_name() -> ::prost::alloc::string::String {
+            "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.SetCurrentClientCertDetails"
+                .into()
+        }
+        fn type_url() -> ::prost::alloc::string::String {
+            "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.SetCurrentClientCertDetails"
+                .into()
+        }
+    }
     #[derive(Clone, PartialEq, ::prost::Message)]
     pub struct Tracing {
         #[prost(message, optional, tag = "3")]
@@ -84,31 +109,6 @@ pub mod http_connection_manager {
         }
         fn type_url() -> ::prost::alloc::string::String {
             "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.Tracing"
-                .into()
-        }
-    }
-    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-    pub struct SetCurrentClientCertDetails {
-        #[prost(message, optional, tag = "1")]
-        pub subject: ::core::option::Option<bool>,
-        #[prost(bool, tag = "3")]
-        pub cert: bool,
-        #[prost(bool, tag = "4")]
-        pub dns: bool,
-        #[prost(bool, tag = "5")]
-        pub uri: bool,
-        #[prost(bool, tag = "6")]
-        pub chain: bool,
-    }
-    impl ::prost::Name for SetCurrentClientCertDetails {
-        const NAME: &'static str = "SetCurrentClientCertDetails";
-        const PACKAGE: &'static str = "envoy.extensions.filters.network.http_connection_manager.v3";
-        fn full_name() -> ::prost::alloc::string::String {
-            "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.SetCurrentClientCertDetails"
-                .into()
-        }
-        fn type_url() -> ::prost::alloc::string::String {
-            "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.SetCurrentClientCertDetails"
                 .into()
         }
     }

@@ -24,6 +24,30 @@ pub mod tcp_proxy {
             #[prost(uint32, tag = "2")]
             pub weight: u32,
         }
+        impl ::prost::Name for ClusterWeight {
+            const NAME: &'static str = "ClusterWeight";
+            const PACKAGE: &'static str = "envoy.extensions.filters.network.tcp_proxy.v3";
+            fn full_name() -> ::prost::alloc::string::String {
+                "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster.ClusterWeight"
+                    .into()
+            }
+            fn type_url() -> ::prost::alloc::string::String {
+                "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster.ClusterWeight"
+                    .into()
+            }
+        }
+    }
+    impl ::prost::Name for WeightedCluster {
+        const NAME: &'static str = "WeightedCluster";
+        const PACKAGE: &'static str = "envoy.extensions.filters.network.tcp_proxy.v3";
+        fn full_name() -> ::prost::alloc::string::String {
+            "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster"
+                .into()
+        }
+        fn type_url() -> ::prost::alloc::string::String {
+            "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster"
+                .into()
+        }
     }
     #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum ClusterSpecifier {
@@ -40,6 +64,7 @@ impl ::prost::Name for TcpProxy {
         "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy".into()
     }
     fn type_url() -> ::prost::alloc::string::String {
-        "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy".into()
+        "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy"
+            .into()
     }
 }
