@@ -50,6 +50,8 @@ pub(super) fn at_gateway(world: &World, node: &NodeInfo, ports: impl Iterator<It
         guards: guards.clone(),
         path: world.mesh.path,
         trusted_hops: world.mesh.trusted_proxies.checked_sub(1),
+        // Who calls a gateway is of the world, whatever it shows.
+        members_forward: false,
         ..Inbound::default()
     };
     ports.map(|port| (port, Arc::new(inbound(port)))).collect()

@@ -43,6 +43,9 @@ pub(crate) fn routes(world: &World, caller: &NodeInfo) -> Config {
         for port in config.outbound.keys() {
             config.http.insert(*port, Arc::clone(&all));
         }
+        for target in config.targets.values_mut() {
+            target.http = Arc::clone(&all);
+        }
     }
     config
 }
