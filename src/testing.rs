@@ -143,8 +143,8 @@ impl Mesh {
             Ok(plan) => match (&plan.target, &plan.route.redirect, &plan.route.respond) {
                 (Target::Respond, _, Some(answer)) => Expected::Status(answer.status),
                 (Target::Redirect, Some(redirect), _) => Expected::Status(redirect.status),
-                (Target::Cluster(cluster), ..) => Expected::of_clusters(weights, &cluster.name().to_string()),
-                (Target::NoCluster(name), ..) => Expected::of_clusters(weights, &name),
+                (Target::Cluster(cluster), ..) => Expected::of_clusters(weights, cluster.name().as_ref()),
+                (Target::NoCluster(name), ..) => Expected::of_clusters(weights, name),
                 _ => Expected::Status(404),
             },
         };

@@ -58,7 +58,7 @@ pub(crate) async fn upkeep(live: Weak<Live>, pool: Pool, telemetry: Telemetry, s
             }
             // Seldom, since all clusters are looked through.
             round = round.wrapping_add(1);
-            if round % 12 == 0 {
+            if round.is_multiple_of(12) {
                 let config = snapshot.config();
                 let hosts = config.clusters.iter().filter_map(|(_, cluster)| cluster.service.as_ref());
                 let known: HashSet<&str> = hosts.map(|service| &*service.host).collect();

@@ -117,7 +117,7 @@ fn hostile_names_cost_little_memory() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let client = client(Forward::default());
     let ask = |number: u32| {
-        let host = if number % 2 == 0 { "reviews".to_owned() } else { format!("host-{number}.example") };
+        let host = if number.is_multiple_of(2) { "reviews".to_owned() } else { format!("host-{number}.example") };
         let mut request = Request::new(Full::<Bytes>::default());
         *request.uri_mut() = format!("http://{host}/path/{number}?query={number}").parse().unwrap();
         *request.method_mut() = http::Method::from_bytes(format!("METHOD{number}").as_bytes()).unwrap();

@@ -114,10 +114,9 @@ fn service(cluster: &str) -> String {
 
 /// Whether a destination as somebody wrote it means this one.
 fn is(written: &str, found: &str) -> bool {
-    let split = |name: &str| name.split_once('/').map(|(host, subset)| (host.to_owned(), subset.to_owned()));
-    let (written_host, written_subset) = split(written).unwrap_or((written.to_owned(), String::new()));
-    let (host, subset) = split(found).unwrap_or((found.to_owned(), String::new()));
-    let rest = host.strip_prefix(&written_host);
+    let (written_host, written_subset) = written.split_once('/').unwrap_or((written, ""));
+    let (host, subset) = found.split_once('/').unwrap_or((found, ""));
+    let rest = host.strip_prefix(written_host);
     subset == written_subset && rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 

@@ -191,7 +191,7 @@ async fn over(connection: &mut TcpStream, path: &str) -> u16 {
         let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
         let length =
             head.lines().find_map(|line| line.to_lowercase().strip_prefix("content-length: ")?.parse::<usize>().ok());
-        if length.map_or(body.ends_with("0\r\n\r\n"), |length| body.len() >= length) {
+        if length.map_or_else(|| body.ends_with("0\r\n\r\n"), |length| body.len() >= length) {
             return head[9..12].parse().unwrap();
         }
     }

@@ -69,8 +69,11 @@ pub(crate) struct Pki {
 pub(crate) struct Callers {
     who: &'static [Who],
     tls: Vec<Option<Arc<ClientConfig>>>,
-    kept: Mutex<BTreeMap<(SocketAddr, usize), Arc<tokio::sync::Mutex<Option<Sender>>>>>,
+    kept: Mutex<BTreeMap<(SocketAddr, usize), Kept>>,
 }
+
+/// A connection, for one request at a time.
+type Kept = Arc<tokio::sync::Mutex<Option<Sender>>>;
 
 enum Sender {
     Http1(http1::SendRequest<Full<Bytes>>),

@@ -318,7 +318,7 @@ impl Bench {
 
     /// Runs trials, so many in each of Envoy's listeners: the place of the trial, what was asked, and what both said. An error
     /// says who refuses which rules.
-    async fn run(&mut self, trials: &[Trial], each: usize) -> Result<Vec<(usize, Knock, Said, Said)>, String> {
+    async fn run(&self, trials: &[Trial], each: usize) -> Result<Vec<(usize, Knock, Said, Said)>, String> {
         let tables = trials.chunks(each).enumerate().map(|(slot, trials)| {
             let port = self.envoy.address(slot).port();
             (slot, table(slot, trials, port).encode_to_vec())

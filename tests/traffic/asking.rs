@@ -39,7 +39,7 @@ use crate::{
 
 fn option(key: &str, value: &str, append: bool) -> HeaderValueOption {
     let header = HeaderValue { key: key.into(), value: value.into(), ..HeaderValue::default() };
-    HeaderValueOption { header: Some(header), append: Some(append), ..HeaderValueOption::default() }
+    HeaderValueOption { header: Some(header), append: Some(append) }
 }
 
 fn said(code: i32, response: Option<HttpResponse>) -> Reply {

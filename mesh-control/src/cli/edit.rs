@@ -101,7 +101,7 @@ fn without_notes(text: &str) -> String {
 
 /// Runs the editor and waits for its end.
 fn open(file: &Path) -> Result<(), Failure> {
-    let named = ["MESHCTL_EDITOR", "VISUAL", "EDITOR"].iter().find_map(|name| std::env::var_os(name));
+    let named = ["MESHCTL_EDITOR", "VISUAL", "EDITOR"].iter().find_map(std::env::var_os);
     let editor = named.filter(|editor| !editor.is_empty()).unwrap_or_else(|| OsString::from("vi"));
     // Through a shell, as git and kubectl do: an editor may have arguments.
     let mut command = Command::new("sh");

@@ -258,7 +258,7 @@ fn change(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<(Mode, Met
         let custom = inner.read("customMetric", |node, path| reader.text(node, path));
         mode = inner.read("mode", |node, path| reader.word(node, path, &MODES)).unwrap_or_default();
         inner.close(reader);
-        out.name = metric.map(str::to_owned).or(custom.map(|it| it.value)).unwrap_or_default();
+        out.name = metric.map(str::to_owned).or_else(|| custom.map(|it| it.value)).unwrap_or_default();
     }
     out.drop = fields.read("disabled", |node, path| reader.boolean(node, path)).unwrap_or_default();
     if let Some((node, path)) = fields.take("tagOverrides") {

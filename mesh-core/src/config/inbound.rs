@@ -105,7 +105,7 @@ impl Inbound {
 
     /// The same when so many entries have been appended here.
     pub fn remote_behind(&self, direct: IpAddr, member: bool, headers: &HeaderMap, appended: usize) -> Option<IpAddr> {
-        let hops = self.trusted_hops.or((member && self.members_forward).then_some(0));
+        let hops = self.trusted_hops.or_else(|| (member && self.members_forward).then_some(0));
         let Some(hops) = hops.and_then(|hops| usize::try_from(hops).ok()) else { return Some(direct) };
         let lines = headers.get_all("x-forwarded-for").iter().rev();
         let mut entries = lines.flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b','));

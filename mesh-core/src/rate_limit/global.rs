@@ -337,7 +337,7 @@ mod tests {
             limits: Some(vec![entry(0, vec![generic("k", "route")])]),
             ..GlobalOverride::default()
         };
-        let asked = told(ask(&limit(own.clone(), &entries, Some(&route)).unwrap(), &[])).unwrap();
+        let asked = told(ask(&limit(own, &entries, Some(&route)).unwrap(), &[])).unwrap();
         assert_eq!(asked, ("other".to_owned(), vec!["k=route".to_owned()]));
         // Who is not asked: no descriptor, a stage without any, switched off, not that kind of request, not that share.
         assert!(ask(&limit(config.clone(), &[], None).unwrap(), &[]).is_none());

@@ -21,13 +21,13 @@ enum Node {
     Text(String),
     Truth(bool),
     Fact(Operator),
-    Not(Box<Node>),
-    And(Box<Node>, Box<Node>),
-    Or(Box<Node>, Box<Node>),
-    Compare(Box<Node>, Comparison, Box<Node>),
-    Has(Box<Node>),
-    Call(Box<Node>, Method),
-    Choice(Box<Node>, Box<Node>, Box<Node>),
+    Not(Box<Self>),
+    And(Box<Self>, Box<Self>),
+    Or(Box<Self>, Box<Self>),
+    Compare(Box<Self>, Comparison, Box<Self>),
+    Has(Box<Self>),
+    Call(Box<Self>, Method),
+    Choice(Box<Self>, Box<Self>, Box<Self>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -16,7 +16,9 @@ use super::{Shown, inside::Asked};
 
 /// Changes what the program logs, by a directive such as `mesh=debug`; the error is a sentence.
 #[derive(Clone)]
-pub(crate) struct LogLevels(pub(crate) Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>);
+pub(crate) struct LogLevels(pub(crate) Arc<Change>);
+
+type Change = dyn Fn(&str) -> Result<(), String> + Send + Sync;
 
 impl fmt::Debug for LogLevels {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

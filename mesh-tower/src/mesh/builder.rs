@@ -51,6 +51,7 @@ pub struct Builder {
 
 /// Where spans go.
 #[derive(Debug, Default)]
+#[allow(clippy::large_enum_variant, reason = "there is one, for as long as a mesh is being made")]
 enum SpansTo {
     #[default]
     Nowhere,

@@ -17,6 +17,7 @@ const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto")
 const EXTERNAL_ADDRESS: HeaderName = HeaderName::from_static("x-envoy-external-address");
 
 /// A connection that may speak.
+#[allow(clippy::large_enum_variant, reason = "one a connection, taken apart at once")]
 pub(super) enum Shaken<I> {
     Requests(Accepted<I>, Caller),
     Bytes(Accepted<I>, std::sync::Arc<GatewayChain>),

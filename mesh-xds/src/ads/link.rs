@@ -139,6 +139,8 @@ impl Link {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
     use mesh_core::rng::RequestRng;
 
     use super::*;

@@ -99,8 +99,8 @@ fn part(
     let matches = chain.filter_chain_match.clone().unwrap_or_default();
     let rest = FilterChainMatch { server_names: Vec::new(), ..matches.clone() };
     let narrow = narrowed(&rest)
-        .or((!matches.application_protocols.is_empty()).then_some("application_protocols"))
-        .or(matches.destination_port.is_some().then_some("destination_port"));
+        .or_else(|| (!matches.application_protocols.is_empty()).then_some("application_protocols"))
+        .or_else(|| matches.destination_port.is_some().then_some("destination_port"));
     if let Some(field) = narrow {
         return Err(wrong(
             format!("filter_chain_match.{field}"),

@@ -100,7 +100,7 @@ fn decode_common(common: CommonTlsContext, required: bool, ignored: &mut Ignored
 
 fn decode_combined(
     combined: CombinedCertificateValidationContext,
-    ignored: &mut Ignored,
+    ignored: &Ignored,
 ) -> Result<(Option<GatewayRoots>, Vec<StringMatch>), Wrong> {
     let validation = combined.default_validation_context.unwrap_or_default();
     if validation.trusted_ca.is_some() || validation.system_root_certs.is_some() {
