@@ -271,3 +271,13 @@ where
     drop(driven);
     Ok(answer)
 }
+
+/// It was answered, and well.
+pub(crate) fn well(kind: Kind, answer: &Answer) -> bool {
+    if kind.is_grpc() { answer.grpc == Some(0) } else { answer.status == 200 }
+}
+
+/// No route takes it: 404, and of gRPC `UNAVAILABLE`, as its own clients have it.
+pub(crate) fn nowhere(kind: Kind, answer: &Answer) -> bool {
+    if kind.is_grpc() { answer.grpc == Some(14) } else { answer.status == 404 }
+}

@@ -240,22 +240,31 @@ fn tls(
     http2: bool,
     settings: Option<&Tls>,
 ) -> TlsMode {
-    let mutual = || {
+    // The name asked for, and those that may answer, follow from the service unless a rule says others, as to a gateway.
+    let mutual = |said: Option<&Tls>| {
+        let said_sni = said.map_or("", |tls| tls.sni.as_str());
+        let said_names = said.map_or(&[][..], |tls| tls.subject_alt_names.as_slice());
         let alpn: &[&str] = if http2 { &["istio-h2", "istio", "h2"] } else { &["istio-http/1.1", "istio", "http/1.1"] };
         Arc::new(UpstreamTls {
-            sni: format!("outbound_.{}_.{subset}_.{}", port.number, service.host),
+            sni: match said_sni {
+                "" => format!("outbound_.{}_.{subset}_.{}", port.number, service.host),
+                sni => sni.to_owned(),
+            },
             alpn: alpn.iter().map(|&protocol| protocol.to_owned()).collect(),
             workload_identity: true,
-            subject_alt_names: service.accounts.iter().map(|name| exact(name)).collect(),
+            subject_alt_names: match said_names {
+                [] => service.accounts.iter().map(|name| exact(name)).collect(),
+                names => names.iter().map(|name| exact(name)).collect(),
+            },
             ..UpstreamTls::default()
         })
     };
     match settings {
-        None if world.mesh.auto_mtls && !service.external => TlsMode::IfEndpointCan(mutual()),
+        None if world.mesh.auto_mtls && !service.external => TlsMode::IfEndpointCan(mutual(None)),
         None => TlsMode::Disable,
         Some(tls) => match tls.kind {
             TlsKind::Disable => TlsMode::Disable,
-            TlsKind::IstioMutual => TlsMode::Always(mutual()),
+            TlsKind::IstioMutual => TlsMode::Always(mutual(Some(tls))),
             TlsKind::Simple | TlsKind::Mutual => TlsMode::Always(Arc::new(UpstreamTls {
                 sni: match tls.sni.as_str() {
                     // As web TLS does, and not the address of whichever endpoint it is.

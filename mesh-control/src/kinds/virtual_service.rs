@@ -145,9 +145,10 @@ impl VirtualService {
         if out.gateways.iter().any(|gateway| gateway.value != "mesh") {
             out.tls = bytes::read("tls", fields, reader);
             out.tcp = bytes::read("tcp", fields, reader);
+        } else {
+            let why = "only HTTP and gRPC requests of programs are routed; other connections are at gateways";
+            fields.ignored(reader, &["tcp", "tls"], why);
         }
-        let why = "only HTTP and gRPC requests of programs are routed; other connections are at gateways";
-        fields.ignored(reader, &["tcp", "tls"], why);
         if http.is_none() && !other {
             reader.missing(fields, "http");
         }

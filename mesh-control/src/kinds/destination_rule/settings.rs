@@ -186,17 +186,6 @@ fn tls(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<Tls> {
     }
     let sni = fields.read("sni", |node, path| reader.text(node, path));
     let names = fields.take("subjectAltNames");
-    if kind == TlsKind::IstioMutual {
-        // Istio refuses them too: SNI and names follow from the service.
-        for (at, path) in sni
-            .as_ref()
-            .map(|at| (at.at, "sni"))
-            .into_iter()
-            .chain(names.as_ref().map(|(n, _)| (n.at, "subjectAltNames")))
-        {
-            reader.invalid(at, format!("{path} cannot be set with mode ISTIO_MUTUAL"));
-        }
-    }
     let subject_alt_names = names.map(|(node, path)| reader.texts(node, &path)).unwrap_or_default();
     let mut file = |name: &'static str, allowed: bool, reader: &mut Reader<'_>| {
         let said = fields.read(name, |node, path| reader.text(node, path)).filter(|said| !said.value.is_empty())?;
