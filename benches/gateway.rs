@@ -172,7 +172,7 @@ impl Part {
         for port in [self.plain, self.secure] {
             while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
                 assert!(Instant::now() < until, "nothing listens at {port}");
-                std::thread::sleep(Duration::from_millis(20));
+                std::thread::park_timeout(Duration::from_millis(20));
             }
         }
         self

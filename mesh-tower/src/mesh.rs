@@ -166,24 +166,6 @@ impl Mesh {
         Ok(())
     }
 
-    /// Lets the world outside in: requests to `address` go where the routes of the gateway's listener with
-    /// `listener_port` lead, over TLS where that says so. What they do not list is answered with 404.
-    ///
-    /// # Errors
-    ///
-    /// The address cannot be bound.
-    pub async fn gateway(&self, address: impl ToSocketAddrs + fmt::Debug, listener_port: u16) -> Result<(), MeshError> {
-        let listener = bind(address).await?.listen(1024).map_err(MeshError::Listen)?;
-        self.gateway_listener(listener, listener_port).await;
-        Ok(())
-    }
-
-    /// As [`gateway`](Self::gateway), on a listener of your own.
-    pub async fn gateway_listener(&self, listener: impl Listener, listener_port: u16) {
-        let client = self.http().on_port(listener_port);
-        self.run(listener, client, Role::Gateway(listener_port)).await;
-    }
-
     /// Ends serving: servers of this mesh drain and return.
     pub fn shutdown(&self) {
         self.shared.ending.send_replace(true);

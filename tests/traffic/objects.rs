@@ -208,7 +208,7 @@ impl Resolve for Everywhere {
     }
 }
 
-/// NR11, GW6: services are reached as their resolution says, hosts that nobody wrote down as they are, or not at all.
+/// NR11, GW4, GW6: services are reached as their resolution says, hosts that nobody wrote down as they are, or not at all.
 #[tokio::test]
 async fn hosts_are_found_as_written_down() {
     for kind in Kind::ALL {

@@ -1,15 +1,16 @@
-//! A gateway that listens wherever the configuration says: ports come and go with it.
+//! Gateways: of one port, or listening wherever the configuration says, with ports that come and go with it.
 
 use std::{collections::BTreeMap, fmt, net::IpAddr};
 
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, ToSocketAddrs},
     sync::watch,
     task::JoinSet,
     time::{Duration, sleep},
 };
 
-use super::{Mesh, Role, bind::bind};
+use super::{Mesh, MeshError, Role, bind::bind};
+use crate::connect::Listener;
 
 /// How long until a port that was taken is tried again.
 const AGAIN: Duration = Duration::from_secs(2);
@@ -52,6 +53,24 @@ impl fmt::Display for PortMap {
 }
 
 impl Mesh {
+    /// Lets the world outside in: requests to `address` go where the routes of the gateway's listener with
+    /// `listener_port` lead, over TLS where that says so. What they do not list is answered with 404.
+    ///
+    /// # Errors
+    ///
+    /// The address cannot be bound.
+    pub async fn gateway(&self, address: impl ToSocketAddrs + fmt::Debug, listener_port: u16) -> Result<(), MeshError> {
+        let listener = bind(address).await?.listen(1024).map_err(MeshError::Listen)?;
+        self.gateway_listener(listener, listener_port).await;
+        Ok(())
+    }
+
+    /// As [`gateway`](Self::gateway), on a listener of your own.
+    pub async fn gateway_listener(&self, listener: impl Listener, listener_port: u16) {
+        let client = self.http().on_port(listener_port);
+        self.run(listener, client, Role::Gateway(listener_port)).await;
+    }
+
     /// Lets the world outside in, at every port that the gateway's configuration names, until SIGTERM, ctrl-c or
     /// [`shutdown`](Self::shutdown), then drains. A port that the configuration does not name any more is closed; one that
     /// cannot be taken is told and tried again.

@@ -306,7 +306,7 @@ fn istio_mutual() -> CommonTlsContext {
     }
 }
 
-/// AN1, AN2: what a TLS context asks for beyond what can be kept refuses the cluster.
+/// AN1, AN2, GW10: what a TLS context asks for beyond what can be kept refuses the cluster, as do tunnels (HBONE).
 #[test]
 fn tls_that_cannot_be_kept_is_refused() {
     let field = "transport_socket.typed_config";
@@ -356,16 +356,8 @@ fn tls_that_cannot_be_kept_is_refused() {
         let message = Message { transport_socket: Some(socket(any)), ..named() };
         refused(&message, &format!("{field}.common_tls_context.{name}"), "not supported");
     }
-    let other = any("envoy.extensions.transport_sockets.quic.v3.QuicUpstreamTransport", &[]);
-    refused(&Message { transport_socket: Some(socket(other)), ..named() }, field, "QuicUpstreamTransport");
-}
-
-/// GW10: what would go through a tunnel of the ambient mesh (HBONE) is refused by name, and not sent without it.
-#[test]
-fn tunnels_are_refused() {
-    let tunnel = any("envoy.extensions.transport_sockets.internal_upstream.v3.InternalUpstreamTransport", &[]);
-    let message = Message { transport_socket: Some(socket(tunnel)), ..named() };
-    refused(&message, "transport_socket.typed_config", "InternalUpstreamTransport");
+    let other = any("envoy.extensions.transport_sockets.internal_upstream.v3.InternalUpstreamTransport", &[]);
+    refused(&Message { transport_socket: Some(socket(other)), ..named() }, field, "InternalUpstreamTransport");
 }
 
 /// AN6, AN7: TLS to the outside verifies by host unless told otherwise; no validation is still validated.
