@@ -400,7 +400,7 @@ fn the_gateway_sample_lets_in_what_it_lists() {
         let url = format!("http://127.0.0.1:9080{path}");
         assert_eq!(goes(&config, &url, &[], Some(8080)), expected, "{path}");
     }
-    assert!(config.inbound.is_empty());
+    assert!(config.inbound[&8080].guards.is_empty() && config.inbound[&8080].mtls == MtlsMode::Disable);
     // Bound to a gateway, it means nothing to the mesh.
     assert_eq!(goes(&mesh.config(&node("reviews-v1")), "http://x:80/login", &[], None), "PassthroughCluster");
     // Another gateway has no part in it.
