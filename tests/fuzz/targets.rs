@@ -302,13 +302,14 @@ fn policy() -> impl Fn(&str) {
         let path = lines.next().unwrap_or("/");
         let every =
             PathNormalization { dot_segments: true, merge_slashes: true, escaped_slashes: EscapedSlashes::Forward };
+        let Ok(mut request) = Request::get(path).body(()) else { return };
+        let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
         for wanted in [PathNormalization::BASE, every] {
             if let Normal::Changed(plain) = normalize(path, wanted) {
                 // What is plain stays as it is.
                 assert!(matches!(normalize(&plain, wanted), Normal::Same), "{path:?} gave {plain:?}");
             }
         }
-        let Ok(mut request) = Request::get(path).body(()) else { return };
         for line in lines {
             let Some((name, value)) = line.split_once(':') else { continue };
             let (Ok(name), Ok(value)) =

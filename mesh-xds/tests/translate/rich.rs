@@ -317,7 +317,8 @@ fn table(name: &str) -> RouteTable {
                 retry: Some(RetryPolicy { back_off: BackOff::default(), ..retry() }),
                 headers: changes("host"),
                 mirrors: vec![mirror()],
-                rate_limits: rate_limit().limits,
+                // What leaves is counted by its routes.
+                rate_limits: Vec::new(),
             }),
             Arc::new(VirtualHost { name: "allow_any".into(), domains: vec!["*".into()], ..VirtualHost::default() }),
         ],
