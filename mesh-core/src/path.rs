@@ -108,6 +108,8 @@ fn remove_dots(path: &str) -> Option<String> {
     let mut text: Vec<u8> = Vec::with_capacity(path.len());
     let bytes = path.as_bytes();
     let mut at = 0;
+    // Where in `text` a `%` stands that began no escape.
+    let mut stray: Option<usize> = None;
     while let Some(&byte) = bytes.get(at) {
         match (byte, escaped(bytes.get(at..).unwrap_or_default())) {
             (_, Some(0)) => return None,
@@ -124,6 +126,9 @@ fn remove_dots(path: &str) -> Option<String> {
                 at += 1;
             }
             (0x21..=0x7e, None) if !b"\"<>^`{|}".contains(&byte) => {
+                if byte == b'%' {
+                    stray = Some(text.len());
+                }
                 text.push(byte);
                 at += 1;
             }
@@ -131,6 +136,15 @@ fn remove_dots(path: &str) -> Option<String> {
                 text.extend(format!("%{byte:02X}").into_bytes());
                 at += 1;
             }
+        }
+        // What was undone behind it must not make an escape of it: whoever reads the path next would undo that as well.
+        if let Some(begun) = stray
+            && let Some(behind) = text.get(begun + 1..begun + 3)
+        {
+            if behind.iter().all(u8::is_ascii_hexdigit) {
+                text.splice(begun + 1..begun + 1, *b"25");
+            }
+            stray = None;
         }
     }
     let mut segments = text.split(|byte| *byte == b'/').skip(1).peekable();
@@ -199,6 +213,11 @@ mod tests {
             (BASE, "/a%2fb", "/a%2fb"),
             (BASE, "/a//b", "/a//b"),
             (BASE, "/a%zz", "/a%zz"),
+            // What one reader undoes once must not be undone twice.
+            (BASE, "/%4%31dmin", "/%2541dmin"),
+            (BASE, "/%%34%31", "/%2541"),
+            (BASE, "/a/%2%65%2%65/b", "/a/%252e%252e/b"),
+            (DECODE, "/a%%32fb", "/a%252fb"),
             (BASE, "/a|b", "/a%7Cb"),
             (BASE, "*", "*"),
             (NONE, "/a/../b", "/a/../b"),
