@@ -373,12 +373,13 @@ fn normal(payload: &Claim, space_delimited: &[String]) -> Claim {
     payload
 }
 
-/// A claim as the value of a header; lists and maps as base64 of their JSON. `None` for what cannot be said so.
+/// A claim as the value of a header; lists and maps as base64 of their JSON. `None` for what cannot be said so. Source: Envoy
+/// 1.40 by experiment: whole numbers are written without a point unless they are negative.
 fn in_header(claim: &Claim) -> Option<String> {
     match claim {
-        Claim::Text(text) => Some(text.clone()),
+        Claim::Text(text) => Some(text.clone()).filter(|text| !text.is_empty()),
         Claim::Bool(value) => Some(value.to_string()),
-        Claim::Number(value) if value.fract() == 0.0 && value.abs() < 9e15 => Some(value.to_string()),
+        Claim::Number(value) if value.fract() == 0.0 && (0.0..9e15).contains(value) => Some(value.to_string()),
         Claim::Number(value) => Some(format!("{value:.6}")),
         Claim::List(_) | Claim::Map(_) => Some(base64(claim.to_json().as_bytes())),
         Claim::Null => None,

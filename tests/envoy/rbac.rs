@@ -80,7 +80,6 @@ const KINDS: &[&str] = &[
     "source_ip",
     "authenticated",
     "principal_name",
-    "filter_state",
     "string_match",
     "exact_match",
     "prefix_match",
@@ -132,19 +131,13 @@ struct Explained {
 }
 
 /// What cannot be decided is refused here, where Envoy takes a condition for not met.
-const EXPLAINED: &[Explained] = &[
-    Explained {
-        name: "a filter's state is nothing we can look at",
-        is: |it| it.ours.is_refusal() && mentions(&it.rules["rules"], "filter_state"),
+const EXPLAINED: &[Explained] = &[Explained {
+    name: "a header's value that is no text",
+    is: |it| {
+        let raw = |(_, value): &(String, Vec<u8>)| std::str::from_utf8(value).is_err();
+        it.ours.is_refusal() && it.knock.headers.iter().any(raw) && it.rules["rules"].to_string().contains("x-raw")
     },
-    Explained {
-        name: "a header's value that is no text",
-        is: |it| {
-            let raw = |(_, value): &(String, Vec<u8>)| std::str::from_utf8(value).is_err();
-            it.ours.is_refusal() && it.knock.headers.iter().any(raw) && it.rules["rules"].to_string().contains("x-raw")
-        },
-    },
-];
+}];
 
 impl Said {
     fn of(heard: Heard) -> Self {

@@ -50,7 +50,8 @@ impl Place {
             Self::Query(name) => {
                 let mut pairs = view.query()?.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
                 let (_, value) = pairs.find(|(found, _)| decoded(found) == *name)?;
-                Some(decoded(value)).filter(|value| !value.is_empty())
+                // An empty one is a token that cannot be read, and not none. Source: Envoy 1.40 by experiment.
+                Some(decoded(value))
             }
             Self::Cookie(name) => cookies(view.headers).find(|(found, _)| found == name).map(|(_, value)| value.into()),
         }

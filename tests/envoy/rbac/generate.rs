@@ -158,10 +158,7 @@ fn condition(dice: &mut Dice, depth: usize, permission: bool) -> Value {
         }
         (5, false) => json!({"direct_remote_ip": range(dice)}),
         (6, false) => json!({"remote_ip": range(dice)}),
-        (7, false) => match dice.percent(20) {
-            true => json!({"filter_state": {"key": "nobody.set", "string_match": {"exact": "x"}}}),
-            false => json!({"source_ip": range(dice)}),
-        },
+        (7, false) => json!({"source_ip": range(dice)}),
         (8, false) if dice.percent(30) => json!({"authenticated": {}}),
         _ => json!({"authenticated": {"principal_name": text(dice, &PEERS)}}),
     }
