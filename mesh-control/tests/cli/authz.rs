@@ -66,15 +66,15 @@ async fn policies_of_a_workload_are_listed() {
 shop-v1.default, port 8080: mutual TLS STRICT
 
 ACTION   KIND                    POLICY             RULES   DRY-RUN   SOURCE
-JWT      RequestAuthentication   default/tokens     1       no        shop.yaml:53
-DENY     AuthorizationPolicy     default/no-admin   2       no        shop.yaml:22
-DENY     AuthorizationPolicy     default/tried      1       yes       shop.yaml:33
+JWT      RequestAuthentication   default/tokens     1       no        shop.yaml:48
+DENY     AuthorizationPolicy     default/no-admin   2       no        shop.yaml:21
+DENY     AuthorizationPolicy     default/tried      1       yes       shop.yaml:32
 ALLOW    AuthorizationPolicy     default/viewers    2       no        shop.yaml:10
 ";
     assert_eq!(mesh.ok(&["authz", "check", "shop"]).replace(&file, "shop.yaml"), expected);
     let json: Value = serde_json::from_str(&mesh.ok(&["authz", "check", "shop", "-o", "json"])).unwrap();
     assert_eq!(json["policies"][1]["object"]["name"], "no-admin");
-    assert_eq!((&json["policies"][1]["line"], &json["verdict"]), (&Value::from(22), &Value::Null));
+    assert_eq!((&json["policies"][1]["line"], &json["verdict"]), (&Value::from(21), &Value::Null));
 
     let unknown = mesh.run(&["authz", "check", "nobody"]);
     assert_eq!(unknown.status.code(), Some(1));
@@ -127,9 +127,9 @@ mTLS      spiffe://cluster.local/ns/front/sa/web is known by its certificate
 path      /items/../items/admin is taken for /items/admin
 JWT       no token: nothing is demanded of it
 dry run   would refuse it
-DENY      default/no-admin rules[0] (shop.yaml:27) matches
+DENY      default/no-admin rules[0] (shop.yaml:26) matches
 
-refused with 403: DENY: default/no-admin rules[0] (shop.yaml:27) matches
+refused with 403: DENY: default/no-admin rules[0] (shop.yaml:26) matches
 ",
         ),
         (
@@ -164,11 +164,11 @@ refused with 403: the port takes mutual TLS only, and no --from says who asks
         ),
         (
             &["--from", "front", "--path", "/by-ip", "--ip", "192.0.2.9"],
-            "refused with 403: DENY: default/no-admin rules[1] (shop.yaml:29) matches",
+            "refused with 403: DENY: default/no-admin rules[1] (shop.yaml:28) matches",
         ),
         (
             &["--from", "front", "--path", "/by-ip"],
-            "refused with 403: DENY: default/no-admin rules[1] (shop.yaml:29) matches; whether it matches cannot be told \
+            "refused with 403: DENY: default/no-admin rules[1] (shop.yaml:28) matches; whether it matches cannot be told \
              from what is known of the request, so it counts against it",
         ),
         (
