@@ -23,6 +23,7 @@ use mesh_xds::{
     dump::{Certificates, config_dump},
     peer,
     profile::Profile,
+    rpc,
     saved::{Keeper, Saved},
     translate::{self, Shape},
 };
@@ -243,11 +244,11 @@ impl Mesh {
             ending: shared.in_order,
             tunnels: Tunnels::default(),
             #[cfg(feature = "xds")]
-            check_codec: Some(mesh_xds::rpc::ext_authz::CODEC),
+            check_codec: Some(rpc::ext_authz::CODEC),
             #[cfg(not(feature = "xds"))]
             check_codec: None,
             #[cfg(feature = "xds")]
-            limit_codec: Some(mesh_xds::rpc::rate_limit::CODEC),
+            limit_codec: Some(rpc::rate_limit::CODEC),
             #[cfg(not(feature = "xds"))]
             limit_codec: None,
             clock: shared.http.source(),

@@ -54,7 +54,7 @@ impl Collector {
     fn listen(&self, said: impl BufRead) {
         let (mut service, mut next) = (String::new(), Span::default());
         for line in said.lines().map_while(Result::ok) {
-            let (name, value) = line.trim().split_once(':').unwrap_or((line.trim(), ""));
+            let (name, value) = line.trim().split_once(':').unwrap_or_else(|| (line.trim(), ""));
             let (name, value) = (name.trim(), value.trim());
             let text = value.strip_prefix("Str(").and_then(|value| value.strip_suffix(')'));
             let nanos = || Duration::from_nanos(value.parse().unwrap_or_default());

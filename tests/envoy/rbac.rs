@@ -393,7 +393,7 @@ impl Bench {
         text
     }
 
-    async fn shrink(&mut self, mut best: Failure) -> Failure {
+    async fn shrink(&self, mut best: Failure) -> Failure {
         for _ in 0..SHRINKING {
             let mut smaller: Vec<Trial> = without_one(&best.rules)
                 .into_iter()

@@ -39,12 +39,12 @@ use crate::{
 
 fn option(key: &str, value: &str, append: bool) -> HeaderValueOption {
     let header = HeaderValue { key: key.into(), value: value.into(), ..HeaderValue::default() };
-    HeaderValueOption { header: Some(header), append: Some(append) }
+    HeaderValueOption { header: Some(header), append: Some(append), ..HeaderValueOption::default() }
 }
 
 fn said(code: i32, response: Option<HttpResponse>) -> Reply {
     let status = Some(Status { code, ..Status::default() });
-    let message = CheckResponse { status, http_response: response, ..CheckResponse::default() };
+    let message = CheckResponse { status, http_response: response };
     Reply::ok().message(Box::leak(message.encode_to_vec().into_boxed_slice()))
 }
 

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use super::{Joined, Mesh, MeshError, Origin, Shared};
 #[cfg(feature = "xds")]
-use super::{announced, join};
+use super::{announced, join, rpc};
 use crate::{
     admin::{Admin, LogLevels, Shown},
     client::HttpClient,
@@ -389,7 +389,7 @@ impl Builder {
         };
         let http = HttpClient::new(Arc::clone(&live), telemetry.clone(), pool.clone()).with_source(source.clone());
         #[cfg(feature = "xds")]
-        let http = http.with_limit_codec(mesh_xds::rpc::rate_limit::CODEC);
+        let http = http.with_limit_codec(rpc::rate_limit::CODEC);
         tasks.push(Owned::spawn(crate::health::checks(Arc::clone(&live), pool.clone(), source.clone())));
         tasks.push(Owned::spawn(crate::reports::reports(Arc::clone(&live), pool.clone(), source.clone())));
         tasks.push(Owned::spawn(names::follow(Arc::clone(&live), source.clone(), self.resolver.0)));
