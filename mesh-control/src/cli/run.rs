@@ -2,13 +2,19 @@
 //!
 //! It ends when the program ends and as the program ended; signals are passed on.
 
+#[cfg(unix)]
+use std::io::IsTerminal as _;
 use std::{
     ffi::OsString,
-    io::ErrorKind,
+    io::{self, ErrorKind},
     process::{ExitStatus, Stdio},
 };
 
+#[cfg(unix)]
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
+#[cfg(unix)]
+use tokio::signal::unix::{self, SignalKind};
 
 use super::{FAILURE, Failure, client::Server, joining::Member, output};
 
@@ -49,6 +55,8 @@ impl Run {
             .any(|name| std::env::var_os(name).is_some());
         let environment = joined.environment.iter().filter(|(name, _)| !(has_own && name.starts_with("OTEL")));
         command.envs(environment.map(|(name, value)| (name, value)));
+        // Before there is anybody to pass them on to: none is to find this process without ears.
+        let signals = Signals::listen().map_err(|error| Failure::new(FAILURE, error.to_string()))?;
         let mut child = command.spawn().map_err(|error| {
             let code = match error.kind() {
                 ErrorKind::NotFound => NOT_FOUND,
@@ -59,7 +67,7 @@ impl Run {
         })?;
         output::note(&format!("{} runs as process {}.", joined.name, child.id().unwrap_or_default()));
         let status = tokio::select! {
-            status = with_signals(&mut child) => status,
+            status = signals.pass_on(&mut child) => status,
             () = joined.keep_fresh() => return Ok(()),
         };
         let status = status.map_err(|error| Failure::new(FAILURE, error.to_string()))?;
@@ -70,41 +78,62 @@ impl Run {
     }
 }
 
-/// Waits for the end of the program, and passes on what this process is told meanwhile.
+/// What this process is told while the program runs.
 #[cfg(unix)]
-async fn with_signals(child: &mut Child) -> std::io::Result<ExitStatus> {
-    use std::io::IsTerminal as _;
+struct Signals {
+    interrupt: unix::Signal,
+    terminate: unix::Signal,
+    hangup: unix::Signal,
+    first: unix::Signal,
+    second: unix::Signal,
+}
 
-    use rustix::process::{Pid, Signal, kill_process};
-    use tokio::signal::unix::{SignalKind, signal};
+#[cfg(unix)]
+impl Signals {
+    fn listen() -> io::Result<Self> {
+        Ok(Self {
+            interrupt: unix::signal(SignalKind::interrupt())?,
+            terminate: unix::signal(SignalKind::terminate())?,
+            hangup: unix::signal(SignalKind::hangup())?,
+            first: unix::signal(SignalKind::user_defined1())?,
+            second: unix::signal(SignalKind::user_defined2())?,
+        })
+    }
 
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut hangup = signal(SignalKind::hangup())?;
-    let mut first = signal(SignalKind::user_defined1())?;
-    let mut second = signal(SignalKind::user_defined2())?;
-    let id = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
-    // A terminal tells the whole group, the program too.
-    let by_terminal = std::io::stdin().is_terminal();
-    loop {
-        let told = tokio::select! {
-            status = child.wait() => return status,
-            _ = interrupt.recv() => if by_terminal { continue } else { Signal::INT },
-            _ = terminate.recv() => Signal::TERM,
-            _ = hangup.recv() => Signal::HUP,
-            _ = first.recv() => Signal::USR1,
-            _ = second.recv() => Signal::USR2,
-        };
-        if let Some(id) = id {
-            // It may have ended this very moment; then there is nobody to tell.
-            let _ = kill_process(id, told);
+    /// Waits for the end of the program, and passes on what is told meanwhile.
+    async fn pass_on(mut self, child: &mut Child) -> io::Result<ExitStatus> {
+        let id = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+        // A terminal tells the whole group, the program too.
+        let by_terminal = io::stdin().is_terminal();
+        loop {
+            let told = tokio::select! {
+                status = child.wait() => return status,
+                _ = self.interrupt.recv() => if by_terminal { continue } else { Signal::INT },
+                _ = self.terminate.recv() => Signal::TERM,
+                _ = self.hangup.recv() => Signal::HUP,
+                _ = self.first.recv() => Signal::USR1,
+                _ = self.second.recv() => Signal::USR2,
+            };
+            if let Some(id) = id {
+                // It may have ended this very moment; then there is nobody to tell.
+                let _ = kill_process(id, told);
+            }
         }
     }
 }
 
 #[cfg(not(unix))]
-async fn with_signals(child: &mut Child) -> std::io::Result<ExitStatus> {
-    child.wait().await
+struct Signals;
+
+#[cfg(not(unix))]
+impl Signals {
+    fn listen() -> io::Result<Self> {
+        Ok(Self)
+    }
+
+    async fn pass_on(self, child: &mut Child) -> io::Result<ExitStatus> {
+        child.wait().await
+    }
 }
 
 /// As a shell tells it: the program's own code, or 128 and the signal that ended it.
