@@ -84,7 +84,7 @@ ALLOW    AuthorizationPolicy     default/viewers    2       no        shop.yaml:
         assert_eq!(mesh.run(&[&["authz", "check", "shop"], wrong].concat()).status.code(), Some(2), "{wrong:?}");
     }
     for (wrong, why) in [
-        (&["--from", "a//b"][..], "is no identity"),
+        (&["--from", "a//b", "--path", "/"][..], "is no identity"),
         (&["--port", "9", "--path", "/"], "it has 8080"),
         (&["--method", "G T"], "method"),
     ] {

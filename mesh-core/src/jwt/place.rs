@@ -192,7 +192,7 @@ mod tests {
             (plain(), "/", &[("x-jwt", "a b"), ("y", "1")], Some("a b"), "/", &[("y", "1")]),
             (query(), "/p?a=1&t=a.b.c&b=2", &[], Some("a.b.c"), "/p?a=1&b=2", &[]),
             (query(), "http://h/p?t=a.b.c&%74=x", &[], Some("a.b.c"), "http://h/p", &[]),
-            (query(), "/p?tt=a.b.c&t", &[], None, "/p?tt=a.b.c", &[]),
+            (query(), "/p?tt=a.b.c&t", &[], Some(""), "/p?tt=a.b.c", &[]),
             (cookie(), "/", &[("cookie", "a=1; c=\"a.b.c\"; c=x"), ("cookie", "c=y")], Some("a.b.c"), "/", &[("cookie", "a=1")]),
             (cookie(), "/", &[("cookie", "cc=1")], None, "/", &[("cookie", "cc=1")]),
             (cookie(), "/", &[("cookie", "c=a.b.c")], Some("a.b.c"), "/", &[]),

@@ -40,6 +40,9 @@ const DEPTH: usize = 16;
 type Named = BTreeMap<String, RequirementMessage>;
 
 pub(super) fn decode(message: JwtAuthentication, place: &str, ignored: &mut Ignored) -> Result<JwtAuthn, Wrong> {
+    if !message.stat_prefix.is_empty() {
+        ignored.add(place, "stat_prefix");
+    }
     let mut providers = BTreeMap::new();
     for (name, message) in message.providers {
         let at = || format!("providers[{name:?}]");
@@ -191,9 +194,9 @@ fn fetched(remote: RemoteJwks, place: &str, ignored: &mut Ignored) -> Result<Jwt
         Ok(parsed) if parsed.host().is_some() && matches!(parsed.scheme_str(), Some("http" | "https")) => {}
         _ => return Err(wrong("http_uri.uri", format!("{:?} is no address of a key set", uri.uri))),
     }
-    if remote.async_fetch.is_some_and(|it| it.failed_refetch_duration.is_some()) {
-        // After failures it is asked later and later.
-        ignored.add(place, "providers.remote_jwks.async_fetch.failed_refetch_duration");
+    if remote.async_fetch.is_some_and(|it| !it.fast_listener || it.failed_refetch_duration.is_some()) {
+        // No listener waits for keys; they are asked for when they are first needed, and after failures later and later.
+        ignored.add(place, "providers.remote_jwks.async_fetch");
     }
     let timeout = uri.timeout.ok_or_else(|| wrong("http_uri.timeout", "is missing"))?;
     let refresh = remote.cache_duration.map(|it| value::duration(it, "cache_duration")).transpose()?;

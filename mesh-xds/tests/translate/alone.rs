@@ -235,9 +235,12 @@ fn sample(field: &FieldDescriptor) -> Json {
         Kind::Bytes => json!("eA=="),
         Kind::Float | Kind::Double => json!(1.5),
         // The newest version is spoken anyway.
-        Kind::Enum(of) if of.full_name().ends_with(".TlsProtocol") => json!("TLSv1_2"),
+        Kind::Enum(_) if field.name() == "tls_maximum_protocol_version" => json!("TLSv1_2"),
         Kind::Enum(of) => json!(of.values().last().unwrap().name()),
         Kind::Message(of) => match of.full_name() {
+            "envoy.extensions.filters.http.jwt_authn.v3.JwtProvider.NormalizePayload" => {
+                json!({"space_delimited_claims": ["x"]})
+            }
             "google.protobuf.BoolValue" => json!(true),
             "google.protobuf.UInt32Value" | "google.protobuf.UInt64Value" => json!(1),
             "google.protobuf.Duration" => json!("1s"),
