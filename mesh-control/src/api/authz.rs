@@ -218,6 +218,8 @@ fn judge(
     inbound: &Inbound,
     request: &MadeUp,
 ) -> Result<AuthzVerdict, String> {
+    // What is no request is no question either, whoever asks.
+    parts(node, &request.path, request)?;
     let peer = request.from.as_deref().map(|from| principal(world, from)).transpose()?;
     let mut judge = Judge { world, steps: Vec::new() };
     if let Some(refused) = judge.peer(inbound, peer.as_ref()) {
