@@ -182,7 +182,7 @@ impl Drop for Bench {
 /// AZ1, AZ2, AZ3, AZ4: rules say the same here as in Envoy, by experiment.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn generated_rules_let_the_same_requests_pass() {
-    let Some((mut bench, tokens)) = Bench::start().await else { return };
+    let Some((bench, tokens)) = Bench::start().await else { return };
     let seed = seed(SEED);
     let pairs = std::env::var("MESH_PAIRS").map_or(PAIRS, |pairs| pairs.parse().expect("a number"));
     println!("MESH_SEED={seed}");
@@ -376,7 +376,7 @@ impl Bench {
     }
 
     /// Failures by kind, with one of each as small as could be found.
-    async fn tell(&mut self, failures: Vec<Failure>) -> String {
+    async fn tell(&self, failures: Vec<Failure>) -> String {
         let mut kinds: BTreeMap<String, Vec<Failure>> = BTreeMap::new();
         let mut text = format!("{} pairs differ without explanation", failures.len());
         for failure in failures {

@@ -196,7 +196,7 @@ fn unknown_words_of_our_own_are_refused() {
         Message { metadata: metadata("half_open", yes()), outlier_detection: outlier_detection.clone(), ..named() };
     assert!(decode(&good).unwrap().value.outlier_detection.as_ref().unwrap().half_open);
     let place = "metadata.filter_metadata[\"mesh_xds.cluster\"]";
-    let unknown = Message { metadata: metadata("half_shut", yes()), ..good.clone() };
+    let unknown = Message { metadata: metadata("half_shut", yes()), ..good };
     assert!(decode(&unknown).unwrap().ignored.contains(&format!("{place}.half_shut")));
     let no = Value { kind: Some(ValueKind::StringValue("no".into())) };
     refused(&Message { metadata: metadata("half_open", no), outlier_detection, ..named() }, place, "cannot be read");
