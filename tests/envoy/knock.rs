@@ -1,6 +1,8 @@
 //! Callers of servers: in plaintext and with certificates, from several addresses, over HTTP/1.1 and HTTP/2. Connections are
 //! kept, one for each caller and address.
 
+#![allow(dead_code, reason = "certificates of callers are for rules of servers, which are not compared yet")]
+
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
