@@ -5,8 +5,8 @@
 //! timeout and retries, one endpoint, no access log, 1 KiB answers. CPU is what the kernel counted for the gateway's process. Both run
 //! in every round, in turns. Needs `wrk` (Debian's), `taskset` and an `envoy` on the path (or `MESH_ENVOY`).
 //!
-//! `cargo bench --bench gateway` (`-- --rounds 5 --seconds 10 --rate 2000 --connections 64` to change the size). Answers are kept in
-//! `RESULTS.md`.
+//! `cargo bench --bench gateway` (`-- --rounds 5 --seconds 10 --rate 2000 --connections 64` to change the size). Not yet answered: no
+//! quiet run has been kept in `RESULTS.md`.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::{

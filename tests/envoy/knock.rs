@@ -1,8 +1,6 @@
 //! Callers of servers: in plaintext and with certificates, from several addresses, over HTTP/1.1 and HTTP/2. Connections are
 //! kept, one for each caller and address.
 
-#![allow(dead_code, reason = "certificates of callers are for rules of servers, which are not compared yet")]
-
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -17,7 +15,6 @@ use hyper::{
     rt::{Read, Write},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use mesh_tower::tls::Identity;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType};
 use rustls::{
     ClientConfig, RootCertStore,
@@ -102,18 +99,6 @@ impl Pki {
         (certificate, PrivateKeyDer::try_from(key.serialize_der()).unwrap())
     }
 
-    /// Of a server of ours.
-    pub(crate) fn identity(&self, id: &str) -> Identity {
-        let (certificate, key) = self.sign(id);
-        Identity::from_der(vec![certificate], key, vec![self.root.clone()]).unwrap()
-    }
-
-    /// Of an Envoy's server: certificate, key and root as text.
-    pub(crate) fn pem(&self, id: &str) -> [String; 3] {
-        let (certificate, key) = self.sign(id);
-        [pem("CERTIFICATE", &certificate), pem("PRIVATE KEY", key.secret_der()), pem("CERTIFICATE", &self.root)]
-    }
-
     fn client(&self, id: &str, http2: bool) -> ClientConfig {
         let mut roots = RootCertStore::empty();
         roots.add(self.root.clone()).unwrap();
@@ -124,11 +109,6 @@ impl Pki {
         config.alpn_protocols = vec![if http2 { b"h2".to_vec() } else { b"http/1.1".to_vec() }];
         config
     }
-}
-
-fn pem(what: &str, der: &[u8]) -> String {
-    use base64::{Engine, engine::general_purpose::STANDARD};
-    format!("-----BEGIN {what}-----\n{}\n-----END {what}-----\n", STANDARD.encode(der))
 }
 
 impl Callers {

@@ -210,8 +210,8 @@ pub(super) fn holding<'a>(items: &'a [Item], kind: Kind, namespace: &str, worklo
         .collect()
 }
 
-/// Whether a workload demands mutual TLS, and by which policy: its own, then its namespace's, then the mesh's; PERMISSIVE if none
-/// says. Source: Istio's PeerAuthentication.
+/// Whether a workload demands mutual TLS, and by which policy: its own, then its namespace's, then the mesh's; STRICT if none
+/// says, as the embedded control plane has it (`MeshSettings::mtls`). Source: Istio's PeerAuthentication.
 pub(super) fn mutual_tls(items: &[Item], namespace: &str, workload: &Labels) -> (String, Option<Key>) {
     let mut found = holding(items, Kind::PeerAuthentication, namespace, workload);
     let rank = |item: &&Item| {
@@ -223,7 +223,7 @@ pub(super) fn mutual_tls(items: &[Item], namespace: &str, workload: &Labels) -> 
         let mode = text(&item.object, "/spec/mtls/mode");
         (!mode.is_empty() && mode != "UNSET").then(|| (mode.to_owned(), Some(item.key.clone())))
     });
-    says.unwrap_or_else(|| ("PERMISSIVE".to_owned(), None))
+    says.unwrap_or_else(|| ("STRICT".to_owned(), None))
 }
 
 fn list_of_selector(object: &Value) -> BTreeMap<String, String> {
@@ -274,7 +274,7 @@ mod tests {
         };
         let said = |mode: &str, by: &str| (mode.to_owned(), by.to_owned());
         let mut items = vec![policy("other", "elsewhere", json!({"mtls": {"mode": "DISABLE"}}))];
-        assert_eq!(mode(&items), said("PERMISSIVE", ""));
+        assert_eq!(mode(&items), said("STRICT", ""));
         items.push(policy(ROOT, "mesh", json!({"mtls": {"mode": "STRICT"}})));
         assert_eq!(mode(&items), said("STRICT", "mesh"));
         items.push(policy("default", "namespace", json!({"mtls": {"mode": "UNSET"}})));
