@@ -8,6 +8,10 @@ bookinfo:
 test:
     cargo test --workspace
 
+# Istio's own files, into target/istio: what the tutorial, the dashboards and the console's tests use
+istio:
+    bash .ci/istio 1.29.6 target/istio
+
 # Bookinfo on Istio's own control plane: `just istiod /path/to/pilot-discovery`, of 1.29.6
 istiod program:
     cargo build --example bookinfo

@@ -1,7 +1,7 @@
 //! Bookinfo through the front door: the example as built, `meshctl` as built, and requests through the gateway.
 //!
 //! The four services alone come first: their unit tests stand beside them and run here, because an example has no test run of
-//! its own. What needs Istio's sample files finds them by `MESH_ISTIO_DATA`, or beside the workspace, and says so if it does not.
+//! its own. What needs Istio's sample files finds them by `MESH_ISTIO_DATA`, or in `target/istio`, and says so if it does not.
 
 #[path = "bookinfo/access.rs"]
 mod access;
@@ -23,6 +23,8 @@ mod harness;
 mod identity;
 #[path = "bookinfo/page.rs"]
 mod page;
+#[path = "peers.rs"]
+mod peers;
 #[path = "bookinfo/programs.rs"]
 mod programs;
 #[path = "bookinfo/prometheus.rs"]

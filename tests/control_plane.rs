@@ -6,6 +6,8 @@
 
 #[path = "control-plane/named.rs"]
 mod named;
+#[path = "peers.rs"]
+mod peers;
 #[path = "control-plane/process.rs"]
 mod process;
 #[path = "control-plane/server.rs"]

@@ -31,6 +31,8 @@ mod jwt;
 mod knock;
 #[path = "envoy/late.rs"]
 mod late;
+#[path = "peers.rs"]
+mod peers;
 #[path = "envoy/process.rs"]
 mod process;
 #[path = "envoy/record.rs"]

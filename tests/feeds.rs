@@ -13,6 +13,8 @@ mod envoy;
 mod grpc;
 #[path = "feeds/own.rs"]
 mod own;
+#[path = "peers.rs"]
+mod peers;
 #[path = "feeds/plane.rs"]
 mod plane;
 #[allow(dead_code, reason = "only the process itself is of use here")]

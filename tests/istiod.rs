@@ -14,6 +14,8 @@ mod front;
 mod handshake;
 #[path = "istiod/joining.rs"]
 mod joining;
+#[path = "peers.rs"]
+mod peers;
 #[path = "istiod/process.rs"]
 mod process;
 #[path = "bookinfo/programs.rs"]

@@ -17,10 +17,23 @@ const made = await build({
   jsx: "automatic",
   jsxImportSource: "preact",
   legalComments: "none",
+  metafile: true,
   charset: "utf8",
 });
 const files = Object.fromEntries(made.outputFiles.map((file) => [file.path.split("/").pop(), file.text]));
 files["index.html"] = await readFile("src/index.html", "utf8");
+files["LICENSES.txt"] = await licences(Object.keys(made.metafile.inputs));
+
+/** The licences of the packages that are in the pages, whole. */
+async function licences(inputs) {
+  const names = new Set(inputs.map((path) => path.match(/node_modules\/((?:@[^/]+\/)?[^/]+)\//)?.[1]).filter(Boolean));
+  const texts = await Promise.all([...names].sort().map(async (name) => {
+    const { version, license } = JSON.parse(await readFile(`node_modules/${name}/package.json`, "utf8"));
+    const text = await readFile(`node_modules/${name}/LICENSE`, "utf8");
+    return `${name} ${version} (${license})\n\n${text.replaceAll("\r", "").trim()}\n`;
+  }));
+  return `The console's pages contain these packages.\n\n${texts.join(`\n${"-".repeat(80)}\n\n`)}`;
+}
 
 let failed = false;
 const size = Object.values(files).reduce((sum, text) => sum + gzipSync(text, { level: 9 }).length, 0);

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use crate::calls::{client, get};
 use crate::front::{Front, PATIENCE};
 use crate::harness::shared;
-use crate::programs::istio;
+use crate::peers::{istio, missing};
 use crate::steps::{ALL, Configured};
 
 /// TE20: the graph is that of Bookinfo, all of it over mutual TLS; as JSON, for Graphviz, and drawn.
@@ -109,9 +109,7 @@ async fn every_page_works_in_a_browser() {
     let chromium = ["chromium", "chromium-browser", "google-chrome"].into_iter().find(|name| runs(name));
     let installed = root.join("mesh-control/console/node_modules/playwright-core").exists();
     let (Some(chromium), true, true) = (chromium, runs("node"), installed) else {
-        let why = "SKIPPED: the console's pages, since node, chromium or mesh-control/console/node_modules (npm ci) is missing";
-        assert!(std::env::var_os("MESH_REQUIRE_PEERS").is_none_or(|required| required != "1"), "{why}");
-        eprintln!("{why}");
+        missing("the console's pages, since node, chromium or mesh-control/console/node_modules (npm ci) is missing");
         return;
     };
     if istio(ALL).is_none() {

@@ -11,7 +11,7 @@ use futures_util::{StreamExt, stream};
 use crate::calls::{client, get};
 use crate::front::{Front, PATIENCE};
 use crate::harness::{Bookinfo, turn};
-use crate::programs::istio_file;
+use crate::peers::istio_file;
 use crate::prometheus::{Panel, Prometheus, panels};
 
 /// How long Bookinfo is under load: longer than what rates are taken over.

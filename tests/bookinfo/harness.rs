@@ -16,7 +16,8 @@ use rustix::process::Signal;
 use tokio::sync::{Mutex, MutexGuard};
 
 use crate::front::{Front, PATIENCE};
-use crate::programs::{Ran, free_network, istio, meshctl, program, signal_process, wait_until};
+use crate::peers::istio;
+use crate::programs::{Ran, free_network, meshctl, program, signal_process, wait_until};
 use crate::steps::Configured;
 
 /// A running Bookinfo at loopback addresses of its own.

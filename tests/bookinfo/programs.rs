@@ -72,27 +72,6 @@ pub(crate) fn program(name: &str) -> PathBuf {
     program
 }
 
-/// A file of Istio's Bookinfo sample; without the data, says so on standard error, or fails if
-/// `MESH_REQUIRE_PEERS` is set to anything.
-pub(crate) fn istio(file: &str) -> Option<PathBuf> {
-    istio_file(&format!("samples/bookinfo/{file}"))
-}
-
-/// The same of any file or folder of Istio's.
-pub(crate) fn istio_file(file: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("MESH_ISTIO_DATA")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/istio"), PathBuf::from);
-    let path = root.join(file);
-    if path.exists() {
-        return Some(path);
-    }
-    let missing = format!("{} is not there (set MESH_ISTIO_DATA)", path.display());
-    let required = std::env::var_os("MESH_REQUIRE_PEERS").is_some_and(|value| !value.is_empty());
-    assert!(!required, "{missing}");
-    eprintln!("SKIPPED: {missing}");
-    None
-}
-
 /// Sends a signal to a process.
 pub(crate) fn signal_process(id: u32, signal: Signal) {
     let id = Pid::from_raw(i32::try_from(id).unwrap()).unwrap();

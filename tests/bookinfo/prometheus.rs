@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::calls::{client, get};
 use crate::front::PATIENCE;
 use crate::harness::Bookinfo;
+use crate::peers;
 use crate::programs::Killed;
 
 /// What dashboards make of `$__rate_interval` here: four scrapes and more.
@@ -29,19 +30,9 @@ pub(crate) struct Prometheus {
 pub(crate) type Sample = (serde_json::Map<String, Value>, f64);
 
 impl Prometheus {
-    /// Where the program is; without it, says so on standard error, or fails if `MESH_REQUIRE_PEERS` is set to anything.
+    /// Where the program is, if it is here.
     pub(crate) fn program() -> Option<PathBuf> {
-        let named = std::env::var_os("MESH_PROMETHEUS").map(PathBuf::from);
-        let path = named.or_else(|| {
-            let dirs = std::env::var_os("PATH")?;
-            std::env::split_paths(&dirs).map(|dir| dir.join("prometheus")).find(|program| program.exists())
-        });
-        if path.is_none() {
-            let required = std::env::var_os("MESH_REQUIRE_PEERS").is_some_and(|value| !value.is_empty());
-            assert!(!required, "there is no prometheus on the PATH");
-            eprintln!("SKIPPED: there is no prometheus on the PATH (apt-get install prometheus)");
-        }
-        path
+        peers::program("prometheus", "MESH_PROMETHEUS", "apt-get install prometheus")
     }
 
     /// Starts it, with every process of this Bookinfo to scrape.

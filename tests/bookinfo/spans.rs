@@ -20,6 +20,7 @@ use tonic::{Request, Response, Status};
 use crate::calls::{client, get};
 use crate::front::{Front, PATIENCE};
 use crate::harness::{Bookinfo, turn};
+use crate::peers::missing;
 use crate::programs::Killed;
 
 /// The caller's own span, which is in no process of Bookinfo.
@@ -184,13 +185,11 @@ fn telling(endpoint: &str) -> Bookinfo {
     Bookinfo::start(&[], &[("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint), ("OTEL_BSP_SCHEDULE_DELAY", "100")])
 }
 
-/// The collector, as a program; without it, says so on standard error, or fails if `MESH_REQUIRE_PEERS` is set to anything.
+/// The collector, as a program; without it, says so on standard error, or fails where it is required.
 fn rotel() -> Option<PathBuf> {
     let named = std::env::var_os("MESH_ROTEL").filter(|path| !path.is_empty()).map(PathBuf::from);
     if named.is_none() {
-        let required = std::env::var_os("MESH_REQUIRE_PEERS").is_some_and(|value| !value.is_empty());
-        assert!(!required, "MESH_ROTEL names no collector");
-        eprintln!("SKIPPED: MESH_ROTEL names no collector (pip install rotel: its rotel-agent)");
+        missing("MESH_ROTEL names no collector (pip install rotel: its rotel-agent)");
     }
     named
 }

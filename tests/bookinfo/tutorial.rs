@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use crate::calls::{client, get};
 use crate::front::{Front, PATIENCE};
 use crate::harness::shared;
-use crate::programs::{istio, meshctl};
+use crate::peers::istio;
+use crate::programs::meshctl;
 use crate::steps::{self, ALL, Configured, all_to_v1};
 
 macro_rules! shared_or_skip {

@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 
 use crate::front::Front;
 use crate::harness::{Bookinfo, shared};
-use crate::programs::{Ran, istio, program};
+use crate::peers::istio;
+use crate::programs::{Ran, program};
 use crate::steps::Configured;
 
 /// How long a command may take to come to say what it should.

@@ -26,11 +26,7 @@ fn find() -> Option<PathBuf> {
         return Some(named.into());
     }
     if Command::new("go").arg("version").output().is_err() {
-        let why = "no Go to build tests/control-plane with";
-        let required = std::env::var_os("MESH_REQUIRE_PEERS").is_some_and(|value| !value.is_empty());
-        assert!(!required, "{why}");
-        // Past the test runner, which keeps to itself what a test prints that passes.
-        drop(writeln!(std::io::stderr(), "SKIPPED: all of tests/control-plane: {why}"));
+        crate::peers::missing("all of tests/control-plane: no Go to build it with");
         return None;
     }
     let program = std::env::current_exe().unwrap().with_file_name("control-plane");

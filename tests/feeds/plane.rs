@@ -13,7 +13,7 @@ use mesh_control::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::{programs::istio, upstream::Upstream};
+use crate::{peers::istio, upstream::Upstream};
 
 /// How long anything may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);

@@ -16,8 +16,9 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use crate::calls::{client, get};
 use crate::front::{Front, PATIENCE};
+use crate::peers::istio;
 use crate::process::{Istiod, Options, SERVER_NAME};
-use crate::programs::{Killed, free_network, istio, program};
+use crate::programs::{Killed, free_network, program};
 use crate::steps::Configured;
 
 /// How the processes speak with istiod.

@@ -4,11 +4,9 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Once;
 use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, KeyUsagePurpose};
@@ -16,7 +14,8 @@ use serde_json::json;
 use tokio::net::TcpStream;
 
 use crate::calls::{Answer, client, get};
-use crate::programs::{Killed, istio};
+use crate::peers::{self, istio};
+use crate::programs::Killed;
 use crate::steps::ALL;
 use crate::tokens::{AUDIENCE, ISSUER, Tokens};
 
@@ -28,29 +27,12 @@ pub(crate) const SERVER_NAME: &str = "istiod.istio-system.svc";
 
 /// The program, if there is one and Istio's files are there, too; otherwise says why the test is skipped.
 pub(crate) fn program() -> Option<PathBuf> {
-    let named = std::env::var_os("MESH_ISTIOD").filter(|name| !name.is_empty());
-    if named.as_deref() == Some("none".as_ref()) {
-        skipped("MESH_ISTIOD says that there is no istiod here");
+    if std::env::var_os("MESH_ISTIOD").is_some_and(|named| named == "none") {
+        peers::skipped("all of tests/istiod: MESH_ISTIOD says that there is no istiod here");
         return None;
     }
-    let on_path = || {
-        let path = std::env::var_os("PATH")?;
-        std::env::split_paths(&path).map(|dir| dir.join("pilot-discovery")).find(|file| file.is_file())
-    };
-    let Some(program) = named.map(PathBuf::from).or_else(on_path) else {
-        let why = "no istiod: name its program, `pilot-discovery` of 1.29.6, by MESH_ISTIOD or put it on the path";
-        let required = std::env::var_os("MESH_REQUIRE_PEERS").is_some_and(|value| !value.is_empty());
-        assert!(!required, "{why}");
-        skipped(why);
-        return None;
-    };
+    let program = peers::program("pilot-discovery", "MESH_ISTIOD", "istiod 1.29.6 as its makers ship it")?;
     istio(ALL).map(|_| program)
-}
-
-/// Says so once, past the test runner, which keeps to itself what a test prints that passes.
-fn skipped(why: &str) {
-    static SAID: Once = Once::new();
-    SAID.call_once(|| drop(writeln!(std::io::stderr(), "SKIPPED: all of tests/istiod: {why}")));
 }
 
 /// How it is to be started.

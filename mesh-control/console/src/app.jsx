@@ -44,6 +44,7 @@ function App() {
         {PAGES.map(([page, label]) => (
           <a key={page} href={`#/${page}`} aria-current={page === id ? "page" : undefined}>{label}</a>
         ))}
+        <a class="legal" href="LICENSES.txt">Licences</a>
       </nav>
       <header class="top">
         <label>Find <input type="search" value={filter.value} placeholder="a service or workload" onInput={(event) => (filter.value = event.currentTarget.value)} /></label>

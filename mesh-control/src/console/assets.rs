@@ -11,6 +11,8 @@ use crate::api::Refusal;
 /// The page; `{{token}}` in it is to be replaced.
 pub(super) const INDEX: &str = include_str!("../../console/dist/index.html");
 const SCRIPT: &str = include_str!("../../console/dist/app.js");
+/// Of the packages that are in the script.
+const LICENCES: &str = include_str!("../../console/dist/LICENSES.txt");
 const STYLE: &str = include_str!("../../console/dist/app.css");
 
 /// Nothing comes from, goes to, or is shown within a page of elsewhere; nothing is kept that a newer program would contradict.
@@ -32,9 +34,26 @@ pub(super) async fn serve(Path(asset): Path<String>) -> Result<Response, Refusal
     let (kind, text) = match asset.as_str() {
         "app.js" => ("text/javascript; charset=utf-8", SCRIPT),
         "app.css" => ("text/css; charset=utf-8", STYLE),
+        "LICENSES.txt" => ("text/plain; charset=utf-8", LICENCES),
         _ => return Err(Refusal::new(StatusCode::NOT_FOUND, format!("there is no {asset:?}"))),
     };
     let mut headers = headers();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     Ok((headers, text).into_response())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// TE20: whoever gets the pages gets the licences of what is in them.
+    #[test]
+    fn licences_come_with_the_pages() {
+        for package in
+            ["preact", "@preact/signals", "@preact/signals-core", "@dagrejs/dagre", "@dagrejs/graphlib", "uplot"]
+        {
+            assert!(LICENCES.lines().any(|line| line.starts_with(&format!("{package} "))), "{package}");
+        }
+        assert_eq!(LICENCES.matches("Permission is hereby granted").count(), LICENCES.matches(" (MIT)\n").count());
+    }
 }

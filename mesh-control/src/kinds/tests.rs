@@ -2,22 +2,17 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::{fs, path::PathBuf};
+use std::fs;
 
 use super::*;
 use crate::store::{SourceFile, Store, StoreError};
 
+#[path = "../../../tests/peers.rs"]
+mod peers;
+
 /// A folder of Istio's Bookinfo sample, or `None` (said aloud) where the data is not there.
 pub(crate) fn sample(folder: &str) -> Option<Vec<SourceFile>> {
-    let data = std::env::var_os("MESH_ISTIO_DATA")
-        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/istio"), PathBuf::from);
-    let path = data.join("samples/bookinfo").join(folder);
-    let Ok(entries) = fs::read_dir(&path) else {
-        let required = std::env::var_os("MESH_REQUIRE_PEERS").is_some_and(|value| !value.is_empty());
-        assert!(!required, "{} is missing", path.display());
-        println!("skipped: no Istio sample data at {} (set MESH_ISTIO_DATA)", path.display());
-        return None;
-    };
+    let entries = fs::read_dir(peers::istio(folder)?).unwrap();
     let mut files: Vec<SourceFile> = entries
         .map(|entry| entry.unwrap().path())
         .filter(|path| path.extension().is_some_and(|extension| extension == "yaml"))

@@ -9,6 +9,8 @@ mod membership;
 mod metadata;
 mod modes;
 mod others;
+#[path = "../../../tests/peers.rs"]
+mod peers;
 mod pki;
 mod pool;
 mod resumption;
