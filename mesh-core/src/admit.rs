@@ -105,7 +105,7 @@ impl Snapshot {
 
     fn admit_route(&self, view: &InboundView<'_>) -> Admit {
         // A chain without routes passes everything on.
-        let Some(table) = self.inbound.get(&view.port).filter(|table| !table.hosts().is_empty()) else {
+        let Some(table) = self.inbound_table(view.port).filter(|table| !table.hosts().is_empty()) else {
             return Admit::Allow;
         };
         match table.find(&view.request, 0) {

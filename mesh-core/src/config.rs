@@ -57,7 +57,8 @@ pub use hash::{HashCookie, HashPolicy, HashSource, RoutingPriority};
 pub use health_check::{GrpcCheck, HealthCheck, HttpCheck, Probe, TcpCheck};
 pub use http::{FilterOverride, HttpSettings, OwnFilter};
 pub use inbound::{
-    ClientCertHeader, EscapedSlashes, ForwardClientCert, HttpLimits, Inbound, MtlsMode, PathNormalization, Underscores,
+    ClientCertHeader, EVERY_PORT, EscapedSlashes, ForwardClientCert, HttpLimits, Inbound, MtlsMode, PathNormalization,
+    Underscores,
 };
 pub use jwt::{JwtAuthn, JwtKeys, JwtProvider, JwtRequirement, JwtRule};
 pub use outlier::{FailurePercentage, LatencyOutlier, Monitor, OutlierDetection, SuccessRate};
@@ -96,7 +97,7 @@ pub struct Config {
     pub http: BTreeMap<u16, Arc<HttpSettings>>,
     /// Where requests go that name no port but a target they were dialled as, by the name of its listener (gRPC's profile).
     pub targets: BTreeMap<Name, Target>,
-    /// What this process's servers demand of callers, by the port they listen on.
+    /// What this process's servers demand of callers, by the port they listen on; [`EVERY_PORT`] is for all others.
     pub inbound: BTreeMap<u16, Arc<Inbound>>,
     /// What a gateway takes in at ports that are not for plain HTTP alone, by the port its listener was declared with.
     pub gateways: BTreeMap<u16, Arc<Gateway>>,

@@ -10,7 +10,7 @@ use rand::RngCore;
 use crate::{
     authz::{Guard, Guards},
     cluster::Cluster,
-    config::{self, Config, Local, Name, Serving},
+    config::{self, Config, EVERY_PORT, Local, Name, Serving},
     error::{CompileError, NoRoute},
     fault::FaultDecision,
     hash::Found,
@@ -40,7 +40,7 @@ pub struct Snapshot {
     targets: BTreeMap<Name, Arc<RouteTable>>,
     serving: BTreeMap<Name, Arc<Serving>>,
     gateways: BTreeMap<u16, Arc<config::Gateway>>,
-    pub(crate) inbound: BTreeMap<u16, Arc<RouteTable>>,
+    inbound: BTreeMap<u16, Arc<RouteTable>>,
     /// What requests must pass, by port; only of ports where they must pass something.
     guards: BTreeMap<u16, Arc<Guards>>,
     clusters: Clusters,
@@ -230,9 +230,19 @@ impl Snapshot {
         self.clusters.iter()
     }
 
-    /// What the server on this port demands of its callers.
+    /// What the server on this port demands of its callers: what is said of the port, else what is said of every port.
     pub fn inbound(&self, port: u16) -> Option<&Arc<config::Inbound>> {
-        self.servers.get(&port)
+        self.servers.get(&port).or_else(|| self.servers.get(&EVERY_PORT))
+    }
+
+    /// The port under which is said what holds at this one.
+    fn said_of(&self, port: u16) -> u16 {
+        if self.servers.contains_key(&port) { port } else { EVERY_PORT }
+    }
+
+    /// The routes of what is let in at this port.
+    pub(crate) fn inbound_table(&self, port: u16) -> Option<&Arc<RouteTable>> {
+        self.inbound.get(&self.said_of(port))
     }
 
     /// What a gateway takes in at this port, if that is not plain HTTP alone.
@@ -249,7 +259,7 @@ impl Snapshot {
 
     /// What requests to this port must pass, in order.
     pub(crate) fn guards(&self, port: u16) -> &[Guard] {
-        self.guards.get(&port).map_or(&[], |guards| &guards.0)
+        self.guards.get(&self.said_of(port)).map_or(&[], |guards| &guards.0)
     }
 
     /// What the guard of a port at a place demands of tokens, if that is what it guards by.
@@ -262,12 +272,12 @@ impl Snapshot {
 
     /// What is told of the requests that the server on this port gets.
     pub fn inbound_telling(&self, port: u16) -> Option<Arc<Telling>> {
-        self.inbound.get(&port)?.telling.clone()
+        self.inbound_table(port)?.telling.clone()
     }
 
     /// How many requests the server on this port lets in, and who is asked beside.
     pub fn inbound_limits(&self, view: &RequestView<'_>) -> (Option<Limits>, Option<GlobalLimits>) {
-        self.inbound.get(&view.port).map_or((None, None), |table| table.inbound_limits(view))
+        self.inbound_table(view.port).map_or((None, None), |table| table.inbound_limits(view))
     }
 
     /// What this process is part of; empty where that is not known.

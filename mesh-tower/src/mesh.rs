@@ -57,6 +57,7 @@ mod gateways;
 mod handlers;
 #[cfg(feature = "xds")]
 mod named;
+mod waiting;
 
 use bind::bind;
 pub use builder::Builder;
@@ -128,8 +129,8 @@ impl Mesh {
 
     /// Serves on `address` until SIGTERM, ctrl-c or [`shutdown`](Self::shutdown), then drains.
     ///
-    /// Who may call, and whether it takes mutual TLS, is the configuration of that port; until there is any, mutual TLS.
-    /// Where a certificate is needed, callers are accepted once it is there.
+    /// Who may call, and whether it takes mutual TLS, is the configuration of that port; where there is none, mutual TLS.
+    /// Callers are accepted once the first configuration is there and, where one is needed, the certificate.
     ///
     /// # Errors
     ///
@@ -142,7 +143,7 @@ impl Mesh {
         let socket = bind(address).await?;
         let port = socket.local_addr().map_err(MeshError::Listen)?.port();
         let _served = self.shared.serving.enter(port);
-        if self.identity_in_time().await {
+        if self.may_serve(self.shared.secure).await {
             let listener = socket.listen(1024).map_err(MeshError::Listen)?;
             self.run(listener, handler, Role::Workload(port)).await;
         }
@@ -161,7 +162,7 @@ impl Mesh {
     {
         let port = listener.local_addr().map_err(MeshError::Listen)?.port();
         let _served = self.shared.serving.enter(port);
-        if self.identity_in_time().await {
+        if self.may_serve(self.shared.secure).await {
             self.run(listener, handler, Role::Workload(port)).await;
         }
         Ok(())
@@ -190,31 +191,6 @@ impl Mesh {
     /// Our certificate, as it changes.
     pub fn identity(&self) -> &LiveIdentity {
         &self.shared.identity
-    }
-
-    /// Waits for the first configuration and, where one is needed, the first certificate.
-    pub async fn ready(&self) {
-        while self.shared.live.ready(None).await.is_none() {}
-        if self.shared.secure {
-            self.shared.identity.ready().await;
-        }
-    }
-
-    /// Waits for the certificate, where one is needed; false when serving ended before it came.
-    async fn identity_in_time(&self) -> bool {
-        if !self.shared.secure || self.shared.identity.load().is_some() {
-            return true;
-        }
-        tracing::info!(target: "mesh::server", "waiting for a certificate before accepting callers");
-        let mut ending = self.shared.ending.subscribe();
-        tokio::select! {
-            _ = self.shared.identity.ready() => true,
-            _ = ending.wait_for(|ending| *ending) => false,
-            () = signalled() => {
-                self.shutdown();
-                false
-            }
-        }
     }
 
     async fn run<S, B>(&self, listener: impl Listener, handler: S, role: Role)

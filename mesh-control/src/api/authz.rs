@@ -8,7 +8,7 @@ use mesh_core::{
     admit::InboundView,
     authz::{self, Heard, NoteKind, Verdict},
     claims::{Claim, Claims, PAYLOAD},
-    config::{AuthzService, Guard, Inbound, JwtAuthn, MtlsMode, RbacAction},
+    config::{AuthzService, EVERY_PORT, Guard, Inbound, JwtAuthn, MtlsMode, RbacAction},
     identity::{SpiffeId, names_match},
     path::{Normal, normalize},
     request::RequestView,
@@ -150,7 +150,7 @@ pub(super) fn check(state: &State, push: &Push, question: &AuthzRequest) -> Resu
     }
     let world = state.world().1;
     let config = compile(&world, &node);
-    let ports: Vec<u16> = config.inbound.keys().copied().collect();
+    let ports: Vec<u16> = config.inbound.keys().copied().filter(|port| *port != EVERY_PORT).collect();
     let port = question.port.or(match ports.as_slice() {
         [only] => Some(*only),
         _ => None,
@@ -165,7 +165,7 @@ pub(super) fn check(state: &State, push: &Push, question: &AuthzRequest) -> Resu
         Some(request) => {
             let known = ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ");
             let port = port.ok_or_else(|| bad(format!("say which port; the workload has {known}")))?;
-            let inbound = config.inbound.get(&port);
+            let inbound = config.inbound.get(&port).or_else(|| config.inbound.get(&EVERY_PORT));
             let inbound = inbound.ok_or_else(|| bad(format!("the workload has no port {port}; it has {known}")))?;
             Some(judge(&world, &node, port, inbound, request).map_err(bad)?)
         }

@@ -13,6 +13,7 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
 };
+use mesh_core::config::EVERY_PORT;
 use serde::Deserialize;
 use tokio::{task::JoinSet, time::timeout};
 
@@ -41,14 +42,16 @@ pub(super) async fn look(state: &State, push: &Push, items: &mut [ProxyStatus]) 
     for (at, item) in items.iter_mut().enumerate() {
         let Some(node) = push.find(&item.name).filter(|node| !node.gateway) else { continue };
         let listens = |port: &u16| node.ports.is_empty() || node.ports.iter().any(|own| own.number == *port);
-        let guarded: Vec<u16> = inbound::inbound(&world, &node)
+        let mut guarded: Vec<u16> = inbound::inbound(&world, &node)
             .filter(|(_, inbound)| !inbound.guards.is_empty())
             .map(|(port, _)| port)
-            .filter(listens)
+            .filter(|port| *port == EVERY_PORT || listens(port))
             .collect();
         if guarded.is_empty() {
             continue;
         }
+        // What is served anywhere is guarded there; that nothing is served at a port nobody knows of is no gap.
+        guarded.retain(|port| *port != EVERY_PORT);
         item.protection = Protection::Unknown;
         let own = workloads.iter().find(|it| it.name == node.name && it.namespace == node.namespace);
         let Some(admin) = own.and_then(|own| own.admin) else { continue };
@@ -63,8 +66,13 @@ pub(super) async fn look(state: &State, push: &Push, items: &mut [ProxyStatus]) 
     }
     for (at, guarded, served) in answers.into_iter().flatten() {
         let (Some(item), Some(Served { ports })) = (items.get_mut(at), served) else { continue };
+        let (declared, serves) = (!guarded.is_empty(), !ports.is_empty());
         let open: Vec<u16> = guarded.into_iter().filter(|port| !ports.contains(port)).collect();
-        item.protection = if open.is_empty() { Protection::Enforced } else { Protection::Unprotected(open) };
+        item.protection = match (open.is_empty(), declared, serves) {
+            (false, ..) => Protection::Unprotected(open),
+            (true, false, false) => Protection::None,
+            (true, ..) => Protection::Enforced,
+        };
     }
 }
 

@@ -6,13 +6,16 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use mesh_core::config::{
-    Action, Guard, Inbound, Labels, MtlsMode, Route, RouteMatch, RouteTable, StringMatch, VirtualHost,
+    Action, EVERY_PORT, Guard, Inbound, Labels, MtlsMode, Route, RouteMatch, RouteTable, StringMatch, VirtualHost,
 };
 
 use super::{NodeInfo, World, authz, telling, tokens, world::includes};
 use crate::kinds::{Spec, TargetPort};
 
-/// The policy of every port of a workload: those its services name, and those it says itself.
+/// The name of what holds at every port that nobody declared. Source: istiod.
+const CATCH_ALL: &str = "virtualInbound-catchall-http";
+
+/// The policy of every port of a workload: those its services name, those it says itself, and one for all others.
 pub(crate) fn inbound(world: &World, node: &NodeInfo) -> impl Iterator<Item = (u16, Arc<Inbound>)> {
     let mut ports: BTreeSet<u16> = node.ports.iter().map(|port| port.number).collect();
     for object in world.objects.iter().filter(|object| object.key.namespace == node.namespace) {
@@ -32,7 +35,7 @@ pub(crate) fn inbound(world: &World, node: &NodeInfo) -> impl Iterator<Item = (u
     let tokens = tokens::authentication(world, &node.namespace, &node.labels);
     let guards = authz::guards(world, node, tokens.map(Guard::Jwt));
     let telling = telling::telling(world, node, true);
-    ports.into_iter().map(move |port| {
+    ports.into_iter().chain([EVERY_PORT]).map(move |port| {
         let mtls = mode(world, &node.namespace, &node.labels, port);
         let (guards, telling) = (guards.clone(), telling.clone());
         (port, Arc::new(Inbound { guards, telling, path: world.mesh.path, ..server(world, port, mtls) }))
@@ -83,8 +86,9 @@ fn server(world: &World, port: u16, mtls: MtlsMode) -> Inbound {
     let callers = domains
         .map(|domain| StringMatch::Prefix { value: format!("spiffe://{domain}/"), ignore_case: false })
         .collect();
+    let name = if port == EVERY_PORT { CATCH_ALL.to_owned() } else { format!("0.0.0.0_{port}") };
     Inbound {
-        name: format!("0.0.0.0_{port}").into(),
+        name: name.into(),
         mtls,
         routes: Arc::new(routes),
         callers,

@@ -7,6 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{GlobalRateLimit, Guard, LocalRateLimit, Name, RouteTable, StringMatch, Telling, TlsVersions};
 
+/// Among what servers demand ([`Config::inbound`](super::Config::inbound)), the port whose policy holds at every port that has
+/// none of its own. Envoy `virtualInbound`: the filter chains without a `destination_port`.
+pub const EVERY_PORT: u16 = 0;
+
 /// The policy of one listening port.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(default)]

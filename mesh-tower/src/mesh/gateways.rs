@@ -54,7 +54,8 @@ impl fmt::Display for PortMap {
 
 impl Mesh {
     /// Lets the world outside in: requests to `address` go where the routes of the gateway's listener with
-    /// `listener_port` lead, over TLS where that says so. What they do not list is answered with 404.
+    /// `listener_port` lead, over TLS where that says so. What they do not list is answered with 404. Callers are accepted
+    /// once the first configuration is there.
     ///
     /// # Errors
     ///
@@ -67,8 +68,10 @@ impl Mesh {
 
     /// As [`gateway`](Self::gateway), on a listener of your own.
     pub async fn gateway_listener(&self, listener: impl Listener, listener_port: u16) {
-        let client = self.http().on_port(listener_port);
-        self.run(listener, client, Role::Gateway(listener_port)).await;
+        if self.may_serve(false).await {
+            let client = self.http().on_port(listener_port);
+            self.run(listener, client, Role::Gateway(listener_port)).await;
+        }
     }
 
     /// Lets the world outside in, at every port that the gateway's configuration names, until SIGTERM, ctrl-c or

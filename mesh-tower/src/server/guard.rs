@@ -91,7 +91,10 @@ impl Server {
             return Some(Refusal::new(StatusCode::GATEWAY_TIMEOUT, Flags::UT, reason));
         }
         debug_assert!(caller.mode != MtlsMode::Strict || caller.peer.is_some(), "STRICT has proved who calls");
-        let snapshot = self.live.load()?;
+        let Some(snapshot) = self.live.load() else {
+            // Serving begins with the first configuration; one that cannot be used leaves a chain without any.
+            return Some(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, Flags::NONE, "there is no configuration yet"));
+        };
         // The handshake held the default; a plaintext port without configuration is one outside any mesh.
         let inbound = snapshot.inbound(port)?;
         let mut known = Known::default();

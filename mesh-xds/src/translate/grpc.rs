@@ -13,8 +13,8 @@ use std::{
 };
 
 use mesh_core::config::{
-    Action, Cluster, Config, Discovery, EndpointAddress, Endpoints, HashPolicy, HttpSettings, LoadBalancer, MtlsMode,
-    Name, RingHash, Route, RouteTable, Thresholds, TlsMode, VirtualHost,
+    Action, Cluster, Config, Discovery, EVERY_PORT, EndpointAddress, Endpoints, HashPolicy, HttpSettings, LoadBalancer,
+    MtlsMode, Name, RingHash, Route, RouteTable, Thresholds, TlsMode, VirtualHost,
 };
 use prost::Message as _;
 
@@ -58,7 +58,7 @@ pub(super) fn encode_routes(config: &Config, set: &mut ResourceSet) {
 pub(super) fn encode_servers(config: &Config, address: IpAddr, set: &mut ResourceSet) {
     let open =
         config.inbound.iter().filter(|(_, inbound)| inbound.mtls != MtlsMode::Strict && inbound.refused.is_none());
-    for (&port, inbound) in open {
+    for (&port, inbound) in open.filter(|(port, _)| **port != EVERY_PORT) {
         let everywhere = [IpAddr::from(Ipv4Addr::UNSPECIFIED), IpAddr::from(Ipv6Addr::UNSPECIFIED)];
         for address in everywhere.into_iter().chain([address]) {
             let address = SocketAddr::new(address, port);

@@ -1,15 +1,15 @@
 //! Listeners. Source: Envoy `Listener`, in the shapes of Istio's sidecars and gateways.
 //!
 //! A listener on every address (`0.0.0.0_9080`) holds the routes of requests to that port; `virtualInbound` holds one
-//! or two filter chains per port of our own servers. Listeners of other shapes serve interception of TCP and apply to no
+//! or two filter chains per port of our own servers, and for every port that has none. Listeners of other shapes serve interception of TCP and apply to no
 //! library; they are told as ignored, with the reason.
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use mesh_core::config::{
-    ClientCertHeader, EndpointAddress, GlobalRateLimit, Guard, HttpLimits, HttpSettings, Inbound, LocalRateLimit,
-    MtlsMode, Name, PathNormalization, RouteTable, Telling, Underscores,
+    ClientCertHeader, EVERY_PORT, EndpointAddress, GlobalRateLimit, Guard, HttpLimits, HttpSettings, Inbound,
+    LocalRateLimit, MtlsMode, Name, PathNormalization, RouteTable, Telling, Underscores,
 };
 
 use super::{
@@ -74,7 +74,8 @@ pub(super) fn decode(body: &Bytes, name: &mut String, ignored: &mut Ignored) -> 
         return Ok(Listener::Ignored("api_listener is for gRPC's own view of a mesh".to_owned()));
     }
     if message.name == VIRTUAL_INBOUND {
-        return inbound(message.filter_chains, ignored).map(Listener::Inbound);
+        let rest = message.default_filter_chain.map(|rest| FilterChain { filter_chain_match: None, ..rest });
+        return inbound(message.filter_chains.into_iter().chain(rest), ignored).map(Listener::Inbound);
     }
     if ignored.context().gateway {
         return gateway::decode(message, ignored);
@@ -206,9 +207,12 @@ struct Port {
     telling: Option<Arc<Telling>>,
 }
 
-fn inbound(chains: Vec<FilterChain>, ignored: &mut Ignored) -> Result<Vec<(u16, Arc<Inbound>)>, Wrong> {
+fn inbound(
+    chains: impl Iterator<Item = FilterChain>,
+    ignored: &mut Ignored,
+) -> Result<Vec<(u16, Arc<Inbound>)>, Wrong> {
     let mut ports: BTreeMap<u16, Port> = BTreeMap::new();
-    for (i, chain) in chains.into_iter().enumerate() {
+    for (i, chain) in chains.enumerate() {
         inbound_chain(&chain, &mut ports, ignored).within(|| element(CHAINS, i, &chain.name))?;
     }
     let inbound = |port: Port| {
@@ -261,13 +265,11 @@ fn inbound_chain(chain: &FilterChain, ports: &mut BTreeMap<u16, Port>, ignored: 
         return Ok(());
     };
     let matches = chain.filter_chain_match.as_ref();
-    let Some(port) = matches.and_then(|matches| matches.destination_port) else {
-        // For servers that no service claims; such a port demands mutual TLS here.
-        ignored.add(CHAINS, &format!("{} (for every port)", chain.name));
-        return Ok(());
-    };
-    let port =
-        u16::try_from(port).map_err(|_| wrong("filter_chain_match.destination_port", format!("{port} is no port")))?;
+    // Without a port it is for servers that no service claims.
+    let port = matches.and_then(|matches| matches.destination_port).map_or(Ok(EVERY_PORT), |port| {
+        let number = u16::try_from(port).ok().filter(|port| *port != EVERY_PORT);
+        number.ok_or_else(|| wrong("filter_chain_match.destination_port", format!("{port} is no port")))
+    })?;
     let socket = chain.transport_socket.as_ref();
     let tls = socket.map_or(Ok(None), |socket| tls::downstream(socket, ignored)).under("transport_socket")?;
     let filters = filter::chain(&manager.http_filters, Side::Inbound, FILTERS, ignored)?;
@@ -453,7 +455,7 @@ fn encode_chains(port: u16, inbound: &Inbound) -> impl Iterator<Item = FilterCha
     let chain = |protocol: &str, transport_socket| FilterChain {
         name: name.clone(),
         filter_chain_match: Some(FilterChainMatch {
-            destination_port: Some(port.into()),
+            destination_port: (port != EVERY_PORT).then_some(port.into()),
             transport_protocol: protocol.to_owned(),
             ..FilterChainMatch::default()
         }),

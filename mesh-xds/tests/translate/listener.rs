@@ -1,6 +1,6 @@
 //! Rules of listeners: which are ours, what a port's chains come to, and filters that guard the door.
 
-use mesh_core::config::{Inbound, MtlsMode, StringMatch};
+use mesh_core::config::{EVERY_PORT, Inbound, MtlsMode, StringMatch};
 use mesh_xds::{
     proto::{
         Any,
@@ -225,7 +225,7 @@ fn ports(chains: Vec<FilterChain>) -> Vec<(u16, Inbound)> {
     }
 }
 
-/// AN4: what a port takes follows from the chains it has.
+/// AN4: what a port takes follows from the chains it has; those of no port are for every port that has none.
 #[test]
 fn the_chains_of_a_port_are_its_mode() {
     let tls = || Some(encrypted(&mutual()));
@@ -238,13 +238,21 @@ fn the_chains_of_a_port_are_its_mode() {
         FilterChain { name: "blackhole".into(), ..FilterChain::default() },
     ]);
     let modes: Vec<_> = ports.iter().map(|(port, inbound)| (*port, inbound.mtls)).collect();
-    assert_eq!(modes, [(9080, MtlsMode::Strict), (9090, MtlsMode::Permissive), (9091, MtlsMode::Disable)]);
-    let strict = &ports[0].1;
+    assert_eq!(modes[0], (EVERY_PORT, MtlsMode::Disable));
+    assert_eq!(modes[1..], [(9080, MtlsMode::Strict), (9090, MtlsMode::Permissive), (9091, MtlsMode::Disable)]);
+    let strict = &ports[1].1;
     assert_eq!(strict.alpn, ["h2", "http/1.1"]);
     let caller = StringMatch::Prefix { value: "spiffe://cluster.local/".into(), ignore_case: false };
     assert_eq!((&*strict.name, strict.callers.as_slice()), ("0.0.0.0_9080", &[caller][..]));
     let action = &strict.routes.virtual_hosts[0].routes[0].action;
     assert_eq!(*action, mesh_core::config::Action::NonForwarding, "what Envoy forwards to its application is ours");
+    let mut rest = virtual_inbound(vec![port_chain(9080, tls(), vec![router()])]);
+    rest.default_filter_chain = Some(port_chain(9090, tls(), vec![router()]));
+    let Listener::Inbound(ports) = decode(&rest).unwrap().value else { panic!() };
+    let modes: Vec<_> = ports.iter().map(|(port, inbound)| (*port, inbound.mtls)).collect();
+    assert_eq!(modes, [(EVERY_PORT, MtlsMode::Strict), (9080, MtlsMode::Strict)], "whatever its condition says");
+    let none = port_chain(u32::from(EVERY_PORT), None, vec![router()]);
+    assert!(decode(&virtual_inbound(vec![none])).unwrap_err().contains("0 is no port"));
 }
 
 /// AN8: TLS that does not ask for a certificate is not served.
