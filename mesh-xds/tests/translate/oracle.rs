@@ -161,7 +161,7 @@ fn what_we_write_envoys_own_types_read_without_loss() {
     for (_, resource) in set.iter(TypeUrl::Endpoint) {
         agrees::<ours::config::endpoint::v3::ClusterLoadAssignment, ClusterLoadAssignment>(&resource.body);
     }
-    assert_eq!(seen, [6, 2, 2, 3], "as many as the configuration has");
+    assert_eq!(seen, [7, 3, 2, 3], "as many as the configuration has");
 }
 
 #[test]
