@@ -12,12 +12,7 @@ pub(crate) fn config() -> Config {
     let mut config = Config::default();
     config.outbound.insert(9080, Arc::new(table("9080")));
     config.outbound.insert(80, Arc::new(RouteTable { name: "80".into(), ..RouteTable::default() }));
-    for (port, mtls) in [
-        (EVERY_PORT, MtlsMode::Strict),
-        (9080, MtlsMode::Strict),
-        (9090, MtlsMode::Permissive),
-        (9091, MtlsMode::Disable),
-    ] {
+    for (port, mtls) in guards::PORTS {
         config.inbound.insert(port, Arc::new(inbound(port, mtls)));
     }
     register_filter();

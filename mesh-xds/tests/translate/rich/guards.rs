@@ -6,6 +6,10 @@ use mesh_core::config::*;
 
 use super::{exact, regex};
 
+/// A port of each mode, and every port.
+pub(super) const PORTS: [(u16, MtlsMode); 4] =
+    [(EVERY_PORT, MtlsMode::Strict), (9080, MtlsMode::Strict), (9090, MtlsMode::Permissive), (9091, MtlsMode::Disable)];
+
 /// One of everything that requests must pass.
 pub(super) fn guards() -> Vec<Guard> {
     vec![
