@@ -7,7 +7,7 @@
 //! `process.rs` starts Envoy and changes its configuration, `both.rs` puts one configuration in force on both sides,
 //! `ask.rs` sends a request through either, `upstream.rs` is what both send to. Routes are compared in `routes.rs`, with
 //! configurations made in `generate.rs`, judged in `compare.rs` and `record.rs` and counted in `cover.rs`; retries in
-//! `retries.rs`, subsets of endpoints in `subsets.rs`, tokens
+//! `retries.rs`, subsets of endpoints in `subsets.rs`, rules of servers in `rbac.rs`, tokens
 //! in `jwt.rs`, with the callers of `knock.rs`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -35,6 +35,8 @@ mod late;
 mod peers;
 #[path = "envoy/process.rs"]
 mod process;
+#[path = "envoy/rbac.rs"]
+mod rbac;
 #[path = "envoy/record.rs"]
 mod record;
 #[path = "envoy/retries.rs"]

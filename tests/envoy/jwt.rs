@@ -4,20 +4,14 @@
 //! Both have the same `JwtAuthentication`, byte for byte. Every rule is asked with every request, over HTTP/1.1 and HTTP/2; a
 //! difference that is meant has a name and a reason in [`EXPLAINED`].
 
-use std::{
-    collections::BTreeMap,
-    net::SocketAddr,
-    sync::{Arc, LazyLock},
-    time::Instant,
-};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use http::header;
 use mesh_core::config::{Config, Inbound, MtlsMode};
 use mesh_tower::Mesh;
-use mesh_xds::{proto::DESCRIPTORS, translate};
+use mesh_xds::translate;
 use prost::Message;
-use prost_reflect::{DescriptorPool, DynamicMessage};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
@@ -28,24 +22,10 @@ use crate::{
     both::{at_will, cluster},
     knock::{Callers, Heard, Knock, Pki, Who},
     process::{Envoy, Options},
+    rbac::{any, encode},
     upstream::{Arrived, Upstream, echo},
 };
 use cases::{Keys, cases};
-
-/// A message as the JSON of an `Any`.
-fn any(kind: &str, mut fields: Value) -> Value {
-    fields["@type"] = json!(format!("type.googleapis.com/{kind}"));
-    fields
-}
-
-/// The bytes of a message in JSON.
-fn encode(kind: &str, message: &Value) -> Result<Vec<u8>, String> {
-    static POOL: LazyLock<DescriptorPool> =
-        LazyLock::new(|| DescriptorPool::decode(DESCRIPTORS).expect("the descriptors"));
-    let kind = POOL.get_message_by_name(kind).expect("known");
-    let message = DynamicMessage::deserialize(kind, message).map_err(|error| error.to_string())?;
-    Ok(message.encode_to_vec())
-}
 
 const WHO: &[Who] = &[Who { from: 1, tls: None, http2: false }, Who { from: 1, tls: None, http2: true }];
 

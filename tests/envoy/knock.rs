@@ -15,7 +15,10 @@ use hyper::{
     rt::{Read, Write},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType};
+use mesh_tower::tls::Identity;
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+};
 use rustls::{
     ClientConfig, RootCertStore,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName},
@@ -90,25 +93,44 @@ impl Pki {
         Self { issuer: Issuer::new(params, key), root }
     }
 
-    fn sign(&self, id: &str) -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
+    /// Servers have names to be called by beside their id; members have none, and no subject.
+    fn sign(&self, id: &str, names: &[&str]) -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
-        let names = SERVER_NAMES.iter().map(|name| SanType::DnsName((*name).try_into().unwrap()));
+        params.distinguished_name = DistinguishedName::new();
+        let names = names.iter().map(|name| SanType::DnsName((*name).try_into().unwrap()));
         params.subject_alt_names = [SanType::URI(id.try_into().unwrap())].into_iter().chain(names).collect();
         let certificate = params.signed_by(&key, &self.issuer).unwrap().der().clone();
         (certificate, PrivateKeyDer::try_from(key.serialize_der()).unwrap())
     }
 
+    /// Of a server of ours.
+    pub(crate) fn identity(&self, id: &str) -> Identity {
+        let (certificate, key) = self.sign(id, &SERVER_NAMES);
+        Identity::from_der(vec![certificate], key, vec![self.root.clone()]).unwrap()
+    }
+
+    /// Of an Envoy's server: certificate, key and root as text.
+    pub(crate) fn pem(&self, id: &str) -> [String; 3] {
+        let (certificate, key) = self.sign(id, &SERVER_NAMES);
+        [pem("CERTIFICATE", &certificate), pem("PRIVATE KEY", key.secret_der()), pem("CERTIFICATE", &self.root)]
+    }
+
     fn client(&self, id: &str, http2: bool) -> ClientConfig {
         let mut roots = RootCertStore::empty();
         roots.add(self.root.clone()).unwrap();
-        let (certificate, key) = self.sign(id);
+        let (certificate, key) = self.sign(id, &[]);
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
         let mut config = builder.with_root_certificates(roots).with_client_auth_cert(vec![certificate], key).unwrap();
         config.alpn_protocols = vec![if http2 { b"h2".to_vec() } else { b"http/1.1".to_vec() }];
         config
     }
+}
+
+fn pem(what: &str, der: &[u8]) -> String {
+    use base64::{Engine, engine::general_purpose::STANDARD};
+    format!("-----BEGIN {what}-----\n{}\n-----END {what}-----\n", STANDARD.encode(der))
 }
 
 impl Callers {

@@ -91,6 +91,8 @@ pub(super) fn string(matcher: StringMatcher) -> Result<StringMatch, Wrong> {
         Some(MatchPattern::Prefix(value)) => prefix(value, ignore_case, "prefix"),
         Some(MatchPattern::Suffix(value)) => suffix(value, ignore_case, "suffix"),
         Some(MatchPattern::Contains(value)) => contains(value, ignore_case, "contains"),
+        // Envoy's rule too: who writes it means what it would not do.
+        Some(MatchPattern::SafeRegex(_)) if ignore_case => Err(wrong("ignore_case", "has no effect on safe_regex")),
         Some(MatchPattern::SafeRegex(pattern)) => regex(&pattern).map(StringMatch::Regex).under("safe_regex"),
         None => Err(wrong("match_pattern", "is missing or of a kind that is not supported")),
     }
@@ -189,5 +191,26 @@ pub(super) fn is_over_ads(source: Option<&core::ConfigSource>, field: &str) -> R
     match source.and_then(|source| source.config_source_specifier.as_ref()) {
         Some(Ads(_) | Self_(_)) => Ok(()),
         _ => Err(wrong(field, "must be `ads` or `self`: other sources are not supported")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+    use super::*;
+
+    /// RM2, AZ3: what Envoy refuses to match by is refused: patterns without a text, and a case that does not count of a pattern.
+    #[test]
+    fn patterns_are_as_envoy_takes_them() {
+        let matcher = |regex: &str, ignore_case| StringMatcher {
+            match_pattern: Some(MatchPattern::SafeRegex(RegexMatcher { regex: regex.to_owned(), engine_type: None })),
+            ignore_case,
+        };
+        assert!(string(matcher("a.*", false)).is_ok());
+        for (bad, field) in [(matcher("a.*", true), "ignore_case"), (matcher("", false), "regex")] {
+            let wrong = string(bad).unwrap_err();
+            assert!(format!("{wrong:?}").contains(field), "{wrong:?}");
+        }
     }
 }
