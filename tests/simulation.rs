@@ -14,6 +14,8 @@ mod churn;
 mod determinism;
 #[path = "simulation/endpoints.rs"]
 mod endpoints;
+#[path = "simulation/identity.rs"]
+mod identity;
 #[path = "simulation/net.rs"]
 mod net;
 #[path = "simulation/plane.rs"]

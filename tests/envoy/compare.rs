@@ -13,8 +13,8 @@ use crate::{
     upstream::Arrived,
 };
 
-/// Headers by which a hop tells of itself or frames a message: never taken from routes. Ours numbers its tries and says how
-/// much time is left to each, where Envoy must be told to.
+/// Headers by which a hop tells of itself or frames a message: never taken from routes. Of those that number a try or tell
+/// it how much time is left, what they say is compared where Envoy says it; ours always does.
 const OF_THE_HOP: [&str; 21] = [
     "connection",
     "content-length",
@@ -38,6 +38,9 @@ const OF_THE_HOP: [&str; 21] = [
     "x-envoy-internal",
     PAIR,
 ];
+
+/// The limits of time that there are, in milliseconds: what is left of one has nearly that size.
+const LIMITS: [u128; 4] = [500, 9_000, 15_000, 20_000];
 
 /// The header that says which pair a request is of, and through whom it goes: so that all that arrives can be told apart.
 pub(crate) const PAIR: &str = "x-pair";
@@ -138,7 +141,8 @@ pub(crate) fn differences(envoy: &Result<Answer, String>, ours: &Result<Answer, 
     let both = names.into_iter().map(|name| (name, of(&envoy, name), of(&ours, name)));
     // Two that fail are alike, whatever they say.
     both.filter(|(name, envoy, ours)| {
-        envoy != ours && !(*name == "no answer" && envoy != "nothing" && ours != "nothing")
+        let told_more = name.strip_prefix("try ").is_some() && envoy == "nothing";
+        envoy != ours && !told_more && !(*name == "no answer" && envoy != "nothing" && ours != "nothing")
     })
     .map(|(what, envoy, ours)| Difference { what: what.clone(), envoy, ours })
     .collect()
@@ -174,6 +178,8 @@ fn facts(answer: &Result<Answer, String>) -> BTreeMap<String, String> {
         facts.insert("body".to_owned(), format!("{:?}", String::from_utf8_lossy(&answer.body)));
         return facts;
     };
+    facts.extend(arrived.all("x-envoy-attempt-count").map(|count| ("try number".to_owned(), count.to_owned())));
+    facts.extend(time_left(&arrived).map(|limit| ("try time".to_owned(), format!("of {limit} ms"))));
     for (name, value) in [
         ("upstream", arrived.upstream),
         ("version", arrived.version),
@@ -186,6 +192,15 @@ fn facts(answer: &Result<Answer, String>) -> BTreeMap<String, String> {
     }
     gather("arrived", arrived.headers.iter().map(|(name, value)| (name.as_str(), value.clone())), &mut facts);
     facts
+}
+
+/// The limit of time that a try is told the rest of, by whichever header says the least: to gRPC ours says it in gRPC's own
+/// header alone.
+fn time_left(arrived: &Arrived) -> Option<u128> {
+    let ours = arrived.all("x-envoy-expected-rq-timeout-ms").filter_map(|time| time.parse().ok());
+    let grpc = arrived.all("grpc-timeout").filter_map(mesh_core::timeout::parse_grpc_timeout);
+    let left = ours.chain(grpc.map(|time| time.as_millis())).min()?;
+    Some(LIMITS.into_iter().find(|limit| left <= *limit).unwrap_or(left))
 }
 
 fn headers(kind: &str, headers: &HeaderMap, facts: &mut BTreeMap<String, String>) {

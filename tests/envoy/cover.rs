@@ -4,6 +4,135 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
+/// Every kind of condition and action; each occurs in at least one of a hundred pairs.
+pub(crate) const KINDS: &[&str] = &[
+    "domain any",
+    "domain exact",
+    "domain prefix",
+    "domain suffix",
+    "ignore_port_in_host_matching",
+    "most_specific_header_mutations_wins",
+    "ignore_path_parameters_in_path_matching",
+    "path template",
+    "cookies string_match exact",
+    "cookies invert_match",
+    "query_parameters present_match false",
+    "header operator",
+    "append_action ADD_IF_ABSENT",
+    "append_action OVERWRITE_IF_EXISTS",
+    "route cluster_header",
+    "route request_mirror_policies",
+    "route retry_policy",
+    "host retry_policy",
+    "host include_request_attempt_count",
+    "route timeout",
+    "route idle_timeout",
+    "route max_stream_duration",
+    "max_stream_duration max_stream_duration",
+    "max_stream_duration grpc_timeout_header_max",
+    "route priority",
+    "route upgrade_configs",
+    "retry_policy per_try_timeout",
+    "retry_policy per_try_idle_timeout",
+    "retry_policy num_retries",
+    "retry_policy retriable_status_codes",
+    "retry_policy retriable_headers",
+    "fault abort http_status",
+    "fault abort grpc_status",
+    "fault abort header_abort",
+    "fault delay fixed_delay",
+    "fault delay header_delay",
+    "fault headers",
+    "cookies string_match prefix",
+    "cookies string_match suffix",
+    "cookies string_match contains",
+    "cookies string_match safe_regex",
+    "route hash_policy",
+    "split use_hash_policy",
+    "mirrored",
+    "tried again",
+    "timed out",
+    "asked timeout",
+    "asked retries",
+    "route cluster_not_found_response_code",
+    "route append_x_forwarded_host",
+    "route host_rewrite_header",
+    "route host_rewrite_path_regex",
+    "split header_name",
+    "no route",
+    "match prefix",
+    "match path",
+    "match safe_regex",
+    "match path_separated_prefix",
+    "path ignoring case",
+    "match grpc",
+    "match runtime_fraction",
+    "headers string_match exact",
+    "headers string_match prefix",
+    "headers string_match suffix",
+    "headers string_match contains",
+    "headers string_match safe_regex",
+    "headers string_match ignore_case",
+    "headers exact_match",
+    "headers prefix_match",
+    "headers suffix_match",
+    "headers contains_match",
+    "headers safe_regex_match",
+    "headers range_match",
+    "headers present_match true",
+    "headers present_match false",
+    "headers there",
+    "headers invert_match",
+    "headers treat_missing_header_as_empty",
+    "headers :method",
+    "headers :authority",
+    "headers :path",
+    "query_parameters string_match exact",
+    "query_parameters string_match prefix",
+    "query_parameters string_match suffix",
+    "query_parameters string_match contains",
+    "query_parameters string_match safe_regex",
+    "query_parameters string_match ignore_case",
+    "query_parameters present_match true",
+    "query_parameters there",
+    "route cluster",
+    "route weighted_clusters",
+    "route prefix_rewrite",
+    "route regex_rewrite",
+    "route host_rewrite_literal",
+    "redirect",
+    "redirect path_redirect",
+    "redirect prefix_rewrite",
+    "redirect regex_rewrite",
+    "redirect https_redirect",
+    "redirect scheme_redirect",
+    "redirect host_redirect",
+    "redirect port_redirect",
+    "redirect strip_query",
+    "redirect response_code",
+    "direct_response",
+    "filter envoy.filters.http.fault",
+    "table request_headers_to_add",
+    "table request_headers_to_remove",
+    "table response_headers_to_add",
+    "table response_headers_to_remove",
+    "host request_headers_to_add",
+    "host request_headers_to_remove",
+    "host response_headers_to_add",
+    "host response_headers_to_remove",
+    "route request_headers_to_add",
+    "route request_headers_to_remove",
+    "route response_headers_to_add",
+    "route response_headers_to_remove",
+    "cluster request_headers_to_add",
+    "cluster request_headers_to_remove",
+    "cluster response_headers_to_add",
+    "cluster response_headers_to_remove",
+    "append_action absent",
+    "append_action APPEND_IF_EXISTS_OR_ADD",
+    "append_action OVERWRITE_IF_EXISTS_OR_ADD",
+];
+
 /// How often each kind occurred.
 #[derive(Debug, Default)]
 pub(crate) struct Coverage {
@@ -41,9 +170,8 @@ impl Coverage {
             kinds.insert(domain_kind(domain.as_str().unwrap_or_default()).to_owned());
         }
         changes("host", host, &mut kinds);
-        if host.get("retry_policy").is_some() {
-            kinds.insert("host retry_policy".to_owned());
-        }
+        let extras = ["retry_policy", "include_request_attempt_count"].into_iter();
+        kinds.extend(extras.filter(|extra| host.get(extra).is_some()).map(|extra| format!("host {extra}")));
         let rules = host["routes"].as_array().map_or(&[][..], Vec::as_slice);
         // Those before the one that took it were looked at.
         for route in rules.iter().take(rule.map_or(rules.len(), |rule| rule + 1)) {
@@ -52,6 +180,9 @@ impl Coverage {
         if let Some(route) = rule.and_then(|rule| rules.get(rule)) {
             changes("route", route, &mut kinds);
             action(route, &mut kinds);
+            if route.get("typed_per_filter_config").is_none() {
+                filters(host, &mut kinds);
+            }
         }
         self.add(kinds);
     }
@@ -148,6 +279,9 @@ fn action(route: &Value, kinds: &mut BTreeSet<String>) {
             for entry in value["clusters"].as_array().into_iter().flatten().filter(|entry| entry["weight"] != 0) {
                 changes("cluster", entry, kinds);
             }
+            if matches!(field.as_str(), "retry_policy" | "max_stream_duration") {
+                kinds.extend(value.as_object().into_iter().flatten().map(|(inner, _)| format!("{field} {inner}")));
+            }
             for more in ["header_name", "use_hash_policy"].iter().filter(|more| value.get(**more).is_some()) {
                 kinds.insert(format!("split {more}"));
             }
@@ -161,7 +295,16 @@ fn action(route: &Value, kinds: &mut BTreeSet<String>) {
         kinds.insert("direct_response".to_owned());
         kinds.extend(fields.keys().map(|field| format!("direct_response {field}")));
     }
-    if let Some(filters) = route["typed_per_filter_config"].as_object() {
-        kinds.extend(filters.keys().map(|filter| format!("filter {filter}")));
+    filters(route, kinds);
+}
+
+/// What a level says of filters.
+fn filters(level: &Value, kinds: &mut BTreeSet<String>) {
+    let Some(filters) = level["typed_per_filter_config"].as_object() else { return };
+    kinds.extend(filters.keys().map(|filter| format!("filter {filter}")));
+    for (field, value) in filters.values().filter_map(Value::as_object).flatten() {
+        kinds.insert(format!("fault {field}"));
+        let ways = value.as_object().into_iter().flat_map(|way| way.keys());
+        kinds.extend(ways.filter(|way| *way != "percentage").map(|way| format!("fault {field} {way}")));
     }
 }

@@ -135,12 +135,16 @@ fn configuration(clusters: Flavour) -> impl Strategy<Value = Value> {
 /// What a virtual host has besides domains and routes.
 fn extras() -> impl Strategy<Value = Value> {
     let retry = maybe(6, action::retry());
-    (header::changes(20), maybe(4, action::fault_level()), retry).prop_map(|(mut extras, fault, retry)| {
-        set(&mut extras, "retry_policy", retry);
-        let filters = fault.map(|fault| json!({"envoy.filters.http.fault": fault}));
-        set(&mut extras, "typed_per_filter_config", filters);
-        extras
-    })
+    let attempts = maybe(15, Just(json!(true)));
+    (header::changes(20), maybe(8, action::fault_level()), retry, attempts).prop_map(
+        |(mut extras, fault, retry, attempts)| {
+            set(&mut extras, "retry_policy", retry);
+            set(&mut extras, "include_request_attempt_count", attempts);
+            let filters = fault.map(|fault| json!({"envoy.filters.http.fault": fault}));
+            set(&mut extras, "typed_per_filter_config", filters);
+            extras
+        },
+    )
 }
 
 /// A template of a path is rewritten by another with its variables; Envoy takes no other rewrite beside it.
@@ -163,7 +167,7 @@ fn rewrite_template(template: &str, forward: &mut Value) {
 }
 
 fn route(clusters: Flavour) -> BoxedStrategy<Value> {
-    (matches::route_match(), action::action(clusters), header::changes(25), maybe(5, action::fault_level()))
+    (matches::route_match(), action::action(clusters), header::changes(25), maybe(9, action::fault_level()))
         .prop_map(|(matches, mut action, headers, fault)| {
             let template = matches["path_match_policy"]["typed_config"]["path_template"].as_str();
             if let (Some(_), Some(redirect)) = (template, action.get_mut("redirect").and_then(Value::as_object_mut)) {

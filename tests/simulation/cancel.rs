@@ -18,6 +18,7 @@ use tokio::{
 };
 
 use crate::{
+    identity::mutual_tls,
     trace::mix,
     upstream::Script,
     world::{Kind, World, call, config_of, mesh_of, simulate},
@@ -26,25 +27,36 @@ use crate::{
 /// P1: requests cancelled at random await points, 100,000 of the three kinds together, leave nothing behind.
 #[test]
 fn cancelled_http1_requests_leave_nothing_behind() {
-    simulate(1, async |world| cancel(&world, Kind::Http1, 33_334).await);
+    simulate(1, async |world| cancel(&world, Kind::Http1, false, 33_334).await);
 }
 
 /// P1: as above, of HTTP/2.
 #[test]
 fn cancelled_http2_requests_leave_nothing_behind() {
-    simulate(2, async |world| cancel(&world, Kind::Http2, 33_333).await);
+    simulate(2, async |world| cancel(&world, Kind::Http2, false, 33_333).await);
 }
 
 /// P1: as above, of gRPC.
 #[test]
 fn cancelled_grpc_requests_leave_nothing_behind() {
-    simulate(3, async |world| cancel(&world, Kind::Grpc, 33_333).await);
+    simulate(3, async |world| cancel(&world, Kind::Grpc, false, 33_333).await);
+}
+
+/// P1: as above, over mutual TLS: callers go away in the middle of handshakes, too.
+#[test]
+fn cancelled_requests_over_tls_leave_nothing_behind() {
+    for kind in Kind::ALL {
+        simulate(4, async |world| cancel(&world, kind, true, 4_000).await);
+    }
 }
 
 const LIMIT: u32 = 48;
 
-fn limited(kind: Kind) -> Config {
+fn limited(kind: Kind, tls: bool) -> Config {
     let (mut cluster, forward) = mesh_of(4, kind);
+    if tls {
+        cluster.tls = mutual_tls("upstream");
+    }
     cluster.thresholds.max_retries = 3;
     cluster.thresholds.max_requests = LIMIT;
     // Half of the requests of HTTP/1.1 wait for a connection.
@@ -53,11 +65,20 @@ fn limited(kind: Kind) -> Config {
     config_of((cluster, forward))
 }
 
-async fn cancel(world: &World, kind: Kind, requests: u64) {
-    let script =
-        Script { jitter: Duration::from_millis(4), failing: 50, length: 2_500, sized: false, ..Script::default() };
+async fn member(world: &World, kind: Kind, tls: bool, stream: u64) -> Mesh {
+    match tls {
+        true => world.identified(limited(kind, tls), stream).await,
+        false => world.member(limited(kind, tls), stream).await,
+    }
+}
+
+async fn cancel(world: &World, kind: Kind, tls: bool, requests: u64) {
+    let ordinary = Script { mutual_tls: tls, ..Script::default() };
+    let script = Script { jitter: Duration::from_millis(4), failing: 50, length: 2_500, sized: false, ..ordinary };
     let hosts = world.upstreams(4, script);
-    let mesh = world.member(limited(kind), 0).await;
+    let mesh = member(world, kind, tls, 0).await;
+    // Servers begin to listen.
+    sleep(Duration::from_millis(1)).await;
     let before = Handle::current().metrics().num_alive_tasks();
     let mut calls = JoinSet::new();
     let (mut cancelled, mut finished, mut most) = (0_u64, 0_u64, 0);
@@ -92,9 +113,9 @@ async fn cancel(world: &World, kind: Kind, requests: u64) {
     assert_eq!(slots(|| cluster.retry_slot(RoutingPriority::Default, false)), 3);
     assert_eq!(slots(|| cluster.pending_slot(RoutingPriority::Default)), LIMIT);
     for host in &hosts {
-        host.script(|script| *script = Script { length: 100_000, ..Script::default() });
+        host.script(|script| *script = Script { length: 100_000, ..ordinary });
     }
-    same_speed(world, &mesh, kind).await;
+    same_speed(world, &mesh, kind, tls).await;
     // Connections that lay idle are closed in time, and then there is no task and no slot of a connection either.
     sleep(Duration::from_secs(120)).await;
     assert_eq!(slots(|| cluster.connection_slot(RoutingPriority::Default)), LIMIT / 2);
@@ -105,8 +126,8 @@ async fn cancel(world: &World, kind: Kind, requests: u64) {
 }
 
 /// Connections that saw so many cancelled uploads carry a large answer as soon as fresh ones do: no flow control window is lost.
-async fn same_speed(world: &World, used: &Mesh, kind: Kind) {
-    let fresh = world.member(limited(kind), 1).await;
+async fn same_speed(world: &World, used: &Mesh, kind: Kind, tls: bool) {
+    let fresh = member(world, kind, tls, 1).await;
     let mut times = Vec::new();
     for mesh in [&fresh, used] {
         let mut best = Duration::MAX;

@@ -22,7 +22,12 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
-use mesh_tower::{Mesh, config::Config, connect::Listener, source::Source};
+use mesh_tower::{
+    Mesh,
+    config::{Config, Inbound, MtlsMode},
+    connect::Listener,
+    source::Source,
+};
 use tokio::{
     sync::{Semaphore, watch},
     task::JoinSet,
@@ -30,6 +35,7 @@ use tokio::{
 };
 
 use crate::{
+    identity::identity,
     net::{Net, SimListener},
     trace::{Trace, mix},
     wire::End,
@@ -53,12 +59,15 @@ pub(crate) struct Script {
     pub(crate) workers: usize,
     /// It serves as a member of the mesh does; else as any server on hyper.
     pub(crate) member: bool,
+    /// As a member with an identity, which demands one of its callers.
+    pub(crate) mutual_tls: bool,
 }
 
 impl Default for Script {
     fn default() -> Self {
         let (delay, jitter) = (Duration::from_millis(5), Duration::ZERO);
-        Self { delay, jitter, failing: 0, length: 16, sized: true, workers: Semaphore::MAX_PERMITS, member: false }
+        let workers = Semaphore::MAX_PERMITS;
+        Self { delay, jitter, failing: 0, length: 16, sized: true, workers, member: false, mutual_tls: false }
     }
 }
 
@@ -112,7 +121,8 @@ impl Upstream {
         let listener = self.net.listen(self.address);
         self.drain.send_replace(false);
         let (shared, drain) = (Arc::clone(&self.shared), self.drain.subscribe());
-        if lock(&self.shared.script).member {
+        let script = *lock(&self.shared.script);
+        if script.member || script.mutual_tls {
             self.tasks.spawn(serve_as_member(listener, shared, drain));
         } else {
             self.tasks.spawn(serve(listener, shared, drain));
@@ -180,7 +190,13 @@ impl Drop for Upstream {
 
 async fn serve_as_member(listener: SimListener, shared: Arc<Shared>, mut drain: watch::Receiver<bool>) {
     let source = Source::seeded(shared.seed);
-    let mesh = Mesh::builder().config(Config::default()).source(source).build().await.unwrap();
+    let mut config = Config::default();
+    let mut builder = Mesh::builder().source(source);
+    if lock(&shared.script).mutual_tls {
+        config.inbound.insert(shared.port, Arc::new(Inbound { mtls: MtlsMode::Strict, ..Inbound::default() }));
+        builder = builder.identity(identity("upstream"));
+    }
+    let mesh = builder.config(config).build().await.unwrap();
     let handler = tower::service_fn(move |request| answer(Arc::clone(&shared), request));
     let mut serving = pin!(mesh.serve_listener(listener, handler));
     tokio::select! {

@@ -22,6 +22,7 @@ use tokio::{
 };
 
 use crate::{
+    identity::identity,
     net::Net,
     trace::{Trace, mix},
     upstream::{Script, Upstream},
@@ -115,6 +116,13 @@ impl World {
     pub(crate) async fn member(&self, config: Config, stream: u64) -> Mesh {
         let source = Source::seeded(mix(&[self.seed, stream]));
         Mesh::builder().config(config).source(source).connector(self.net.clone()).build().await.unwrap()
+    }
+
+    /// A member with an identity, for clusters with mutual TLS.
+    pub(crate) async fn identified(&self, config: Config, stream: u64) -> Mesh {
+        let source = Source::seeded(mix(&[self.seed, stream]));
+        let builder = Mesh::builder().config(config).source(source).identity(identity("caller"));
+        builder.connector(self.net.clone()).build().await.unwrap()
     }
 
     /// A client alone, with the pool of its own and no task in the background.

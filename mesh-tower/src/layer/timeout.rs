@@ -74,6 +74,7 @@ where
         .await?;
         if let Some(watchers) = response.body_mut().watchers() {
             timer.passed();
+            timer.last_try();
             watchers.timer = timer.if_any();
         }
         Ok(response)
@@ -89,6 +90,8 @@ struct Limit {
     after_request: Option<Duration>,
     /// How long nothing may pass in either direction.
     idle: Option<Duration>,
+    /// The same of each try, by which the last one goes on once its headers are here (TO6). Envoy `per_try_idle_timeout`.
+    try_idle: Option<Duration>,
     /// Of what, where one of these two is set.
     call: Option<Call>,
 }
@@ -105,12 +108,13 @@ impl Limit {
         let stream = route.stream_limit_of(is_grpc).map(|most| (now + most, ErrorKind::Duration));
         let caller = routed.deadline.map(|deadline| (deadline, ErrorKind::Deadline));
         let at = [stream, caller].into_iter().flatten().min_by_key(|(at, _)| *at);
-        let mut limit = Self { at, after_request: None, idle: route.idle_timeout, call: None };
+        let try_idle = route.retry.as_ref().and_then(|retry| retry.per_try_idle_timeout);
+        let mut limit = Self { at, after_request: None, idle: route.idle_timeout, try_idle, call: None };
         match timeout {
             Some(timeout) if call.progress().is_ended() => limit.start(timeout, now),
             timeout => limit.after_request = timeout,
         }
-        if limit.after_request.is_some() || limit.idle.is_some() {
+        if limit.after_request.is_some() || limit.idle.is_some() || limit.try_idle.is_some() {
             limit.call = Some(call.clone());
         }
         // A stream's own deadline would end it while its caller still sends: gRPC servers count from its beginning. Where
@@ -159,6 +163,12 @@ impl Timer {
     /// Something came back.
     pub(super) fn passed(&mut self) {
         self.still = None;
+    }
+
+    /// No other try follows: what limits each limits the rest of the response.
+    fn last_try(&mut self) {
+        let Limit { idle, try_idle, .. } = &mut self.limit;
+        *idle = idle.iter().chain(try_idle.iter()).min().copied();
     }
 
     pub(super) fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<ErrorKind> {
@@ -303,6 +313,18 @@ mod tests {
         assert!((35..=40).contains(&elapsed), "{elapsed}");
 
         let client = limited(idle(), |_| async { Ok(endless(200)) });
+        let start = Instant::now();
+        let body = client.get("http://reviews/").await.unwrap().into_body();
+        assert_eq!(body.collect().await.unwrap_err().kind(), ErrorKind::Idle);
+        assert_eq!(start.elapsed(), Duration::from_secs(5));
+    }
+
+    /// TO6: the limit of a try that stands still goes on with the response of the try that is the last.
+    #[tokio::test(start_paused = true)]
+    async fn a_try_that_stands_still_is_ended_in_its_response() {
+        let idle = Some(Duration::from_secs(5));
+        let retry = RetryPolicy { per_try_idle_timeout: idle, ..RetryPolicy::default() };
+        let client = limited(Forward { retry: Some(retry), ..Forward::default() }, |_| async { Ok(endless(200)) });
         let start = Instant::now();
         let body = client.get("http://reviews/").await.unwrap().into_body();
         assert_eq!(body.collect().await.unwrap_err().kind(), ErrorKind::Idle);

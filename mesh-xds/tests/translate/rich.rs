@@ -245,10 +245,8 @@ fn table(name: &str) -> RouteTable {
             ],
             split_by: SplitBy::Header("x-user".into()),
             no_cluster_status: 404,
-            timeout: Some(Duration::from_millis(2_500)),
             max_stream_duration: Some(Duration::from_secs(60)),
             grpc_timeout_header_max: Some(Duration::ZERO),
-            max_grpc_timeout: Some(Duration::from_secs(50)),
             idle_timeout: Some(Duration::from_secs(3)),
             hedge: Some(HedgePolicy { on_per_try_timeout: true, ..HedgePolicy::default() }),
             replay_limit: Some(1 << 33),
@@ -267,12 +265,12 @@ fn table(name: &str) -> RouteTable {
             session: Some(Arc::new(Session { state: Some(SessionState::Header("x-at".into())), strict: false })),
             retry: Some(retry()),
             host_rewrite: Some(HostRewrite::Literal("elsewhere".into())),
-            path_rewrite: None,
             append_forwarded_host: true,
             mirrors: vec![mirror(), Mirror { cluster_header: Some("x-mirror".into()), ..Mirror::default() }],
             upgrades: vec![Upgrade { protocol: "websocket".into(), enabled: false }],
             hash: hash_policies(),
             priority: RoutingPriority::High,
+            ..Forward::default()
         }),
     );
     matched.name = "canary".into();
@@ -301,7 +299,9 @@ fn table(name: &str) -> RouteTable {
         HostRewrite::PathRegex { pattern: regex("^/(.*)$"), substitution: r"\1".into() },
     ] {
         let host_rewrite = Some(host_rewrite);
-        let forward = Forward { clusters: to("a"), split_by: SplitBy::Hash, host_rewrite, ..Forward::default() };
+        let (timeout, max_grpc_timeout) = (Some(Duration::from_millis(2_500)), Some(Duration::from_secs(50)));
+        let limits = Forward { timeout, max_grpc_timeout, ..Forward::default() };
+        let forward = Forward { clusters: to("a"), split_by: SplitBy::Hash, host_rewrite, ..limits };
         routes.push(route(RouteMatch::default(), Action::Forward(forward)));
     }
     let mut by_header = to("");

@@ -119,6 +119,15 @@ fn the_grpc_timeout_limit_replaces_the_stream_limit() {
     assert_eq!(limit(None, None), (None, None));
     let older = forward(RouteAction { max_grpc_timeout: Some(seconds(4)), idle_timeout: Some(seconds(0)), ..action() });
     assert_eq!((older.max_grpc_timeout, older.idle_timeout), (read(4), read(0)));
+
+    // Even when it says nothing it stands in place of the older ones.
+    let newer = forward(RouteAction {
+        timeout: Some(seconds(3)),
+        max_grpc_timeout: Some(seconds(4)),
+        max_stream_duration: Some(MaxStreamDuration::default()),
+        ..action()
+    });
+    assert_eq!((newer.timeout, newer.max_grpc_timeout), (None, None));
 }
 
 /// RA3: no weight in sum and too much weight are refused; zero among others is fine.

@@ -3,7 +3,14 @@
 use proptest::{collection::vec, prelude::*, sample::select, strategy::BoxedStrategy};
 use serde_json::{Value, json};
 
-use super::{Flavour, header, matches::fraction, maybe, merge, object, set};
+use super::{
+    Flavour, header as changes,
+    matches::{fraction, header},
+    maybe, merge, object, set,
+};
+
+/// A limit of time that is reached where an upstream is asked to stall, and nowhere else.
+pub(super) const SHORT: &str = "0.5s";
 
 /// Rewrites of paths by regular expression.
 const REWRITES: [(&str, &str); 6] = [
@@ -34,13 +41,14 @@ fn forward(clusters: Flavour) -> BoxedStrategy<Value> {
         1 => Just(json!({"cluster_header": "x-cluster"})),
         4 => weighted(clusters).prop_map(|split| json!({"weighted_clusters": split})),
     ];
-    let more = (maybe(10, mirrors(clusters)), maybe(12, retry()), maybe(12, timeout()));
+    let more = (maybe(10, mirrors(clusters)), maybe(12, retry()), limits(), handling());
     (to, path_rewrite(), host_rewrite(), maybe(12, Just(json!(true))), more)
-        .prop_map(|(mut action, path, host, append_host, (mirrors, retry, timeout))| {
+        .prop_map(|(mut action, path, host, append_host, (mirrors, retry, limits, handling))| {
             set(&mut action, "append_x_forwarded_host", append_host);
             set(&mut action, "request_mirror_policies", mirrors);
             set(&mut action, "retry_policy", retry);
-            set(&mut action, "timeout", timeout);
+            merge(&mut action, limits);
+            merge(&mut action, handling);
             if let Some(policies) =
                 action["weighted_clusters"].as_object_mut().and_then(|split| split.remove("policies"))
             {
@@ -53,9 +61,27 @@ fn forward(clusters: Flavour) -> BoxedStrategy<Value> {
         .boxed()
 }
 
-/// Longer than any answer takes, unless the upstream is asked to stall.
-fn timeout() -> BoxedStrategy<Value> {
-    select(&["0.5s", "20s", "0s"][..]).prop_map(|timeout| json!(timeout)).boxed()
+/// A time that is either shorter than an upstream that is asked to stall, or longer than any answer takes.
+fn time(percent: u32) -> impl Strategy<Value = Option<Value>> {
+    maybe(percent, select(&[SHORT, "20s", "0s"][..]).prop_map(|time| json!(time)))
+}
+
+/// Limits of time.
+fn limits() -> impl Strategy<Value = Value> {
+    let stream = (time(80), maybe(40, select(&[SHORT, "20s"][..]))).prop_map(|(whole, grpc)| {
+        object([("max_stream_duration", whole), ("grpc_timeout_header_max", grpc.map(|time| json!(time)))])
+    });
+    (time(12), time(7), maybe(7, stream)).prop_map(|(timeout, idle, stream)| {
+        object([("timeout", timeout), ("idle_timeout", idle), ("max_stream_duration", stream)])
+    })
+}
+
+/// What changes nothing that a caller sees while there is room for its request.
+fn handling() -> impl Strategy<Value = Value> {
+    let upgrades = any::<bool>().prop_map(|enabled| json!([{"upgrade_type": "websocket", "enabled": enabled}]));
+    (maybe(6, select(&["HIGH", "DEFAULT"][..])), maybe(6, upgrades)).prop_map(|(priority, upgrades)| {
+        object([("priority", priority.map(|priority| json!(priority))), ("upgrade_configs", upgrades)])
+    })
 }
 
 /// Copies, always or never, so that chance does not decide.
@@ -93,13 +119,16 @@ pub(super) fn retry() -> BoxedStrategy<Value> {
         maybe(70, 0..4_u32),
         maybe(40, select(&[409, 418, 500][..])),
         maybe(30, select(&["x-kept", "x-other"][..])),
+        (time(25), time(30)),
     )
-        .prop_map(|(words, retries, code, header)| {
+        .prop_map(|(words, retries, code, header, (per_try, per_try_idle))| {
             object([
                 ("retry_on", Some(json!(words))),
                 ("num_retries", retries.map(|retries| json!(retries))),
                 ("retriable_status_codes", code.map(|code| json!([code]))),
                 ("retriable_headers", header.map(|header| json!([{"name": header}]))),
+                ("per_try_timeout", per_try),
+                ("per_try_idle_timeout", per_try_idle),
                 ("retry_back_off", Some(json!({"base_interval": "0.001s", "max_interval": "0.004s"}))),
             ])
         })
@@ -111,7 +140,7 @@ fn weighted(clusters: Flavour) -> BoxedStrategy<Value> {
     let host = || maybe(15, Just(json!("of-the-cluster.example.com")));
     (
         (0..3_usize, select(&[1, 100, 5][..]), 0..5_u32, vec(select(&[0, 1, 2, 3, 7, 100, 1000][..]), 3), 0..3_usize),
-        (header::changes(30), header::changes(30)),
+        (changes::changes(30), changes::changes(30)),
         (host(), host(), maybe(8, fault_level())),
     )
         .prop_map(move |((chosen, weight, by, weights, hash), (ours, theirs), (our_host, their_host, fault))| {
@@ -222,16 +251,31 @@ fn base64(text: &str) -> String {
     base64::engine::general_purpose::STANDARD.encode(text)
 }
 
-/// A fault that always or never happens.
+/// A fault that always or never happens, unless the request asks for it.
 pub(super) fn fault() -> BoxedStrategy<Value> {
     let abort = prop_oneof![
-        select(&[404, 503, 429][..]).prop_map(|status| json!({"http_status": status})),
-        select(&[5, 13, 14][..]).prop_map(|code| json!({"grpc_status": code})),
+        3 => select(&[404, 503, 429][..]).prop_map(|status| json!({"http_status": status})),
+        3 => select(&[5, 13, 14][..]).prop_map(|code| json!({"grpc_status": code})),
+        2 => Just(json!({"header_abort": {}})),
     ];
-    (abort, select(&[0, 100, 100][..]))
-        .prop_map(|(mut abort, percent)| {
-            abort["percentage"] = json!({"numerator": percent, "denominator": "HUNDRED"});
-            json!({"@type": "type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault", "abort": abort})
+    let delay = prop_oneof![Just(json!({"fixed_delay": "0.01s"})), Just(json!({"header_delay": {}}))];
+    let what = prop_oneof![
+        3 => abort.prop_map(|abort| (Some(abort), None)).boxed(),
+        2 => delay.prop_map(|delay| (None, Some(delay))).boxed(),
+    ];
+    (what, select(&[0, 100, 100][..]), maybe(25, header()))
+        .prop_map(|((abort, delay), percent, condition)| {
+            let with_share = |mut fault: Value| {
+                fault["percentage"] = json!({"numerator": percent, "denominator": "HUNDRED"});
+                fault
+            };
+            let mut fault = object([
+                ("abort", abort.map(with_share)),
+                ("delay", delay.map(with_share)),
+                ("headers", condition.map(|condition| json!([condition]))),
+            ]);
+            fault["@type"] = json!("type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault");
+            fault
         })
         .boxed()
 }

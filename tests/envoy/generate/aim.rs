@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::{
     Flavour,
+    action::SHORT,
     matches::{COOKIES, HEADERS, KEYS, PATH_REGEXES, PATHS, TEMPLATES, VALUE_REGEXES, VALUES},
 };
 use crate::ask::Ask;
@@ -50,7 +51,7 @@ pub(crate) struct Aim {
 }
 
 pub(super) fn aim(clusters: Flavour) -> impl Strategy<Value = Aim> {
-    let grpc = if clusters == Flavour::Http2 { 0.15 } else { 0.0 };
+    let grpc = if clusters == Flavour::Http2 { 0.12 } else { 0.0 };
     let what = (
         prop::option::weighted(0.85, 0..15_usize),
         0..60_usize,
@@ -112,6 +113,7 @@ impl Aim {
         ask.headers.push(("x-split".to_owned(), (self.variant * 37).to_string()));
         let Some((host, route)) = self.rule(configuration) else { return };
         self.try_policies(host, &route["route"], ask);
+        self.ask_for_faults(route, ask);
         if route["route"].get("cluster_header").is_some() && !self.variant.is_multiple_of(4) {
             let cluster = ["h1-a", "h2-a", "nowhere"][usize::from(self.grpc).max(self.variant % 3)];
             ask.headers.push(("x-cluster".to_owned(), cluster.to_owned()));
@@ -141,7 +143,15 @@ impl Aim {
             // Envoy listens to callers of the same mesh only: by their address.
             say("x-forwarded-for", "10.0.0.1");
         }
-        let short = action["timeout"] == "0.5s" && self.variant.is_multiple_of(3);
+        let retry = action.get("retry_policy").unwrap_or(&host["retry_policy"]);
+        let limits = [
+            &action["timeout"],
+            &action["idle_timeout"],
+            &action["max_stream_duration"]["max_stream_duration"],
+            &retry["per_try_timeout"],
+            &retry["per_try_idle_timeout"],
+        ];
+        let short = limits.iter().any(|limit| **limit == SHORT) && self.variant.is_multiple_of(3);
         match self.variant {
             _ if in_short => say("x-envoy-upstream-rq-timeout-ms", "450"),
             n if n.is_multiple_of(13) => say("x-envoy-upstream-rq-timeout-ms", "9000"),
@@ -150,9 +160,32 @@ impl Aim {
         if in_short || (short && !self.grpc) {
             say("x-stall", "1");
         }
+        if self.grpc && self.variant.is_multiple_of(7) {
+            say("grpc-timeout", "19S");
+        }
         if self.variant.is_multiple_of(19) {
             say("x-envoy-retry-on", ["5xx", "gateway-error", "retriable-4xx"][self.variant % 3]);
             say("x-envoy-max-retries", ["1", "2", "3"][self.variant / 3 % 3]);
+        }
+    }
+
+    /// Where a request may say which fault it wants, most do; of a delay it may ask wherever it stands.
+    fn ask_for_faults(&self, route: &Value, ask: &mut Ask) {
+        let text = route.to_string();
+        let mut say = |name: &str, value: &str| ask.headers.push((name.to_owned(), value.to_owned()));
+        if text.contains("header_abort") {
+            match self.variant % 5 {
+                0 => {}
+                1 => say("x-envoy-fault-abort-request", "none"),
+                2 => say("x-envoy-fault-abort-grpc-request", "8"),
+                _ => say("x-envoy-fault-abort-request", ["418", "503", "199"][self.variant % 3]),
+            }
+            if self.variant.is_multiple_of(4) {
+                say("x-envoy-fault-abort-request-percentage", ["0", "100"][self.variant / 4 % 2]);
+            }
+        }
+        if text.contains("header_delay") {
+            say("x-envoy-fault-delay-request", ["10", "ten"][self.variant % 2]);
         }
     }
 

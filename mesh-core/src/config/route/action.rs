@@ -37,7 +37,8 @@ pub struct Forward {
     pub no_cluster_status: u16,
     /// From the request's end to the response's end, all attempts included; `None` is no limit.
     ///
-    /// Envoy `RouteAction.timeout`: absent on the wire means 15 s and 0 means none; translation resolves that.
+    /// Envoy `RouteAction.timeout`: absent on the wire means 15 s and 0 means none; translation resolves that. On the wire it
+    /// has no effect beside `max_stream_duration`.
     pub timeout: Option<Duration>,
     /// Limit of the whole stream; `None` is that of [`HttpSettings`](crate::config::HttpSettings), zero is none at all.
     ///

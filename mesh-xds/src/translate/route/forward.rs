@@ -75,10 +75,14 @@ pub(super) fn decode(
             }
             None
         }
+        // The newer limit stands in place of both older ones, even when it says nothing. Source: Envoy
+        // `FilterUtility::finalTimeout`.
+        _ if message.max_stream_duration.is_some() => None,
         None => Some(DEFAULT_TIMEOUT),
         Some(timeout) => some_unless_zero(value::duration(timeout, "timeout")?),
     };
     let limit = |limit: Option<prost_types::Duration>, field| limit.map(|it| value::duration(it, field)).transpose();
+    let newer = message.max_stream_duration.is_some();
     let stream = message.max_stream_duration.unwrap_or_default();
     let prefix = (!message.prefix_rewrite.is_empty()).then_some(PathRewrite::Prefix(message.prefix_rewrite));
     let path_rewrite = match (prefix, message.regex_rewrite, message.path_rewrite_policy) {
@@ -102,7 +106,7 @@ pub(super) fn decode(
         max_stream_duration: limit(stream.max_stream_duration, "max_stream_duration.max_stream_duration")?,
         grpc_timeout_header_max: limit(stream.grpc_timeout_header_max, "max_stream_duration.grpc_timeout_header_max")?,
         rate_limits,
-        max_grpc_timeout: limit(message.max_grpc_timeout, "max_grpc_timeout")?,
+        max_grpc_timeout: limit(message.max_grpc_timeout, "max_grpc_timeout")?.filter(|_| !newer),
         idle_timeout: limit(message.idle_timeout, "idle_timeout")?,
         hedge: message.hedge_policy.as_ref().and_then(policy::hedge),
         retry: message
