@@ -73,6 +73,9 @@ mod names;
 #[path = "traffic/pools.rs"]
 mod pools;
 
+#[path = "traffic/profiles.rs"]
+mod profiles;
+
 #[path = "traffic/rewriting.rs"]
 mod rewriting;
 

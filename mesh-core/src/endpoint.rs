@@ -58,6 +58,11 @@ impl Endpoint {
         &self.config
     }
 
+    /// Index of its priority in the cluster, and of its locality among those of that priority.
+    pub fn place(&self) -> (u32, u32) {
+        (self.level, self.place)
+    }
+
     /// Where it listens.
     #[inline]
     pub fn address(&self) -> &EndpointAddress {

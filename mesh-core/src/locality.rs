@@ -439,3 +439,17 @@ fn shares(localities: &[LevelLocality<'_>], weighted: bool, endpoints: &[&Arc<En
 }
 
 const DEFAULT_OVERPROVISIONING: u64 = 140;
+
+impl crate::cluster::Cluster {
+    /// Where an endpoint of it is.
+    pub fn locality_of(&self, endpoint: &Endpoint) -> Option<&Locality> {
+        let all = &self.config().endpoints.localities;
+        let mut priorities: Vec<u32> = all.iter().map(|locality| locality.priority).collect();
+        priorities.sort_unstable();
+        priorities.dedup();
+        let (level, place) = endpoint.place();
+        let priority = *priorities.get(usize::try_from(level).ok()?)?;
+        let of_level = all.iter().filter(|locality| locality.priority == priority).nth(usize::try_from(place).ok()?);
+        of_level.map(|locality| &locality.locality)
+    }
+}

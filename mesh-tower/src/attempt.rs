@@ -9,7 +9,7 @@ use std::{
     cell::RefCell,
     fmt,
     sync::{
-        Arc, LazyLock, Mutex, MutexGuard, PoisonError,
+        Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU32, Ordering::Relaxed},
     },
     time::{Duration, SystemTime},
@@ -35,7 +35,7 @@ use crate::{
     live::Live,
     message::Message,
     source,
-    telemetry::Peer,
+    telemetry::{Again, Meter, Peer},
 };
 
 /// A request with the decision what to do with it.
@@ -109,6 +109,7 @@ impl Drop for Call {
         // What a request held on to, clusters and endpoints above all, is not kept with its memory.
         (last.plan, last.refused, last.location, last.progress) = (None, None, None, Progress::default());
         (last.request, last.copies, last.waits_on, last.filtered) = (None, Vec::new(), None, None);
+        last.meter = OnceLock::new();
         let journal = last.journal.get_mut().unwrap_or_else(PoisonError::into_inner);
         (journal.endpoint, journal.cluster, journal.peer) = (None, None, None);
         let _ = RECORDS.try_with(|records| {
@@ -167,6 +168,8 @@ struct Record {
     /// When it left the application.
     begun: Instant,
     progress: Progress,
+    /// What measures it beside Istio's metrics, where anything does.
+    meter: OnceLock<Meter>,
     /// What happened on the way.
     flags: AtomicU32,
     journal: Mutex<Journal>,
@@ -187,6 +190,8 @@ pub(crate) struct Journal {
     pub(crate) ran_out: bool,
     /// It waited for an endpoint until then.
     pub(crate) waited: Option<SystemTime>,
+    /// How often it was tried again.
+    pub(crate) again: Again,
 }
 
 impl Record {
@@ -195,7 +200,7 @@ impl Record {
         let journal = self.journal.get_mut().unwrap_or_else(PoisonError::into_inner);
         journal.tried.restart(plan.route.retry.as_ref());
         (journal.rng, journal.attempts, journal.allowed, journal.ran_out) = (rng, 0, None, false);
-        journal.waited = None;
+        (journal.waited, journal.again) = (None, Again::default());
         *self.flags.get_mut() = 0;
         self.plan = Some(plan);
         self.refused = refused;
@@ -218,6 +223,7 @@ impl Default for Record {
             allowed: None,
             ran_out: false,
             waited: None,
+            again: Again::default(),
         };
         Self {
             plan: None,
@@ -230,6 +236,7 @@ impl Default for Record {
             is_copy: false,
             begun: source::instant(),
             progress: Progress::default(),
+            meter: OnceLock::new(),
             flags: AtomicU32::new(0),
             journal: Mutex::new(journal),
         }
@@ -304,6 +311,20 @@ impl Call {
             record.is_copy = true;
         }
         self
+    }
+
+    /// Measured by this, where anything measures it.
+    pub(crate) fn measure(&self, meter: Option<Meter>) {
+        if let Some(meter) = meter {
+            // A call is measured by one layer.
+            let _ = self.record().meter.set(meter);
+        }
+    }
+
+    /// What measures it beside Istio's metrics, where anything does.
+    #[inline]
+    pub(crate) fn meter(&self) -> Option<&Meter> {
+        self.record().meter.get()
     }
 
     /// It is a copy of another request.

@@ -394,6 +394,7 @@ impl Server {
             self.telemetry.introduce(response.headers_mut());
         }
         story.head(response.status().as_u16(), response.headers());
+        story.said(response.extensions_mut());
         match response.body_mut() {
             Answer::Handler { body, story: slot } if !body.is_end_stream() => *slot = Some(story),
             _ => story.finish(),

@@ -29,9 +29,12 @@ use crate::{
 mod access_log;
 #[cfg(feature = "xds")]
 mod certificates;
+mod conventions;
 mod ejection;
+mod meter;
 mod metrics;
 mod security;
+mod sheet;
 mod text;
 mod trace;
 
@@ -43,6 +46,8 @@ pub(crate) use access_log::Asking;
 pub(crate) use access_log::rfc3339;
 pub use access_log::{AccessLog, LogSink, Logged};
 pub(crate) use ejection::tell_ejections;
+pub(crate) use meter::{Again, Meter, Served, Tried};
+pub use meter::{CallLabel, HttpRoute, MetricProfiles};
 pub(crate) use security::{refused, retired};
 pub(crate) use text::{decimal, value};
 pub use trace::{
@@ -224,6 +229,10 @@ impl Teller {
     pub(crate) fn record(&self, event: &Event<'_>) {
         self.0.record(event);
     }
+
+    fn measures(&self) -> &meter::Measures {
+        &self.0.measures
+    }
 }
 
 #[derive(Debug)]
@@ -232,6 +241,7 @@ struct Shared {
     unknown: Arc<Peer>,
     metadata: Option<PeerMetadata>,
     metrics: metrics::Metrics,
+    measures: meter::Measures,
     spans: Spans,
     log: AccessLog,
     sink: Option<LogSink>,
@@ -253,13 +263,24 @@ impl Telemetry {
         log: AccessLog,
         sink: Option<LogSink>,
     ) -> Self {
-        let metrics = metrics::Metrics::new();
+        Self::by(MetricProfiles::default(), local, metadata, spans, log, sink)
+    }
+
+    /// The same with metrics by these conventions.
+    pub fn by(
+        profiles: MetricProfiles,
+        local: Peer,
+        metadata: Option<PeerMetadata>,
+        spans: Spans,
+        log: AccessLog,
+        sink: Option<LogSink>,
+    ) -> Self {
+        let (metrics, measures) = (metrics::Metrics::new(), meter::Measures::new(profiles));
         let unknown = Arc::new(Peer::new(Workload::default(), None));
         let forms =
             std::env::var("OTEL_PROPAGATORS").map_or_else(|_| Forms::default(), |it| Forms::of_propagators(&it));
-        Self {
-            shared: Spread::new(Shared { local: Arc::new(local), unknown, metadata, metrics, spans, log, sink, forms }),
-        }
+        let local = Arc::new(local);
+        Self { shared: Spread::new(Shared { local, unknown, metadata, metrics, measures, spans, log, sink, forms }) }
     }
 
     /// Who we are.
@@ -420,7 +441,7 @@ impl Telemetry {
 
     /// Lets go of the series of services that `is_known` does not know any more, once that has been so for a while.
     pub(crate) fn forget(&self, is_known: impl Fn(&str) -> bool, now: Time) {
-        self.shared.metrics.forget(is_known, now);
+        self.shared.metrics.forget(is_known, self.shared.measures.sheet.as_deref(), now);
     }
 
     /// The same, held for one request.
@@ -432,7 +453,9 @@ impl Telemetry {
 impl Shared {
     fn record(&self, event: &Event<'_>) {
         let peer = event.peer.unwrap_or(&self.unknown);
-        self.metrics.record(event, &self.local, peer);
+        if self.measures.profiles.istio {
+            self.metrics.record(event, &self.local, peer);
+        }
         self.log.write(event, &self.local, self.sink.as_ref());
     }
 }

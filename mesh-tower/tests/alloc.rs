@@ -14,7 +14,7 @@ use mesh_core::config::{
 use mesh_tower::{
     Error, HttpClient, Live, Mesh,
     layer::{Picked, Stage},
-    telemetry::{Event, Peer, Reporter, Telemetry},
+    telemetry::{AccessLog, Event, MetricProfiles, Peer, Reporter, Spans, Telemetry},
 };
 
 /// TE8, RT11, TO3: beyond room for the headers that travel, a request costs one allocation, with retries or without.
@@ -51,6 +51,36 @@ fn a_request_allocates_once() {
         // A page for the values of headers serves some twenty requests.
         let added = spent.saturating_sub(bare.count_total);
         assert!((1_000..=1_120).contains(&added), "{spent} in all, {} of them for headers", bare.count_total);
+    }
+}
+
+/// TE2, TE3: told by OpenTelemetry's names and by gRPC's as well, a request allocates no more than told by Istio's.
+#[test]
+fn other_conventions_allocate_nothing() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let uri: Uri = "http://reviews/a.S/M".parse().unwrap();
+    for is_grpc in [false, true] {
+        let spent = [false, true].map(|all| {
+            let profiles = MetricProfiles { otel: all, grpc: all, locality: all, ..MetricProfiles::default() };
+            let client = told(Forward { retry: Some(Default::default()), ..Forward::default() }, profiles);
+            let through = || async {
+                for _ in 0..1_000 {
+                    let mut request = request(&uri);
+                    if is_grpc {
+                        let value = HeaderValue::from_static("application/grpc");
+                        request.headers_mut().insert("content-type", value);
+                    }
+                    let mut body = client.request(request).await.unwrap().into_body();
+                    while let Some(frame) = body.frame().await {
+                        frame.unwrap();
+                    }
+                }
+            };
+            runtime.block_on(through());
+            allocation_counter::measure(|| runtime.block_on(through())).count_total
+        });
+        // A page for the values of headers is begun here or there.
+        assert!(spent[1] <= spent[0] + 2, "{spent:?}, gRPC {is_grpc}");
     }
 }
 
@@ -146,6 +176,10 @@ impl Stage<Picked> for Nowhere {
 }
 
 fn client(forward: Forward) -> HttpClient<Nowhere> {
+    told(forward, MetricProfiles::default())
+}
+
+fn told(forward: Forward, profiles: MetricProfiles) -> HttpClient<Nowhere> {
     let clusters = vec![WeightedCluster { cluster: "reviews".into(), weight: 1, ..Default::default() }];
     let route = Route {
         name: "all".into(),
@@ -175,5 +209,7 @@ fn client(forward: Forward) -> HttpClient<Nowhere> {
     };
     let live = Live::new();
     live.update(&config).unwrap();
-    HttpClient::new(Arc::new(live), Telemetry::new(Workload::default()), Nowhere)
+    let local = Peer::new(Workload::default(), None);
+    let telemetry = Telemetry::by(profiles, local, None, Spans::none(), AccessLog::Off, None);
+    HttpClient::new(Arc::new(live), telemetry, Nowhere)
 }

@@ -5,12 +5,13 @@
 //! was. A response that is let go of half-way counts by its status; a try that is dropped before any response is a
 //! cancelled one and counts for nothing, unless its time had run out, which is the endpoint's doing.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, header, uri::Authority};
 use http_body::{Body as HttpBody, Frame};
 use mesh_core::{
+    cluster::Cluster,
     config::{Discovery, EndpointAddress},
     endpoint::{Endpoint, Pick},
     error::PickError,
@@ -19,6 +20,7 @@ use mesh_core::{
     outcome::{Failure, Outcome, grpc_status},
     pick::Ask,
     rewrite,
+    telemetry::Messages,
     time::Time,
 };
 use tokio::time::Instant;
@@ -30,7 +32,7 @@ use crate::{
     error::{Error, ErrorKind},
     message::Message,
     source::{self, Clock, Source},
-    telemetry::tell_ejections,
+    telemetry::{Tried as Told, tell_ejections},
 };
 
 /// Picks an endpoint of the plan's cluster for each try.
@@ -151,7 +153,9 @@ where
         let is_grpc = call.plan().is_grpc;
         let streamed = call.progress().is_streamed().then(|| call.clone());
         let clock = self.source.clock();
-        let mut guard = Guard { pick: Some(pick), clock, deadline: try_deadline, streamed, seen: None, is_grpc };
+        let measured = call.meter().is_some().then(|| Measured::begin(&call, &cluster, begun));
+        let mut guard =
+            Guard { pick: Some(pick), clock, deadline: try_deadline, streamed, seen: None, is_grpc, measured };
         let response = match self.inner.call(Picked { request, call, deadline: try_deadline, cluster, endpoint }).await
         {
             Ok(response) => response,
@@ -161,6 +165,9 @@ where
             }
         };
         guard.deadline = deadline;
+        if let Some(measured) = &mut guard.measured {
+            measured.version = response.version();
+        }
         let now = guard.clock.now();
         guard.head(response.status().as_u16(), response.headers(), now);
         if response.body().is_end_stream() {
@@ -196,6 +203,44 @@ pub(super) struct Guard {
     streamed: Option<Call>,
     seen: Option<Outcome>,
     is_grpc: bool,
+    /// Where anything measures it beside Istio's metrics.
+    measured: Option<Measured>,
+}
+
+/// What is measured of a try.
+#[derive(Debug)]
+struct Measured {
+    call: Call,
+    begun: Instant,
+    version: http::Version,
+    bytes: u64,
+    messages: Messages,
+}
+
+impl Measured {
+    fn begin(call: &Call, cluster: &Cluster, begun: Instant) -> Self {
+        if let Some(meter) = call.meter() {
+            meter.began(cluster);
+        }
+        let (version, messages) = (http::Version::HTTP_11, Messages::default());
+        Self { call: call.clone(), begun, version, bytes: 0, messages }
+    }
+
+    fn passed(&mut self, frame: &Frame<Bytes>) {
+        if let Some(chunk) = frame.data_ref() {
+            self.bytes += chunk.len() as u64;
+            self.messages.passed(chunk);
+        }
+    }
+
+    fn end(&self, pick: &Pick, outcome: &Outcome, duration: Duration) {
+        let Some(meter) = self.call.meter() else { return };
+        let progress = self.call.progress();
+        let sent = (progress.bytes(), meter.messages() + progress.messages());
+        let received = (self.bytes, self.messages.count());
+        let told = Told { outcome, version: self.version, duration, sent, received };
+        meter.tried(pick.cluster(), pick.endpoint(), &told);
+    }
 }
 
 impl Guard {
@@ -229,6 +274,11 @@ impl Guard {
 
     /// The next frame of the body came, or that there is none; `over` says that it was the last.
     pub(super) fn passed(&mut self, frame: Option<&Result<Frame<Bytes>, Error>>, over: bool, now: &mut Now) {
+        if self.is_grpc
+            && let (Some(measured), Some(Ok(frame))) = (&mut self.measured, frame)
+        {
+            measured.passed(frame);
+        }
         if self.pick.is_none() || (!over && frame.is_some_and(|frame| frame.as_ref().is_ok_and(Frame::is_data))) {
             return;
         }
@@ -255,6 +305,10 @@ impl Guard {
 
     fn settle(&mut self, outcome: &Outcome, now: Time) {
         if let Some(pick) = self.pick.take() {
+            if let Some(measured) = self.measured.take() {
+                let begun = self.clock.at(measured.begun);
+                measured.end(&pick, outcome, now.saturating_since(begun));
+            }
             let watched = pick.cluster().config().outlier_detection.is_some().then(|| Arc::clone(pick.cluster()));
             pick.finish(outcome, now);
             watched.iter().for_each(|cluster| tell_ejections(cluster));
@@ -282,6 +336,9 @@ impl Drop for Guard {
             self.settle(&Outcome::failed(Failure::Timeout), self.clock.at(now));
         } else if let Some(seen) = self.seen {
             self.settle(&seen, self.clock.at(now));
+        } else if let (Some(measured), Some(pick)) = (self.measured.take(), &self.pick) {
+            let gone = Outcome::failed(Failure::Cancelled);
+            measured.end(pick, &gone, now.saturating_duration_since(measured.begun));
         }
     }
 }
@@ -289,8 +346,6 @@ impl Drop for Guard {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-    use std::time::Duration;
 
     use http_body_util::BodyExt;
     use mesh_core::config::{Forward, LoadBalancer, OutlierDetection, Thresholds};

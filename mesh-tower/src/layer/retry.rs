@@ -251,6 +251,13 @@ impl Course<'_> {
         own.into_iter().chain(self.deadline).min()
     }
 
+    /// Tells of another try, after this wait; `counts` is one that the policy asked for.
+    fn again(&self, counts: bool, wait: Duration) {
+        let again = &mut self.call.journal().again;
+        again.delay += wait;
+        *(if counts { &mut again.retries } else { &mut again.unasked }) += 1;
+    }
+
     /// Nothing more is tried although it was wanted: whoever called this process should not try again either (RT22).
     fn in_vain(&self) {
         context::in_vain();
@@ -322,6 +329,7 @@ where
             }
             slot = next;
             course.counted += u32::from(counts);
+            course.again(counts, wait);
         }
     }
 

@@ -76,6 +76,8 @@ where
         let Routed { mut request, call, deadline, now } = routed;
         let inherited = context::current();
         let inherited = inherited.as_ref().and_then(|context| context.trace.as_ref());
+        let request_messages = if call.plan().is_grpc { request.body().count_messages() } else { 0 };
+        call.measure(self.telemetry.meter(request.parts(), call.plan().is_grpc, request_messages));
         let telling = call.plan().telling.as_deref();
         let (trace, is_root) = self.telemetry.begin(Reporter::Source, request.parts_mut(), inherited, telling);
         let is_logging = self.telemetry.is_logging(telling);
@@ -94,7 +96,7 @@ where
             own,
             logged: is_logging.then(|| Logged::of(request.parts(), &trace)),
             request_head: head_bytes(request.headers()),
-            request_messages: if call.plan().is_grpc { request.body().count_messages() } else { 0 },
+            request_messages,
             status: 0,
             grpc_status: None,
             response_bytes: 0,
@@ -271,6 +273,11 @@ impl Story {
             mutual_tls: false,
             attempts: journal.attempts,
         });
+        if let Some(meter) = self.call.meter() {
+            let status = if self.status == 0 { Some(1) } else { self.grpc_status };
+            let took = now.saturating_duration_since(self.call.begun());
+            meter.ended(plan.cluster().map(|cluster| &**cluster), status, took, journal.again);
+        }
         drop(journal);
         if let Some(own) = self.own.take() {
             own.export(&self.call, self.status, self.grpc_status, self.flags | self.call.flags());

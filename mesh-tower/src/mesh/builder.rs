@@ -22,7 +22,7 @@ use crate::{
     server::{Ending, Gate, Report, ServingState},
     serving::Serving,
     source::Source,
-    telemetry::{AccessLog, LogSink, Peer, Spans, Telemetry},
+    telemetry::{AccessLog, LogSink, MetricProfiles, Peer, Spans, Telemetry},
     tls::{ClientTls, Identity, LiveIdentity},
     upkeep::{Owned, upkeep},
 };
@@ -37,6 +37,7 @@ pub struct Builder {
     admin: Option<SocketAddr>,
     log: AccessLog,
     sink: Option<LogSink>,
+    profiles: MetricProfiles,
     spans: SpansTo,
     source: Option<Source>,
     connector: Option<Connection>,
@@ -110,6 +111,7 @@ impl Builder {
     /// | `MESH_PROPAGATE_HEADERS` | names, by commas, of headers that travel; default `end-user,x-request-id` |
     /// | `MESH_ADMIN_ADDR` | the admin port, default `127.0.0.1:0` (any free one, logged); `off` |
     /// | `MESH_ACCESS_LOG` | `text` or `json`: a line per request on standard output |
+    /// | `MESH_METRICS_PROFILE` | conventions of metrics, by commas: `istio` (the default), `otel`, `grpc`, with gRPC's labels `grpc.lb.locality`, `grpc.lb.backend_service` and `grpc.client.call.custom`; or `none` |
     /// | `OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_*` | where spans go, and which |
     /// | `OTEL_PROPAGATORS` | forms in which traces are sent on beside `traceparent` and those they came in: `b3`, `b3multi` |
     ///
@@ -139,6 +141,8 @@ impl Builder {
                 )
             })?),
         };
+        let profiles = variable("MESH_METRICS_PROFILE").map_or_else(|| Ok(MetricProfiles::default()), |it| it.parse());
+        let profiles = profiles.map_err(|message| wrong("MESH_METRICS_PROFILE", message))?;
         let propagated = match variable("MESH_PROPAGATE_HEADERS") {
             None => None,
             Some(list) => {
@@ -164,7 +168,7 @@ impl Builder {
             },
             (None, _) => None,
         };
-        Ok(Self { origin, propagated, admin, log, saved, spans: SpansTo::Environment, ..Self::default() })
+        Ok(Self { origin, propagated, admin, log, profiles, saved, spans: SpansTo::Environment, ..Self::default() })
     }
 
     /// With this configuration, which stays until changed through [`Mesh::live`].
@@ -238,6 +242,13 @@ impl Builder {
     #[must_use]
     pub fn admin_addr(mut self, address: SocketAddr) -> Self {
         self.admin = Some(address);
+        self
+    }
+
+    /// With metrics by these conventions, in place of Istio's alone. The console and `meshctl` read Istio's.
+    #[must_use]
+    pub fn metric_profiles(mut self, profiles: MetricProfiles) -> Self {
+        self.profiles = profiles;
         self
     }
 
@@ -378,7 +389,7 @@ impl Builder {
             SpansTo::Given(spans) => spans,
         };
         let local = Peer::new(workload, principal.map(Into::into));
-        let telemetry = Telemetry::with(local, metadata, spans, self.log, self.sink);
+        let telemetry = Telemetry::by(self.profiles, local, metadata, spans, self.log, self.sink);
         let tls = ClientTls::new(identity.clone());
         let pool = match self.connector {
             Some(Connection(own)) => Pool::with_connector(tls, telemetry.clone(), source.clone(), own),

@@ -111,7 +111,6 @@ where
             match &frame {
                 Some(Ok(frame)) => {
                     if let Some(data) = frame.data_ref() {
-                        story.response_bytes += data.remaining() as u64;
                         story.answered(data);
                     }
                     if let Some(trailers) = frame.trailers_ref() {

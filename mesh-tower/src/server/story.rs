@@ -8,9 +8,9 @@ use std::{
 };
 
 use bytes::Buf;
-use http::{HeaderMap, Method, Uri, request::Parts};
+use http::{Extensions, HeaderMap, Method, Uri, Version, request::Parts};
 use mesh_core::{
-    config::ServiceName,
+    config::{Name, ServiceName},
     outcome::{Flags, grpc_status},
     request::is_grpc,
     telemetry::Messages,
@@ -21,7 +21,10 @@ use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use super::{body::Received, caller::Caller};
 use crate::{
     source,
-    telemetry::{Attribute, Event, Logged, Peer, Reporter, Span, SpanKind, Telemetry, TraceContext, facts, rpc_of},
+    telemetry::{
+        Attribute, Event, HttpRoute, Logged, Peer, Reporter, Served, Span, SpanKind, Telemetry, TraceContext, facts,
+        rpc_of,
+    },
 };
 
 /// Of one request; told when it is finished, or dropped: then the caller went away.
@@ -39,11 +42,19 @@ pub(super) struct Story {
     is_grpc: bool,
     request_head: u64,
     pub(super) received: Arc<Received>,
-    pub(super) response_bytes: u64,
+    response_bytes: u64,
+    /// Without the head.
+    answer_bytes: u64,
     response_messages: Messages,
     begun: Instant,
     start: SystemTime,
     mutual_tls: bool,
+    secure: bool,
+    version: Version,
+    /// The application's own word for its route.
+    route: Option<Name>,
+    /// A gRPC call whose arrival could not be told yet.
+    owed: bool,
     status: u16,
     pub(super) grpc_status: Option<u32>,
     flags: Flags,
@@ -72,6 +83,8 @@ impl Story {
         let (trace, _) = telemetry.begin(Reporter::Destination, parts, None, said);
         let logged = telemetry.is_logging(said).then(|| Logged::of(parts, &trace).coming_from(caller.address));
         let tags = if exporting && trace.sampled { telemetry.tags(said, parts) } else { Vec::new() };
+        let is_grpc = is_grpc(&parts.headers);
+        let owed = is_grpc && peer.is_some() && !telemetry.served_began(parts.uri.path());
         Self {
             telemetry: telemetry.clone(),
             trace,
@@ -84,14 +97,19 @@ impl Story {
             logged,
             telling,
             tags,
-            is_grpc: is_grpc(&parts.headers),
+            is_grpc,
             request_head: head_bytes(&parts.headers),
             received: Arc::default(),
             response_bytes: 0,
+            answer_bytes: 0,
             response_messages: Messages::default(),
             begun: source::instant(),
             start: source::wall(),
             mutual_tls: caller.peer.is_some(),
+            secure: caller.secure,
+            version: parts.version,
+            route: None,
+            owed,
             status: 0,
             grpc_status: None,
             flags: Flags::NONE,
@@ -124,8 +142,15 @@ impl Story {
         }
     }
 
+    /// What the application says of its answer.
+    pub(super) fn said(&mut self, extensions: &mut Extensions) {
+        self.route = extensions.remove::<HttpRoute>().map(|HttpRoute(route)| route);
+    }
+
     /// A chunk of the answer goes out.
     pub(super) fn answered(&mut self, data: &impl Buf) {
+        self.response_bytes += data.remaining() as u64;
+        self.answer_bytes += data.remaining() as u64;
         if self.is_grpc {
             let mut pieces = [IoSlice::new(&[]); 16];
             let count = data.chunks_vectored(&mut pieces);
@@ -172,6 +197,23 @@ impl Story {
                 duration: self.begun.elapsed(),
                 mutual_tls: self.mutual_tls,
                 attempts: 0,
+            });
+            let received = &self.received;
+            let received = (received.bytes.load(Ordering::Relaxed), received.messages.load(Ordering::Relaxed));
+            self.telemetry.served(&Served {
+                is_grpc: self.is_grpc,
+                path: self.uri.path(),
+                method: &self.method,
+                route: self.route.as_ref(),
+                secure: self.secure,
+                version: self.version,
+                status: self.status,
+                grpc: self.grpc_status,
+                is_answered: !self.refused && self.status != 0,
+                owed: self.owed,
+                duration: self.begun.elapsed(),
+                sent: (self.answer_bytes, self.response_messages.count()),
+                received,
             });
         }
         self.export();

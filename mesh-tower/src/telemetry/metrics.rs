@@ -21,7 +21,7 @@ use mesh_core::{
 use metrics::{Counter, Histogram, Key, Label, Level, Metadata};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 
-use super::{Event, Peer, Reporter, access_log::Told};
+use super::{Event, Peer, Reporter, access_log::Told, sheet::Sheet};
 use book::Book;
 use changes::{Changes, METRICS};
 
@@ -43,7 +43,17 @@ static METADATA: Metadata<'static> = Metadata::new("mesh::telemetry", Level::INF
 
 /// Prometheus text of everything recorded; `None` when the application's own recorder has it.
 pub fn render() -> Option<String> {
-    exporter().map(|exporter| exporter.render() + &book::render())
+    exporter().map(|exporter| exporter.render() + &book::render() + &super::sheet::render())
+}
+
+/// The application has a recorder of its own.
+pub(super) fn is_theirs() -> bool {
+    exporter().is_none()
+}
+
+/// Something was told under the word for others, as there was no room.
+pub(super) fn count_dropped() {
+    metrics::with_recorder(|recorder| recorder.register_counter(&Key::from_name(DROPPED), &METADATA)).increment(1);
 }
 
 /// Requests and durations by series as JSON; `None` when the application's own recorder has them.
@@ -174,7 +184,7 @@ impl Metrics {
     }
 
     /// Lets go of what this process told, as a caller, of services that `is_known` has not known for [`GRACE`].
-    pub(super) fn forget(&self, is_known: impl Fn(&str) -> bool, now: Time) {
+    pub(super) fn forget(&self, is_known: impl Fn(&str) -> bool, sheet: Option<&Sheet>, now: Time) {
         let mut gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
         gone.retain(|host, _| !is_known(host));
         let over = {
@@ -183,6 +193,13 @@ impl Metrics {
                 if let Some(host) = key.host.as_ref().filter(|host| !gone.contains_key(*host) && !is_known(host)) {
                     gone.insert(host.clone(), now);
                 }
+            }
+            if let Some(sheet) = sheet {
+                sheet.services(|host| {
+                    if !gone.contains_key(host) && !is_known(host) {
+                        gone.insert(host.clone(), now);
+                    }
+                });
             }
             gone.values().any(|since| now.saturating_since(*since) >= GRACE)
         };
@@ -196,6 +213,9 @@ impl Metrics {
         self.series.write().unwrap_or_else(PoisonError::into_inner).retain(|key, _| stays(key));
         if let Some(book) = &self.book {
             book.retain(stays);
+        }
+        if let Some(sheet) = sheet {
+            sheet.retain(|host| gone.get(host).is_none_or(|since| now.saturating_since(*since) < GRACE));
         }
         gone.retain(|_, since| now.saturating_since(*since) < GRACE);
     }
@@ -269,7 +289,7 @@ impl Metrics {
     /// In the shared series of everything past the cap: by reporter and status alone.
     fn tell_other(&self, event: &Event<'_>, kind: Kind) {
         static OTHERS: OnceLock<Arc<Peer>> = OnceLock::new();
-        metrics::with_recorder(|recorder| recorder.register_counter(&Key::from_name(DROPPED), &METADATA)).increment(1);
+        count_dropped();
         let others = OTHERS.get_or_init(|| {
             let name: Name = OTHER.into();
             let workload =
@@ -499,13 +519,13 @@ mod tests {
         record(&metrics, Reporter::Destination, &local, &peer, 200);
         let count = || render().unwrap().lines().filter(|line| line.contains("going-peer")).count();
         let (all, start) = (count(), Time::default());
-        metrics.forget(|_| false, start);
-        metrics.forget(|_| false, start + (GRACE - Duration::from_secs(1)));
+        metrics.forget(|_| false, None, start);
+        metrics.forget(|_| false, None, start + (GRACE - Duration::from_secs(1)));
         assert_eq!(count(), all, "still to be read");
-        metrics.forget(|_| true, start + GRACE);
-        metrics.forget(|_| false, start + GRACE);
+        metrics.forget(|_| true, None, start + GRACE);
+        metrics.forget(|_| false, None, start + GRACE);
         assert_eq!(count(), all, "it was there again");
-        metrics.forget(|_| false, start + GRACE + GRACE);
+        metrics.forget(|_| false, None, start + GRACE + GRACE);
         assert_eq!((count() * 2, metrics.series.read().unwrap().len()), (all, 1));
         record(&metrics, Reporter::Source, &local, &peer, 200);
         assert_eq!(count(), all, "counted anew");

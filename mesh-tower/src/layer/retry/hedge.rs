@@ -136,6 +136,7 @@ where
                     drop(answer);
                     sleep(wait).await;
                     course.counted += u32::from(counts);
+                    course.again(counts, wait);
                     under_way.push(self.begin(course, slot));
                     next = pace.next();
                 }
@@ -212,5 +213,6 @@ impl Course<'_> {
             self.retries.hedge(policy);
         }
         self.counted += 1;
+        self.call.journal().again.hedges += 1;
     }
 }
