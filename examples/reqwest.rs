@@ -24,7 +24,7 @@ async fn stars(Query(book): Query<Book>) -> axum::Json<Vec<u32>> {
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
-    let running = testing::Mesh::of(YAML).start().await;
+    let running = testing::Mesh::from_yaml(YAML).start().await;
     let _ratings = running.serve("ratings-v1", Router::new().route("/ratings", get(stars))).await;
     let mesh = running.client("reviews-v1").await;
 

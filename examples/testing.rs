@@ -33,7 +33,7 @@ fn reviews(version: &'static str) -> Router {
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
-    let mesh = testing::Mesh::of(YAML);
+    let mesh = testing::Mesh::from_yaml(YAML);
     assert_route!(mesh, GET "http://reviews:9080/reviews/0" => "reviews/v1");
     assert_route!(mesh, GET "http://reviews:9080/reviews/0" ["end-user" => "jason"] => "reviews/v2");
     println!("jason goes to v2, all others to v1");

@@ -3,7 +3,7 @@
 //! ```
 //! use mesh::{assert_route, testing};
 //!
-//! let mesh = testing::Mesh::of(
+//! let mesh = testing::Mesh::from_yaml(
 //!     "
 //! apiVersion: v1
 //! kind: Service
@@ -37,6 +37,7 @@
 #![allow(clippy::panic, reason = "a test kit fails the test it is used in")]
 
 mod live;
+mod panics;
 mod route;
 
 use std::{
@@ -71,7 +72,7 @@ impl Mesh {
     ///
     /// They cannot be read, or have an error: its diagnostics are the message.
     #[track_caller]
-    pub fn with(path: impl AsRef<Path>) -> Self {
+    pub fn from_path(path: impl AsRef<Path>) -> Self {
         let path = path.as_ref();
         let read = || {
             let mut paths = vec![path.to_owned()];
@@ -97,7 +98,7 @@ impl Mesh {
     ///
     /// It has an error: its diagnostics are the message.
     #[track_caller]
-    pub fn of(yaml: &str) -> Self {
+    pub fn from_yaml(yaml: &str) -> Self {
         Self::made(vec![SourceFile { name: "test.yaml".to_owned(), text: yaml.to_owned() }])
     }
 
@@ -188,7 +189,7 @@ impl Workloads for Nobody {
 /// ```
 ///
 /// A service may be written short (`reviews`, `reviews.default`). A number is the status of what answers in its place: a
-/// redirect, a direct response, or 404 where no rule takes the request. When it fails, the message is the whole decision, rule
+/// redirect, a direct response, or 404 where no rule takes the request. Faults are not drawn: a rule that aborts is told by where it leads. When it fails, the message is the whole decision, rule
 /// by rule.
 #[macro_export]
 macro_rules! assert_route {

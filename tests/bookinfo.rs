@@ -21,6 +21,8 @@ mod handshake;
 mod harness;
 #[path = "bookinfo/identity.rs"]
 mod identity;
+#[path = "bookinfo/large.rs"]
+mod large;
 #[path = "bookinfo/page.rs"]
 mod page;
 #[path = "peers.rs"]

@@ -11,6 +11,7 @@
 //! | `POST /analyze` | [`AnalyzeRequest`] | [`Analyzed`]: what is wrong or seldom meant, with the files or without |
 //! | `POST /explain` | [`ExplainRequest`] | [`Explained`]: the decision of the named workload for a made-up request |
 //! | `POST /authz/check` | [`AuthzRequest`] | [`AuthzChecked`]: the policies of a workload, and what they say of a made-up request |
+//! | `GET /policies?workload=` | [`Holdings`]: what holds for a workload, or for each: mutual TLS by port, policies |
 //! | `GET /config_dump?proxy=` | | what the named workload has been told, in Envoy's JSON form |
 //! | `GET /proxies` | | [`Proxies`]: what became of what was sent, by workload |
 //! | `GET /workloads` | | [`Workloads`]: who runs where |
@@ -54,10 +55,13 @@ mod authority;
 mod authz;
 mod dump;
 mod explain;
+mod holding;
+pub mod observed;
 mod protection;
 mod wire;
 
 pub use authz::{AuthzChecked, AuthzRequest, AuthzStep, AuthzVerdict, MadeUp, PolicyRow, RuleAt};
+pub use holding::{Holding, Holdings, PortMtls};
 pub use wire::{
     AnalyzeRequest, Analyzed, ApplyRequest, DeleteRequest, Deleted, ExplainRequest, Explained, IssuedList, Item,
     Objects, Problem, Protection, Proxies, ProxyStatus, SyncState, TypeStatus, Version, Workloads,
@@ -93,6 +97,7 @@ pub(crate) fn router(api: Api, console: Console) -> Router {
         .route("/analyze", post(analyze))
         .route("/explain", post(explain))
         .route("/authz/check", post(check_authz))
+        .route("/policies", get(policies))
         .route("/config_dump", get(config_dump))
         .route("/proxies", get(proxies))
         .route("/workloads", get(workloads))
@@ -194,6 +199,16 @@ async fn explain(
 #[derive(Deserialize)]
 struct Of {
     proxy: String,
+}
+
+/// Whose policies; without, everybody's.
+#[derive(Debug, Deserialize)]
+struct Whose {
+    workload: Option<String>,
+}
+
+async fn policies(Shared(api): Shared<Api>, Query(whose): Query<Whose>) -> Result<Json<Holdings>, Refusal> {
+    Ok(Json(holding::look(&api.state, &api.push, whose.workload.as_deref())?))
 }
 
 async fn check_authz(

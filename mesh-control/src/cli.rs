@@ -312,7 +312,7 @@ async fn perform(cli: Cli) -> Result<(), Failure> {
         Verb::Status(status) => status.run(&server).await,
         Verb::Explain(explain) => explain.run(&server).await,
         Verb::CheckRoutes(check) => check.run(),
-        Verb::Fields(fields) => fields.run().await,
+        Verb::Fields(fields) => fields.run(&server).await,
         Verb::ProxyStatus(status) => status.run(&server).await,
         Verb::ProxyConfig(config) => config.run(&server).await,
         Verb::Shift(shift) => shift.run(&server).await,

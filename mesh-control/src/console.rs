@@ -5,7 +5,8 @@
 //! | `GET /console/` | the page; `/` leads there |
 //! | `GET /console/live` | Server-Sent Events: the mesh once a second, as [`Live`] |
 //! | `GET /console/chart?host=&from=&to=` | rates and percentiles of the last quarter of an hour |
-//! | `GET /console/traces`, `/console/traces/{id}` | the last traces, and one of them |
+//! | `GET /console/traces?id=&service=&errors=&slower=&find=&limit=` | the last traces, those that are wanted |
+//! | `GET /console/traces/{id}` | one of them |
 //! | `GET /console/processes/{name}/{page}` | a page of a workload's admin port: `clusters`, `certs`, `fields`, `control_plane`, `config_dump` |
 //! | `POST /console/yaml` | a JSON value as YAML |
 //! | `GET /graph.json`, `/graph.dot`, `/graph.svg`, `/dotviz` | the service graph |
@@ -14,7 +15,7 @@
 //! It changes nothing by itself: what it applies goes through the API. Pages of a browser need the token of this run for that,
 //! which only a page from here can have read; see [`writes_carry_the_token`].
 
-use std::{collections::BTreeMap, convert::Infallible, sync::Arc};
+use std::{convert::Infallible, sync::Arc};
 
 use axum::{
     Json, Router,
@@ -28,24 +29,23 @@ use axum::{
     routing::{get, post},
 };
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::TraceServiceServer;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio_stream::{Stream, StreamExt, wrappers::WatchStream};
 
 use crate::{
-    api::{ProxyStatus, Refusal},
+    api::{
+        Refusal,
+        observed::{Live, Running, Spans},
+    },
     push::Push,
     registry::Registered,
     serve::Task,
     state::{State, now},
 };
 
-use self::{
-    collect::Collector,
-    history::{EdgeKey, Figures, Seen},
-    traces::Traces,
-};
+use self::{collect::Collector, history::EdgeKey, traces::Traces};
 
 mod assets;
 mod collect;
@@ -57,9 +57,6 @@ mod traces;
 const TOKEN: &str = "x-mesh-token";
 /// Pages of an admin port that are passed on.
 const PAGES: [&str; 5] = ["clusters", "certs", "fields", "control_plane", "config_dump"];
-/// Traces in a list.
-const LISTED: usize = 200;
-
 /// The console of one control plane.
 #[derive(Clone, Debug)]
 pub(crate) struct Console {
@@ -70,38 +67,13 @@ pub(crate) struct Console {
     _look: Arc<Task>,
 }
 
-/// The mesh at a moment.
-#[derive(Debug, Serialize)]
-struct Live {
-    /// Unix milliseconds.
-    at: u64,
-    /// All requests of the mesh.
-    total: Figures,
-    edges: Vec<Seen>,
-    workloads: Vec<Running>,
-    proxies: Vec<ProxyStatus>,
-    /// Edges that were not kept, since there are too many.
-    left_out: u64,
-    /// Changes with every change of an object.
-    version: u64,
-}
-
-/// A workload with its process.
-#[derive(Debug, Serialize)]
-struct Running {
-    #[serde(flatten)]
-    workload: Registered,
-    /// The number of its process, when the console can look at it.
-    process: Option<u32>,
-}
-
 impl Console {
     /// Begins to look. Must be called within a tokio runtime; what it starts ends with the last clone.
     pub(crate) fn start(state: Arc<State>, push: Arc<Push>) -> Self {
         let collector = Arc::new(Collector::new(Arc::clone(&state)));
         let (tell, live) = watch::channel(Arc::from("{}"));
         let look = Arc::clone(&collector).run(move |collector| {
-            let told = Live::of(collector, &state, &push);
+            let told = live_of(collector, &state, &push);
             tell.send_replace(serde_json::to_string(&told).unwrap_or_default().into());
         });
         let token = format!("{:032x}", rand::random::<u128>()).into();
@@ -135,14 +107,14 @@ impl Console {
     }
 }
 
-impl Live {
-    fn of(collector: &Collector, state: &State, push: &Push) -> Self {
+fn live_of(collector: &Collector, state: &State, push: &Push) -> Live {
+    {
         let edges = collector.edges();
         let running = |workload: &Arc<Registered>| Running {
             process: workload.admin.and_then(|admin| collector.process(admin)),
             workload: (**workload).clone(),
         };
-        Self {
+        Live {
             at: now(),
             total: collector.now(|_| true),
             edges,
@@ -204,14 +176,14 @@ async fn chart(Shared(console): Shared<Console>, Query(wanted): Query<Wanted>) -
     Json(console.collector.chart(|edge| wanted.takes(edge)))
 }
 
-async fn traces(Shared(console): Shared<Console>) -> impl IntoResponse {
-    Json(BTreeMap::from([("items", console.traces.list(LISTED))]))
+async fn traces(Shared(console): Shared<Console>, Query(wanted): Query<traces::Wanted>) -> impl IntoResponse {
+    Json(console.traces.list(&wanted))
 }
 
 async fn trace(Shared(console): Shared<Console>, Path(id): Path<String>) -> Result<impl IntoResponse, Refusal> {
     let spans = console.traces.get(&id);
     let spans = spans.ok_or_else(|| Refusal::new(StatusCode::NOT_FOUND, "that trace is not, or no longer, kept"))?;
-    Ok(Json(BTreeMap::from([("spans", spans)])))
+    Ok(Json(Spans { spans }))
 }
 
 async fn process(

@@ -128,6 +128,21 @@ impl ControlPlane {
         self.state.apply(files, false)
     }
 
+    /// The workload that a `Deployment` announces, by its name, with or without its namespace: to be started on `ip`, with the Deployment's
+    /// ports. `None` where no Deployment is called so.
+    pub fn announced(&self, name: &str, ip: IpAddr) -> Option<WorkloadSpec> {
+        let node = self.state.world().1.announced(name)?;
+        // By its label, it is the first of several.
+        let is_named = node.name == name || format!("{}.{}", node.name, node.namespace) == name;
+        is_named.then(|| WorkloadSpec {
+            namespace: node.namespace,
+            service_account: node.service_account,
+            labels: node.labels,
+            ports: node.ports.iter().map(|port| port.number).collect(),
+            ..WorkloadSpec::new(node.name, ip)
+        })
+    }
+
     /// What became of what was sent, by workload.
     pub fn proxy_status(&self) -> Vec<api::ProxyStatus> {
         self.push.status()

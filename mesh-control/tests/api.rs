@@ -4,7 +4,13 @@
 
 use std::net::SocketAddr;
 
-use mesh_control::{ControlPlane, StartError};
+use mesh_control::{
+    ControlPlane, StartError,
+    api::{Holdings, PortMtls},
+    compile::MeshSettings,
+    store::SourceFile,
+};
+use mesh_core::config::MtlsMode;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -66,6 +72,61 @@ async fn ports_are_free_after_the_end() {
     let error = ControlPlane::builder().xds_addr(xds).api_addr(any()).start().await.unwrap_err();
     assert!(error.to_string().contains(&xds.to_string()), "{error}");
     second.shutdown().await;
+}
+
+const POLICIES: &str = r#"apiVersion: apps/v1
+kind: Deployment
+metadata: {name: shop-v1}
+spec:
+  template:
+    metadata: {labels: {app: shop}}
+    spec: {containers: [{name: shop, ports: [{containerPort: 8080}, {containerPort: 9090}]}]}
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: everybody, namespace: mesh-root}
+spec: {mtls: {mode: PERMISSIVE}}
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: nobody, namespace: istio-system}
+spec: {mtls: {mode: DISABLE}}
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: shop}
+spec: {selector: {matchLabels: {app: shop}}, portLevelMtls: {9090: {mode: STRICT}}}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: everywhere, namespace: mesh-root}
+spec: {action: DENY, rules: [{to: [{operation: {paths: [/never]}}]}]}
+"#;
+
+/// OP4: what holds for a workload is told as it is compiled: by port, and from whatever namespace is the mesh's root.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_holds_is_told_as_it_is_compiled() {
+    let mesh = MeshSettings { root_namespace: "mesh-root".to_owned(), ..MeshSettings::default() };
+    let files = vec![SourceFile { name: "shop.yaml".to_owned(), text: POLICIES.to_owned() }];
+    let plane = ControlPlane::builder().xds_addr(any()).api_addr(any()).mesh(mesh).files(files).start().await.unwrap();
+    let address = plane.api_address();
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = format!("GET /policies?workload=shop HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+    let holdings: Holdings = serde_json::from_str(body).expect(body);
+    let [shop] = holdings.items.as_slice() else { panic!("{body}") };
+    let by = |of: &PortMtls| (of.port, of.mode, of.by.as_ref().map(|by| by.name.clone()).unwrap_or_default());
+    let ports: Vec<_> = shop.ports.iter().map(by).collect();
+    assert_eq!(
+        ports,
+        [(8080, MtlsMode::Permissive, "everybody".to_owned()), (9090, MtlsMode::Strict, "shop".to_owned())]
+    );
+    assert_eq!(shop.other_ports.as_ref().map(by), Some((0, MtlsMode::Permissive, "everybody".to_owned())));
+    let policies: Vec<_> = shop.policies.iter().map(|row| (row.action.as_str(), row.object.name.as_str())).collect();
+    assert_eq!((shop.workload.as_str(), policies.as_slice()), ("shop-v1.default", &[("DENY", "everywhere")][..]));
 }
 
 async fn start() -> ControlPlane {

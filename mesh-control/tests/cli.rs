@@ -27,6 +27,8 @@ mod join;
 mod proxy_config;
 #[path = "cli/steer.rs"]
 mod steer;
+#[path = "cli/tables.rs"]
+mod tables;
 
 const SERVICES: &str = "\
 apiVersion: v1
@@ -313,6 +315,28 @@ async fn dev_runs_a_control_plane_until_told_to_end() {
     let token = |dir: &str| meshctl(&api).args(["workload", "token", "a", "--state-dir", dir]).output().unwrap();
     assert_eq!(stdout(&token(state)).split('.').count(), 3, "a JWT");
     assert_eq!(token(dir.path().to_str().unwrap()).status.code(), Some(1), "not a state directory");
+    assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+/// TE20, OP9: where no control plane answers, the dashboard runs one, at the address that was looked at, until it is told to end.
+#[cfg(unix)]
+#[test]
+fn the_dashboard_starts_what_it_shows() {
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let nobody = meshctl(&address).args(["dashboard", "--no-browser", "--no-start"]).output().unwrap();
+    assert_eq!((nobody.status.code(), stdout(&nobody)), (Some(69), ""), "{nobody:?}");
+    let mut child = meshctl(&address)
+        .args(["dashboard", "--no-browser"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let url = format!("http://{address}/console/");
+    assert_eq!(lines.next(), Some(url.clone()));
+    let again = meshctl(&address).args(["dashboard", "--no-browser"]).output().unwrap();
+    assert_eq!((again.status.code(), stdout(&again).trim_end()), (Some(0), &*url), "the second finds the first");
     assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }

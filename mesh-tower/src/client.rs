@@ -1,7 +1,7 @@
 //! The mesh's clients, and the whole order of their layers: read [`stack`] first.
 //!
 //! [`HttpClient`] takes any `http::Request` and always answers with a response as far as the mesh is concerned: what it
-//! refuses, or could not do, is the response Envoy would give, with [`ResponseFlags`] in its extensions. It fails only
+//! refuses, or could not do, is the response Envoy would give, with [`ResponseFlags`] and [`ErrorKind`] in its extensions. It fails only
 //! for what the caller did: a body of its own that failed, a request that cannot be sent. [`GrpcClient`] is the same for
 //! a generated client: it names the destination, and what the mesh refuses arrives as a gRPC status.
 
@@ -237,6 +237,7 @@ fn answer<B>(error: Error, is_grpc: bool, is_head: bool) -> Result<http::Respons
     let response = if is_head { response.map(|_| Bytes::new()) } else { response };
     let mut response = response.map(ResponseBody::here);
     response.extensions_mut().insert(ResponseFlags { flags: error.flags(), details: error.details() });
+    response.extensions_mut().insert(error.kind());
     Ok(response)
 }
 

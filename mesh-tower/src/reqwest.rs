@@ -1,10 +1,9 @@
 //! A middleware for reqwest: the last of a chain, which hands the request to the mesh instead of to reqwest's own connections.
 //!
-//! What reqwest makes of a request (`.json()`, `.query()`, `.multipart()`) and of a response stays as it is; what it does of
-//! connections, proxies, redirects and TLS is not used: that is the mesh's. Not here: the mesh's client itself ([`crate::client`]).
+//! What reqwest makes of a request (`.json()`, `.query()`, `.multipart()`) and of a response stays as it is; what its client was built with
+//! is not used: see [`Mesh::reqwest`]. Not here: the mesh's client itself ([`crate::client`]).
 
 use std::{
-    fmt,
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
@@ -21,7 +20,7 @@ use tokio::time;
 use crate::{
     body::ResponseBody,
     client::HttpClient,
-    error::{BoxError, Error, ErrorKind},
+    error::{Error, ErrorKind},
     mesh::Mesh,
     pool::{Pool, PooledBody},
 };
@@ -35,14 +34,43 @@ pub struct Reqwest {
 impl Mesh {
     /// A middleware for reqwest, to be the last of its chain: what comes after it is not called.
     ///
-    /// The time limit of a request (`RequestBuilder::timeout`) counts up to the head of its response here; the mesh's own limits
-    /// hold besides, and count up to the last byte.
+    /// # What of reqwest holds
+    ///
+    /// A middleware comes before reqwest's own client, which is not called. So what a **request** says holds: `RequestBuilder`'s `header`,
+    /// `query`, `json`, `form`, `multipart`, `body`, `basic_auth`, `bearer_auth`, and its `timeout`, which counts up to the head of
+    /// the response here (the mesh's own limits hold besides, and count up to the last byte). What the **client** was built with does not:
+    ///
+    /// | `reqwest::ClientBuilder` | here |
+    /// |---|---|
+    /// | `default_headers`, `user_agent`, `referer` | not sent; set them by a middleware before this one |
+    /// | `timeout`, `read_timeout`, `connect_timeout` | the route's and the cluster's limits hold, and `RequestBuilder::timeout` |
+    /// | `cookie_store`, `cookie_provider` | no cookie is kept or sent |
+    /// | `gzip`, `brotli`, `zstd`, `deflate` | nothing is asked for by them, and a compressed body arrives as it was sent |
+    /// | `redirect` | not followed: the response is the redirect |
+    /// | `proxy`, `resolve`, `dns_resolver`, `local_address`, `pool_*`, `http1_*`, `http2_*`, `tcp_*` | the mesh's pool and its configuration |
+    /// | `identity`, `add_root_certificate`, `danger_*`, `min_tls_version` | the workload's certificate and the mesh's roots |
+    /// | `https_only` | not looked at: a route, not the URL, says whether TLS is spoken |
+    ///
+    /// # Errors of the mesh
+    ///
+    /// As with [`HttpClient`], what the mesh refuses is the response that Envoy would give (503, 504, 404 ...), with
+    /// [`ResponseFlags`](crate::ResponseFlags) and [`ErrorKind`] in its extensions. What could not be sent at all is an error, the mesh's
+    /// [`Error`] itself:
     ///
     /// ```no_run
-    /// # async fn example(mesh: mesh_tower::Mesh) -> Result<(), Box<dyn std::error::Error>> {
+    /// # async fn example(mesh: mesh_tower::Mesh) {
     /// let client = reqwest_middleware::ClientBuilder::new(reqwest::Client::new()).with(mesh.reqwest()).build();
-    /// let page = client.get("http://reviews:9080/reviews/0").header("end-user", "jason").send().await?.text().await?;
-    /// # Ok(())
+    /// match client.get("http://reviews:9080/reviews/0").header("end-user", "jason").send().await {
+    ///     Ok(page) => match page.extensions().get::<mesh_tower::ErrorKind>() {
+    ///         Some(kind) => println!("the mesh answered {}: {kind:?}", page.status()),
+    ///         None => println!("reviews answered {}", page.status()),
+    ///     },
+    ///     Err(reqwest_middleware::Error::Middleware(error)) => match error.downcast_ref::<mesh_tower::Error>() {
+    ///         Some(error) => println!("not sent: {:?}", error.kind()),
+    ///         None => println!("another middleware: {error}"),
+    ///     },
+    ///     Err(error) => println!("{error}"),
+    /// }
     /// # }
     /// ```
     pub fn reqwest(&self) -> Reqwest {
@@ -51,18 +79,20 @@ impl Mesh {
 }
 
 impl Reqwest {
-    async fn send(&self, request: Request) -> std::result::Result<Response, BoxError> {
+    async fn send(&self, request: Request) -> std::result::Result<Response, Error> {
         let (url, limit) = (request.url().clone(), request.timeout().copied());
-        let request: http::Request<Body> = request.try_into()?;
+        let request: http::Request<Body> = request.try_into().map_err(|error| Error::new(ErrorKind::Invalid, error))?;
         let answer = within(limit, self.http.request(request)).await?;
-        Ok(response(answer.map(|body| Body::wrap(Answer::new(body))), url)?)
+        response(answer.map(|body| Body::wrap(Answer::new(body))), url)
+            .map_err(|error| Error::new(ErrorKind::Protocol, error))
     }
 }
 
 #[async_trait::async_trait]
 impl Middleware for Reqwest {
     async fn handle(&self, request: Request, _: &mut Extensions, _: Next<'_>) -> Result<Response> {
-        self.send(request).await.map_err(|error| MiddlewareError::middleware(Failed(error)))
+        // As it is: whoever asks finds the mesh's own error in it, and its kind.
+        self.send(request).await.map_err(MiddlewareError::middleware)
     }
 }
 
@@ -95,22 +125,6 @@ impl HttpBody for Answer {
 
     fn size_hint(&self) -> SizeHint {
         self.left
-    }
-}
-
-/// Why a request was not answered.
-#[derive(Debug)]
-struct Failed(BoxError);
-
-impl fmt::Display for Failed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl std::error::Error for Failed {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.0.source()
     }
 }
 

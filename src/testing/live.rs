@@ -1,6 +1,6 @@
 //! A mesh that runs: a control plane in this process, and members that join it on ports of the loopback.
 
-use std::{net::Ipv4Addr, path::PathBuf};
+use std::{net::Ipv4Addr, path::PathBuf, pin::Pin};
 
 use http_body::Body as HttpBody;
 use mesh_control::{ControlPlane, WorkloadSpec, api::ProxyStatus, store::SourceFile};
@@ -8,21 +8,29 @@ use mesh_core::config::Labels;
 use tempfile::TempDir;
 use tokio::{net::TcpListener, task::JoinHandle};
 
-use super::told;
+use super::{
+    panics::{Panics, Watched},
+    told,
+};
 use crate::{BoxError, Builder, Mesh, server::Handler};
 
 /// A running mesh. Dropping it ends its control plane.
 #[derive(Debug)]
+#[must_use = "dropping it ends its control plane"]
 pub struct Running {
     plane: ControlPlane,
     files: TempDir,
 }
 
-/// A workload that serves. Dropping it ends it at once.
+/// A workload that serves. Dropping it ends it at once; [`finish`](Self::finish) lets it answer what is under way.
+///
+/// It fails the test it is used in: where its handler panicked, or it could not serve, dropping or finishing it panics with the words of that.
 #[derive(Debug)]
+#[must_use = "dropping it ends it at once"]
 pub struct Member {
     mesh: Mesh,
     serving: JoinHandle<()>,
+    panics: Panics,
 }
 
 impl Running {
@@ -57,8 +65,10 @@ impl Running {
         }
     }
 
-    /// A workload called `name` that serves `handler`, once it is a member. The labels `app` and `version` are taken from a name
-    /// such as `reviews-v2`; a service finds it by them, on whatever port the loopback had free.
+    /// A workload called `name` that serves `handler`, once it is a member, on whatever port the loopback had free.
+    ///
+    /// Where a `Deployment` of the YAML is called so (or `NAME.NAMESPACE`), namespace, labels and service account are its. Else namespace and account
+    /// are `default` (`reviews-v2.shop` is in namespace `shop`), and the labels `app` and `version` are taken from a name such as `reviews-v2`.
     ///
     /// # Panics
     ///
@@ -74,16 +84,18 @@ impl Running {
         };
         let port = listener.local_addr().map_or(0, |address| address.port());
         let mesh = self.join(name, vec![port]).await;
-        let server = mesh.clone();
+        let (server, panics) = (mesh.clone(), Panics::of(name));
+        let (handler, seen) = (Watched::new(handler, &panics), panics.clone());
         let serving = tokio::spawn(async move {
-            if let Err(error) = server.serve_listener(listener, handler).await {
-                panic!("{error}");
+            let served: Pin<Box<dyn Future<Output = _> + Send>> = Box::pin(server.serve_listener(listener, handler));
+            if let Err(error) = seen.watch(served).await {
+                seen.add(format!("it cannot serve: {error}"));
             }
         });
-        Member { mesh, serving }
+        Member { mesh, serving, panics }
     }
 
-    /// A workload called `name` that only calls.
+    /// A workload called `name` that only calls; who it is, is said as for [`serve`](Self::serve).
     ///
     /// # Panics
     ///
@@ -93,8 +105,15 @@ impl Running {
     }
 
     async fn join(&self, name: &str, ports: Vec<u16>) -> Mesh {
-        let labels = labels(name);
-        let spec = WorkloadSpec { labels, ports, ..WorkloadSpec::new(name, Ipv4Addr::LOCALHOST.into()) };
+        let ip = Ipv4Addr::LOCALHOST.into();
+        let spec = match self.plane.announced(name, ip) {
+            Some(announced) => WorkloadSpec { ports, ..announced },
+            None => {
+                let (short, namespace) = name.split_once('.').unwrap_or((name, "default"));
+                let namespace = namespace.to_owned();
+                WorkloadSpec { labels: labels(short), ports, namespace, ..WorkloadSpec::new(short, ip) }
+            }
+        };
         let dir: PathBuf = self.files.path().join(name);
         let bootstrap = match self.plane.bootstrap_for(&spec, &dir) {
             Ok(bootstrap) => bootstrap.to_string(),
@@ -134,11 +153,26 @@ impl Member {
     pub fn mesh(&self) -> &Mesh {
         &self.mesh
     }
+
+    /// Ends it once what is under way is answered.
+    ///
+    /// # Panics
+    ///
+    /// Its handler panicked, or it could not serve.
+    pub async fn finish(mut self) {
+        self.mesh.shutdown();
+        // Of its own panics the record tells.
+        let _ = (&mut self.serving).await;
+    }
 }
 
 impl Drop for Member {
     fn drop(&mut self) {
         self.serving.abort();
+        // A second panic would end the process, and with it the words of the first.
+        if let Some(words) = self.panics.told().filter(|_| !std::thread::panicking()) {
+            panic!("{words}");
+        }
     }
 }
 

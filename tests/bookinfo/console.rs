@@ -99,45 +99,53 @@ async fn pages_write_with_their_token() {
     assert_eq!(strange.status, StatusCode::FORBIDDEN);
 }
 
-/// TE20, TE12: every page in a real browser, and the slider on real traffic. What each page must show stands in `pages.mjs`.
-#[tokio::test(flavor = "multi_thread")]
-async fn every_page_works_in_a_browser() {
+/// A browser that can be steered from here, or `None` after saying what is missing.
+pub(crate) fn browser() -> Option<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let runs = |program: &str| {
         Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok()
     };
     let chromium = ["chromium", "chromium-browser", "google-chrome"].into_iter().find(|name| runs(name));
     let installed = root.join("mesh-control/console/node_modules/playwright-core").exists();
-    let (Some(chromium), true, true) = (chromium, runs("node"), installed) else {
-        missing("the console's pages, since node, chromium or mesh-control/console/node_modules (npm ci) is missing");
-        return;
-    };
+    match (chromium, runs("node"), installed) {
+        (Some(chromium), true, true) => Some(chromium.to_owned()),
+        _ => {
+            missing(
+                "the console's pages, since node, chromium or mesh-control/console/node_modules (npm ci) is missing",
+            );
+            None
+        }
+    }
+}
+
+/// Runs a script of this folder; what it said, as an error where it failed.
+pub(crate) async fn walk(chromium: &str, script: &str, arguments: &[String]) -> Result<String, String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let child = tokio::process::Command::new("node")
+        .arg(root.join("tests/bookinfo").join(script))
+        .args(arguments)
+        .env("CHROMIUM", chromium)
+        .kill_on_drop(true)
+        .output();
+    let output = tokio::time::timeout(Duration::from_secs(240), child).await.expect("the pages end in time");
+    let output = output.expect("node starts");
+    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    if output.status.success() { Ok(said) } else { Err(said) }
+}
+
+/// TE20, TE12: every page in a real browser, and the slider on real traffic. What each page must show stands in `pages.mjs`.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_page_works_in_a_browser() {
+    let Some(chromium) = browser() else { return };
     if istio(ALL).is_none() {
         return;
     }
     let bookinfo = shared().await;
     bookinfo.reset().await;
     bookinfo.apply_istio(ALL);
-    let mut child = tokio::process::Command::new("node")
-        .arg(root.join("tests/bookinfo/pages.mjs"))
-        .args([format!("http://{}", bookinfo.server()), format!("http://{}", bookinfo.gateway())])
-        .env("CHROMIUM", chromium)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .expect("node starts");
-    let (out, err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
-    let read = |mut stream: Box<dyn tokio::io::AsyncRead + Send + Unpin>| {
-        tokio::spawn(async move {
-            let mut text = String::new();
-            let _ = tokio::io::AsyncReadExt::read_to_string(&mut stream, &mut text).await;
-            text
-        })
-    };
-    let (out, err) = (read(Box::new(out)), read(Box::new(err)));
-    let ended = tokio::time::timeout(Duration::from_secs(180), child.wait()).await.expect("the pages end in time");
-    let said = format!("{}{}", out.await.unwrap(), err.await.unwrap());
-    assert!(ended.unwrap().success(), "{said}\n{}", bookinfo.said());
+    let places = [format!("http://{}", bookinfo.server()), format!("http://{}", bookinfo.gateway())];
+    if let Err(said) = walk(&chromium, "pages.mjs", &places).await {
+        panic!("{said}\n{}", bookinfo.said());
+    }
     bookinfo.reset().await;
 }

@@ -23,7 +23,7 @@ const KIALI: &str = "source_cluster, source_workload_namespace, source_workload,
     destination_service_name, destination_workload_namespace, destination_workload, destination_canonical_service, \
     destination_canonical_revision, request_protocol, response_code, grpc_response_status, response_flags";
 
-/// TE1, TE11, TE20: every expression of Istio's dashboards runs on what Bookinfo under load tells, the panels have data, the
+/// TE1, TE11, TE20, OP9: every expression of Istio's dashboards runs on what Bookinfo under load tells, the panels have data, the
 /// counts are the load generator's, Kiali's labels give Bookinfo's graph, and its edges are mutual TLS; and no panel of ours
 /// is empty.
 #[tokio::test(flavor = "multi_thread")]

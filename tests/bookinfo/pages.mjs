@@ -111,6 +111,27 @@ async function routes() {
   await new Promise((done) => setTimeout(done, 4000));
   const back = new Set(reviewers.filter((it) => it.at > undone + 2000).map((it) => it.reviewer));
   assert.equal(back.size, 3, `all three answer again: ${[...back]}`);
+
+  // Who goes where: one user to v2, everybody else as before.
+  await page.getByLabel("Name", { exact: true }).fill("end-user");
+  await page.getByLabel("Value", { exact: true }).fill("jason");
+  await page.getByLabel("Version", { exact: true }).selectOption("v2");
+  await page.getByRole("button", { name: "Add" }).click();
+  await page.locator(".yaml", { hasText: "exact: jason" }).waitFor();
+  await page.getByRole("button", { name: "Apply" }).click();
+  await page.getByRole("button", { name: /^Undo: routes of reviews/ }).waitFor();
+  await new Promise((done) => setTimeout(done, 2000));
+  const login = await fetch(`${gateway}/login`, { method: "POST", body: new URLSearchParams({ username: "jason" }), redirect: "manual" });
+  const cookie = login.headers.getSetCookie().map((it) => it.split(";")[0]).join("; ");
+  const reviewers_of = async (headers) => {
+    const seen = new Set();
+    for (let n = 0; n < 24; n++) seen.add((await (await fetch(`${gateway}/api/v1/products/0/reviews`, { headers })).text()).match(/reviews-v\d/)?.[0]);
+    return [...seen].sort();
+  };
+  assert.deepEqual(await reviewers_of({ cookie }), ["reviews-v2"], "jason goes to v2");
+  assert.ok((await reviewers_of({})).length > 1, "all others go where they went");
+  await page.getByRole("button", { name: /^Undo: routes of reviews/ }).click();
+  await page.getByRole("button", { name: "Undo", exact: true }).waitFor();
 }
 
 async function config() {
@@ -122,6 +143,9 @@ async function config() {
   await keep("config");
   await row("Objects", "DestinationRule").first().click();
   await page.getByRole("heading", { name: /^DestinationRule/ }).waitFor();
+  await row("Where it is used", "productpage-v1").or(row("Where it is used", "reviews-v")).or(row("Where it is used", "ingressgateway")).first().waitFor();
+  await page.locator("[data-applied]").waitFor();
+  assert.ok(Number(await page.locator("[data-applied]").getAttribute("data-applied")) > 50, "what is applied is counted");
 }
 
 async function traces() {
@@ -142,7 +166,16 @@ async function security() {
   await open("security");
   await row("Who calls whom", "default/bookinfo-productpage").first().waitFor();
   assert.equal(await row("Who calls whom", "plaintext").count(), 0);
+  // Denied, and why: by the rule that the control plane says decides.
+  const change = (path, body) => fetch(`${console_}${path}`, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) });
+  const text = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: nobody, namespace: default}\nspec:\n  selector: {matchLabels: {app: details}}\n  action: DENY\n  rules: [{to: [{operation: {methods: [GET]}}]}]\n";
+  assert.ok((await change("/apply", { files: [{ name: "nobody.yaml", text }] })).ok);
+  await row("Denied", /productpage.*details.*403/).first().waitFor();
+  await row("Denied", /productpage.*details.*403/).first().click();
+  await page.locator(".verdict", { hasText: "default/nobody rules[0]" }).waitFor();
+  await row("What was asked of it", "DENY").waitFor();
   await keep("security");
+  assert.ok((await change("/delete", { keys: [{ kind: "AuthorizationPolicy", namespace: "default", name: "nobody" }] })).ok);
 }
 
 async function faults() {

@@ -182,14 +182,60 @@ async fn verbs_show_real_traffic() {
     );
     let status = ok(&bookinfo, &["status"]);
     assert!(status.contains("7 synced") && status.contains("100.00% succeed"), "{status}");
+    let fields = ok(&bookinfo, &["fields", "reviews-v2", "--all"]);
+    assert!(fields.lines().filter(|line| line.ends_with("applied")).count() > 50, "{fields}");
     let told = ok(&bookinfo, &["describe", "workload", "reviews-v2"]);
-    for part in
-        ["spiffe://cluster.local/ns/default/sa/bookinfo-reviews", "CDS SYNCED", "reviews.default.svc.cluster.local"]
-    {
+    for part in [
+        "spiffe://cluster.local/ns/default/sa/bookinfo-reviews",
+        "CDS SYNCED",
+        "reviews.default.svc.cluster.local",
+        "STRICT\n",
+    ] {
         assert!(told.contains(part), "{part} in {told}");
     }
     let told = ok(&bookinfo, &["describe", "service", "reviews"]);
     assert!(told.contains("any -> reviews v2 75 %, reviews v3 25 %") && told.contains("1 endpoint"), "{told}");
+    assert!(told.contains("Mutual TLS:") && !told.contains("PERMISSIVE"), "{told}");
+}
+
+/// OP4: what is said of mutual TLS and of policies is what is in force: what the control plane compiled for that workload.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_holds_is_described_as_it_is_compiled() {
+    let bookinfo = shared().await;
+    bookinfo.reset().await;
+    let described = |what: &[&str]| {
+        let text = ok(&bookinfo, &[&["describe"], what].concat());
+        text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect::<Vec<_>>()
+    };
+    let ratings = described(&["workload", "ratings-v1"]);
+    assert!(ratings.iter().any(|line| line == "Mutual TLS: STRICT"), "{ratings:#?}");
+    assert!(ratings.iter().all(|line| !line.starts_with("Authorization:")), "{ratings:#?}");
+    bookinfo.apply(
+        "apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: odd, namespace: default}
+spec:
+  selector: {matchLabels: {app: ratings}}
+  portLevelMtls: {9080: {mode: PERMISSIVE}}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: by-service, namespace: default}
+spec:
+  targetRefs: [{kind: Service, group: '', name: ratings}]
+  action: AUDIT
+  rules: [{}]
+",
+    );
+    let ratings = described(&["workload", "ratings-v1"]);
+    let has = |lines: &[String], part: &str| lines.iter().any(|line| line.ends_with(part));
+    assert!(has(&ratings, "Mutual TLS: STRICT"), "{ratings:#?}");
+    assert!(has(&ratings, "port 9080: PERMISSIVE by PeerAuthentication default/odd"), "{ratings:#?}");
+    let policy = described(&["peerauthentication", "odd"]);
+    assert!(has(&policy, "Workloads: ratings-v1.default"), "{policy:#?}");
+    let reviews = described(&["workload", "reviews-v1"]);
+    assert!(has(&reviews, "Mutual TLS: STRICT") && !has(&reviews, "default/odd"), "{reviews:#?}");
+    bookinfo.reset().await;
 }
 
 /// TE1: what `load` counts and measures is what the mesh counts, and measures within the bounds of its buckets.

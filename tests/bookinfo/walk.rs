@@ -1,9 +1,9 @@
 //! `docs/tutorial.md`, walked: its commands are run as they stand, one after the other, and each must come to say what the
 //! document says it does.
 //!
-//! In a block marked `console`, a line that begins with `$ ` is a command (it goes on over lines that end in `\` and up to the end of
+//! In a block marked `console` (`console prometheus`, `console openssl`: where that program is here), a line that begins with `$ ` is a command (it goes on over lines that end in `\` and up to the end of
 //! a here-document); the lines below it are what it says. `…` stands for anything: within a line, or for lines left out. A command
-//! is run again until it says that, for ten seconds, because what is in force changes a moment after `apply` returns. Blocks of
+//! is run again until it says that, for ten seconds (thirty in a build for debugging), because what is in force changes a moment after `apply` returns. Blocks of
 //! other kinds are not run.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -11,10 +11,12 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
+
 use crate::front::Front;
 use crate::harness::{Bookinfo, shared};
-use crate::peers::istio;
-use crate::programs::{Ran, program};
+use crate::peers::{self, istio};
+use crate::programs::{Ran, is_running, program, signal_process};
 use crate::steps::Configured;
 
 /// How long a command may take to come to say what it should.
@@ -23,6 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(if cfg!(debug_assertions) { 30 } 
 /// A command of the document, and what it is to say.
 struct Step {
     line: usize,
+    /// The program without which it is not run; empty is none.
+    needs: String,
     command: String,
     expected: Vec<String>,
 }
@@ -37,7 +41,12 @@ async fn the_tutorial_works_as_it_stands() {
     let steps = steps(include_str!("../../docs/tutorial.md"));
     assert!(steps.len() >= 25, "{} commands", steps.len());
     let dir = tempfile::tempdir().unwrap();
+    let _started = Started(dir.path());
     for step in &steps {
+        if !step.needs.is_empty() && peers::on_path(&step.needs).is_none() {
+            peers::missing(&format!("docs/tutorial.md:{}: no `{}` on the path", step.line, step.needs));
+            continue;
+        }
         let until = Instant::now() + PATIENCE;
         loop {
             let ran = run(&bookinfo, step, &samples, dir.path());
@@ -60,14 +69,35 @@ async fn the_tutorial_works_as_it_stands() {
     bookinfo.reset().await;
 }
 
+/// What commands started and left running: they write the numbers of such processes into files.
+struct Started<'d>(&'d std::path::Path);
+
+impl Drop for Started<'_> {
+    fn drop(&mut self) {
+        for file in ["prometheus.pid", "gateway.pid"] {
+            let number =
+                std::fs::read_to_string(self.0.join(file)).ok().and_then(|text| text.trim().parse::<u32>().ok());
+            if let Some(number) = number.filter(|number| is_running(*number)) {
+                signal_process(number, Signal::TERM);
+            }
+        }
+    }
+}
+
 /// Runs a command in a shell, where `meshctl` and `$SAMPLES` are what the document makes them, with the addresses of this run.
 fn run(bookinfo: &Bookinfo, step: &Step, samples: &std::path::Path, dir: &std::path::Path) -> Ran {
-    let command = step
+    let mut command = step
         .command
         .replace("127.0.0.1:9080", &bookinfo.gateway().to_string())
         .replace("127.0.0.1:15014", &bookinfo.server())
-        .replace("127.0.0.11:9080", &bookinfo.workload("productpage-v1").to_string())
-        .replace("127.0.0.11:15000", &bookinfo.admin("productpage-v1").to_string());
+        .replace("127.0.0.1:9090", &bookinfo.at(8, 9090).to_string())
+        .replace("127.0.0.1 --map 443=8443", &format!("{} --map 443=8443", bookinfo.at(8, 0).ip()))
+        .replace("127.0.0.1:8443", &bookinfo.at(8, 8443).to_string())
+        .replace("target/release/examples/gateway", program("examples/gateway").to_str().unwrap())
+        .replace("127.0.0.11:9080", &bookinfo.workload("productpage-v1").to_string());
+    for last in 10..=16 {
+        command = command.replace(&format!("127.0.0.{last}:15000"), &bookinfo.at(last, 15000).to_string());
+    }
     let programs = program("meshctl").parent().unwrap().to_owned();
     let path = std::env::var("PATH").unwrap_or_default();
     let output = Command::new("bash")
@@ -75,6 +105,7 @@ fn run(bookinfo: &Bookinfo, step: &Step, samples: &std::path::Path, dir: &std::p
         .current_dir(dir)
         .env("PATH", format!("{}:{path}", programs.display()))
         .env("MESHCTL_SERVER", bookinfo.server())
+        .env("MESHCTL_STATE_DIR", bookinfo.dir().join("state"))
         .env("NO_COLOR", "1")
         .env("SAMPLES", samples)
         .output()
@@ -87,9 +118,11 @@ fn steps(document: &str) -> Vec<Step> {
     let mut steps: Vec<Step> = Vec::new();
     let mut lines = document.lines().enumerate();
     while let Some((_, line)) = lines.next() {
-        if line != "```console" {
-            continue;
-        }
+        let needs = match line.strip_prefix("```console") {
+            Some("") => String::new(),
+            Some(needs) if needs.starts_with(' ') => needs.trim().to_owned(),
+            _ => continue,
+        };
         while let Some((number, line)) = lines.next().filter(|(_, line)| *line != "```") {
             let Some(command) = line.strip_prefix("$ ") else {
                 let step = steps.last_mut().unwrap_or_else(|| panic!("line {} belongs to no command", number + 1));
@@ -102,7 +135,7 @@ fn steps(document: &str) -> Vec<Step> {
                 let (_, more) = lines.next().expect("the command ends");
                 command = format!("{command}\n{more}");
             }
-            steps.push(Step { line: number + 1, command, expected: Vec::new() });
+            steps.push(Step { line: number + 1, needs: needs.clone(), command, expected: Vec::new() });
         }
     }
     steps

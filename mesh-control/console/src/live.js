@@ -26,9 +26,12 @@ export const placeId = (place, host) => (place.workload === "unknown" ? host : `
 export const fromId = (edge) => placeId(edge.from, "outside");
 export const toId = (edge) => placeId(edge.to, edge.host);
 
-const matches = (edge) => {
-  const wanted = filter.value.trim().toLowerCase();
-  return !wanted || [fromId(edge), toId(edge), edge.host].some((name) => name.toLowerCase().includes(wanted));
+const matches = (edge) => wanted(fromId(edge), toId(edge), edge.host);
+
+/** Is this part of what is looked for? Empty is everything. */
+export const wanted = (...names) => {
+  const part = filter.value.trim().toLowerCase();
+  return !part || names.some((name) => name?.toLowerCase().includes(part));
 };
 
 /** Edges that the filter lets through. */

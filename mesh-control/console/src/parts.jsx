@@ -25,21 +25,39 @@ export const Lock = ({ mtls }) =>
     <span class="good" title="mutual TLS"><svg width="10" height="12" aria-hidden="true"><Padlock /></svg> mTLS</span>
   ) : <span class="bad" title="plaintext">plaintext</span>;
 
+/** What is drawn at first of a long list: more is slow to draw, and nobody reads it. */
+const DRAWN = 100;
+
+/** What is drawn of a list, and how to get at the rest. */
+export function useSome(all, most = DRAWN) {
+  const [shown, setShown] = useState(most);
+  const left = all.length - shown;
+  const rest = left > 0 && (
+    <p class="rest" role="status">{left} more. Narrow them down with “Find” above, or <button type="button" onClick={() => setShown(shown + most)}>show {Math.min(left, most)} more</button></p>
+  );
+  return [left > 0 ? all.slice(0, shown) : all, rest];
+}
+
+/** Rows whose cells are a function are made only when they are drawn. */
 export function Table({ label, head, rows, onRow }) {
+  const [drawn, rest] = useSome(rows);
   return (
-    <div class="scroll" role="region" aria-label={label} tabIndex={0}>
-      <table aria-label={label}>
-        <thead><tr>{head.map((name) => <th scope="col" key={name}>{name}</th>)}</tr></thead>
-        <tbody>
-          {rows.map(({ id, cells }) => (
-            <tr key={id} data-id={id} class={onRow ? "link" : ""} tabIndex={onRow ? 0 : undefined}
-              onClick={onRow && (() => onRow(id))} onKeyDown={onRow && ((event) => event.key === "Enter" && onRow(id))}>
-              {cells.map((cell, index) => <td key={index}>{cell}</td>)}
-            </tr>
-          ))}
-        </tbody>
-      </table>
-    </div>
+    <>
+      <div class="scroll" role="region" aria-label={label} tabIndex={0}>
+        <table aria-label={label} data-rows={rows.length}>
+          <thead><tr>{head.map((name) => <th scope="col" key={name}>{name}</th>)}</tr></thead>
+          <tbody>
+            {drawn.map(({ id, cells }) => (
+              <tr key={id} data-id={id} class={onRow ? "link" : ""} tabIndex={onRow ? 0 : undefined}
+                onClick={onRow && (() => onRow(id))} onKeyDown={onRow && ((event) => event.key === "Enter" && onRow(id))}>
+                {(typeof cells === "function" ? cells() : cells).map((cell, index) => <td key={index}>{cell}</td>)}
+              </tr>
+            ))}
+          </tbody>
+        </table>
+      </div>
+      {rest}
+    </>
   );
 }
 

@@ -174,7 +174,7 @@ pub(super) fn check(state: &State, push: &Push, question: &AuthzRequest) -> Resu
     Ok(AuthzChecked { workload, port, mtls, policies: rows(&world, &node), verdict })
 }
 
-fn rows(world: &World, node: &NodeInfo) -> Vec<PolicyRow> {
+pub(super) fn rows(world: &World, node: &NodeInfo) -> Vec<PolicyRow> {
     let row = |object: &Object, action: &str, dry_run: bool, rules: usize| {
         let (file, line) = place(object, object.source.first_line);
         PolicyRow { object: object.key.clone(), action: action.to_owned(), dry_run, rules, file, line }

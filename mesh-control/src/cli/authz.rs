@@ -6,7 +6,7 @@ use clap::{Subcommand, ValueEnum};
 use mesh_control::api::{AuthzChecked, AuthzRequest, AuthzVerdict, MadeUp};
 use serde_json::Value;
 
-use super::{Failure, client::Server, output};
+use super::{Failure, client::Server, output, values};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Authz {
@@ -37,7 +37,7 @@ struct Check {
     #[arg(long)]
     host: Option<String>,
     /// A header of the request; may be repeated.
-    #[arg(short = 'H', long = "header", value_name = "NAME:VALUE", value_parser = header)]
+    #[arg(short = 'H', long = "header", value_name = "NAME:VALUE", value_parser = values::header)]
     headers: Vec<(String, String)>,
     /// Who asks: an identity (spiffe://... or cluster.local/ns/NAMESPACE/sa/ACCOUNT), NAMESPACE/ACCOUNT, or a namespace.
     #[arg(long, value_name = "IDENTITY")]
@@ -157,13 +157,6 @@ fn put(claims: &mut BTreeMap<String, Value>, name: &str, value: Value) {
             put(&mut inner, rest, value);
             *entry = Value::Object(inner.into_iter().collect());
         }
-    }
-}
-
-fn header(text: &str) -> Result<(String, String), String> {
-    match text.split_once(':') {
-        Some((name, value)) if !name.trim().is_empty() => Ok((name.trim().to_owned(), value.trim().to_owned())),
-        _ => Err("a header is NAME:VALUE, as in end-user:jason".to_owned()),
     }
 }
 

@@ -19,7 +19,7 @@ use mesh_control::{
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer};
 
-use super::{BAD_INPUT, FAILURE, Failure, TOO_LATE, client::Server, output, proxy_config};
+use super::{BAD_INPUT, FAILURE, Failure, TOO_LATE, client::Server, output, proxy_config, values};
 
 /// Between two tries of a step that some workload is not ready for.
 const WAIT: Duration = Duration::from_millis(200);
@@ -50,8 +50,8 @@ struct Issue {
     #[arg(long, value_name = "DIR")]
     state_dir: PathBuf,
     /// How long it is good for.
-    #[arg(long, default_value_t = Ca::DEFAULT_TTL.as_secs(), value_name = "SECONDS")]
-    ttl: u64,
+    #[arg(long, default_value = "24h", value_name = "DURATION", value_parser = values::duration)]
+    ttl: Duration,
     /// Where to write cert-chain.pem, key.pem and root-cert.pem.
     #[arg(short, long, value_name = "DIR")]
     output_dir: PathBuf,
@@ -84,8 +84,8 @@ struct Rotate {
     #[arg(long, conflicts_with_all = ["step", "force"])]
     all: bool,
     /// With --all: how long to wait for the workloads.
-    #[arg(long, default_value_t = 60, value_name = "SECONDS")]
-    timeout: u64,
+    #[arg(long, default_value = "1m", value_name = "DURATION", value_parser = values::duration)]
+    timeout: Duration,
     /// How to print.
     #[arg(short, long, value_enum, default_value_t = Format::Short)]
     output: Format,
@@ -147,11 +147,10 @@ impl Issue {
         }
         let account = ServiceAccount::new(namespace, &self.service_account).map_err(failure)?;
         let ca = Ca::open(&self.state_dir, &MeshSettings::default().trust_domain).map_err(failure)?;
-        let (chain, key) =
-            ca.issue(&account, Some(Duration::from_secs(self.ttl)), SystemTime::now()).map_err(failure)?;
+        let (chain, key) = ca.issue(&account, Some(self.ttl), SystemTime::now()).map_err(failure)?;
         save_identity(&self.output_dir, &chain, &key, &ca.root_pem()).map_err(failure)?;
         let id = account.spiffe_id(ca.trust_domain());
-        output::note(&format!("{id} is in {}, good for {} s.", self.output_dir.display(), self.ttl));
+        output::note(&format!("{id} is in {}, good for {} s.", self.output_dir.display(), self.ttl.as_secs()));
         Ok(())
     }
 }
@@ -202,7 +201,7 @@ impl Rotate {
             let status: CaStatus = server.post("/ca/rotate", &request).await?;
             return print(self.output, &status, || status_text(&status));
         }
-        let deadline = tokio::time::Instant::now() + Duration::from_secs(self.timeout);
+        let deadline = tokio::time::Instant::now() + self.timeout;
         let mut status: CaStatus = server.get("/ca").await?;
         if status.authorities.len() > 1 && from.is_some() {
             return Err(Failure::new(FAILURE, "a change is under way; finish or abort it before another is begun"));

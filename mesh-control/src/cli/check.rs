@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use mesh_control::{
-    api::{AnalyzeRequest, Analyzed, Proxies, SyncState, Version},
+    api::{AnalyzeRequest, Analyzed, Proxies, SyncState, Version, observed::Live},
     ca::CaStatus,
 };
 use serde::Serialize;
@@ -13,7 +13,7 @@ use super::{
     FAILURE, Failure, TOO_LATE,
     cert::date,
     client::Server,
-    live::{Live, Moments},
+    live::Moments,
     output::{self, Format, Printing},
     values,
 };
@@ -139,12 +139,12 @@ fn look(facts: &Facts, least: usize) -> Vec<Looked> {
         let hint = (outcome != Outcome::Ok).then(|| "change it with `meshctl cert rotate --all`".to_owned());
         add("certificates", what, outcome, hint);
     }
-    let running = facts.live.workloads.iter().filter(|it| it.lost.is_none()).count();
+    let running = facts.live.workloads.iter().filter(|it| it.workload.lost.is_none()).count();
     let enough = if running >= least { Outcome::Ok } else { Outcome::Failed };
     let wanted = if least > 0 { format!(" of {least}") } else { String::new() };
     add("workloads", format!("{running}{wanted} are connected"), enough, None);
-    for lost in facts.live.workloads.iter().filter(|it| it.lost.is_some()) {
-        let what = format!("{}.{} lost its connection", lost.name, lost.namespace);
+    for lost in facts.live.workloads.iter().filter(|it| it.workload.lost.is_some()) {
+        let what = format!("{}.{} lost its connection", lost.workload.name, lost.workload.namespace);
         add(
             "workloads",
             what,
@@ -152,7 +152,7 @@ fn look(facts: &Facts, least: usize) -> Vec<Looked> {
             Some("it is forgotten after a while, unless it comes back".to_owned()),
         );
     }
-    let blind = facts.live.workloads.iter().filter(|it| it.lost.is_none() && it.process.is_none()).count();
+    let blind = facts.live.workloads.iter().filter(|it| it.workload.lost.is_none() && it.process.is_none()).count();
     if blind > 0 {
         let hint = "those of other machines, and with MESH_ADMIN_ADDR=off, are seen through others only".to_owned();
         add("workloads", format!("the console cannot look at {blind} of them"), Outcome::Warning, Some(hint));

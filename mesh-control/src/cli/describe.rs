@@ -3,7 +3,10 @@
 
 use mesh_control::{
     analyze,
-    api::{AnalyzeRequest, Analyzed, IssuedList, Item, Objects, Proxies, ProxyStatus, Workloads},
+    api::{
+        AnalyzeRequest, Analyzed, Holding, Holdings, IssuedList, Item, Objects, PortMtls, Proxies, ProxyStatus,
+        Workloads,
+    },
     diagnostic::Diagnostic,
     kinds::{Key, Kind},
     registry::Registered,
@@ -33,6 +36,7 @@ struct World {
     workloads: Vec<Registered>,
     proxies: Vec<ProxyStatus>,
     findings: Vec<Diagnostic>,
+    holdings: Vec<Holding>,
     issued: IssuedList,
 }
 
@@ -56,6 +60,8 @@ impl Describe {
             workloads: server.get::<Workloads>("/workloads").await?.items,
             proxies: server.get::<Proxies>("/proxies").await?.items,
             findings: server.post::<_, Analyzed>("/analyze", &AnalyzeRequest::default()).await?.diagnostics,
+            // As the control plane compiles it: what objects say of policies is not read here.
+            holdings: server.get::<Holdings>("/policies").await?.items,
             issued: IssuedList::default(),
         };
         let (title, told) = if ["workload", "workloads", "wl", "pod"].contains(&kind) {
@@ -248,13 +254,12 @@ impl World {
                 told.add("Traffic policy", policy(&item.object));
             }
             Kind::PeerAuthentication | Kind::AuthorizationPolicy | Kind::RequestAuthentication => {
-                let takes = |it: &&Registered| {
-                    rules::holding(std::slice::from_ref(item), item.key.kind, &it.namespace, &it.labels).len() == 1
+                let by = |of: &PortMtls| of.by.as_ref() == Some(&item.key);
+                let takes = |it: &&Holding| {
+                    it.ports.iter().chain(&it.other_ports).any(by)
+                        || it.policies.iter().any(|row| row.object == item.key)
                 };
-                told.add(
-                    "Workloads",
-                    self.workloads.iter().filter(takes).map(|it| format!("{}.{}", it.name, it.namespace)),
-                );
+                told.add("Workloads", self.holdings.iter().filter(takes).map(|it| it.workload.clone()));
                 told.add("Spec", spec(&item.object)?);
             }
             _ => told.add("Spec", spec(&item.object)?),
@@ -266,19 +271,22 @@ impl World {
 
     /// Whom a workload lets in.
     fn policies(&self, workload: &Registered) -> Told {
-        let Registered { namespace, labels, .. } = workload;
         let mut told = Told::default();
-        let (mode, by) = rules::mutual_tls(&self.items, namespace, labels);
-        told.add("Mutual TLS", [by.map_or_else(|| mode.clone(), |by| format!("{mode} by {by}"))]);
-        let named = |kind| rules::holding(&self.items, kind, namespace, labels).into_iter();
-        told.add(
-            "Authorization",
-            named(Kind::AuthorizationPolicy).map(|item| {
-                let action = rules::text(&item.object, "/spec/action");
-                format!("{} {}", if action.is_empty() { "ALLOW" } else { action }, item.key)
-            }),
-        );
-        told.add("Tokens", named(Kind::RequestAuthentication).map(|item| item.key.to_string()));
+        let full = format!("{}.{}", workload.name, workload.namespace);
+        let Some(holding) = self.holdings.iter().find(|it| it.workload == full) else { return told };
+        told.add("Mutual TLS", mutual_tls(holding));
+        let named = |are_tokens: bool| {
+            let rows = holding
+                .policies
+                .iter()
+                .filter(move |row| (row.object.kind == Kind::RequestAuthentication) == are_tokens);
+            rows.map(move |row| {
+                let action = if are_tokens { String::new() } else { format!("{} ", row.action) };
+                format!("{action}{}{}", row.object, if row.dry_run { " (dry run)" } else { "" })
+            })
+        };
+        told.add("Authorization", named(false));
+        told.add("Tokens", named(true));
         told
     }
 
@@ -287,6 +295,20 @@ impl World {
             self.findings.iter().filter(|it| analyze::object_of(it).is_some_and(|(object, _)| is_about(object)));
         found.map(analyze::line).collect()
     }
+}
+
+/// One line where every port is alike, else one for each that is not as the others.
+fn mutual_tls(holding: &Holding) -> Vec<String> {
+    let says = |of: &PortMtls| {
+        let mode = format!("{:?}", of.mode).to_uppercase();
+        of.by.as_ref().map_or_else(|| mode.clone(), |by| format!("{mode} by {by}"))
+    };
+    let Some(other) = &holding.other_ports else { return Vec::new() };
+    let mut lines = vec![says(other)];
+    lines.extend(
+        holding.ports.iter().filter(|of| says(of) != says(other)).map(|of| format!("port {}: {}", of.port, says(of))),
+    );
+    lines
 }
 
 /// What of a `DestinationRule` is neither host nor subsets.

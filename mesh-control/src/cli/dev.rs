@@ -30,7 +30,17 @@ pub(super) struct Dev {
 }
 
 impl Dev {
+    /// Without any object, and with nothing kept.
+    pub(super) fn at(api_addr: SocketAddr, xds_addr: SocketAddr) -> Self {
+        Self { xds_addr, api_addr, state_dir: None, ca_dir: None, files: Files::default(), watch: Vec::new() }
+    }
+
     pub(super) async fn run(self) -> Result<(), Failure> {
+        self.run_and(|_| Ok(())).await
+    }
+
+    /// With something to be done as soon as it runs.
+    pub(super) async fn run_and(self, then: impl FnOnce(&ControlPlane) -> Result<(), Failure>) -> Result<(), Failure> {
         let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
         let files = self.files.read()?;
@@ -76,6 +86,7 @@ impl Dev {
             plane.api_address(),
             plane.api_address()
         ));
+        then(&plane)?;
         interrupted().await;
         plane.shutdown().await;
         Ok(())

@@ -1,11 +1,12 @@
 //! `meshctl edges`: who calls whom, as whom, and how safely, as `linkerd viz edges` shows it.
 
+use mesh_control::api::observed::{Edge, Live, UNKNOWN};
 use serde::Serialize;
 
 use super::{
     Failure,
     client::Server,
-    live::{Edge, Live, Moments, UNKNOWN, rate, success},
+    live::{Moments, rate, success},
     output::{Printing, Table},
     watching::{self, Watching},
 };

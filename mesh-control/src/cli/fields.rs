@@ -2,30 +2,47 @@
 
 use serde_json::Value;
 
-use super::{Failure, client::Server, output};
+use super::{
+    Failure,
+    client::{Server, escape},
+    output,
+};
+
+const HEADER: [&str; 5] = ["TYPE", "RESOURCE", "STATE", "FIELD", ""];
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Fields {
-    /// The admin port of the process, as its log says it.
-    #[arg(value_name = "HOST:PORT")]
-    admin: String,
+    /// The workload, or the admin port of its process, as its log says it.
+    #[arg(value_name = "WORKLOAD|HOST:PORT")]
+    whose: String,
     /// Fields that are applied, too.
     #[arg(short, long)]
     all: bool,
 }
 
 impl Fields {
-    pub(super) async fn run(self) -> Result<(), Failure> {
-        let resources: Vec<Value> = Server::new(&self.admin).get("/fields").await.map_err(|failure| Failure {
-            message: format!("no process of the mesh answers at its admin port {}: {}", self.admin, failure.message),
-            ..failure
-        })?;
+    pub(super) async fn run(self, server: &Server) -> Result<(), Failure> {
+        let resources: Vec<Value> = if self.whose.contains(':') {
+            Server::new(&self.whose).get("/fields").await.map_err(|failure| Failure {
+                message: format!(
+                    "no process of the mesh answers at its admin port {}: {}",
+                    self.whose, failure.message
+                ),
+                ..failure
+            })?
+        } else {
+            let name = match self.whose.contains('.') {
+                true => self.whose.clone(),
+                false => format!("{}.{}", self.whose, server.namespace()),
+            };
+            server.get(&format!("/console/processes/{}/fields", escape(&name))).await?
+        };
         let rows = rows(&resources, self.all);
         if rows.is_empty() {
             output::note("No field is ignored or refused.");
             return Ok(());
         }
-        output::data(&output::table(&["TYPE", "RESOURCE", "STATE", "FIELD", ""], &rows))
+        output::data(&output::table(&HEADER, &rows))
     }
 }
 
@@ -48,6 +65,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::cli::tests::snapshot;
 
     /// C20: what is refused and ignored is listed by resource; what is applied on demand.
     #[test]
@@ -57,5 +75,8 @@ mod tests {
         })];
         assert_eq!(rows(&resources, false), [["CDS", "a", "ACKED", "alt_stat_name", "ignored"]]);
         assert_eq!(rows(&resources, true).len(), 2);
+        let refused = json!({"kind": "RDS", "name": "80", "state": "NACKED", "refused": ["virtual_hosts[0].domains"]});
+        let table = output::table(&HEADER, &rows(&[resources[0].clone(), refused], true));
+        snapshot("fields", &table);
     }
 }

@@ -11,7 +11,7 @@ use mesh_control::store::SourceFile;
 use super::{BAD_INPUT, Failure};
 
 /// What `-f` names.
-#[derive(Clone, Debug, clap::Args)]
+#[derive(Clone, Debug, Default, clap::Args)]
 pub(super) struct Files {
     /// A file, a directory (its .yaml, .yml and .json files), or - for standard input; may be repeated.
     #[arg(short = 'f', long = "filename", value_name = "FILE|DIR|-")]

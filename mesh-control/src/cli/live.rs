@@ -3,110 +3,12 @@
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use mesh_control::api::ProxyStatus;
-use serde::Deserialize;
+use mesh_control::api::observed::{Edge, Figures, Live};
 
 use super::{FAILURE, Failure, client::Server};
 
 /// The longest event read: a few thousand edges.
 const LONGEST: usize = 32 << 20;
-/// What labels say when nobody knows. Source: Istio's standard metrics.
-pub(super) const UNKNOWN: &str = "unknown";
-
-/// The mesh at a moment.
-#[derive(Clone, Debug, Default, Deserialize)]
-pub(super) struct Live {
-    /// All requests of the mesh.
-    #[serde(default)]
-    pub(super) total: Figures,
-    #[serde(default)]
-    pub(super) edges: Vec<Edge>,
-    #[serde(default)]
-    pub(super) workloads: Vec<Running>,
-    #[serde(default)]
-    pub(super) proxies: Vec<ProxyStatus>,
-}
-
-/// Rates of the last ten seconds.
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-pub(super) struct Figures {
-    /// Requests a second.
-    pub(super) rate: f64,
-    /// The share that failed, 0 to 1.
-    pub(super) errors: f64,
-    /// Milliseconds.
-    pub(super) p50: Option<f64>,
-    pub(super) p95: Option<f64>,
-    pub(super) p99: Option<f64>,
-}
-
-/// Who calls whom as what.
-#[derive(Clone, Debug, Deserialize)]
-pub(super) struct Edge {
-    pub(super) from: Place,
-    pub(super) to: Place,
-    /// The host that was asked for.
-    pub(super) host: String,
-    pub(super) protocol: String,
-    #[serde(flatten)]
-    pub(super) figures: Figures,
-    /// `None` where the callee says nothing.
-    pub(super) mtls: Option<bool>,
-    #[serde(default)]
-    pub(super) source_principal: String,
-    #[serde(default)]
-    pub(super) destination_principal: String,
-    /// How requests ended since the edge is known.
-    #[serde(default)]
-    pub(super) outcomes: Vec<(Outcome, u64)>,
-}
-
-/// One end of an edge.
-#[derive(Clone, Debug, Default, Deserialize, Eq, Ord, PartialEq, PartialOrd)]
-pub(super) struct Place {
-    pub(super) namespace: String,
-    pub(super) workload: String,
-    pub(super) service: String,
-    pub(super) version: String,
-}
-
-/// How a request ended, in the words of the labels.
-#[derive(Clone, Debug, Default, Deserialize)]
-pub(super) struct Outcome {
-    pub(super) code: String,
-    pub(super) grpc: String,
-}
-
-/// A workload that runs, as far as it is asked for here.
-#[derive(Clone, Debug, Deserialize)]
-pub(super) struct Running {
-    pub(super) name: String,
-    pub(super) namespace: String,
-    /// The number of its process, when the console can look at it.
-    pub(super) process: Option<u32>,
-    /// Since when it is gone.
-    #[serde(default)]
-    pub(super) lost: Option<u64>,
-}
-
-impl Place {
-    /// `reviews-v1.default`, or what stands for nobody known.
-    pub(super) fn name(&self) -> String {
-        match self.workload.as_str() {
-            UNKNOWN | "" => UNKNOWN.to_owned(),
-            workload => format!("{workload}.{}", self.namespace),
-        }
-    }
-}
-
-impl Outcome {
-    /// As the console counts: 5xx, no answer, or a gRPC status that says so.
-    pub(super) fn is_failure(&self) -> bool {
-        let is_status = !matches!(self.grpc.as_str(), "" | "0" | UNKNOWN);
-        is_status || self.code.starts_with('5') || self.code == "0"
-    }
-}
-
 /// Moments of the mesh, one a second.
 pub(super) struct Moments {
     body: Incoming,
@@ -190,6 +92,8 @@ pub(super) fn sum<'a>(edges: impl Iterator<Item = &'a Edge>) -> Figures {
 pub(super) mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+    use mesh_control::api::observed::{Outcome, Place, UNKNOWN};
+
     use super::*;
 
     /// An edge to `reviews` of `version`, with so many requests a second.
@@ -200,8 +104,9 @@ pub(super) mod tests {
             service: "reviews".to_owned(),
             version: version.to_owned(),
         };
-        let outcome =
-            |(code, count): &(&str, u64)| (Outcome { code: (*code).to_owned(), grpc: UNKNOWN.to_owned() }, *count);
+        let outcome = |(code, count): &(&str, u64)| {
+            (Outcome { code: (*code).to_owned(), grpc: UNKNOWN.to_owned(), flags: "-".to_owned() }, *count)
+        };
         Edge {
             from: Place { version: "v1".to_owned(), ..place("productpage-v1".to_owned()) },
             to: place(format!("reviews-{version}")),
@@ -230,7 +135,9 @@ pub(super) mod tests {
 
     #[test]
     fn failures_are_as_the_console_counts_them() {
-        let of = |code: &str, grpc: &str| Outcome { code: code.to_owned(), grpc: grpc.to_owned() }.is_failure();
+        let of = |code: &str, grpc: &str| {
+            Outcome { code: code.to_owned(), grpc: grpc.to_owned(), flags: String::new() }.is_failure()
+        };
         assert!(of("503", UNKNOWN) && of("0", UNKNOWN) && of("200", "14") && of("200", "5"));
         assert!(!of("404", UNKNOWN) && !of("200", "0") && !of("200", ""));
     }

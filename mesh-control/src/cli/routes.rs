@@ -1,13 +1,19 @@
 //! `meshctl routes`: the routes of hosts beside the requests they got: what was asked for, and what came of it.
 
-use mesh_control::{api::Objects, kinds::Kind};
+use mesh_control::{
+    api::{
+        Objects,
+        observed::{Edge, Live},
+    },
+    kinds::Kind,
+};
 use mesh_core::config::Labels;
 use serde::Serialize;
 
 use super::{
     Failure,
     client::Server,
-    live::{Edge, Live, Moments, millis, rate, success, sum},
+    live::{Moments, millis, rate, success, sum},
     output::{Printing, Table},
     rules, values,
     watching::{self, Watching},

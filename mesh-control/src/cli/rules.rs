@@ -1,19 +1,11 @@
-//! Rules as people read them: the routes of a `VirtualService`, the subsets of a `DestinationRule`, and which policies are about whom.
-//! What they do is decided elsewhere; this only tells what they say.
+//! Rules as people read them: the routes of a `VirtualService`, the subsets of a `DestinationRule`. What they do, and for whom policies hold, is
+//! decided by the control plane; this only tells what they say.
 
-use std::collections::BTreeMap;
-
-use mesh_control::{
-    api::Item,
-    kinds::{Key, Kind},
-};
+use mesh_control::{api::Item, kinds::Kind};
 use mesh_core::config::Labels;
 use serde_json::Value;
 
 use super::values;
-
-/// The namespace whose policies hold for the whole mesh. Source: Istio's `rootNamespace`.
-const ROOT: &str = "istio-system";
 
 /// One HTTP route of a rule.
 #[derive(Clone, Debug, PartialEq)]
@@ -197,39 +189,6 @@ pub(super) fn labels_text(labels: &Labels) -> String {
     if pairs.is_empty() { "<none>".to_owned() } else { pairs.join(",") }
 }
 
-/// Policies of a kind that hold for a workload: those of its namespace and of the whole mesh, with a selector that takes it.
-pub(super) fn holding<'a>(items: &'a [Item], kind: Kind, namespace: &str, workload: &Labels) -> Vec<&'a Item> {
-    of_kind(items, kind)
-        .filter(|item| {
-            let of = &item.key.namespace;
-            let by_target = item.object.pointer("/spec/targetRefs").or_else(|| item.object.pointer("/spec/targetRef"));
-            (of == namespace || of == ROOT)
-                && by_target.is_none()
-                && selects(&labels(item.object.pointer("/spec/selector/matchLabels")), workload)
-        })
-        .collect()
-}
-
-/// Whether a workload demands mutual TLS, and by which policy: its own, then its namespace's, then the mesh's; STRICT if none
-/// says, as the embedded control plane has it (`MeshSettings::mtls`). Source: Istio's PeerAuthentication.
-pub(super) fn mutual_tls(items: &[Item], namespace: &str, workload: &Labels) -> (String, Option<Key>) {
-    let mut found = holding(items, Kind::PeerAuthentication, namespace, workload);
-    let rank = |item: &&Item| {
-        let is_own = !list_of_selector(&item.object).is_empty();
-        (!is_own, item.key.namespace != namespace, item.created)
-    };
-    found.sort_by_key(rank);
-    let says = found.into_iter().find_map(|item| {
-        let mode = text(&item.object, "/spec/mtls/mode");
-        (!mode.is_empty() && mode != "UNSET").then(|| (mode.to_owned(), Some(item.key.clone())))
-    });
-    says.unwrap_or_else(|| ("STRICT".to_owned(), None))
-}
-
-fn list_of_selector(object: &Value) -> BTreeMap<String, String> {
-    labels(object.pointer("/spec/selector/matchLabels")).into_iter().collect()
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
@@ -257,30 +216,5 @@ mod tests {
                 "any -> -; redirect to /b",
             ]
         );
-    }
-
-    /// OP4: the nearest policy that says something counts.
-    #[test]
-    fn mutual_tls_is_the_nearest_policys() {
-        let policy = |namespace: &str, name: &str, spec: Value| Item {
-            key: Key::new(Kind::PeerAuthentication, namespace, name),
-            created: 0,
-            object: json!({"spec": spec}),
-        };
-        let labels: Labels = [("app".to_owned(), "reviews".to_owned())].into_iter().collect();
-        let mode = |items: &[Item]| {
-            let (mode, by) = mutual_tls(items, "default", &labels);
-            (mode, by.map(|key| key.name).unwrap_or_default())
-        };
-        let said = |mode: &str, by: &str| (mode.to_owned(), by.to_owned());
-        let mut items = vec![policy("other", "elsewhere", json!({"mtls": {"mode": "DISABLE"}}))];
-        assert_eq!(mode(&items), said("STRICT", ""));
-        items.push(policy(ROOT, "mesh", json!({"mtls": {"mode": "STRICT"}})));
-        assert_eq!(mode(&items), said("STRICT", "mesh"));
-        items.push(policy("default", "namespace", json!({"mtls": {"mode": "UNSET"}})));
-        assert_eq!(mode(&items), said("STRICT", "mesh"));
-        let own = json!({"selector": {"matchLabels": {"app": "reviews"}}, "mtls": {"mode": "DISABLE"}});
-        items.push(policy("default", "own", own));
-        assert_eq!(mode(&items), said("DISABLE", "own"));
     }
 }

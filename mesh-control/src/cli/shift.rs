@@ -5,13 +5,16 @@
 
 use std::time::Duration;
 
-use mesh_control::api::Objects;
+use mesh_control::api::{
+    Objects,
+    observed::{Live, UNKNOWN},
+};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
     FAILURE, Failure, INTERRUPTED, USAGE,
     client::Server,
-    live::{Live, Moments, UNKNOWN},
+    live::Moments,
     output,
     steer::{Rule, Steering, cannot, change},
     values,

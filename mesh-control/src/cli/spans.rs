@@ -6,9 +6,13 @@ use std::{
     time::Duration,
 };
 
-use serde::{Deserialize, Serialize};
+use mesh_control::api::observed::{Span, Spans, Summary, Traces, UNKNOWN};
+use serde::Serialize;
 
-use super::{Failure, client::Server, live::UNKNOWN};
+use super::{
+    Failure,
+    client::{Server, escape},
+};
 
 /// Between two looks at what is new.
 const INTERVAL: Duration = Duration::from_millis(500);
@@ -17,63 +21,6 @@ const REMEMBERED: usize = 100_000;
 /// What is said where spans are looked for and there are none.
 pub(super) const NONE: &str = "There are no traces. Processes send spans where OTEL_EXPORTER_OTLP_ENDPOINT says; `meshctl run` sets it to the \
                                console.";
-
-/// A trace in a list.
-#[derive(Clone, Debug, Deserialize, Serialize)]
-pub(super) struct Summary {
-    pub(super) id: String,
-    pub(super) name: String,
-    pub(super) service: String,
-    /// Unix microseconds.
-    pub(super) start: u64,
-    /// Microseconds.
-    pub(super) duration: u64,
-    pub(super) spans: usize,
-    pub(super) services: Vec<String>,
-    pub(super) is_error: bool,
-}
-
-/// A part of a trace.
-#[derive(Clone, Debug, Deserialize, Serialize)]
-pub(super) struct Span {
-    pub(super) id: String,
-    /// Empty is none.
-    pub(super) parent: String,
-    pub(super) service: String,
-    pub(super) name: String,
-    /// `client`, `server` or `internal`.
-    pub(super) kind: String,
-    /// Unix microseconds.
-    pub(super) start: u64,
-    /// Microseconds.
-    pub(super) duration: u64,
-    pub(super) is_error: bool,
-    pub(super) attributes: Vec<(String, String)>,
-}
-
-#[derive(Deserialize)]
-struct Listed {
-    items: Vec<Summary>,
-}
-
-#[derive(Deserialize)]
-struct One {
-    spans: Vec<Span>,
-}
-
-impl Span {
-    /// One of these attributes, the first that is there.
-    pub(super) fn attribute(&self, names: &[&str]) -> Option<&str> {
-        names
-            .iter()
-            .find_map(|name| self.attributes.iter().find(|(key, _)| key == name))
-            .map(|(_, value)| value.as_str())
-    }
-
-    pub(super) fn status(&self) -> Option<&str> {
-        self.attribute(&["http.response.status_code", "http.status_code", "rpc.response.status_code"])
-    }
-}
 
 /// A request, as its server and, where it is known, its caller tell of it.
 #[derive(Clone, Debug, Serialize)]
@@ -96,13 +43,33 @@ pub(super) struct Call {
     pub(super) is_error: bool,
 }
 
-pub(super) async fn list(server: &Server) -> Result<Vec<Summary>, Failure> {
-    Ok(server.get::<Listed>("/console/traces").await?.items)
+/// Which traces, of all that the console keeps.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Wanted<'a> {
+    /// The beginning of its id.
+    pub(super) id: &'a str,
+    pub(super) service: Option<&'a str>,
+    pub(super) errors: bool,
+    pub(super) slower: Duration,
+    /// None is as many as the console likes.
+    pub(super) limit: Option<usize>,
+}
+
+/// The newest first.
+pub(super) async fn list(server: &Server, wanted: &Wanted<'_>) -> Result<Vec<Summary>, Failure> {
+    let mut query = format!("id={}&errors={}&slower={}", escape(wanted.id), wanted.errors, wanted.slower.as_micros());
+    if let Some(service) = wanted.service {
+        query += &format!("&service={}", escape(service));
+    }
+    if let Some(limit) = wanted.limit {
+        query += &format!("&limit={limit}");
+    }
+    Ok(server.get::<Traces>(&format!("/console/traces?{query}")).await?.items)
 }
 
 /// Its spans by their beginning.
 pub(super) async fn spans(server: &Server, id: &str) -> Result<Vec<Span>, Failure> {
-    Ok(server.get::<One>(&format!("/console/traces/{}", super::client::escape(id))).await?.spans)
+    Ok(server.get::<Spans>(&format!("/console/traces/{}", escape(id))).await?.spans)
 }
 
 /// Requests as they become known.
@@ -129,7 +96,7 @@ impl<'s> Calls<'s> {
     }
 
     async fn look(&mut self) -> Result<Vec<Call>, Failure> {
-        let listed = list(self.server).await?;
+        let listed = list(self.server, &Wanted::default()).await?;
         self.seen.retain(|id, _| listed.iter().any(|summary| summary.id == *id));
         let mut new = Vec::new();
         for summary in listed.into_iter().rev() {

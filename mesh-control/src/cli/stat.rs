@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use mesh_control::api::observed::{Edge, Figures, Live, UNKNOWN};
 use serde::Serialize;
 
 use super::{
     Failure,
     client::Server,
-    live::{Edge, Figures, Live, Moments, UNKNOWN, millis, rate, success, sum},
+    live::{Moments, millis, rate, success, sum},
     output::{Printing, Table},
     watching::{self, Watching},
 };

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use mesh_control::{
-    api::{Objects, SyncState, Version},
+    api::{Objects, SyncState, Version, observed::Live},
     ca::CaStatus,
 };
 use serde_json::{Value, json};
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::{
     Failure,
     client::Server,
-    live::{Live, Moments, millis, rate, success},
+    live::{Moments, millis, rate, success},
     output::Printing,
     watching::{self, Watching},
 };
@@ -58,7 +58,7 @@ fn value(version: &Version, ca: &CaStatus, objects: &Objects, live: &Live) -> Va
         };
         *sync.entry(word).or_default() += 1;
     }
-    let connected = live.workloads.iter().filter(|it| it.lost.is_none()).count();
+    let connected = live.workloads.iter().filter(|it| it.workload.lost.is_none()).count();
     json!({
         "control_plane": {"version": version.version, "xds": version.xds},
         "trust_domain": ca.trust_domain,
@@ -78,7 +78,7 @@ fn text(value: &Value, live: &Live) -> String {
         let words: Vec<String> = fields.map(|(name, count)| format!("{count} {name}")).collect();
         if words.is_empty() { "none".to_owned() } else { words.join(", ") }
     };
-    let lost = live.workloads.iter().filter(|it| it.lost.is_some()).count();
+    let lost = live.workloads.iter().filter(|it| it.workload.lost.is_some()).count();
     let lost = if lost > 0 { format!(", {lost} lost") } else { String::new() };
     let total = live.total;
     let mut requests = format!("{}/s, {} succeed", rate(total.rate), success(&total));

@@ -5,11 +5,13 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use mesh_control::api::observed::{Span, Summary};
+
 use super::{
     Failure,
     client::Server,
     output::{self, Format, Printing, Table},
-    spans::{self, NONE, Span, Summary},
+    spans::{self, NONE, Wanted},
     values,
 };
 
@@ -42,9 +44,10 @@ pub(super) struct Trace {
 
 impl Trace {
     pub(super) async fn run(self, server: &Server) -> Result<(), Failure> {
-        let mut traces = spans::list(server).await?;
         if let Some(id) = &self.id {
-            let found = traces.iter().find(|it| it.id.starts_with(id.as_str())).map_or(id, |it| &it.id);
+            let newest = Wanted { id, limit: Some(1), ..Wanted::default() };
+            let traces = spans::list(server, &newest).await?;
+            let found = traces.first().map_or(id, |it| &it.id);
             let spans = spans::spans(server, found).await?;
             return match self.printing.output {
                 Format::Json => output::data(&output::json(&spans)?),
@@ -53,13 +56,14 @@ impl Trace {
                 format => output::data(&waterfall(&spans, format == Format::Wide)),
             };
         }
-        let least = self.slower.unwrap_or_default().as_micros();
-        traces.retain(|it| {
-            self.service.as_ref().is_none_or(|service| it.services.contains(service))
-                && (it.is_error || !self.errors)
-                && u128::from(it.duration) >= least
-        });
-        traces.truncate(self.limit);
+        let wanted = Wanted {
+            id: "",
+            service: self.service.as_deref(),
+            errors: self.errors,
+            slower: self.slower.unwrap_or_default(),
+            limit: Some(self.limit),
+        };
+        let traces = spans::list(server, &wanted).await?;
         self.printing.list(&traces, NONE, |_| table(&traces, SystemTime::now()), |it| format!("trace/{}", it.id))
     }
 }

@@ -10,7 +10,7 @@ use mesh_core::config::{
 };
 
 use super::{NodeInfo, World, authz, telling, tokens, world::includes};
-use crate::kinds::{Spec, TargetPort};
+use crate::kinds::{Key, Spec, TargetPort};
 
 /// The name of what holds at every port that nobody declared. Source: istiod.
 const CATCH_ALL: &str = "virtualInbound-catchall-http";
@@ -100,22 +100,35 @@ fn server(world: &World, port: u16, mtls: MtlsMode) -> Inbound {
 
 /// What a port of a workload demands.
 pub(crate) fn mode(world: &World, namespace: &str, labels: &Labels, port: u16) -> MtlsMode {
+    decided(world, namespace, labels, port).0
+}
+
+/// The same, with the policy that says so.
+pub(crate) fn decided<'w>(
+    world: &'w World,
+    namespace: &str,
+    labels: &Labels,
+    port: u16,
+) -> (MtlsMode, Option<&'w Key>) {
     let root = &world.mesh.root_namespace;
     let policies = || {
         world.by_age.iter().filter_map(|object| match &object.spec {
-            Spec::PeerAuthentication(policy) => Some((&object.key.namespace, policy)),
+            Spec::PeerAuthentication(policy) => Some((&object.key, policy)),
             _ => None,
         })
     };
-    let of_workload = policies()
-        .find(|(of, policy)| *of == namespace && !policy.selector.is_empty() && includes(labels, &policy.selector));
-    let of_namespace = policies().find(|(of, policy)| *of == namespace && of != &root && policy.selector.is_empty());
-    let of_mesh = policies().find(|(of, policy)| *of == root && policy.selector.is_empty());
-    if let Some((_, policy)) = &of_workload
+    let of_workload = policies().find(|(key, policy)| {
+        key.namespace == namespace && !policy.selector.is_empty() && includes(labels, &policy.selector)
+    });
+    let of_namespace = policies()
+        .find(|(key, policy)| key.namespace == namespace && key.namespace != *root && policy.selector.is_empty());
+    let of_mesh = policies().find(|(key, policy)| key.namespace == *root && policy.selector.is_empty());
+    if let Some((key, policy)) = &of_workload
         && let Some(mode) = policy.ports.get(&port).copied().flatten()
     {
-        return mode;
+        return (mode, Some(*key));
     }
     let levels = [of_workload, of_namespace, of_mesh];
-    levels.into_iter().flatten().find_map(|(_, policy)| policy.mode).unwrap_or(world.mesh.mtls)
+    let said = levels.into_iter().flatten().find_map(|(key, policy)| policy.mode.map(|mode| (mode, Some(key))));
+    said.unwrap_or((world.mesh.mtls, None))
 }

@@ -22,8 +22,11 @@ use tokio::{
     time::{self, MissedTickBehavior},
 };
 
-use super::history::{Chart, EdgeKey, Figures, History, Process, Seen, Traffic};
-use crate::state::{State, now};
+use super::history::{Chart, EdgeKey, History, Process, Traffic};
+use crate::{
+    api::observed::{Edge, Figures},
+    state::{State, now},
+};
 
 /// Between two looks.
 const EVERY: Duration = Duration::from_secs(1);
@@ -127,7 +130,7 @@ impl Collector {
         time::timeout(PATIENCE, exchange).await.unwrap_or_else(|_| Err(format!("{address} took too long")))
     }
 
-    pub(super) fn edges(&self) -> Vec<Seen> {
+    pub(super) fn edges(&self) -> Vec<Edge> {
         self.history().edges(now() / 1000)
     }
 

@@ -11,7 +11,7 @@ use layout::{
 use mesh_core::telemetry::UNKNOWN;
 use serde::Serialize;
 
-use super::history::{Figures, Place, Seen};
+use crate::api::observed::{Edge, Figures, Place};
 
 /// More nodes are not drawn: nobody could read it. JSON and DOT have them all.
 const DRAWN: usize = 100;
@@ -20,7 +20,7 @@ const DRAWN: usize = 100;
 #[derive(Debug, PartialEq, Serialize)]
 pub(super) struct Graph {
     nodes: Vec<Node>,
-    edges: Vec<Edge>,
+    edges: Vec<Line>,
 }
 
 #[derive(Debug, PartialEq, Serialize)]
@@ -33,7 +33,7 @@ struct Node {
 }
 
 #[derive(Debug, PartialEq, Serialize)]
-struct Edge {
+struct Line {
     from: String,
     to: String,
     host: String,
@@ -44,7 +44,7 @@ struct Edge {
 }
 
 impl Graph {
-    pub(super) fn of(edges: &[Seen]) -> Self {
+    pub(super) fn of(edges: &[Edge]) -> Self {
         let mut nodes = BTreeMap::new();
         let mut end = |place: &Place, host: &str| {
             let id = id(place, host);
@@ -57,11 +57,11 @@ impl Graph {
             });
             id
         };
-        let edges = edges.iter().map(|edge| Edge {
-            from: end(&edge.key.from, "outside"),
-            to: end(&edge.key.to, &edge.key.host),
-            host: edge.key.host.clone(),
-            protocol: edge.key.protocol.clone(),
+        let edges = edges.iter().map(|edge| Line {
+            from: end(&edge.from, "outside"),
+            to: end(&edge.to, &edge.host),
+            host: edge.host.clone(),
+            protocol: edge.protocol.clone(),
             figures: edge.figures,
             mtls: edge.mtls,
         });
@@ -131,22 +131,19 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-    use crate::console::history::EdgeKey;
 
-    fn seen() -> Seen {
+    fn seen() -> Edge {
         let place = |workload: &str| Place {
             namespace: "default".to_owned(),
             workload: workload.to_owned(),
             service: workload.to_owned(),
             version: "v1".to_owned(),
         };
-        Seen {
-            key: EdgeKey {
-                from: place(UNKNOWN),
-                to: place("reviews-v1"),
-                host: "reviews".to_owned(),
-                protocol: "http".to_owned(),
-            },
+        Edge {
+            from: place(UNKNOWN),
+            to: place("reviews-v1"),
+            host: "reviews".to_owned(),
+            protocol: "http".to_owned(),
             figures: Figures { rate: 2.0, errors: 0.5, p50: Some(3.0), p95: Some(7.0), p99: Some(9.0) },
             mtls: Some(true),
             source_principal: String::new(),

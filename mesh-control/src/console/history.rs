@@ -10,6 +10,8 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use mesh_core::telemetry::{BUCKETS, MUTUAL_TLS, REPORTER_SOURCE, UNKNOWN};
 use serde::{Deserialize, Serialize};
 
+use crate::api::observed::{Edge, Figures, Outcome, Place, is_failure};
+
 /// Edges kept at most.
 const EDGES: usize = 4096;
 /// Seconds kept one by one.
@@ -58,15 +60,6 @@ pub(super) struct Durations {
     pub(super) counts: Vec<u64>,
 }
 
-/// One end of an edge.
-#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
-pub(super) struct Place {
-    pub(super) namespace: String,
-    pub(super) workload: String,
-    pub(super) service: String,
-    pub(super) version: String,
-}
-
 /// Who calls whom as what.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 pub(super) struct EdgeKey {
@@ -96,7 +89,7 @@ struct Ring {
 }
 
 #[derive(Clone, Debug, Default)]
-struct Edge {
+struct Kept {
     source: Ring,
     destination: Ring,
     secure: Option<bool>,
@@ -105,50 +98,14 @@ struct Edge {
     outcomes: BTreeMap<Outcome, u64>,
 }
 
-/// How a request ended, in the words of the labels.
-#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
-pub(super) struct Outcome {
-    pub(super) code: String,
-    pub(super) grpc: String,
-    pub(super) flags: String,
-}
-
 /// All edges.
 #[derive(Debug, Default)]
 pub(super) struct History {
-    edges: BTreeMap<EdgeKey, Edge>,
+    edges: BTreeMap<EdgeKey, Kept>,
     /// What each process had counted when it was last looked at, by its series.
     last: HashMap<String, HashMap<BTreeMap<String, String>, Series>>,
     /// Edges there was no room for.
     left_out: u64,
-}
-
-/// An edge as it is now.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub(super) struct Seen {
-    #[serde(flatten)]
-    pub(super) key: EdgeKey,
-    #[serde(flatten)]
-    pub(super) figures: Figures,
-    /// `None` where the callee says nothing.
-    pub(super) mtls: Option<bool>,
-    pub(super) source_principal: String,
-    pub(super) destination_principal: String,
-    /// Since the edge is known, the most frequent first.
-    pub(super) outcomes: Vec<(Outcome, u64)>,
-}
-
-/// Requests of a stretch of time in figures.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-pub(super) struct Figures {
-    /// Requests a second.
-    pub(super) rate: f64,
-    /// Of these the share that failed: 5xx, no answer, or a gRPC status that says so. 0 to 1.
-    pub(super) errors: f64,
-    /// Milliseconds; `None` without requests.
-    pub(super) p50: Option<f64>,
-    pub(super) p95: Option<f64>,
-    pub(super) p99: Option<f64>,
 }
 
 /// A chart: one entry a point.
@@ -203,7 +160,7 @@ impl History {
         }
         let edge = self.edges.entry(key).or_default();
         let mut counts = Counts { requests, ..Counts::default() };
-        counts.errors = if is_error(&label) { requests } else { 0 };
+        counts.errors = if is_failure(label("response_code"), label("grpc_response_status")) { requests } else { 0 };
         counts.sum = series.duration.sum - before.map_or(0.0, |before| before.duration.sum);
         for (index, bucket) in counts.buckets.iter_mut().enumerate() {
             let of = |series: &Series| series.duration.counts.get(index).copied().unwrap_or(0);
@@ -234,15 +191,19 @@ impl History {
     }
 
     /// Every edge with requests in the last quarter of an hour.
-    pub(super) fn edges(&mut self, now: u64) -> Vec<Seen> {
+    pub(super) fn edges(&mut self, now: u64) -> Vec<Edge> {
         self.edges.retain(|_, edge| edge.source.is_within(now) || edge.destination.is_within(now));
         self.edges
             .iter()
             .map(|(key, edge)| {
                 let mut outcomes: Vec<_> = edge.outcomes.clone().into_iter().collect();
                 outcomes.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-                Seen {
-                    key: key.clone(),
+                let EdgeKey { from, to, host, protocol } = key.clone();
+                Edge {
+                    from,
+                    to,
+                    host,
+                    protocol,
                     figures: edge.told().recent(now).figures(WINDOW as f64),
                     mtls: edge.secure,
                     source_principal: edge.principals.0.clone(),
@@ -285,7 +246,7 @@ impl History {
     }
 }
 
-impl Edge {
+impl Kept {
     /// The caller's count, or the callee's where no caller of the mesh counts.
     fn told(&self) -> &Ring {
         if self.source.seconds.is_empty() { &self.destination } else { &self.source }
@@ -371,12 +332,6 @@ fn place<'a>(label: &impl Fn(&str) -> &'a str, side: &str) -> Place {
         service: of("canonical_service"),
         version: of("canonical_revision"),
     }
-}
-
-/// Source: Kiali's and Istio's dashboards: 5xx, no response, or a gRPC status of the server's fault.
-fn is_error<'a>(label: &impl Fn(&str) -> &'a str) -> bool {
-    let code = label("response_code");
-    code.starts_with('5') || code == "0" || !matches!(label("grpc_response_status"), "" | "0" | UNKNOWN)
 }
 
 #[cfg(test)]

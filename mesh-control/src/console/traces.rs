@@ -14,49 +14,21 @@ use opentelemetry_proto::tonic::{
     common::v1::{AnyValue, KeyValue, any_value},
     trace::v1::{Span as OtlpSpan, span::SpanKind, status::StatusCode},
 };
-use serde::Serialize;
+use serde::Deserialize;
 use tonic::{Request, Response, Status};
+
+use crate::api::observed::{self, Span, Summary};
 
 /// Traces kept.
 const TRACES: usize = 1000;
+/// Traces in a list, unless more are wanted.
+const LISTED: usize = 200;
 /// Spans kept of one trace.
 const SPANS: usize = 512;
 /// Attributes kept of one span.
 const ATTRIBUTES: usize = 64;
 /// Characters kept of a text.
 const TEXT: usize = 512;
-
-/// A span as the console shows it.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub(super) struct Span {
-    pub(super) id: String,
-    /// Empty is none.
-    pub(super) parent: String,
-    pub(super) service: String,
-    pub(super) name: String,
-    /// `client`, `server` or `internal`.
-    pub(super) kind: &'static str,
-    /// Unix microseconds.
-    pub(super) start: u64,
-    /// Microseconds.
-    pub(super) duration: u64,
-    pub(super) is_error: bool,
-    pub(super) attributes: Vec<(String, String)>,
-}
-
-/// A trace in a list.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub(super) struct Summary {
-    pub(super) id: String,
-    /// Of the earliest span.
-    pub(super) name: String,
-    pub(super) service: String,
-    pub(super) start: u64,
-    pub(super) duration: u64,
-    pub(super) spans: usize,
-    pub(super) services: Vec<String>,
-    pub(super) is_error: bool,
-}
 
 /// The last traces.
 #[derive(Clone, Debug, Default)]
@@ -69,12 +41,43 @@ struct Store {
     order: VecDeque<String>,
 }
 
+/// Which traces: the query of `GET /console/traces`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Wanted {
+    /// The beginning of its id.
+    id: String,
+    /// A service that has a part in it.
+    service: Option<String>,
+    /// Only those in which something failed.
+    errors: bool,
+    /// Only those that took so many microseconds at least.
+    slower: u64,
+    /// What its id begins with, or what is in its name or in that of one of its services, whatever the case.
+    find: String,
+    /// So many at most.
+    limit: Option<usize>,
+}
+
+impl Wanted {
+    fn takes(&self, it: &Summary) -> bool {
+        let find = self.find.trim().to_lowercase();
+        let is_in = |text: &String| text.to_lowercase().contains(&find);
+        it.id.starts_with(&self.id)
+            && self.service.as_ref().is_none_or(|service| it.services.contains(service))
+            && (it.is_error || !self.errors)
+            && it.duration >= self.slower
+            && (find.is_empty() || it.id.starts_with(&find) || is_in(&it.name) || it.services.iter().any(is_in))
+    }
+}
+
 impl Traces {
-    /// The newest first.
-    pub(super) fn list(&self, most: usize) -> Vec<Summary> {
+    /// The newest first, of all that are kept.
+    pub(super) fn list(&self, wanted: &Wanted) -> observed::Traces {
         let store = self.lock();
         let newest = store.order.iter().rev().filter_map(|id| Some((id, store.traces.get(id)?)));
-        newest.filter_map(|(id, spans)| summary(id, spans)).take(most).collect()
+        let all = newest.filter_map(|(id, spans)| summary(id, spans)).filter(|it| wanted.takes(it));
+        observed::Traces { items: all.take(wanted.limit.unwrap_or(LISTED)).collect(), kept: store.traces.len() }
     }
 
     /// Its spans by their beginning.
@@ -141,7 +144,7 @@ fn read(span: OtlpSpan, service: &str) -> Span {
         parent: hex(&span.parent_span_id),
         service: cut(service),
         name: cut(&span.name),
-        kind,
+        kind: kind.to_owned(),
         start: span.start_time_unix_nano / 1000,
         duration: span.end_time_unix_nano.saturating_sub(span.start_time_unix_nano) / 1000,
         is_error,
@@ -221,7 +224,7 @@ mod tests {
         let traces = Traces::default();
         traces.add(request(vec![span(1, 2, 1, 20, 40)]));
         traces.add(request(vec![span(1, 1, 0, 10, 60), span(1, 2, 1, 20, 40)]));
-        let list = traces.list(10);
+        let list = traces.list(&Wanted::default()).items;
         assert_eq!(list.len(), 1);
         assert_eq!((&*list[0].name, list[0].spans, list[0].start, list[0].duration), ("span 1", 2, 10, 50));
         let ids: Vec<_> = traces.get(&list[0].id).unwrap().into_iter().map(|span| span.parent).collect();
@@ -237,10 +240,41 @@ mod tests {
             one.trace_id = (n as u128).to_be_bytes().to_vec();
             traces.add(request(vec![one]));
         }
-        assert_eq!(traces.list(usize::MAX).len(), TRACES);
+        assert_eq!(traces.list(&Wanted { limit: Some(usize::MAX), ..Wanted::default() }).items.len(), TRACES);
+        assert_eq!(traces.list(&Wanted::default()).items.len(), LISTED);
         let many =
             (0..SPANS as u64 + 10).map(|n| OtlpSpan { span_id: n.to_be_bytes().to_vec(), ..span(9, 0, 0, 0, 1) });
         traces.add(request(many.collect()));
-        assert_eq!(traces.list(1)[0].spans, SPANS);
+        assert_eq!(traces.list(&Wanted::default()).items[0].spans, SPANS);
+    }
+
+    /// TE12: what is wanted is looked for among all that are kept, however old it is.
+    #[test]
+    fn the_oldest_are_found_too() {
+        let traces = Traces::default();
+        let mut odd = span(7, 1, 0, 0, 5_000);
+        odd.name = "GET Reviews".to_owned();
+        odd.status = Some(opentelemetry_proto::tonic::trace::v1::Status {
+            code: StatusCode::Error as i32,
+            message: String::new(),
+        });
+        traces.add(request(vec![odd]));
+        for n in 0..TRACES - 1 {
+            traces.add(request(vec![OtlpSpan { trace_id: (n as u128).to_be_bytes().to_vec(), ..span(0, 1, 0, 0, 1) }]));
+        }
+        let none = Wanted::default();
+        for (wanted, found) in [
+            (Wanted { errors: true, ..none.clone() }, 1),
+            (Wanted { slower: 5_000, ..none.clone() }, 1),
+            (Wanted { slower: 5_001, ..none.clone() }, 0),
+            (Wanted { id: "0707".to_owned(), ..none.clone() }, 1),
+            (Wanted { find: "reviews".to_owned(), ..none.clone() }, 1),
+            (Wanted { find: "0707".to_owned(), ..none.clone() }, 1),
+            (Wanted { service: Some("reviews".to_owned()), ..none.clone() }, 0),
+            (none, LISTED),
+        ] {
+            let told = traces.list(&wanted);
+            assert_eq!((told.items.len(), told.kept), (found, TRACES), "{wanted:?}");
+        }
     }
 }

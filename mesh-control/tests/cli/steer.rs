@@ -144,12 +144,48 @@ async fn objects_are_described() {
     assert!(status.contains("Workloads:      0 connected") && status.contains("1 virtualservices"), "{status}");
     let well = mesh.ok(&["check"]);
     assert!(well.contains("√ it answers") && well.ends_with("Status check results are √\n"), "{well}");
-    let dir = mesh.path("report");
-    mesh.ok(&["bug-report", "--dir", dir.to_str().unwrap()]);
-    for file in ["meshctl.txt", "objects.yaml", "findings.txt", "version.json", "authority.json", "graph.json"] {
-        assert!(dir.join(file).exists(), "{file}");
-    }
-    assert_eq!(mesh.run(&["bug-report", "--dir", dir.to_str().unwrap()]).status.code(), Some(1), "it is there already");
     let late = mesh.run(&["check", "--wait", "--workloads", "1", "--timeout", "1s"]);
     assert_eq!(late.status.code(), Some(124), "{late:?}");
+}
+
+const SECRET: &str = "apiVersion: v1
+kind: Secret
+metadata: {name: shop-cert}
+type: kubernetes.io/tls
+stringData: {tls.crt: CERTIFICATE, tls.key: KEY}
+";
+
+/// OP9: what somebody who is to help needs to see is in one directory, with no key in it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bug_report_has_all_but_keys() {
+    let mesh = Mesh::start().await;
+    let key = rcgen::generate_simple_self_signed(["shop.example".to_owned()]).unwrap();
+    let indented = |pem: &str| format!("|\n    {}", pem.trim_end().replace('\n', "\n    "));
+    let pem = key.signing_key.serialize_pem();
+    let secret = SECRET
+        .replace("{tls.crt: CERTIFICATE, tls.key: KEY}", "\n  tls.crt: CERTIFICATE\n  tls.key: KEY")
+        .replace("CERTIFICATE", &indented(&key.cert.pem()))
+        .replace("KEY", &indented(&pem));
+    let file = mesh.write("all.yaml", &format!("{SERVICES}---\n{RULES}---\n{secret}"));
+    mesh.ok(&["apply", "-f", &file]);
+    let dir = mesh.path("report");
+    mesh.ok(&["bug-report", "--dir", dir.to_str().unwrap()]);
+    for file in [
+        "meshctl.txt",
+        "objects.yaml",
+        "findings.txt",
+        "version.json",
+        "authority.json",
+        "graph.json",
+        "chart.json",
+        "traces.json",
+        "workloads.json",
+        "proxies.json",
+    ] {
+        let text = std::fs::read_to_string(dir.join(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
+        assert!(!text.contains("PRIVATE KEY") && !text.contains(pem.lines().nth(1).unwrap()), "{file}: {text}");
+    }
+    let objects = std::fs::read_to_string(dir.join("objects.yaml")).unwrap();
+    assert!(objects.contains("kind: VirtualService") && objects.contains("name: shop-cert"), "{objects}");
+    assert_eq!(mesh.run(&["bug-report", "--dir", dir.to_str().unwrap()]).status.code(), Some(1), "it is there already");
 }

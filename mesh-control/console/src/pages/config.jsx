@@ -1,6 +1,7 @@
 // Objects: what is there, an editor with the analyzers' findings, and what became of each field in the processes.
 import { useEffect, useState } from "preact/hooks";
-import { filter, live } from "../live.js";
+import { fromId, live, wanted } from "../live.js";
+import { short } from "../format.js";
 import { FILE, analyze, apply, get, objects, yaml } from "../api.js";
 import { Badge, Card, Empty, Findings, Table, useLoaded } from "../parts.jsx";
 import { drop, history } from "../change.jsx";
@@ -48,28 +49,57 @@ function Editor({ item, onDone }) {
   );
 }
 
-/** What the processes make of each field: applied, ignored or refused. */
+/** What a process makes of each field: applied, ignored or refused. */
 function Fields() {
-  const names = live.value.workloads.filter((it) => it.admin).map((it) => `${it.name}.${it.namespace}`);
+  const names = live.value.workloads.filter((it) => it.admin && wanted(it.name)).map((it) => `${it.name}.${it.namespace}`);
   const [name, setName] = useState("");
+  const [all, setAll] = useState(false);
   const chosen = name || names[0];
   const loaded = useLoaded(() => (chosen ? get(`/console/processes/${encodeURIComponent(chosen)}/fields`) : null), [chosen, live.value.version]);
-  const rows = [];
-  const walk = (value, path) => {
-    if (Array.isArray(value)) value.forEach((it) => walk(it, path));
-    else if (value && typeof value === "object") {
-      const title = value.name ?? path;
-      for (const state of ["refused", "ignored"]) for (const field of Array.isArray(value[state]) ? value[state] : []) rows.push({ title, state, field: typeof field === "string" ? field : JSON.stringify(field) });
-      for (const [key, inner] of Object.entries(value)) if (key !== "refused" && key !== "ignored") walk(inner, title || key);
-    }
-  };
-  walk(loaded.value, "");
+  const resources = loaded.value ?? [];
+  const count = (state) => resources.reduce((sum, it) => sum + (it[state]?.length ?? 0), 0);
+  const states = all ? ["refused", "ignored", "applied"] : ["refused", "ignored"];
+  const rows = states.flatMap((state) => resources.flatMap((it) => (it[state] ?? []).map((field) => ({ id: `${it.kind} ${it.name} ${state} ${field}`, cells: () => [
+    `${it.kind} ${it.name}`, <Badge kind={state === "refused" ? "bad" : state === "ignored" ? "poor" : "good"}>{state}</Badge>, field,
+  ] }))));
   return (
     <Card title="What processes make of it" actions={
-      <label>Process <select value={chosen} onChange={(event) => setName(event.currentTarget.value)}>{names.map((it) => <option key={it}>{it}</option>)}</select></label>
+      <>
+        <label><input type="checkbox" checked={all} onChange={(event) => setAll(event.currentTarget.checked)} /> applied ones too</label>
+        <label>Process <select value={chosen} onChange={(event) => setName(event.currentTarget.value)}>{names.slice(0, 200).map((it) => <option key={it}>{it}</option>)}</select></label>
+      </>
     }>
-      {loaded.error ? <Empty>{loaded.error.message}</Empty> : rows.length === 0 ? <Empty>Every field it was told is applied.</Empty> : (
-        <Table label="Fields that are not applied" head={["Resource", "", "Field"]} rows={rows.map((it, index) => ({ id: String(index), cells: [it.title, <Badge kind={it.state === "refused" ? "bad" : "poor"}>{it.state}</Badge>, it.field] }))} />
+      {loaded.error ? <Empty>{loaded.error.message}</Empty> : !chosen ? <Empty>No process of this machine is connected.</Empty> : !loaded.value ? <Empty>…</Empty> : (
+        <>
+          <p data-applied={count("applied")}>{resources.length} resources: {count("applied")} fields applied, {count("ignored")} ignored, {count("refused")} refused.</p>
+          {rows.length > 0 && <Table label="Fields" head={["Resource", "", "Field"]} rows={rows} />}
+        </>
+      )}
+    </Card>
+  );
+}
+
+/** For whom an object counts: policies for workloads, as the control plane compiles them; routes and services for who calls now. */
+function Used({ item }) {
+  const { kind, namespace, name } = item.key;
+  const spec = item.object.spec ?? {};
+  const isPolicy = ["PeerAuthentication", "RequestAuthentication", "AuthorizationPolicy"].includes(kind);
+  const held = useLoaded(() => (isPolicy ? get("/policies") : null), [isPolicy, live.value.version]);
+  const is = (key) => key && key.kind === kind && key.namespace === namespace && key.name === name;
+  const full = (host) => (host.includes(".") ? host : `${host}.${namespace}.svc.cluster.local`);
+  const hosts = new Set((kind === "Service" ? [name] : kind === "DestinationRule" ? [spec.host ?? ""] : kind === "VirtualService" ? spec.hosts ?? [] : []).map(full));
+  const calls = live.value.edges.filter((edge) => hosts.has(edge.host));
+  const rows = isPolicy
+    ? (held.value?.items ?? []).filter((it) => it.policies.some((row) => is(row.object)) || [...it.ports, it.other_ports].some((port) => is(port?.by))).map((it) => [it.workload, "lets in by it"])
+    : [
+        ...(spec.gateways ?? []).filter((it) => it !== "mesh").map((it) => [it, "gateway"]),
+        ...new Map(calls.map((edge) => [fromId(edge), [fromId(edge), `calls ${short(edge.host)}`]])).values(),
+      ];
+  if (!isPolicy && hosts.size === 0) return null;
+  return (
+    <Card title="Where it is used">
+      {isPolicy && !held.value ? <Empty>{held.error?.message ?? "…"}</Empty> : rows.length === 0 ? <Empty>{isPolicy ? "No workload is meant by it." : "Nobody called it in the last quarter of an hour."}</Empty> : (
+        <Table label="Where it is used" head={["Workload", ""]} rows={rows.map(([who, how]) => ({ id: who, cells: [who, how] }))} />
       )}
     </Card>
   );
@@ -77,18 +107,18 @@ function Fields() {
 
 export function Config({ path }) {
   const loaded = useLoaded(() => objects(), [live.value.version]);
-  const wanted = filter.value.trim().toLowerCase();
-  const items = (loaded.value ?? []).filter((it) => !wanted || `${it.key.kind}/${it.key.namespace}/${it.key.name}`.toLowerCase().includes(wanted));
   const id = (it) => `${it.key.kind}/${it.key.namespace}/${it.key.name}`;
-  const item = items.find((it) => id(it) === path.join("/"));
+  const items = (loaded.value ?? []).filter((it) => wanted(id(it)));
+  const item = loaded.value?.find((it) => id(it) === path.join("/"));
   return (
     <>
       <Card title={`${items.length} objects`} actions={<a href="#/config/new">New</a>}>
         {loaded.error && <Empty>{loaded.error.message}</Empty>}
         <Table label="Objects" head={["Kind", "Namespace", "Name", "Since"]} onRow={(key) => (location.hash = `#/config/${key}`)}
-          rows={items.map((it) => ({ id: id(it), cells: [it.key.kind, it.key.namespace, it.key.name, new Date(it.created).toLocaleString()] }))} />
+          rows={items.map((it) => ({ id: id(it), cells: () => [it.key.kind, it.key.namespace, it.key.name, new Date(it.created).toLocaleString()] }))} />
       </Card>
       {(item || path[0] === "new") && <Editor key={path.join("/")} item={item} onDone={() => item || (location.hash = "#/config")} />}
+      {item && <Used key={`used ${id(item)}`} item={item} />}
       <Fields />
     </>
   );

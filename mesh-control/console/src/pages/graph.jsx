@@ -1,11 +1,14 @@
 // Who calls whom: workloads and the calls between them, laid out from left to right, with what each call comes to.
 import { layout as dagre, Graph as DagreGraph } from "@dagrejs/dagre";
-import { useMemo, useState } from "preact/hooks";
-import { edges, fromId, toId } from "../live.js";
+import { useMemo, useRef, useState } from "preact/hooks";
+import { edges, filter, fromId, live, toId } from "../live.js";
 import { health, millis, percent, rate, short } from "../format.js";
 import { Badge, Card, Chart, Empty, Figures, Lock, Padlock, Table } from "../parts.jsx";
 
-const MOST = 120;
+/** Workloads drawn at once: more cannot be read, nor laid out while one waits. */
+const MOST = 100;
+/** Between two looks at which of too many are worth drawing, in milliseconds. */
+const STEADY = 15_000;
 const WIDTH = 170;
 const HEIGHT = 46;
 
@@ -36,31 +39,52 @@ function place(nodes, pairs) {
   return graph;
 }
 
+/** Of too many those where most fails, then where most is asked; the same ones for a while, so that the picture stays. */
+function some(pairs, kept, key) {
+  if (kept.current.key !== key) {
+    const ids = new Set();
+    const nodes = new Set();
+    for (const pair of [...pairs].sort((a, b) => b.failed - a.failed || b.rate - a.rate || a.id.localeCompare(b.id))) {
+      const more = [pair.from, pair.to].filter((id) => !nodes.has(id));
+      if (nodes.size + more.length > MOST) continue;
+      more.forEach((id) => nodes.add(id));
+      ids.add(pair.id);
+      if (ids.size >= 2 * MOST) break;
+    }
+    kept.current = { key, ids };
+  }
+  return pairs.filter((pair) => kept.current.ids.has(pair.id));
+}
+
 const line = (points) => points.map((point, index) => `${index ? "L" : "M"}${point.x.toFixed(1)},${point.y.toFixed(1)}`).join("");
 
 export function Graph() {
   const pairs = joined(edges.value);
-  const nodes = [...new Set(pairs.flatMap((pair) => [pair.from, pair.to]))].sort();
   const [chosen, choose] = useState(null);
   const [idle, setIdle] = useState(true);
-  const shown = idle ? pairs : pairs.filter((pair) => pair.rate > 0);
-  const names = idle ? nodes : [...new Set(shown.flatMap((pair) => [pair.from, pair.to]))].sort();
+  const busy = idle ? pairs : pairs.filter((pair) => pair.rate > 0);
+  const count = new Set(busy.flatMap((pair) => [pair.from, pair.to])).size;
+  const kept = useRef({});
+  const shown = count > MOST ? some(busy, kept, `${filter.value} ${idle} ${Math.floor(live.value.at / STEADY)}`) : busy;
+  const names = [...new Set(shown.flatMap((pair) => [pair.from, pair.to]))].sort();
   const shape = shown.map((pair) => pair.id).join();
-  const tooMany = names.length > MOST;
   // Laid out anew only when who calls whom changes, not with every second's figures.
-  const graph = useMemo(() => (tooMany ? null : place(names, shown)), [shape, tooMany]);
+  const graph = useMemo(() => place(names, shown), [shape]);
   if (names.length === 0) return <Card><Empty>No calls in the last quarter of an hour{edges.value.length ? "" : ", or none that matches"}.</Empty></Card>;
   const pick = shown.find((pair) => pair.id === chosen);
-  const outOf = (id) => shown.filter((pair) => pair.from === id).reduce((sum, pair) => sum + pair.rate, 0);
+  const sums = new Map();
+  for (const pair of busy) sums.set(pair.from, (sums.get(pair.from) ?? 0) + pair.rate);
+  const outOf = (id) => sums.get(id) ?? 0;
   return (
     <>
-      <Card title={`${names.length} workloads, ${shown.length} ways`} actions={
+      <Card title={`${count} workloads, ${busy.length} ways`} actions={
         <>
           <label><input type="checkbox" checked={idle} onChange={(event) => setIdle(event.currentTarget.checked)} /> idle ones too</label>
           <a href="/graph.svg" target="_blank">SVG</a> <a href="/graph.dot">DOT</a> <a href="/graph.json" target="_blank">JSON</a>
         </>
       }>
-        {tooMany ? <Empty>{names.length} workloads are too many to draw at once. Narrow them down with “Find” above.</Empty> : (
+        {names.length < count && <p class="rest" role="status">Drawn are the {names.length} workloads where most fails, then where most is asked. Narrow them down with “Find” above.</p>}
+        {(
           <div class="scroll drawing" tabIndex={0} role="region" aria-label="Service graph">
             <svg width={graph.graph().width} height={graph.graph().height} role="group" aria-label="Service graph">
               <defs><marker id="arrow" viewBox="0 0 8 8" refX="8" refY="4" markerUnits="userSpaceOnUse" markerWidth="11" markerHeight="11" orient="auto"><path d="M0,0L8,4L0,8z" class="arrow" /></marker></defs>

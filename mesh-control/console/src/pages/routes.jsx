@@ -1,10 +1,10 @@
 // Where requests of a service go: a slider for each version, and a rule of who goes where. What is moved here becomes a
 // VirtualService, shown before it is applied.
 import { useState } from "preact/hooks";
-import { live, services } from "../live.js";
+import { live, services, wanted } from "../live.js";
 import { objects } from "../api.js";
 import { short } from "../format.js";
-import { Card, Empty, Table, useLoaded } from "../parts.jsx";
+import { Card, Empty, Table, useLoaded, useSome } from "../parts.jsx";
 import { Proposal } from "../change.jsx";
 
 const hostOf = (name, namespace) => (name.includes(".") ? name : `${name}.${namespace}.svc.cluster.local`);
@@ -89,6 +89,19 @@ function Service({ host, namespace, rule, existing }) {
   );
 }
 
+/** The services whose versions are known, to choose from. */
+function Tabs({ of, chosen }) {
+  const [drawn, rest] = useSome(of, 40);
+  return (
+    <>
+      <div class="row tabs" role="group" aria-label="Service">
+        {drawn.map((it) => <a key={it.host} href={`#/routes/${encodeURIComponent(it.host)}`} aria-current={it === chosen ? "true" : undefined}>{short(it.host)}</a>)}
+      </div>
+      {rest}
+    </>
+  );
+}
+
 export function Routes({ path }) {
   const { version } = live.value;
   const loaded = useLoaded(async () => ({ rules: await objects("DestinationRule"), routes: await objects("VirtualService"), services: await objects("Service") }), [version]);
@@ -103,14 +116,12 @@ export function Routes({ path }) {
       <Card title="VirtualServices">
         {routes.length === 0 ? <Empty>None: every request goes to any endpoint of its service.</Empty> : (
           <Table label="VirtualServices" head={["Name", "Namespace", "Hosts", "Gateways", "Rules"]}
-            rows={routes.map((it) => ({ id: `${it.key.namespace}/${it.key.name}`, cells: [it.key.name, it.key.namespace, (it.object.spec.hosts ?? []).join(", "), (it.object.spec.gateways ?? []).join(", ") || "mesh", (it.object.spec.http ?? []).length] }))} />
+            rows={routes.filter((it) => wanted(it.key.name, ...(it.object.spec.hosts ?? []))).map((it) => ({ id: `${it.key.namespace}/${it.key.name}`, cells: () => [it.key.name, it.key.namespace, (it.object.spec.hosts ?? []).join(", "), (it.object.spec.gateways ?? []).join(", ") || "mesh", (it.object.spec.http ?? []).length] }))} />
         )}
       </Card>
       {split.length === 0 ? <Card><Empty>No DestinationRule names the versions of a service (its <code>subsets</code>). Apply one to move traffic between them.</Empty></Card> : (
         <>
-          <div class="row tabs" role="group" aria-label="Service">
-            {split.map((it) => <a key={it.host} href={`#/routes/${encodeURIComponent(it.host)}`} aria-current={it === chosen ? "true" : undefined}>{short(it.host)}</a>)}
-          </div>
+          <Tabs of={split.filter((it) => wanted(it.host))} chosen={chosen} />
           <Service key={`${chosen.host} ${JSON.stringify(routeOf(chosen.host)?.object)}`} {...chosen} existing={routeOf(chosen.host)} />
           <Now host={chosen.host} />
         </>

@@ -29,11 +29,14 @@ async function certificates(workloads) {
 }
 
 function Service({ service }) {
-  const workloads = live.value.workloads.filter((it) => it.admin).slice(0, 50);
+  // Who calls it knows its endpoints; of very many callers some do.
+  const callers = new Set(service.edges.map((edge) => edge.from.workload));
+  const asked = live.value.workloads.filter((it) => it.admin && callers.has(it.workload)).slice(0, 20);
+  const workloads = live.value.workloads.filter((it) => it.admin);
   const second = Math.floor(live.value.at / 3000);
-  const seen = useLoaded(() => endpoints(service.host, workloads.map((it) => `${it.name}.${it.namespace}`)), [service.host, second]);
+  const seen = useLoaded(() => endpoints(service.host, asked.map((it) => `${it.name}.${it.namespace}`)), [service.host, second]);
   const behind = new Set(service.edges.map((edge) => edge.to.workload));
-  const certs = useLoaded(() => certificates(workloads.filter((it) => behind.has(it.workload))), [service.host]);
+  const certs = useLoaded(() => certificates(workloads.filter((it) => behind.has(it.workload)).slice(0, 20)), [service.host]);
   return (
     <>
       <Card title={short(service.host)}><Chart query={`?host=${encodeURIComponent(service.host)}`} title={service.host} /></Card>
@@ -69,8 +72,8 @@ export function Services({ path }) {
             onRow={(host) => (location.hash = `#/services/${encodeURIComponent(host)}`)}
             rows={services.value.map((it) => {
               const errors = it.rate ? it.failed / it.rate : 0;
-              const of = (side) => [...new Set(it.edges.map(side))].join(", ");
-              return { id: it.host, cells: [short(it.host), rate(it.rate), percent(errors), millis(it.p95 || null), of((edge) => edge.to.version), of((edge) => edge.from.workload), <Badge kind={health(errors, it.rate)}>{health(errors, it.rate)}</Badge>] };
+              const of = (side) => { const all = [...new Set(it.edges.map(side))]; return all.slice(0, 5).join(", ") + (all.length > 5 ? ` and ${all.length - 5} more` : ""); };
+              return { id: it.host, cells: () => [short(it.host), rate(it.rate), percent(errors), millis(it.p95 || null), of((edge) => edge.to.version), of((edge) => edge.from.workload), <Badge kind={health(errors, it.rate)}>{health(errors, it.rate)}</Badge>] };
             })} />
         )}
       </Card>

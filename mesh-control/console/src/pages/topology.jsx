@@ -1,9 +1,9 @@
 // Processes and who is connected to whom: machine by machine, process by process.
 import { useState } from "preact/hooks";
-import { filter, live } from "../live.js";
+import { live, wanted } from "../live.js";
 import { get } from "../api.js";
 import { ago } from "../format.js";
-import { Badge, Card, Empty, Table, useLoaded } from "../parts.jsx";
+import { Badge, Card, Empty, Table, useLoaded, useSome } from "../parts.jsx";
 
 const nameOf = (workload) => `${workload.name}.${workload.namespace}`;
 
@@ -29,29 +29,32 @@ function Process({ workload }) {
 
 export function Topology({ path }) {
   const [chosen, choose] = useState(path[0] ?? null);
-  const wanted = filter.value.trim().toLowerCase();
-  const all = live.value.workloads.filter((it) => !wanted || nameOf(it).toLowerCase().includes(wanted));
-  const hosts = Map.groupBy ? Map.groupBy(all, (it) => it.address) : all.reduce((map, it) => map.set(it.address, [...(map.get(it.address) ?? []), it]), new Map());
-  const calls = (workload) => live.value.edges.filter((edge) => edge.from.workload === workload.workload && edge.rate > 0).map((edge) => edge.to.workload);
+  const all = live.value.workloads.filter((it) => wanted(nameOf(it), it.address)).sort((a, b) => a.address.localeCompare(b.address) || nameOf(a).localeCompare(nameOf(b)));
+  const [drawn, rest] = useSome(all);
+  const grouped = (list, of) => list.reduce((map, it) => { const key = of(it); map.get(key)?.push(it) ?? map.set(key, [it]); return map; }, new Map());
+  const hosts = grouped(drawn, (it) => it.address);
+  const busy = grouped(live.value.edges.filter((edge) => edge.rate > 0), (edge) => edge.from.workload);
+  const calls = (workload) => [...new Set((busy.get(workload.workload) ?? []).map((edge) => edge.to.workload))];
   const pick = all.find((it) => nameOf(it) === chosen);
   return (
     <>
-      <Card title={`${all.length} processes at ${hosts.size} addresses`}>
+      <Card title={`${all.length} processes at ${new Set(all.map((it) => it.address)).size} addresses`}>
         {all.length === 0 && <Empty>No workload is connected.</Empty>}
         <ul class="hosts">
-          {[...hosts].sort().map(([address, workloads]) => (
+          {[...hosts].map(([address, workloads]) => (
             <li key={address}>
               <h3>{address}</h3>
               {workloads.map((it) => (
                 <button type="button" key={nameOf(it)} class={`process ${chosen === nameOf(it) ? "chosen" : ""}`} onClick={() => choose(nameOf(it))}>
                   <strong>{it.name}</strong> {it.gateway && <Badge>gateway</Badge>} {it.lost && <Badge kind="poor">lost</Badge>} {it.unhealthy && <Badge kind="bad">unhealthy</Badge>}
                   <small>{it.process ? `process ${it.process}` : "process of elsewhere"} · port {it.ports.map((port) => port.containerPort).join(", ") || "–"} · for {ago(it.since)}</small>
-                  <small>{calls(it).length ? `calls ${[...new Set(calls(it))].join(", ")}` : "calls nobody now"}</small>
+                  <small>{calls(it).length ? `calls ${calls(it).slice(0, 8).join(", ")}${calls(it).length > 8 ? ` and ${calls(it).length - 8} more` : ""}` : "calls nobody now"}</small>
                 </button>
               ))}
             </li>
           ))}
         </ul>
+        {rest}
       </Card>
       {pick && <Process workload={pick} key={chosen} />}
     </>

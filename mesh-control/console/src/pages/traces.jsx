@@ -51,17 +51,18 @@ function Waterfall({ id }) {
 }
 
 export function Traces({ path }) {
-  const loaded = useLoaded(() => get("/console/traces"), [Math.floor(live.value.at / 3000)]);
   const [failed, setFailed] = useState(false);
-  const wanted = filter.value.trim().toLowerCase();
-  const items = (loaded.value?.items ?? []).filter((it) => (!failed || it.is_error) && (!wanted || it.id.startsWith(wanted) || [it.name, ...it.services].some((name) => name.toLowerCase().includes(wanted))));
+  // Looked for where all of them are, not among the newest alone.
+  const query = new URLSearchParams({ find: filter.value.trim(), errors: failed });
+  const loaded = useLoaded(() => get(`/console/traces?${query}`), [Math.floor(live.value.at / 3000), `${query}`]);
+  const { items = [], kept = 0 } = loaded.value ?? {};
   return (
     <>
       {path[0] && <Waterfall id={path[0]} />}
-      <Card title={`${items.length} traces`} actions={<label><input type="checkbox" checked={failed} onChange={(event) => setFailed(event.currentTarget.checked)} /> failed only</label>}>
+      <Card title={`${items.length} of ${kept} traces`} actions={<label><input type="checkbox" checked={failed} onChange={(event) => setFailed(event.currentTarget.checked)} /> failed only</label>}>
         {items.length === 0 ? <Empty>None. A process sends its spans here when <code>OTEL_EXPORTER_OTLP_ENDPOINT</code> is {location.origin}.</Empty> : (
           <Table label="Traces" head={["When", "Begins with", "Services", "Spans", "Took", ""]} onRow={(id) => (location.hash = `#/traces/${id}`)}
-            rows={items.map((it) => ({ id: it.id, cells: [clock(it.start / 1000), `${it.service}: ${it.name}`, it.services.join(", "), it.spans, micros(it.duration), it.is_error && <Badge kind="bad">failed</Badge>] }))} />
+            rows={items.map((it) => ({ id: it.id, cells: () => [clock(it.start / 1000), `${it.service}: ${it.name}`, it.services.join(", "), it.spans, micros(it.duration), it.is_error && <Badge kind="bad">failed</Badge>] }))} />
         )}
       </Card>
     </>
