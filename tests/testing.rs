@@ -82,7 +82,7 @@ fn a_wrong_assertion_tells_the_decision() {
     assert!(wrong.contains("test.yaml:4:"), "{wrong}");
 }
 
-/// OP13: the YAML live: members find each other, mutual TLS holds, and what they said to it can be looked at.
+/// OP13, OP8: the YAML live: members find each other, mutual TLS holds, and what they said to it can be looked at.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mesh_runs_inside_a_test() {
     let running = testing::Mesh::from_yaml(YAML).start().await;
@@ -96,6 +96,10 @@ async fn a_mesh_runs_inside_a_test() {
     let names: Vec<_> = status.iter().map(|status| status.name.as_str()).collect();
     assert_eq!(names, ["ratings-v1.default", "reviews-v1.default"]);
     assert!(status.iter().all(|status| status.types.values().all(|told| told.refusals == 0)), "{status:#?}");
+    let says = |status: &mesh_control::api::ProxyStatus| {
+        status.program == env!("CARGO_PKG_VERSION") && status.features.iter().any(|feature| feature == "authz")
+    };
+    assert!(status.iter().all(says), "each says its version, and what it acts on: {status:#?}");
 }
 
 const POLICY: &str = "

@@ -27,6 +27,11 @@ files["LICENSES.txt"] = await licences(Object.keys(made.metafile.inputs));
 /** The licences of the packages that are in the pages, whole. */
 async function licences(inputs) {
   const names = new Set(inputs.map((path) => path.match(/node_modules\/((?:@[^/]+\/)?[^/]+)\//)?.[1]).filter(Boolean));
+  // What they depend on is within them, where they come in one piece.
+  for (const name of names) {
+    const { dependencies = {} } = JSON.parse(await readFile(`node_modules/${name}/package.json`, "utf8"));
+    Object.keys(dependencies).forEach((it) => names.add(it));
+  }
   const texts = await Promise.all([...names].sort().map(async (name) => {
     const { version, license } = JSON.parse(await readFile(`node_modules/${name}/package.json`, "utf8"));
     const text = await readFile(`node_modules/${name}/LICENSE`, "utf8");

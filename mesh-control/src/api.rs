@@ -64,7 +64,7 @@ pub use authz::{AuthzChecked, AuthzRequest, AuthzStep, AuthzVerdict, MadeUp, Pol
 pub use holding::{Holding, Holdings, PortMtls};
 pub use wire::{
     AnalyzeRequest, Analyzed, ApplyRequest, DeleteRequest, Deleted, ExplainRequest, Explained, IssuedList, Item,
-    Objects, Problem, Protection, Proxies, ProxyStatus, SyncState, TypeStatus, Version, Workloads,
+    Objects, Problem, Protection, Proxies, ProxyStatus, Skew, SyncState, TypeStatus, Version, Workloads,
 };
 
 /// The largest body read: a few thousand objects.
@@ -114,7 +114,8 @@ pub(crate) fn router(api: Api, console: Console) -> Router {
 }
 
 async fn version(Shared(api): Shared<Api>) -> Json<Version> {
-    Json(Version { version: env!("CARGO_PKG_VERSION").to_owned(), xds: api.xds })
+    let revision = api.state.mesh().revision.clone();
+    Json(Version { version: env!("CARGO_PKG_VERSION").to_owned(), xds: api.xds, revision })
 }
 
 async fn metrics(Shared(api): Shared<Api>) -> impl IntoResponse {

@@ -36,6 +36,7 @@ mod joining;
 mod live;
 mod load;
 mod man;
+mod names;
 mod output;
 mod place;
 mod proxy_config;
@@ -160,6 +161,9 @@ enum Verb {
     ProxyConfig(proxy_config::ProxyConfig),
     /// Say what became of every field of what a process was told.
     Fields(fields::Fields),
+    /// Print what there is to name at a place of the command line: what shells complete with.
+    #[command(hide = true)]
+    Names(names::Names),
     /// Give each subset of a host its share of the requests, at once or step by step.
     Shift(shift::Shift),
     /// Delay or fail requests to a host.
@@ -290,7 +294,7 @@ impl Verb {
     /// What to do when interrupted is its own affair.
     fn ends_itself(&self) -> bool {
         match self {
-            Self::Dev(_) | Self::Run(_) | Self::Load(_) => true,
+            Self::Dev(_) | Self::Run(_) | Self::Load(_) | Self::Dashboard(_) => true,
             Self::Shift(shift) => shift.ends_itself(),
             _ => false,
         }
@@ -313,6 +317,7 @@ async fn perform(cli: Cli) -> Result<(), Failure> {
         Verb::Explain(explain) => explain.run(&server).await,
         Verb::CheckRoutes(check) => check.run(),
         Verb::Fields(fields) => fields.run(&server).await,
+        Verb::Names(names) => names.run(&server).await,
         Verb::ProxyStatus(status) => status.run(&server).await,
         Verb::ProxyConfig(config) => config.run(&server).await,
         Verb::Shift(shift) => shift.run(&server).await,

@@ -37,6 +37,9 @@ mod world;
 pub(crate) use delegate::delegate_of;
 pub use settings::MeshSettings;
 
+/// The label by which an object is for one of several control planes. Source: Istio.
+pub(crate) const REVISION: &str = "istio.io/rev";
+
 /// What all workloads share, indexed.
 #[derive(Debug)]
 pub struct World {
@@ -53,7 +56,9 @@ pub struct World {
 
 impl World {
     /// Indexes the objects and workloads of the moment; what a `MeshConfig` among them says goes before `mesh`.
-    pub fn new(objects: Vec<Arc<Object>>, workloads: &dyn Workloads, mesh: MeshSettings) -> Self {
+    pub fn new(mut objects: Vec<Arc<Object>>, workloads: &dyn Workloads, mesh: MeshSettings) -> Self {
+        // What another revision is tried with is nothing to this one.
+        objects.retain(|object| object.labels.get(REVISION).is_none_or(|revision| *revision == mesh.revision));
         let mesh = mesh.with(&objects);
         let mut by_age = delegate::resolve_delegates(&objects);
         by_age.extend(gateway_api::derived(&objects, &mesh.domain));

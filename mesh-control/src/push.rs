@@ -50,6 +50,7 @@ mod progress;
 mod secrets;
 mod views;
 
+use metadata::Program;
 pub(crate) use metadata::node_info;
 
 /// How long a change waits for others. Istio waits 100 ms, for meshes of thousands; here it would be the whole budget.
@@ -90,6 +91,8 @@ struct Connection {
     grpc: bool,
     caller: Caller,
     version: String,
+    /// What else it says of its program.
+    program: Program,
     since: u64,
     /// The version of the world that `view` was made from; `None` before the first.
     made: Option<u64>,
@@ -345,6 +348,7 @@ impl Source for Push {
         let (sender, receiver) = watch::channel(Arc::default());
         let connection = Connection {
             version: node.meta("ISTIO_VERSION").unwrap_or_default().to_owned(),
+            program: Program::of(node),
             since: now(),
             made: None,
             grpc,
@@ -461,6 +465,9 @@ impl Connection {
             connected: self.since,
             types: types.into(),
             protection: Protection::None,
+            program: self.program.version.clone(),
+            features: self.program.features.clone(),
+            revision: self.program.revision.clone(),
         }
     }
 }

@@ -322,7 +322,7 @@ impl Joined {
     }
 }
 
-/// Tells the control plane where the admin port is, so that a console on the same machine can look there.
+/// Tells the control plane which version of what this is, and where the admin port is, so that a console on the same machine can look there.
 ///
 /// What is counted is the process's, whichever admin port is asked. So the first is told for all, and several meshes of one
 /// bootstrap still share their client.
@@ -331,8 +331,10 @@ fn announced(mut bootstrap: Arc<Bootstrap>, listener: Option<&tokio::net::TcpLis
     static FIRST: std::sync::OnceLock<SocketAddr> = std::sync::OnceLock::new();
     let address = listener.and_then(|listener| listener.local_addr().ok());
     let first = address.map(|address| *FIRST.get_or_init(|| address)).or_else(|| FIRST.get().copied());
+    let metadata = &mut Arc::make_mut(&mut bootstrap).node.metadata;
+    metadata.insert(mesh_xds::node::VERSION.to_owned(), Value::String(env!("CARGO_PKG_VERSION").to_owned()));
+    metadata.insert(mesh_xds::node::FEATURES_KEY.to_owned(), Value::String(mesh_xds::node::FEATURES.join(",")));
     if let Some(address) = first {
-        let metadata = &mut Arc::make_mut(&mut bootstrap).node.metadata;
         metadata.insert(mesh_xds::node::ADMIN.to_owned(), Value::String(address.to_string()));
     }
     bootstrap

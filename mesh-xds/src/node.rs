@@ -11,6 +11,27 @@ use crate::proto::envoy::config::core::v3;
 
 /// Node metadata: where the admin port of the process is, on a loopback address. Not Istio's.
 pub const ADMIN: &str = "MESH_ADMIN_ADDR";
+/// Node metadata: the version of this client. Not Istio's, whose `ISTIO_VERSION` says whose conventions are followed.
+pub const VERSION: &str = "MESH_VERSION";
+/// Node metadata: what of a configuration this client acts on, names of [`FEATURES`] with commas between. Not Istio's.
+pub const FEATURES_KEY: &str = "MESH_FEATURES";
+/// What a control plane may rely on with this client, by names that stay: what another version lacks, it does not say.
+pub const FEATURES: [&str; 14] = [
+    "authz",
+    "csds",
+    "delta",
+    "ext-authz",
+    "fault",
+    "gateway",
+    "grpc-servers",
+    "hedging",
+    "jwt",
+    "mtls",
+    "outlier-detection",
+    "rate-limit",
+    "sds",
+    "telemetry",
+];
 
 /// A node as the bootstrap states it and the first request of a stream carries it (XD20).
 ///

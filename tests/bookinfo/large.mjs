@@ -6,7 +6,7 @@ import { chromium } from "../../mesh-control/console/node_modules/playwright-cor
 
 const [console_, services] = [process.argv[2], Number(process.argv[3])];
 /** Elements of a page, at most. A thousand rows of a table alone are ten thousand. */
-const ELEMENTS = 6000;
+const ELEMENTS = 3000;
 /** Milliseconds that the page may not answer to its user, at most: this is a build without optimisation on a busy machine. */
 const BUSY = 1500;
 
@@ -15,7 +15,7 @@ const browser = await chromium.launch({ executablePath: program, args: ["--no-sa
 const page = await browser.newPage({ viewport: { width: 1360, height: 900 } });
 page.setDefaultTimeout(30_000);
 const wrong = [];
-page.on("console", (message) => message.type() === "error" && wrong.push(message.text()));
+page.on("console", (message) => message.type() === "error" && wrong.push(`${message.text()} ${message.location().url}`));
 page.on("pageerror", (error) => wrong.push(error.message));
 if (process.env.DIST) for (const name of ["app.js", "app.css"]) await page.route(`**/${name}`, (route) => route.fulfill({ path: `${process.env.DIST}/${name}` }));
 await page.addInitScript(() => {

@@ -101,6 +101,7 @@ async fn a_thousand_services_are_still_fluent() {
     let json = |text: String| ([("content-type", "application/json")], text);
     let pages = Router::new()
         .route("/traffic", get(move || async move { json(traffic(1 + began.elapsed().as_secs())) }))
+        .route("/fields", get(move || async move { json("[]".to_owned()) }))
         .fallback(move || async move { json("{\"clusters\":[]}".to_owned()) });
     let serving = tokio::spawn(async move { axum::serve(listener, pages).await });
     let many = Many((0..SERVICES).map(|n| workload(n, admin)).collect());

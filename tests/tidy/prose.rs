@@ -42,6 +42,42 @@ fn the_map_names_what_is_there() {
     report("ARCHITECTURE.md names files that exist", &bad);
 }
 
+/// Every test target has its word in the map.
+#[test]
+fn the_map_has_every_test() {
+    let text = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let mut bad = Vec::new();
+    for entry in fs::read_dir(root().join("tests")).unwrap() {
+        let path = entry.unwrap().path();
+        let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap().to_owned();
+        if path.extension().is_some_and(|end| end == "rs") && !text.contains(&format!("`{stem}`")) {
+            bad.push(stem);
+        }
+    }
+    report("ARCHITECTURE.md names every test target", &bad);
+}
+
+/// Comments that name a file of code name one that is there.
+#[test]
+fn comments_name_files_that_are_there() {
+    let mut files = Vec::new();
+    collect(&root(), "rs", &mut files);
+    let names: std::collections::BTreeSet<String> =
+        files.iter().filter_map(|file| file.path.rsplit('/').next().map(str::to_owned)).collect();
+    let mut bad = Vec::new();
+    for file in &files {
+        for line in file.text.lines().filter(|line| line.trim_start().starts_with("//")) {
+            for word in line.split('`').skip(1).step_by(2).filter(|word| word.ends_with(".rs") && !word.contains('*')) {
+                let is_path = word.chars().all(|c| c.is_ascii_alphanumeric() || "_-./".contains(c));
+                if is_path && !names.contains(word.rsplit('/').next().unwrap_or_default()) {
+                    bad.push(format!("{}: {word}", file.path));
+                }
+            }
+        }
+    }
+    report("comments name files that exist", &bad);
+}
+
 #[test]
 fn nothing_of_a_machine_is_in_the_tree() {
     let words = [concat!("/wo", "rk/"), concat!("/fa", "rm/"), concat!("/ro", "ot/"), concat!("/home", "/")];

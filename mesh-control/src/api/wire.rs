@@ -127,6 +127,46 @@ pub struct ProxyStatus {
     /// Whether policies that are about it are enforced.
     #[serde(default)]
     pub protection: Protection,
+    /// The version of its program, where that is one of this mesh: node metadata `MESH_VERSION`; empty is another.
+    #[serde(default)]
+    pub program: String,
+    /// What it says it acts on. Node metadata `MESH_FEATURES`.
+    #[serde(default)]
+    pub features: Vec<String>,
+    /// The revision it was made for: its label `istio.io/rev`; empty is any.
+    #[serde(default)]
+    pub revision: String,
+}
+
+/// How a member's version stands to the control plane's. Source: Istio's and Kubernetes' rule of skew: one minor version back, none ahead.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Skew {
+    /// The same, one minor version older, or of another make.
+    Fine,
+    /// Newer than the control plane, which is to be updated first.
+    Ahead,
+    /// Older by more than one minor version, or by a major one.
+    Behind,
+}
+
+impl ProxyStatus {
+    /// How its program's version stands to a control plane's.
+    pub fn skew(&self, plane: &str) -> Skew {
+        let parts = |version: &str| {
+            let mut numbers = version.split(['.', '-']).map(|part| part.parse::<u64>().unwrap_or_default());
+            (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default())
+        };
+        if self.program.is_empty() {
+            return Skew::Fine;
+        }
+        let (own, plane) = (parts(&self.program), parts(plane));
+        match own.cmp(&plane) {
+            std::cmp::Ordering::Equal => Skew::Fine,
+            std::cmp::Ordering::Greater => Skew::Ahead,
+            std::cmp::Ordering::Less if own.0 == plane.0 && own.1 + 1 == plane.1 => Skew::Fine,
+            std::cmp::Ordering::Less => Skew::Behind,
+        }
+    }
 }
 
 /// Whether policies that are about a workload are enforced at its ports.
@@ -210,6 +250,9 @@ pub struct Version {
     pub version: String,
     /// Where workloads connect.
     pub xds: SocketAddr,
+    /// Which of several control planes beside one another it is.
+    #[serde(default)]
+    pub revision: String,
 }
 
 /// What went wrong.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use mesh_control::{
-    api::{AnalyzeRequest, Analyzed, Proxies, SyncState, Version, observed::Live},
+    api::{AnalyzeRequest, Analyzed, Proxies, Skew, SyncState, Version, observed::Live},
     ca::CaStatus,
 };
 use serde::Serialize;
@@ -157,6 +157,24 @@ fn look(facts: &Facts, least: usize) -> Vec<Looked> {
         let hint = "those of other machines, and with MESH_ADMIN_ADDR=off, are seen through others only".to_owned();
         add("workloads", format!("the console cannot look at {blind} of them"), Outcome::Warning, Some(hint));
     }
+    for proxy in &facts.proxies.items {
+        let (name, program, plane) = (&proxy.name, &proxy.program, &facts.version.version);
+        let hint = match proxy.skew(plane) {
+            Skew::Fine => None,
+            Skew::Ahead => Some("update the control plane first"),
+            Skew::Behind => Some("members may be one minor version behind; build it with a newer one"),
+        };
+        if let Some(hint) = hint {
+            let what = format!("{name} is of version {program}, the control plane of {plane}");
+            add("workloads", what, Outcome::Warning, Some(hint.to_owned()));
+        }
+        let revision = &facts.version.revision;
+        if !proxy.revision.is_empty() && proxy.revision != *revision {
+            let what = format!("{name} is for revision {}, and is told by revision {revision}", proxy.revision);
+            let hint = "start it with the bootstrap of that control plane, or change its label istio.io/rev";
+            add("workloads", what, Outcome::Warning, Some(hint.to_owned()));
+        }
+    }
     let mut synced = true;
     for proxy in &facts.proxies.items {
         for (kind, status) in &proxy.types {
@@ -223,9 +241,15 @@ mod tests {
             "not_after": 2_000_000_000_u64, "intermediates": 0, "issued": 2});
         let ca = json!({"trust_domain": "cluster.local", "authorities": [authority], "next": "add", "denied_ids": {},
             "denied_serials": {}, "crl": "", "issued": 2});
-        let workload = json!({"name": "reviews-v1", "namespace": "default", "process": 7});
+        let workload = json!({"name": "reviews-v1", "namespace": "default", "workload": "reviews-v1", "process": 7,
+            "service_account": "default", "address": "127.0.0.14", "ports": [], "labels": {}, "gateway": false, "since": 0,
+            "locality": {"region": "", "zone": "", "sub_zone": ""}, "lost": null});
         let mut facts = Facts {
-            version: Version { version: env!("CARGO_PKG_VERSION").to_owned(), xds: "127.0.0.1:15012".parse().unwrap() },
+            version: Version {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                xds: "127.0.0.1:15012".parse().unwrap(),
+                revision: "default".to_owned(),
+            },
             ca: serde_json::from_value(ca).unwrap(),
             proxies: Proxies::default(),
             live: serde_json::from_value(json!({"workloads": [workload]})).unwrap(),

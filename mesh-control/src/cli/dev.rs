@@ -2,7 +2,7 @@
 
 use std::{io::ErrorKind, net::SocketAddr, path::PathBuf};
 
-use mesh_control::{ControlPlane, Listener, StartError};
+use mesh_control::{ControlPlane, Listener, StartError, compile::MeshSettings};
 use tokio::signal;
 use tracing_subscriber::EnvFilter;
 
@@ -22,6 +22,9 @@ pub(super) struct Dev {
     /// An authority of one's own: ca-cert.pem, ca-key.pem, root-cert.pem and cert-chain.pem, as in Istio's secret cacerts.
     #[arg(long, value_name = "DIR")]
     ca_dir: Option<PathBuf>,
+    /// Which of several control planes beside one another this is: it leaves out objects whose label istio.io/rev is another.
+    #[arg(long, default_value = "default", value_name = "NAME")]
+    revision: String,
     #[command(flatten)]
     files: Files,
     /// Keep what the YAML of this folder says, as it changes; may be repeated.
@@ -32,7 +35,15 @@ pub(super) struct Dev {
 impl Dev {
     /// Without any object, and with nothing kept.
     pub(super) fn at(api_addr: SocketAddr, xds_addr: SocketAddr) -> Self {
-        Self { xds_addr, api_addr, state_dir: None, ca_dir: None, files: Files::default(), watch: Vec::new() }
+        Self {
+            xds_addr,
+            api_addr,
+            state_dir: None,
+            ca_dir: None,
+            revision: "default".to_owned(),
+            files: Files::default(),
+            watch: Vec::new(),
+        }
     }
 
     pub(super) async fn run(self) -> Result<(), Failure> {
@@ -44,7 +55,9 @@ impl Dev {
         let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
         let files = self.files.read()?;
-        let mut builder = ControlPlane::builder().xds_addr(self.xds_addr).api_addr(self.api_addr).files(files);
+        let mesh = MeshSettings { revision: self.revision.clone(), ..MeshSettings::default() };
+        let mut builder =
+            ControlPlane::builder().xds_addr(self.xds_addr).api_addr(self.api_addr).mesh(mesh).files(files);
         // In a directory even then: whoever may read it can let workloads in, with `meshctl run`.
         let temporary = match &self.state_dir {
             Some(_) => None,

@@ -46,13 +46,15 @@ fn table(items: &[Status], wide: bool) -> Table {
     header.extend(TYPES);
     header.extend(["POLICIES", "VERSION", "CONNECTED"]);
     if wide {
-        header.extend(["SENT", "REFUSALS"]);
+        header.extend(["PROGRAM", "REVISION", "SENT", "REFUSALS"]);
     }
     let rows = items.iter().map(|proxy| {
         let mut row = vec![proxy.name.clone()];
         row.extend(TYPES.map(|kind| proxy.types.get(kind).map(|of| of.state).unwrap_or_default().to_string()));
         row.extend([policies(&proxy.protection), proxy.version.clone(), output::age(proxy.connected)]);
         if wide {
+            let or_dash = |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
+            row.extend([or_dash(&proxy.program), or_dash(&proxy.revision)]);
             let sent = proxy.types.iter().filter_map(|(kind, of)| Some(format!("{kind} {}", of.sent.as_ref()?)));
             row.push(sent.collect::<Vec<_>>().join(", "));
             row.push(proxy.types.values().map(|of| of.refusals).sum::<u64>().to_string());
@@ -88,7 +90,7 @@ mod tests {
     fn states_are_columns() {
         let of = |state: &str| json!({"state": state, "sent": "7", "refusals": 1});
         let types = json!({"CDS": of("SYNCED"), "LDS": of("STALE"), "RDS": of("ERROR")});
-        let items = json!([{"name": "reviews-v1.default", "version": "1.29.6", "connected": 0, "types": types}]);
+        let items = json!([{"name": "reviews-v1.default", "version": "1.29.6", "connected": 0, "types": types, "program": "0.1.0", "revision": "canary"}]);
         let items: Vec<Status> = serde_json::from_value(items).unwrap();
         let age = output::age(0);
         snapshot("proxy-status", &table(&items, false).text(false).replace(&age, "AGE"));

@@ -16,6 +16,8 @@ use super::{
 
 /// Between two looks at what is new.
 const INTERVAL: Duration = Duration::from_millis(500);
+/// Traces looked through: all that the console keeps.
+const KEPT: usize = 1000;
 /// Spans that are known to have been told.
 const REMEMBERED: usize = 100_000;
 /// What is said where spans are looked for and there are none.
@@ -96,7 +98,7 @@ impl<'s> Calls<'s> {
     }
 
     async fn look(&mut self) -> Result<Vec<Call>, Failure> {
-        let listed = list(self.server, &Wanted::default()).await?;
+        let listed = list(self.server, &Wanted { limit: Some(KEPT), ..Wanted::default() }).await?;
         self.seen.retain(|id, _| listed.iter().any(|summary| summary.id == *id));
         let mut new = Vec::new();
         for summary in listed.into_iter().rev() {

@@ -35,11 +35,17 @@ impl Version {
         if !self.client {
             let plane: api::Version = server.get("/version").await?;
             if self.output == Format::Text {
-                output::data(&format!("control plane {}, workloads connect to {}\n", plane.version, plane.xds))?;
+                output::data(&format!(
+                    "control plane {} (revision {}), workloads connect to {}\n",
+                    plane.version, plane.revision, plane.xds
+                ))?;
             }
             let proxies: Proxies = server.get("/proxies").await?;
             let mut workloads: BTreeMap<String, usize> = BTreeMap::new();
-            proxies.items.into_iter().for_each(|proxy| *workloads.entry(proxy.version).or_default() += 1);
+            for proxy in proxies.items {
+                let other = format!("{} (another's)", proxy.version);
+                *workloads.entry(if proxy.program.is_empty() { other } else { proxy.program }).or_default() += 1;
+            }
             if self.output == Format::Text && !workloads.is_empty() {
                 let words: Vec<String> =
                     workloads.iter().map(|(version, count)| format!("{version} ({count})")).collect();
@@ -47,7 +53,10 @@ impl Version {
             }
             if let Some(told) = told.as_object_mut() {
                 told.insert("workloads".to_owned(), json!(workloads));
-                told.insert("control_plane".to_owned(), json!({ "version": plane.version, "xds": plane.xds }));
+                told.insert(
+                    "control_plane".to_owned(),
+                    json!({ "version": plane.version, "xds": plane.xds, "revision": plane.revision }),
+                );
             }
         }
         match self.output {

@@ -42,6 +42,9 @@ pub struct MeshSettings {
     pub connect_timeout: Duration,
     /// The name of the cluster, for telemetry.
     pub cluster: String,
+    /// Which of several control planes beside one another this is: it acts on objects without the label `istio.io/rev`, and on those whose label is this.
+    /// Source: Istio's revisions.
+    pub revision: String,
 }
 
 impl Default for MeshSettings {
@@ -61,6 +64,7 @@ impl Default for MeshSettings {
             allow_any: true,
             connect_timeout: Duration::from_secs(10),
             cluster: "Kubernetes".to_owned(),
+            revision: "default".to_owned(),
         }
     }
 }

@@ -2,10 +2,10 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use mesh_xds::node::{ADMIN, Node};
+use mesh_xds::node::{ADMIN, FEATURES_KEY, Node, VERSION};
 
 use crate::{
-    compile::NodeInfo,
+    compile::{NodeInfo, REVISION},
     registry::{Registered, WorkloadPort},
     state::now,
 };
@@ -48,6 +48,29 @@ pub(super) fn registered(node: &Node) -> Result<Registered, String> {
         since: now(),
         lost: None,
     })
+}
+
+/// What a member says of its program.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Program {
+    pub(super) version: String,
+    pub(super) features: Vec<String>,
+    pub(super) revision: String,
+}
+
+impl Program {
+    /// Features kept of one member.
+    const MOST: usize = 64;
+
+    pub(super) fn of(node: &Node) -> Self {
+        let text = |key: &str| node.meta(key).unwrap_or_default();
+        let features = text(FEATURES_KEY).split(',').filter(|name| !name.is_empty()).take(Self::MOST);
+        Self {
+            version: text(VERSION).to_owned(),
+            features: features.map(str::to_owned).collect(),
+            revision: node.labels().remove(REVISION).unwrap_or_default(),
+        }
+    }
 }
 
 /// A workload as the one a configuration is for.

@@ -83,11 +83,7 @@ ALLOW    AuthorizationPolicy     default/viewers    2       no        shop.yaml:
     for wrong in [&["--claim", "x"][..], &["-H", "x"], &["--ip", "x"]] {
         assert_eq!(mesh.run(&[&["authz", "check", "shop"], wrong].concat()).status.code(), Some(2), "{wrong:?}");
     }
-    for (wrong, why) in [
-        (&["--from", "a//b", "--path", "/"][..], "is no identity"),
-        (&["--port", "9", "--path", "/"], "it has 8080"),
-        (&["--method", "G T"], "method"),
-    ] {
+    for (wrong, why) in [(&["--from", "a//b", "--path", "/"][..], "is no identity"), (&["--method", "G T"], "method")] {
         let wrong = mesh.run(&[&["authz", "check", "shop"], wrong].concat());
         assert_eq!(wrong.status.code(), Some(1), "{wrong:?}");
         assert!(stderr(&wrong).contains(why), "{wrong:?}");

@@ -189,3 +189,37 @@ async fn a_bug_report_has_all_but_keys() {
     assert!(objects.contains("kind: VirtualService") && objects.contains("name: shop-cert"), "{objects}");
     assert_eq!(mesh.run(&["bug-report", "--dir", dir.to_str().unwrap()]).status.code(), Some(1), "it is there already");
 }
+
+/// OP7: bash completes kinds, and names of what there is, as the control plane knows them.
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread")]
+async fn names_are_completed() {
+    let mesh = Mesh::start().await;
+    let file = mesh.write("all.yaml", &format!("{SERVICES}---\n{RULES}"));
+    mesh.ok(&["apply", "-f", &file]);
+    let dir = PathBuf::from(env!("CARGO_BIN_EXE_meshctl")).parent().unwrap().to_owned();
+    let path = format!("{}:{}", dir.display(), std::env::var("PATH").unwrap());
+    for (words, expected) in [
+        (&["get", "virtuals"][..], "virtualservice"),
+        (&["get", "vs", "re"], "reviews"),
+        (&["-n", "default", "describe", "dr", ""], "reviews"),
+        (&["shift", "r"], "reviews"),
+        (&["get", "vs", "nobody"], ""),
+        (&["get", "vs", "-n", "elsewhere", "re"], ""),
+        (&["proxy-c"], "proxy-config"),
+    ] {
+        let script = format!(
+            "source <(meshctl completion bash); COMP_WORDS=(meshctl {}); COMP_CWORD={}; \
+             _meshctl_and_names meshctl \"${{COMP_WORDS[COMP_CWORD]}}\"; echo \"${{COMPREPLY[*]}}\"",
+            words.iter().map(|word| format!("'{word}'")).collect::<Vec<_>>().join(" "),
+            words.len()
+        );
+        let output = Command::new("bash")
+            .args(["-c", &script])
+            .env("PATH", &path)
+            .env("MESHCTL_SERVER", mesh.plane.api_address().to_string())
+            .output()
+            .unwrap();
+        assert_eq!(stdout(&output).trim(), expected, "{words:?}: {output:?}");
+    }
+}

@@ -5,7 +5,12 @@ use std::path::Path;
 
 use super::*;
 
-const POLICIES: &str = r#"apiVersion: networking.istio.io/v1
+const POLICIES: &str = r#"apiVersion: v1
+kind: Service
+metadata: {name: productpage}
+spec: {ports: [{name: http, port: 9080}], selector: {app: productpage}}
+---
+apiVersion: networking.istio.io/v1
 kind: WorkloadEntry
 metadata: {name: reviews-v1}
 spec: {address: 127.0.0.14, labels: {app: reviews, version: v1}, serviceAccount: bookinfo-reviews}
@@ -25,7 +30,7 @@ spec:
 
 /// A word that is another in the next run.
 fn word(word: &str) -> &str {
-    let is_hex = word.len() >= 16 && word.chars().all(|c| c.is_ascii_hexdigit() || c == ':');
+    let is_hex = word.len() >= 8 && word.chars().all(|c| c.is_ascii_hexdigit() || c == ':');
     let number = word.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let unit = word.get(number.len()..).unwrap_or_default();
     let is_time = ["ms", "s", "m", "h", "d"].contains(&unit) && number.parse::<f64>().is_ok();
@@ -56,7 +61,7 @@ async fn tables_are_as_written_down() {
         "describe service reviews",
         "describe vs reviews",
         "describe peerauthentication pages",
-        "describe dr/reviews -o yaml",
+        "describe vs/reviews -o yaml",
         "status",
         "graph -o json",
         "cert inspect",

@@ -56,7 +56,7 @@ function Fields() {
   const [all, setAll] = useState(false);
   const chosen = name || names[0];
   const loaded = useLoaded(() => (chosen ? get(`/console/processes/${encodeURIComponent(chosen)}/fields`) : null), [chosen, live.value.version]);
-  const resources = loaded.value ?? [];
+  const resources = Array.isArray(loaded.value) ? loaded.value : [];
   const count = (state) => resources.reduce((sum, it) => sum + (it[state]?.length ?? 0), 0);
   const states = all ? ["refused", "ignored", "applied"] : ["refused", "ignored"];
   const rows = states.flatMap((state) => resources.flatMap((it) => (it[state] ?? []).map((field) => ({ id: `${it.kind} ${it.name} ${state} ${field}`, cells: () => [
