@@ -113,17 +113,14 @@ impl Builder {
     /// | `MESH_ACCESS_LOG` | `text` or `json`: a line per request on standard output |
     /// | `MESH_METRICS_PROFILE` | conventions of metrics, by commas: `istio` (the default), `otel`, `grpc`, with gRPC's labels `grpc.lb.locality`, `grpc.lb.backend_service` and `grpc.client.call.custom`; or `none` |
     /// | `OTEL_PROPAGATORS` | forms in which traces are sent on beside `traceparent` and those they came in: `b3`, `b3multi` |
-    ///
-    /// OpenTelemetry's own variables are read from the **environment of the process**, whatever `variable` is, when the mesh is built: they are
-    /// the exporter's, and one program has one. Leave them unset, or give [`spans`](Self::spans), to have it otherwise.
-    ///
-    /// | variable | meaning |
-    /// |---|---|
     /// | `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`, else `OTEL_EXPORTER_OTLP_ENDPOINT` | where spans go, over OTLP's gRPC; unset sends none. A feature: `otlp` |
     /// | `OTEL_TRACES_SAMPLER`, `OTEL_TRACES_SAMPLER_ARG` | which traces that begin here are kept, unless the control plane says; unset is all |
     /// | `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES` | what spans say of this process; the name is the workload's service unless set |
     /// | `OTEL_BSP_SCHEDULE_DELAY`, `OTEL_BSP_MAX_QUEUE_SIZE`, `OTEL_BSP_MAX_EXPORT_BATCH_SIZE` | how spans are gathered before they are sent: 5 s, 2048, 512 |
-    /// | `OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_EXPORTER_OTLP_TIMEOUT`, `OTEL_EXPORTER_OTLP_COMPRESSION` | of the exporter, as OpenTelemetry has them |
+    /// | `OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_EXPORTER_OTLP_TIMEOUT` | of the exporter, as OpenTelemetry has them |
+    ///
+    /// Those of OpenTelemetry are read from the **environment of the process**, whatever `variable` is, when the mesh is built: they are the
+    /// exporter's, and one program has one. Leave them unset, or give [`spans`](Self::spans), to have it otherwise.
     ///
     /// # Errors
     ///
