@@ -12,6 +12,9 @@ mod authorization;
 #[path = "traffic/balancing.rs"]
 mod balancing;
 
+#[path = "traffic/bodies.rs"]
+mod bodies;
+
 #[path = "traffic/bypass.rs"]
 mod bypass;
 
@@ -38,6 +41,15 @@ mod outside;
 
 #[path = "traffic/gateways.rs"]
 mod gateways;
+
+#[path = "traffic/forgers.rs"]
+mod forgers;
+
+#[path = "traffic/relayed.rs"]
+mod relayed;
+
+#[path = "traffic/standing.rs"]
+mod standing;
 
 #[path = "traffic/faults.rs"]
 mod faults;

@@ -5,12 +5,12 @@
 //! order, a route. Rules are decided here; who else must be asked is said ([`Admit::Ask`]), and the decision goes on from
 //! there once the answer is known.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use crate::{
     authz::{Guard, Heard},
     claims::Claims,
-    config::{Inbound, MtlsMode},
+    config::{GatewayChain, Inbound, MtlsMode},
     error::NoRoute,
     identity::{SpiffeId, names_match},
     outcome::Flags,
@@ -26,6 +26,9 @@ pub struct InboundView<'a> {
     pub port: u16,
     /// Who the caller proved to be; `None` in plaintext.
     pub peer: Option<&'a SpiffeId>,
+    /// Of a caller that is nobody of the mesh and has shown a certificate all the same, what that says: its URIs, else its hosts.
+    /// `None` if it has shown none. Source: Envoy, of `authenticated`.
+    pub names: Option<&'a [String]>,
     /// What its verified tokens say; `None` while none was verified.
     pub claims: Option<&'a Claims>,
     /// The address it came in by; `None` if nobody knows, and then no condition on it is met or not met.
@@ -35,14 +38,26 @@ pub struct InboundView<'a> {
     pub remote: Option<IpAddr>,
     /// The server's name in the TLS handshake; empty in plaintext.
     pub server_name: &'a str,
-    /// The request.
+    /// It is a connection whose bytes are handed on: of its requests nobody knows anything.
+    pub bytes: bool,
+    /// The request; of bytes only where they come from.
     pub request: RequestView<'a>,
 }
 
 impl<'a> InboundView<'a> {
     /// A request in plaintext of which nothing else is known than where it comes from, by itself.
     pub fn of(port: u16, request: RequestView<'a>) -> Self {
-        Self { port, peer: None, claims: None, local: None, remote: request.source, server_name: "", request }
+        Self {
+            port,
+            peer: None,
+            names: None,
+            claims: None,
+            local: None,
+            remote: request.source,
+            server_name: "",
+            bytes: false,
+            request,
+        }
     }
 }
 
@@ -101,6 +116,24 @@ impl Snapshot {
             }
         }
         self.admit_route(view)
+    }
+
+    /// Decides over a connection whose bytes are handed on, by the rules of its chain.
+    pub fn admit_bytes(&self, chain: &Arc<GatewayChain>, view: &InboundView<'_>, heard: &mut Heard) -> Admit {
+        if let Some(why) = self.inbound(view.port).and_then(|inbound| inbound.refused.clone()) {
+            return refuse(503, Flags::NONE, why);
+        }
+        let Some(rules) = self.connection_rules(view.port, chain) else {
+            return refuse(403, Flags::NONE, "what holds for this connection is not known".to_owned());
+        };
+        for engine in rules {
+            let verdict = engine.decide(view, heard);
+            if !verdict.allowed {
+                let (reason, details) = (ACCESS_DENIED.to_owned(), verdict.details());
+                return Admit::Refuse { status: 403, flags: Flags::NONE, reason, details };
+            }
+        }
+        Admit::Allow
     }
 
     fn admit_route(&self, view: &InboundView<'_>) -> Admit {

@@ -42,6 +42,8 @@ struct Rules {
 #[derive(Debug)]
 struct Policy {
     name: Name,
+    /// It looks at requests.
+    of_requests: bool,
     permissions: Vec<Rule>,
     principals: Vec<Rule>,
 }
@@ -128,11 +130,10 @@ impl Rules {
                 let at = format!("{field}.policies[{name:?}].{of}");
                 list.iter().map(|condition| Rule::compile(condition, &at)).collect::<Result<Vec<_>, _>>()
             };
-            policies.push(Policy {
-                name: name.clone(),
-                permissions: compile(&policy.permissions, "permissions")?,
-                principals: compile(&policy.principals, "principals")?,
-            });
+            let permissions = compile(&policy.permissions, "permissions")?;
+            let principals = compile(&policy.principals, "principals")?;
+            let of_requests = permissions.iter().chain(&principals).any(Rule::is_of_requests);
+            policies.push(Policy { name: name.clone(), of_requests, permissions, principals });
         }
         Ok(Self { action: config.action, audit: config.audit, policies })
     }
@@ -141,7 +142,9 @@ impl Rules {
         let mut unknown = None;
         let mut matched = None;
         for policy in &self.policies {
-            match policy.matches(view) {
+            // What speaks of requests allows no connection, even where another of its alternatives does not. Source: istiod, of TCP.
+            let is_void = view.bytes && policy.of_requests && self.action == RbacAction::Allow;
+            match if is_void { Truth::No } else { policy.matches(view) } {
                 Truth::Yes => {
                     matched = Some(&policy.name);
                     break;

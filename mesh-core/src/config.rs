@@ -35,7 +35,7 @@ mod value;
 
 pub use authz::{
     AuditCondition, AuthzService, Condition, ExtAuthz, Guard, MetadataMatch, Rbac, RbacAction, RbacPolicy, RbacRules,
-    ShadowMatch, ValueMatch,
+    ShadowMatch, ToldBody, ValueMatch,
 };
 pub use balance::{
     ClientWeighted, ConsistentHash, Custom, HashFunction, LeastRequest, LoadBalancer, Maglev, PickFirst, RingHash,

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use rand::RngCore;
 
 use crate::{
-    authz::{Guard, Guards},
+    authz::{Engine, Guard, Guards},
     cluster::Cluster,
     config::{self, Config, EVERY_PORT, Local, Name, Serving},
     error::{CompileError, NoRoute},
@@ -43,6 +43,8 @@ pub struct Snapshot {
     inbound: BTreeMap<u16, Arc<RouteTable>>,
     /// What requests must pass, by port; only of ports where they must pass something.
     guards: BTreeMap<u16, Arc<Guards>>,
+    /// What connections of a gateway must pass whose bytes are handed on: of each chain in the order of the chains, by port.
+    connection_rules: BTreeMap<u16, Vec<Vec<Engine>>>,
     clusters: Clusters,
     /// How the processes like this one are spread.
     zones: Option<Arc<LocalZones>>,
@@ -60,6 +62,7 @@ impl Snapshot {
             gateways: BTreeMap::new(),
             inbound: BTreeMap::new(),
             guards: BTreeMap::new(),
+            connection_rules: BTreeMap::new(),
             clusters: Clusters::default(),
             zones: None,
         }
@@ -100,6 +103,14 @@ impl Snapshot {
             };
             guards.insert(*port, compiled);
         }
+        let mut connection_rules = BTreeMap::new();
+        for (port, gateway) in &config.gateways {
+            let of_chain = |chain: &Arc<config::GatewayChain>| {
+                let field = format!("port {port}.{}", chain.name);
+                chain.rules.iter().map(|rules| Engine::compile(rules, &field)).collect::<Result<Vec<_>, _>>()
+            };
+            connection_rules.insert(*port, gateway.chains.iter().map(of_chain).collect::<Result<_, _>>()?);
+        }
         let zones = local_zones(config);
         let zones = match &previous.zones {
             Some(old) if zones.as_ref() == Some(old) => Some(Arc::clone(old)),
@@ -116,7 +127,19 @@ impl Snapshot {
         let clusters = Clusters::compile(config, &previous.clusters, same, surroundings);
         let (servers, local) = (config.inbound.clone(), config.local.clone());
         let (serving, gateways) = (config.serving.clone(), config.gateways.clone());
-        Ok(Self { servers, local, outbound, targets, serving, gateways, inbound, guards, clusters, zones })
+        Ok(Self {
+            servers,
+            local,
+            outbound,
+            targets,
+            serving,
+            gateways,
+            inbound,
+            guards,
+            connection_rules,
+            clusters,
+            zones,
+        })
     }
 
     /// Decides one outbound request. Allocates nothing; draws from `rng` for shares, weights and faults.
@@ -260,6 +283,12 @@ impl Snapshot {
     /// What requests to this port must pass, in order.
     pub(crate) fn guards(&self, port: u16) -> &[Guard] {
         self.guards.get(&self.said_of(port)).map_or(&[], |guards| &guards.0)
+    }
+
+    /// What connections of a chain of a gateway's port must pass, in order; `None` of a chain that it does not have.
+    pub(crate) fn connection_rules(&self, port: u16, chain: &Arc<config::GatewayChain>) -> Option<&[Engine]> {
+        let at = self.gateway(port)?.chains.iter().position(|own| Arc::ptr_eq(own, chain))?;
+        self.connection_rules.get(&port)?.get(at).map(Vec::as_slice)
     }
 
     /// What the guard of a port at a place demands of tokens, if that is what it guards by.

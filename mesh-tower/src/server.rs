@@ -8,14 +8,13 @@
 use std::{
     convert::Infallible,
     future::poll_fn,
-    io,
     net::{IpAddr, SocketAddr},
     pin::pin,
     sync::Arc,
     time::Duration,
 };
 
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header, request::Parts};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header, request::Parts};
 use http_body::Body as HttpBody;
 use hyper::{body::Incoming, service::service_fn, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
@@ -26,7 +25,7 @@ use mesh_core::{
     rate_limit::LimitCodec,
 };
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::watch,
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -41,8 +40,8 @@ use crate::{
     pool::{Pool, ask_upgrade, remove_hop_by_hop},
     side::SideCalls,
     source::{self, Source},
-    telemetry::{PEER_METADATA, Telemetry, refused},
-    tls::{Accepted, GatewayAcceptor, LiveIdentity, MtlsAcceptor, Reason, TlsError},
+    telemetry::{PEER_METADATA, Telemetry},
+    tls::{Accepted, GatewayAcceptor, LiveIdentity, MtlsAcceptor, Rewound, TlsError, Turns},
 };
 
 mod body;
@@ -52,10 +51,14 @@ mod edge;
 mod ending;
 mod guard;
 mod health;
+mod held;
+mod idle;
 mod limit;
 mod limits;
 mod load;
 mod named;
+mod opening;
+mod outside;
 mod relay;
 mod reply;
 mod shed;
@@ -63,8 +66,8 @@ mod story;
 mod term;
 mod tunnel;
 
-use body::Answer;
 pub use body::RequestBody;
+use body::{Answer, Begun};
 use caller::Caller;
 pub(crate) use edge::OnTarget;
 use edge::Shaken;
@@ -73,6 +76,7 @@ use guard::{Refusal, own_address};
 pub(crate) use health::Health;
 use health::is_probe;
 pub use health::{HealthBody, WithHealth};
+use held::{Held, Hold};
 use limits::{Heard, Listening};
 pub use load::{LoadBody, LoadRecorder, WithLoad, record_call};
 pub use mesh_core::load::LoadReport;
@@ -84,10 +88,6 @@ use story::Story;
 use term::Term;
 pub(crate) use tunnel::Tunnels;
 
-/// How long a caller may take for the TLS handshake. Envoy's default is 15 s.
-const HANDSHAKE: Duration = Duration::from_secs(10);
-/// Handshakes under way at once; more callers wait in the kernel.
-const HANDSHAKES: usize = 256;
 /// How long a caller may take to write the head of an HTTP/1.1 request.
 const HEAD: Duration = Duration::from_secs(30);
 
@@ -176,7 +176,7 @@ impl Server {
         }
         let server = Arc::new(self);
         let local = own_address(listener.local_addr());
-        let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+        let turns = Turns::default();
         let (drain, draining) = watch::channel(false);
         let acceptor = GatewayAcceptor::new(MtlsAcceptor::new(server.identity.clone()));
         let mut connections = JoinSet::new();
@@ -186,32 +186,22 @@ impl Server {
                 biased;
                 () = closed.as_mut() => break,
                 Some(_) = connections.join_next() => continue,
-                accepted = accept(&mut listener, &handshakes) => accepted,
+                accepted = listener.accept() => accepted,
             };
             match accepted {
                 // More than there may be are closed at once (RL8).
-                Ok((_, address, _)) if server.inbound().is_some_and(|it| it.is_full(connections.len())) => {
+                Ok((_, address)) if server.inbound().is_some_and(|it| it.is_full(connections.len())) => {
                     tracing::debug!(target: "mesh::server", peer = %address, "closed: too many connections");
                 }
-                Ok((stream, address, permit)) => {
-                    let (server, handler, draining) = (Arc::clone(&server), handler.clone(), draining.clone());
-                    let acceptor = acceptor.clone();
+                Ok((stream, address)) => {
+                    let (server, handler, mut draining) = (Arc::clone(&server), handler.clone(), draining.clone());
+                    let (acceptor, turns) = (acceptor.clone(), turns.clone());
                     connections.spawn(async move {
-                        let shaken = timeout(HANDSHAKE, server.shake(acceptor, stream, address, local)).await;
-                        drop(permit);
-                        match shaken {
-                            Ok(Ok(Shaken::Requests(io, caller))) => {
-                                server.converse(io, caller, handler, draining).await;
-                            }
-                            Ok(Ok(Shaken::Bytes(io, chain))) => server.relay(io, address, &chain, draining).await,
-                            Ok(Err(error)) => {
-                                let reason = error.reason();
-                                tracing::debug!(target: "mesh::server", peer = %address, %reason, %error, "connection refused");
-                            }
-                            Err(_) => {
-                                refused("inbound", Reason::Timeout);
-                                tracing::debug!(target: "mesh::server", peer = %address, "handshake took too long");
-                            }
+                        let by = (&turns, acceptor);
+                        match server.open(by, stream, (address, local), &mut draining).await {
+                            Some(Shaken::Requests(io, caller)) => server.converse(io, caller, handler, draining).await,
+                            Some(Shaken::Bytes(io, chain, from)) => server.relay(io, &chain, &from, draining).await,
+                            Some(Shaken::Refused(_)) | None => {}
                         }
                     });
                 }
@@ -240,7 +230,7 @@ impl Server {
     async fn shake<I: Io>(
         &self,
         acceptor: GatewayAcceptor,
-        stream: I,
+        stream: Rewound<I>,
         address: SocketAddr,
         local: Option<IpAddr>,
     ) -> Result<Shaken<I>, TlsError> {
@@ -260,7 +250,7 @@ impl Server {
             None if self.secure => MtlsMode::Strict,
             None => MtlsMode::Disable,
         };
-        let accepted = acceptor.accept(stream, mode).await?;
+        let accepted = acceptor.accept_begun(stream, mode).await?;
         let caller = Caller::new(&accepted, address, local, mode);
         Ok(Shaken::Requests(accepted, caller))
     }
@@ -282,27 +272,51 @@ impl Server {
         let head = inbound.as_ref().and_then(|inbound| inbound.request_headers_timeout).unwrap_or(HEAD);
         let most = inbound.map_or_else(HttpLimits::default, |inbound| inbound.http);
         let heard = Heard::default();
-        let (io, requests) = (Listening { io, heard: heard.clone() }, heard.clone());
-        let service = service_fn(move |request| {
+        let hold = Hold::default();
+        let _cutting = hold.cutting();
+        let (requests, changing) = (heard.clone(), hold.clone());
+        let io = Held::new(Listening { io, heard: heard.clone() }, hold.clone());
+        let service = service_fn(move |request: Request<Incoming>| {
             requests.request();
             let (server, caller, handler) = (Arc::clone(&self), Arc::clone(&caller), handler.clone());
-            async move { Ok::<_, Infallible>(server.answer(&caller, handler, request).await) }
+            let (changing, connects) = (changing.clone(), request.method() == Method::CONNECT);
+            async move {
+                let response = server.answer(&caller, handler, request).await;
+                if connects || response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                    changing.change();
+                }
+                Ok::<_, Infallible>(response)
+            }
         });
         let protocols = limits::protocols(head, &most);
-        let mut connection = pin!(protocols.serve_connection_with_upgrades(TokioIo::new(io), service));
-        let drained = tokio::select! {
-            ended = connection.as_mut() => return tell_end(ended),
-            () = until_true(&mut draining) => true,
-            () = term.over(&held, &of) => false,
-            () = heard.silence(head) => {
-                tracing::debug!(target: "mesh::server", "closed: it said nothing");
-                return;
+        let drained = {
+            let mut connection = pin!(protocols.serve_connection_with_upgrades(TokioIo::new(io), service));
+            let drained = tokio::select! {
+                ended = connection.as_mut() => {
+                    tell_end(ended);
+                    None
+                }
+                () = until_true(&mut draining) => Some(true),
+                () = term.over(&held, &of) => Some(false),
+                () = heard.silence(head) => {
+                    tracing::debug!(target: "mesh::server", "closed: it said nothing");
+                    return;
+                }
+            };
+            if let Some(drained) = drained {
+                connection.as_mut().graceful_shutdown();
+                tokio::select! {
+                    ended = connection => tell_end(ended),
+                    () = term.cut(drained) => return,
+                }
             }
+            drained
         };
-        connection.as_mut().graceful_shutdown();
+        // If its protocol was changed, the bytes are there still, in other hands.
         tokio::select! {
-            ended = connection => tell_end(ended),
-            () = term.cut(drained) => {}
+            biased;
+            () = hold.gone() => {}
+            () = term.rest(drained, (&held, &of), &mut draining) => {}
         }
     }
 
@@ -312,6 +326,7 @@ impl Server {
         B: HttpBody<Error: Into<BoxError>>,
     {
         let (mut parts, body) = request.into_parts();
+        let mut body = Begun::new(body);
         let most = self.inbound().map_or_else(HttpLimits::default, |inbound| inbound.http);
         let malformed = limits::head(&parts, &most).and_then(|()| self.straighten(caller, &mut parts));
         let changing = parts.extensions.get::<OnUpgrade>().cloned().filter(|_| self.role.is_gateway());
@@ -322,7 +337,7 @@ impl Server {
         context.source = Some(caller.address.ip());
         let context = Arc::new(context);
         let mut refusal = match malformed {
-            Ok(()) => self.refusal(caller, &mut parts, &context).await,
+            Ok(()) => self.refusal(caller, (&mut parts, &mut body), &context).await,
             Err(malformed) => Some(malformed),
         };
         let mut told = Vec::new();
@@ -439,16 +454,6 @@ fn tell_end(ended: Result<(), BoxError>) {
 /// Ends when the value is true, or will not change any more.
 async fn until_true(value: &mut watch::Receiver<bool>) {
     let _ = value.wait_for(|value| *value).await;
-}
-
-async fn accept<L: Listener>(
-    listener: &mut L,
-    handshakes: &Arc<Semaphore>,
-) -> io::Result<(L::Io, SocketAddr, tokio::sync::OwnedSemaphorePermit)> {
-    // The semaphore is never closed.
-    let permit = Arc::clone(handshakes).acquire_owned().await.map_err(io::Error::other)?;
-    let (stream, address) = listener.accept().await?;
-    Ok((stream, address, permit))
 }
 
 async fn call<S, B>(mut handler: S, request: Request<RequestBody>) -> Result<Response<B>, BoxError>

@@ -31,6 +31,7 @@ mod refusal;
 mod server;
 mod tenure;
 mod trust;
+mod turns;
 mod verify;
 
 pub use client::{ClientTls, Sessions, UpstreamTarget};
@@ -44,6 +45,8 @@ use refusal::Refusal;
 pub(crate) use server::Rewound;
 pub use server::{Accepted, MtlsAcceptor};
 pub(crate) use tenure::{End, Tenure};
+pub(crate) use trust::validity;
+pub(crate) use turns::{Turns, begun};
 
 /// The cryptography used: the process's default where the application installed one, ring otherwise.
 pub(crate) fn provider() -> Arc<CryptoProvider> {

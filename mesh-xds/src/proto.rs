@@ -207,6 +207,11 @@ pub mod envoy {
                         include!("proto/generated/envoy.extensions.filters.network.http_connection_manager.v3.rs");
                     }
                 }
+                pub mod rbac {
+                    pub mod v3 {
+                        include!("proto/generated/envoy.extensions.filters.network.rbac.v3.rs");
+                    }
+                }
                 pub mod tcp_proxy {
                     pub mod v3 {
                         include!("proto/generated/envoy.extensions.filters.network.tcp_proxy.v3.rs");

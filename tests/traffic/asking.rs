@@ -42,7 +42,7 @@ fn option(key: &str, value: &str, append: bool) -> HeaderValueOption {
     HeaderValueOption { header: Some(header), append: Some(append), ..HeaderValueOption::default() }
 }
 
-fn said(code: i32, response: Option<HttpResponse>) -> Reply {
+pub(crate) fn said(code: i32, response: Option<HttpResponse>) -> Reply {
     let status = Some(Status { code, ..Status::default() });
     let message = CheckResponse { status, http_response: response };
     Reply::ok().message(Box::leak(message.encode_to_vec().into_boxed_slice()))
@@ -95,6 +95,7 @@ fn service(failure_allows: bool) -> Guard {
         status_on_error: 503,
         allowed_headers: None,
         disallowed_headers: vec![StringMatch::Exact { value: "x-secret".to_owned(), ignore_case: false }],
+        body: None,
         when: None,
     }))
 }
@@ -247,13 +248,13 @@ async fn closed_doors_do_not_hide_how_a_process_is() {
 }
 
 /// Who signs certificates, for the time of a test.
-struct Authority {
+pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
     root: rustls::pki_types::CertificateDer<'static>,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -264,9 +265,13 @@ impl Authority {
     }
 
     fn identity(&self, account: &str) -> Identity {
+        self.identity_of(&id(account))
+    }
+
+    pub(crate) fn identity_of(&self, id: &str) -> Identity {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
-        params.subject_alt_names = vec![SanType::URI(id(account).try_into().unwrap())];
+        params.subject_alt_names = vec![SanType::URI(id.try_into().unwrap())];
         let leaf = params.signed_by(&key, &self.issuer).unwrap().der().clone();
         let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
         Identity::from_der(vec![leaf], key, vec![self.root.clone()]).unwrap()

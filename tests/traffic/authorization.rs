@@ -147,7 +147,7 @@ fn service(failure_allows: bool) -> ExtAuthz {
             cluster: "authz".into(),
             authority: "authz".to_owned(),
             path_prefix: "/check".to_owned(),
-            add: vec![("x-asked".into(), "yes".to_owned())],
+            add: vec![("x-asked".into(), "yes".to_owned()), ("X-Tell-Own".into(), "operator".to_owned())],
             to_upstream: vec![StringMatch::Exact { value: "x-user".to_owned(), ignore_case: false }],
             to_client: Vec::new(),
         },
@@ -156,6 +156,7 @@ fn service(failure_allows: bool) -> ExtAuthz {
         status_on_error: 403,
         allowed_headers: Some(vec![StringMatch::Prefix { value: "x-tell".to_owned(), ignore_case: false }]),
         disallowed_headers: Vec::new(),
+        body: None,
         when: Some(ShadowMatch {
             prefix: "istio_ext_authz_".into(),
             policy: StringMatch::Prefix { value: "istio-ext-authz".to_owned(), ignore_case: false },
@@ -183,12 +184,15 @@ async fn services_are_asked() {
             let before = authz.count();
             assert!(program.get("/free").await.is_ok());
             assert_eq!(authz.count(), before, "nobody is asked");
-            let user = |name: &'static str| [("x-tell-user", name), ("x-user", "forged"), ("x-other", "secret")];
+            let user = |name: &'static str| {
+                [("x-tell-user", name), ("x-user", "forged"), ("x-other", "secret"), ("x-tell-own", "forged")]
+            };
             assert!(program.get_with("/asked?q", &user("jason")).await.is_ok(), "{kind:?}");
             assert_eq!(app.last().header("x-user"), "jason", "the service's word replaces the caller's");
             let asked = authz.last();
             assert_eq!((asked.path.as_str(), asked.header("x-asked").as_str()), ("/check/asked?q", "yes"));
             assert_eq!(asked.header("x-other"), "", "only what is allowed is told");
+            assert_eq!(asked.header("x-tell-own"), "operator", "the caller adds nothing to what the operator says");
             let refused = program.get_with("/asked", &user("nobody")).await;
             assert_eq!((refused.status, refused.header("www-authenticate").as_str()), (401, "Bearer"));
             let without = program.get_with("/asked", &user("broken")).await;

@@ -4,22 +4,26 @@
 //! The rules: `/admin` is denied by name, hosts and roles too, and nothing but GET below `/public` is allowed. A row holds if
 //! the application either sees nothing, or sees a path below `/public` in the form the rules saw.
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use mesh_tower::config::{
-    Condition, EscapedSlashes, Guard, HeaderMatch, HeaderMatcher, PathNormalization, RbacAction, StringMatch,
+use mesh_tower::{
+    Mesh,
+    config::{
+        Action, Condition, EscapedSlashes, Guard, HeaderMatch, HeaderMatcher, Inbound, MtlsMode, PathNormalization,
+        RbacAction, RouteMatch, RouteTable, StringMatch, VirtualHost,
+    },
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpListener, TcpStream},
     time::{Duration, timeout},
 };
 
 use crate::{
     authorization::{caller, enforced, guarded, header, rules, starts},
     floods::{frame, greeting},
-    harness::{Kind, Upstream},
+    harness::{Kind, Upstream, cluster, config, route, to},
     tokens::{Issuer, demanding},
 };
 
@@ -79,12 +83,48 @@ const PATHS: &[(&str, &str, bool, Option<&str>)] = &[
     ("case", "/Public/secret", false, None),
 ];
 
-/// SV11, AZ3: ways to write a path, over HTTP/1.1, HTTP/2 and gRPC.
+/// Where rules stand that a trick might get round.
+#[derive(Clone, Copy, Debug)]
+enum Door {
+    /// At a workload's own port.
+    Workload,
+    /// At a gateway's.
+    Gateway,
+}
+
+impl Door {
+    const ALL: [Self; 2] = [Self::Workload, Self::Gateway];
+
+    async fn guarded(self, kind: Kind, path: PathNormalization, guards: Vec<Guard>) -> (Upstream, SocketAddr, Mesh) {
+        if let Self::Workload = self {
+            return guarded(kind, &Upstream::start("authz").await, path, guards).await;
+        }
+        let app = Upstream::start("app").await;
+        let host = VirtualHost {
+            name: "all".into(),
+            domains: vec!["*".to_owned()],
+            routes: vec![route(RouteMatch::default(), Action::Forward(to("app")))],
+            ..VirtualHost::default()
+        };
+        let table = RouteTable { virtual_hosts: vec![Arc::new(host)], ..RouteTable::default() };
+        let inbound = Inbound { mtls: MtlsMode::Disable, guards, path, members_forward: false, ..Inbound::default() };
+        let mut own = config([cluster(kind, "app", &[&app])], Vec::new());
+        own.outbound.insert(80, Arc::new(table));
+        own.inbound.insert(80, Arc::new(inbound));
+        let mesh = Mesh::builder().config(own).build().await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, edge) = (listener.local_addr().unwrap(), mesh.clone());
+        tokio::spawn(async move { edge.gateway_listener(listener, 80).await });
+        (app, address, mesh)
+    }
+}
+
+/// SV11, AZ3, GW1: ways to write a path, over HTTP/1.1, HTTP/2 and gRPC, to a workload and to a gateway.
 #[tokio::test]
 async fn no_way_to_write_a_path_gets_round() {
-    for kind in Kind::ALL {
+    let doors = Door::ALL.into_iter().flat_map(|door| Kind::ALL.map(|kind| (door, kind)));
+    for (door, kind) in doors {
         for decode in [false, true] {
-            let nobody = Upstream::start("authz").await;
             let path = if decode { DECODE } else { PathNormalization::BASE };
             // A gRPC call is a POST.
             let method = if kind.is_grpc() { "POST" } else { "GET" };
@@ -92,14 +132,16 @@ async fn no_way_to_write_a_path_gets_round() {
             guards.pop();
             let allowed = Condition::All(vec![starts("/public"), header(":method", method)]);
             guards.push(enforced(rules(RbacAction::Allow, "allow", vec![allowed])));
-            let (app, address, _mesh) = guarded(kind, &nobody, path, guards).await;
+            let (app, address, _mesh) = door.guarded(kind, path, guards).await;
             let program = caller(kind, address).await;
             for (source, path, _, seen) in PATHS.iter().filter(|row| row.2 == decode) {
                 let before = app.count();
                 let answer = program.get(path).await;
                 match seen {
-                    None => assert_eq!(app.count(), before, "{kind:?} {source}: {path} gave {}", answer.status),
-                    Some(seen) => assert_eq!(app.last().path, *seen, "{kind:?} {source}: {path}"),
+                    None => {
+                        assert_eq!(app.count(), before, "{door:?} {kind:?} {source}: {path} gave {}", answer.status)
+                    }
+                    Some(seen) => assert_eq!(app.last().path, *seen, "{door:?} {kind:?} {source}: {path}"),
                 }
             }
         }
@@ -119,6 +161,8 @@ const RAW: &[(&str, &[u8], u16)] = &[
     ("method", b"POST /public HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n", 403),
     ("gRFC A41", b"GET /public HTTP/1.1\r\nhost: a\r\nhost: admin.example.com\r\n\r\n", 400),
     ("gRFC A41", b"GET /public HTTP/1.1\r\n\r\n", 400),
+    ("no host in HTTP/1.0", b"GET /public HTTP/1.0\r\n\r\n", 400),
+    ("no host in HTTP/1.0", b"GET /public HTTP/1.0\r\nhost:\r\n\r\n", 400),
     ("gRFC A41", b"GET http://a/public HTTP/1.1\r\nhost: admin.example.com\r\n\r\n", 400),
     ("gRFC A41", b"GET http://admin.example.com/public HTTP/1.1\r\nhost: a\r\n\r\n", 400),
     ("user name", b"GET /public HTTP/1.1\r\nhost: a@admin.example.com\r\n\r\n", 400),
@@ -148,25 +192,26 @@ const RAW: &[(&str, &[u8], u16)] = &[
     ("RUSTSEC-2020-0008", b"GET /public HTTP/1.0\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", 400),
 ];
 
-/// SV11, AZ3: what only raw bytes can say.
+/// SV11, AZ3, GW1: what only raw bytes can say, to a workload and to a gateway.
 #[tokio::test]
 async fn no_way_to_write_a_request_gets_round() {
-    let nobody = Upstream::start("authz").await;
-    let (app, address, _mesh) = guarded(Kind::Http1, &nobody, PathNormalization::BASE, guards()).await;
-    for (source, bytes, expected) in RAW {
-        let before = app.count();
-        let mut stream = TcpStream::connect(address).await.unwrap();
-        stream.write_all(bytes).await.unwrap();
-        let mut said = vec![0; 4096];
-        let length = timeout(Duration::from_secs(20), stream.read(&mut said)).await.unwrap().unwrap_or(0);
-        let said = String::from_utf8_lossy(&said[..length]).into_owned();
-        let status = said.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
-        let request = String::from_utf8_lossy(bytes);
-        assert_eq!(status, *expected, "{source}: {request} gave {said}");
-        assert_eq!(app.count() - before, usize::from(*expected == 200), "{source}: {request}");
+    for door in Door::ALL {
+        let (app, address, _mesh) = door.guarded(Kind::Http1, PathNormalization::BASE, guards()).await;
+        for (source, bytes, expected) in RAW {
+            let before = app.count();
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(bytes).await.unwrap();
+            let mut said = vec![0; 4096];
+            let length = timeout(Duration::from_secs(20), stream.read(&mut said)).await.unwrap().unwrap_or(0);
+            let said = String::from_utf8_lossy(&said[..length]).into_owned();
+            let status = said.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
+            let request = String::from_utf8_lossy(bytes);
+            assert_eq!(status, *expected, "{door:?} {source}: {request} gave {said}");
+            assert_eq!(app.count() - before, usize::from(*expected == 200), "{door:?} {source}: {request}");
+        }
+        let arrived = app.arrivals();
+        assert!(arrived.iter().all(|arrival| arrival.path == "/public"), "the application sees what the rules saw");
     }
-    let arrived = app.arrivals();
-    assert!(arrived.iter().all(|arrival| arrival.path == "/public"), "the application sees what the rules saw");
 }
 
 /// SV9, AN5: who calls, and from where, is not what a header says.
@@ -240,11 +285,16 @@ const FRAMES: &[(&str, Fields, bool)] = &[
     ("method override", &[(":path", b"/admin"), ("x-original-url", b"/public")], false),
 ];
 
-/// SV11, AZ3: what only raw frames of HTTP/2 can say.
+/// SV11, AZ3, GW1: what only raw frames of HTTP/2 can say, to a workload and to a gateway.
 #[tokio::test]
 async fn no_way_to_write_frames_gets_round() {
-    let nobody = Upstream::start("authz").await;
-    let (app, address, _mesh) = guarded(Kind::Http2, &nobody, PathNormalization::BASE, guards()).await;
+    for door in Door::ALL {
+        frames_at(door).await;
+    }
+}
+
+async fn frames_at(door: Door) {
+    let (app, address, _mesh) = door.guarded(Kind::Http2, PathNormalization::BASE, guards()).await;
     for (source, fields, passes) in FRAMES {
         // In place of the first of its name; what has no namesake, or comes again, stands behind.
         let mut all: Vec<(&str, &[u8])> = FIELDS.to_vec();
@@ -279,7 +329,7 @@ async fn no_way_to_write_frames_gets_round() {
                 Ok(_) | Err(_) => break,
             }
         }
-        assert_eq!(app.count() - before, usize::from(*passes), "{source}: {fields:?}");
+        assert_eq!(app.count() - before, usize::from(*passes), "{door:?} {source}: {fields:?}");
     }
     assert!(app.arrivals().iter().all(|arrival| arrival.path == "/public" && arrival.header("x-role").is_empty()));
 }

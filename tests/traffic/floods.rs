@@ -2,6 +2,7 @@
 //! ours would send it.
 
 use std::{
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::SeqCst},
@@ -17,19 +18,24 @@ use mesh_tower::{
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     task::JoinHandle,
     time::timeout,
 };
 
-use crate::harness::route;
+use crate::{
+    authorization::caller,
+    harness::{Kind, Upstream, route},
+    objects::services,
+    outside::{self, Authority, Edge, Visitor, bound, secret, well},
+};
 
 /// Long enough for anything on a machine under load.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A server that counts what its application gets.
 struct Server {
-    address: std::net::SocketAddr,
+    address: SocketAddr,
     served: Arc<AtomicUsize>,
     task: JoinHandle<()>,
 }
@@ -157,6 +163,44 @@ async fn silence_is_not_waited_for() {
         assert!(timeout(PATIENCE, stream.read(&mut said)).await.unwrap().unwrap() > 0);
     }
     assert!(server.is_well().await);
+}
+
+/// Connections from one address, each with these bytes on it.
+async fn connected(from: [u8; 4], to: SocketAddr, count: usize, bytes: &[u8]) -> Vec<TcpStream> {
+    let mut all = Vec::new();
+    for _ in 0..count {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((from, 0).into()).unwrap();
+        let mut stream = socket.connect(to).await.unwrap();
+        stream.write_all(bytes).await.unwrap();
+        all.push(stream);
+    }
+    all
+}
+
+/// SV10, SV13: who connects and says nothing takes no turn from who speaks, however many they are; who begins a handshake and does not
+/// end it has the turns of its own address alone.
+#[tokio::test]
+async fn who_says_nothing_holds_up_nobody() {
+    const AT_ONCE: Duration = Duration::from_secs(5);
+    for kind in Kind::ALL {
+        let server = Server::start(|it| it.mtls = MtlsMode::Permissive).await;
+        let _silent = connected([127, 0, 0, 1], server.address, 300, b"").await;
+        let answer = timeout(AT_ONCE, async { caller(kind, server.address).await.get("/a.B/C").await }).await;
+        assert_eq!(answer.expect("held up").status, 200, "{kind:?}");
+
+        let (authority, a) = (Authority::new("outside"), Upstream::start("a").await);
+        let text = services(kind, &[&a])
+            + &secret("cert", Some(&authority.issue(&["a.test"])), None)
+            + &outside::server("a", 443, "HTTPS", "[a.test]", "{mode: SIMPLE, credentialName: cert}")
+            + &bound("a", "a", "[a.test]", "a");
+        let edge = Edge::start(&text, &[443]).await;
+        let _silent = connected([127, 0, 0, 1], edge.at(443), 300, b"").await;
+        let _stalled = connected([127, 0, 0, 2], edge.at(443), 300, &[0x16, 3, 1]).await;
+        let visitor = Visitor::trusting(&authority);
+        let answer = timeout(AT_ONCE, visitor.ask(kind, edge.at(443), "a.test", "/x")).await;
+        assert!(well(kind, &answer.expect("held up").unwrap()), "{kind:?}");
+    }
 }
 
 /// SV11: heads are bounded, in number and in bytes, over HTTP/1.1 and HTTP/2.

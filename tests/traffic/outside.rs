@@ -181,6 +181,11 @@ impl Visitor {
         name: &str,
         alpn: &[&str],
     ) -> Result<TlsStream<TcpStream>, String> {
+        self.shake_with(Arc::new(self.config(alpn)), at, name).await
+    }
+
+    /// The settings of its handshakes; with the same ones a session is resumed.
+    pub(crate) fn config(&self, alpn: &[&str]) -> ClientConfig {
         let mut roots = RootCertStore::empty();
         for root in &self.roots {
             roots.add(CertificateDer::from_pem_slice(root.as_bytes()).unwrap()).unwrap();
@@ -197,9 +202,18 @@ impl Visitor {
             }
         };
         config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+        config
+    }
+
+    pub(crate) async fn shake_with(
+        &self,
+        config: Arc<ClientConfig>,
+        at: SocketAddr,
+        name: &str,
+    ) -> Result<TlsStream<TcpStream>, String> {
         let stream = TcpStream::connect(at).await.map_err(|error| error.to_string())?;
         let name = ServerName::try_from(name.to_owned()).unwrap();
-        TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|error| error.to_string())
+        TlsConnector::from(config).connect(name, stream).await.map_err(|error| error.to_string())
     }
 
     /// A request over TLS, with what the kind of program agrees on.

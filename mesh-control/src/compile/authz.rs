@@ -20,6 +20,8 @@ use crate::kinds::{
     regex_escape,
 };
 
+pub(super) mod bytes;
+
 /// In front of the names of policies that have a provider asked.
 const CUSTOM: &str = "istio-ext-authz-";
 /// In front of what the rules for providers find.

@@ -13,7 +13,7 @@ use mesh_core::config::{
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, pem::PemObject};
 
 use super::{
-    NodeInfo, World,
+    NodeInfo, World, authz,
     cluster::cluster_name,
     inbound,
     route::{Asking, is_gateway, routes as routes_of, target, weighted},
@@ -57,6 +57,12 @@ pub(super) fn routes(world: &World, node: &NodeInfo, services: &[&Service]) -> C
         config.gateways.insert(port, Arc::new(Gateway { chains }));
     }
     let ports: Vec<u16> = config.outbound.keys().chain(config.gateways.keys()).copied().collect();
+    let rules = authz::bytes::rules(world, node);
+    for chain in config.gateways.values_mut().flat_map(|gateway| &mut Arc::make_mut(gateway).chains) {
+        if matches!(chain.to, GatewayTo::Bytes(_)) {
+            Arc::make_mut(chain).rules.clone_from(&rules);
+        }
+    }
     config.inbound = inbound::at_gateway(world, node, ports.into_iter()).into_iter().collect();
     config
 }
@@ -136,7 +142,13 @@ fn chains_of(
                 GatewayTo::Http(name.clone())
             };
             let server_names = server_names();
-            chains.push(Arc::new(GatewayChain { name, server_names, tls: Some(Arc::new(tls)), to }));
+            chains.push(Arc::new(GatewayChain {
+                name,
+                server_names,
+                tls: Some(Arc::new(tls)),
+                to,
+                ..GatewayChain::default()
+            }));
         }
     }
 }
@@ -165,7 +177,7 @@ fn passed_on(
                 let Key { namespace, name, .. } = &object.key;
                 let name = format!("tls.{}.{}.{name}.{namespace}.{at}.{n}", asking.port, server.name).into();
                 let to = GatewayTo::Bytes(destinations(asking, object, rule));
-                chains.push(Arc::new(GatewayChain { name, server_names, tls: None, to }));
+                chains.push(Arc::new(GatewayChain { name, server_names, tls: None, to, ..GatewayChain::default() }));
             }
         }
     }

@@ -146,6 +146,7 @@ fn service(provider: &AuthzProvider) -> ExtAuthz {
         status_on_error: provider.status_on_error,
         allowed_headers: (!provider.grpc).then(|| provider.include.clone()),
         disallowed_headers: Vec::new(),
+        body: provider.body,
         when: None,
     }
 }

@@ -34,7 +34,8 @@ pub(crate) fn authentication(world: &World, namespace: &str, labels: &Labels) ->
     let or_none = |n| JwtRequirement::Any(vec![one(n), JwtRequirement::AllowMissing]);
     let requirement = match rules.len() {
         1 => or_none(0),
-        // Providers may share a place: a token of one of them is enough, and none that is there may be bad.
+        // As istiod has it: a good token of any provider is enough, and ends the search, so that another beside it is neither judged
+        // nor taken off; without a good one, none that is there may be bad.
         count => {
             let all = JwtRequirement::All((0..count).map(or_none).collect());
             JwtRequirement::Any((0..count).map(one).chain([all]).collect())

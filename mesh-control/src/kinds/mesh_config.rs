@@ -428,7 +428,7 @@ extensionProviders:
             ),
             (
                 "extensionProviders: [{name: x, envoyExtAuthzGrpc: {service: a.b, port: 1, includeRequestBodyInCheck: {}}}]\n",
-                "includeRequestBodyInCheck is not supported",
+                "includeRequestBodyInCheck.maxRequestBytes must be greater than 0",
             ),
             ("pathNormalization: {normalization: ALL}\n", "cannot be"),
         ] {

@@ -100,8 +100,19 @@ impl Rule {
         })
     }
 
+    /// Does it, or anything in it, look at a request?
+    pub(super) fn is_of_requests(&self) -> bool {
+        match self {
+            Self::All(of) | Self::One(of) => of.iter().any(Self::is_of_requests),
+            Self::Not(of) => of.is_of_requests(),
+            Self::Header { .. } | Self::Path(_) | Self::Metadata(_) => true,
+            _ => false,
+        }
+    }
+
     pub(super) fn is_met(&self, view: &InboundView<'_>) -> Truth {
         match self {
+            Self::Header { .. } | Self::Path(_) | Self::Metadata(_) if view.bytes => Truth::Unknown,
             Self::Any => Truth::Yes,
             Self::All(of) => all(of, view),
             Self::One(of) => any(of, view),
@@ -113,7 +124,7 @@ impl Rule {
             Self::ServerName(wanted) => wanted.is_match(view.server_name).into(),
             Self::Metadata(wanted) => metadata::is_met(wanted, view.claims),
             Self::Peer(wanted) => match (view.peer, wanted) {
-                (None, _) => Truth::No,
+                (None, wanted) => outsider(view.names, wanted.as_ref()),
                 (Some(_), None) => Truth::Yes,
                 (Some(peer), Some(wanted)) => wanted.is_match(peer.as_str()).into(),
             },
@@ -146,6 +157,16 @@ pub(super) fn any(rules: &[Rule], view: &InboundView<'_>) -> Truth {
         }
     }
     truth
+}
+
+/// Is a caller of outside the one that is meant? A certificate without names has a subject, which is not looked at.
+fn outsider(names: Option<&[String]>, wanted: Option<&StringMatch>) -> Truth {
+    match (names, wanted) {
+        (None, _) => Truth::No,
+        (Some(_), None) => Truth::Yes,
+        (Some([]), Some(_)) => Truth::Unknown,
+        (Some(names), Some(wanted)) => names.iter().any(|name| wanted.is_match(name)).into(),
+    }
 }
 
 fn within(address: Option<IpAddr>, net: &IpNet) -> Truth {

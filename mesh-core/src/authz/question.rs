@@ -25,6 +25,17 @@ pub struct Question {
     pub protocol: String,
     /// Its headers as far as they are told, in lower case; several lines of one joined by `,`.
     pub headers: Vec<(String, String)>,
+    /// As much of its body as is told.
+    pub body: Option<TextOrBytes>,
+}
+
+/// A body, or its beginning.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TextOrBytes {
+    /// It is text.
+    Text(String),
+    /// Whatever it is.
+    Bytes(Vec<u8>),
 }
 
 /// What an authorization service says.

@@ -223,6 +223,7 @@ fn guards_are_asked_in_order() {
         status_on_error: 403,
         allowed_headers: None,
         disallowed_headers: Vec::new(),
+        body: None,
         when: Some(ShadowMatch { prefix: "try_".into(), policy: exact("custom") }),
     };
     let mut audited = rules(RbacAction::Allow, policy("allow", "/ok"));

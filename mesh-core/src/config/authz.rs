@@ -182,8 +182,21 @@ pub struct ExtAuthz {
     pub allowed_headers: Option<Vec<StringMatch>>,
     /// Which are not, though allowed. Envoy `disallowed_headers`.
     pub disallowed_headers: Vec<StringMatch>,
+    /// How much of the body is told; `None` is nothing. Envoy `with_request_body`.
+    pub body: Option<ToldBody>,
     /// Only requests for which earlier shadow rules found such a policy. Envoy `filter_enabled_metadata`.
     pub when: Option<ShadowMatch>,
+}
+
+/// How much of a request's body is told. Source: Envoy `BufferSettings`, Istio `includeRequestBodyInCheck`.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct ToldBody {
+    /// The most of it, in bytes; greater than 0. Envoy `max_request_bytes`.
+    pub max_bytes: u32,
+    /// Of a longer one the beginning is told; without, it is refused (413). Default false. Envoy `allow_partial_message`.
+    pub partial: bool,
+    /// Over gRPC it is told as bytes; without, as text, and what is none cannot be told. Default false. Envoy `pack_as_bytes`.
+    pub as_bytes: bool,
 }
 
 /// Source: Envoy `ExtAuthz.services`.
@@ -197,7 +210,7 @@ pub enum AuthzService {
         /// What `:authority` says; empty is the cluster's name. Envoy `GrpcService.EnvoyGrpc.authority`.
         authority: String,
     },
-    /// By a request like the one asked about, without its body: 200 is yes.
+    /// By a request like the one asked about, without its body unless that is to be told: 200 is yes.
     Http {
         /// The cluster asked.
         cluster: Name,

@@ -4,11 +4,14 @@
 //! Certificates are named here and given beside their names once they are known, so that a change of one is a change of the
 //! configuration like any other. Keys are neither shown nor written.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{CertificateFiles, Name, StringMatch, TlsVersions, WeightedCluster};
+use super::{CertificateFiles, Name, Rbac, StringMatch, TlsVersions, WeightedCluster};
+
+/// How long bytes may stand still. Source: Envoy `TcpProxy.idle_timeout`.
+const IDLE: Duration = Duration::from_secs(3600);
 
 /// A port of a gateway that takes TLS, or bytes of any kind. Ports that take plain HTTP alone are none of these: their routes
 /// are those of the port.
@@ -33,6 +36,20 @@ pub struct GatewayChain {
     pub tls: Option<Arc<GatewayTls>>,
     /// What becomes of what comes.
     pub to: GatewayTo,
+    /// What a connection must pass whose bytes are handed on, in order. Of requests such rules know nothing: a condition on one is
+    /// neither met nor not met. Envoy network filter `RBAC`.
+    pub rules: Vec<Arc<Rbac>>,
+    /// How long a connection whose bytes are handed on may stand still: it is closed then. `None` is an hour, zero no limit.
+    ///
+    /// Envoy `TcpProxy.idle_timeout`.
+    pub idle_timeout: Option<Duration>,
+}
+
+impl GatewayChain {
+    /// How long it may stand still, if that is limited.
+    pub fn idle_limit(&self) -> Option<Duration> {
+        Some(self.idle_timeout.unwrap_or(IDLE)).filter(|limit| !limit.is_zero())
+    }
 }
 
 /// What becomes of a connection.

@@ -1,6 +1,8 @@
 //! Bodies of a server: what handlers read, counted; and what they answer, told of when it ends.
 
 use std::{
+    collections::VecDeque,
+    future::poll_fn,
     pin::Pin,
     sync::{
         Arc,
@@ -17,10 +19,64 @@ use pin_project_lite::pin_project;
 
 use super::story::Story;
 
+/// A body of which something may have been read before its reader gets it.
+#[derive(Debug)]
+pub(super) struct Begun {
+    front: VecDeque<Frame<Bytes>>,
+    rest: Incoming,
+}
+
+impl Begun {
+    pub(super) fn new(rest: Incoming) -> Self {
+        Self { front: VecDeque::new(), rest }
+    }
+
+    /// Its beginning, as long as `most` at most, and whether there is more of it; its reader will find all of it. Where a part is
+    /// enough, nobody waits for more once it is there.
+    ///
+    /// # Errors
+    /// The caller has gone away.
+    pub(super) async fn begin(&mut self, most: usize, part: bool) -> Result<(Vec<u8>, bool), hyper::Error> {
+        let mut length: usize = self.front.iter().filter_map(Frame::data_ref).map(Bytes::len).sum();
+        while (length < most || (length == most && !part)) && !self.rest.is_end_stream() {
+            let Some(frame) = poll_fn(|cx| Pin::new(&mut self.rest).poll_frame(cx)).await.transpose()? else { break };
+            length += frame.data_ref().map_or(0, Bytes::len);
+            self.front.push_back(frame);
+        }
+        let mut begin: Vec<u8> = Vec::with_capacity(length.min(most));
+        for piece in self.front.iter().filter_map(Frame::data_ref) {
+            begin.extend_from_slice(piece.get(..most - begin.len()).unwrap_or(piece));
+        }
+        Ok((begin, length > most || (length == most && !self.rest.is_end_stream())))
+    }
+
+    /// Is there none?
+    pub(super) fn is_empty(&self) -> bool {
+        self.front.is_empty() && self.rest.is_end_stream()
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match self.front.pop_front() {
+            Some(frame) => Poll::Ready(Some(Ok(frame))),
+            None => Pin::new(&mut self.rest).poll_frame(cx),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let front = self.front.iter().filter_map(Frame::data_ref).map(|data| data.len() as u64).sum::<u64>();
+        let (mut hint, rest) = (SizeHint::new(), self.rest.size_hint());
+        hint.set_lower(rest.lower().saturating_add(front));
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(upper.saturating_add(front));
+        }
+        hint
+    }
+}
+
 /// The body of a request as a handler gets it.
 #[derive(Debug)]
 pub struct RequestBody {
-    body: Incoming,
+    body: Begun,
     told: Arc<Received>,
     /// Of gRPC.
     messages: Option<Messages>,
@@ -30,8 +86,8 @@ pub struct RequestBody {
 
 impl RequestBody {
     /// With the word that it was read.
-    pub(super) fn new(body: Incoming, told: Arc<Received>, is_grpc: bool) -> (Self, Arc<AtomicBool>) {
-        let read = Arc::new(AtomicBool::new(body.is_end_stream()));
+    pub(super) fn new(body: Begun, told: Arc<Received>, is_grpc: bool) -> (Self, Arc<AtomicBool>) {
+        let read = Arc::new(AtomicBool::new(body.is_empty()));
         (Self { body, told, messages: is_grpc.then(Messages::default), read: Arc::clone(&read) }, read)
     }
 }
@@ -55,7 +111,7 @@ impl HttpBody for RequestBody {
     type Error = hyper::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        let polled = self.body.poll(cx);
         if let Poll::Ready(Some(Ok(frame))) = &polled
             && let Some(data) = frame.data_ref()
         {
@@ -66,14 +122,14 @@ impl HttpBody for RequestBody {
                 this.told.messages.store(messages.count(), Ordering::Relaxed);
             }
         }
-        if matches!(&polled, Poll::Ready(None | Some(Err(_)))) || self.body.is_end_stream() {
+        if matches!(&polled, Poll::Ready(None | Some(Err(_)))) || self.body.is_empty() {
             self.read.store(true, Ordering::Relaxed);
         }
         polled
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.body.is_empty()
     }
 
     fn size_hint(&self) -> SizeHint {

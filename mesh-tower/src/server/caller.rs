@@ -3,14 +3,14 @@
 use std::{
     net::{IpAddr, SocketAddr},
     sync::{
-        OnceLock,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
 };
 
 use http::HeaderValue;
 use mesh_core::{
-    config::{MtlsMode, Name},
+    config::{GatewayChain, MtlsMode, Name},
     identity::SpiffeId,
     rate_limit::Limits,
 };
@@ -23,6 +23,10 @@ pub(super) struct Caller {
     pub(super) peer: Option<SpiffeId>,
     /// What it proved that with, its own certificate first.
     pub(super) chain: Vec<CertificateDer<'static>>,
+    /// What its certificate says, which it has shown to a gateway without being of the mesh.
+    pub(super) names: Option<Vec<String>>,
+    /// By what a gateway has accepted it.
+    pub(super) outside: Option<Arc<GatewayChain>>,
     /// How the application is told of it, once that was asked.
     pub(super) told: OnceLock<Option<HeaderValue>>,
     pub(super) address: SocketAddr,
@@ -53,6 +57,8 @@ impl Caller {
         Self {
             peer: accepted.peer().cloned(),
             chain: accepted.peer_chain().to_vec(),
+            names: accepted.names(),
+            outside: None,
             told: OnceLock::new(),
             address,
             local,

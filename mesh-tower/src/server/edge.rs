@@ -1,15 +1,18 @@
 //! What a gateway does with connections from outside before their requests are like any others: whom they ask for, what they may
 //! not say of themselves, and what is said of them.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use http::{HeaderMap, HeaderName, HeaderValue, request::Parts};
 use mesh_core::config::{GatewayChain, GatewayTo, Inbound, MtlsMode, Name};
 
-use super::{Caller, FORWARDED_CLIENT_CERT, Server};
+use super::{Caller, FORWARDED_CLIENT_CERT, Server, guard::UNDECIDED, relay::Visitor};
 use crate::{
     connect::Io,
-    tls::{Accepted, Chosen, GatewayAcceptor, TlsError},
+    tls::{Accepted, Chosen, GatewayAcceptor, Rewound, TlsError},
 };
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -20,7 +23,9 @@ const EXTERNAL_ADDRESS: HeaderName = HeaderName::from_static("x-envoy-external-a
 #[allow(clippy::large_enum_variant, reason = "one a connection, taken apart at once")]
 pub(super) enum Shaken<I> {
     Requests(Accepted<I>, Caller),
-    Bytes(Accepted<I>, std::sync::Arc<GatewayChain>),
+    Bytes(Accepted<I>, Arc<GatewayChain>, Visitor),
+    /// It is closed, and why.
+    Refused(String),
 }
 
 /// The routes of a request, where they are not those of a port. Set by a gateway alone.
@@ -32,7 +37,7 @@ impl Server {
     pub(super) async fn shake_outside<I: Io>(
         &self,
         acceptor: &GatewayAcceptor,
-        stream: I,
+        stream: Rewound<I>,
         address: SocketAddr,
         local: Option<IpAddr>,
     ) -> Result<Shaken<I>, TlsError> {
@@ -41,17 +46,25 @@ impl Server {
         if let Some(inbound) = snapshot.as_ref().and_then(|snapshot| snapshot.inbound(port)) {
             self.prepare(inbound);
         }
-        let (accepted, routes) = match snapshot.as_ref().and_then(|snapshot| snapshot.gateway(port)) {
-            None => (acceptor.of_mesh().accept(stream, MtlsMode::Disable).await?, None),
+        let (accepted, chain) = match snapshot.as_ref().and_then(|snapshot| snapshot.gateway(port)) {
+            None => (acceptor.of_mesh().accept_begun(stream, MtlsMode::Disable).await?, None),
             Some(gateway) => match acceptor.accept(stream, gateway).await? {
-                Chosen::Bytes(io, chain) => return Ok(Shaken::Bytes(io, chain)),
-                Chosen::Requests(io, chain) => match &chain.to {
-                    GatewayTo::Http(name) => (io, Some(name.clone())),
-                    GatewayTo::Bytes(_) => (io, None),
-                },
+                Chosen::Bytes(io, chain, name) => {
+                    let visitor = Visitor::new(&io, (address, local), &name);
+                    let refused = snapshot
+                        .as_ref()
+                        .map_or(Some(UNDECIDED.to_owned()), |snapshot| self.bytes_refused(snapshot, &chain, &visitor));
+                    return Ok(refused.map_or_else(|| Shaken::Bytes(io, chain, visitor), Shaken::Refused));
+                }
+                Chosen::Requests(io, chain) => (io, Some(chain)),
             },
         };
-        let caller = Caller { routes, appended: 1, ..Caller::new(&accepted, address, local, MtlsMode::Disable) };
+        let routes = chain.as_ref().and_then(|chain| match &chain.to {
+            GatewayTo::Http(name) => Some(name.clone()),
+            GatewayTo::Bytes(_) => None,
+        });
+        let caller = Caller::new(&accepted, address, local, MtlsMode::Disable);
+        let caller = Caller { routes, appended: 1, outside: chain, ..caller };
         Ok(Shaken::Requests(accepted, caller))
     }
 }

@@ -4,11 +4,12 @@
 //! The form comes first, so that rules, routes, logs and the application see one path and one host. A request that says its
 //! host twice, or differently, is refused: whoever reads it next might take the other (gRFC A41).
 
-use std::{borrow::Cow, net::IpAddr};
-
-use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header, request::Parts, uri::PathAndQuery,
+use std::{
+    borrow::Cow,
+    net::{IpAddr, SocketAddr},
 };
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header, request::Parts, uri::PathAndQuery};
 use mesh_core::{
     admit::{Admit, InboundView},
     authz::{Heard, NoteKind},
@@ -21,13 +22,13 @@ use mesh_core::{
     snapshot::Snapshot,
 };
 
-use super::{Caller, FORWARDED_CLIENT_CERT, Server};
+use super::{Caller, FORWARDED_CLIENT_CERT, Server, body::Begun};
 use crate::{context::Context, source};
 
 mod ask;
 mod token;
 
-const UNDECIDED: &str = "this cannot be decided";
+pub(super) const UNDECIDED: &str = "this cannot be decided";
 
 /// Why the application does not get a request.
 #[derive(Debug)]
@@ -81,7 +82,12 @@ impl Server {
     }
 
     /// Why the application does not get it, if it does not.
-    pub(super) async fn refusal(&self, caller: &Caller, parts: &mut Parts, context: &Context) -> Option<Box<Refusal>> {
+    pub(super) async fn refusal(
+        &self,
+        caller: &Caller,
+        (parts, body): (&mut Parts, &mut Begun),
+        context: &Context,
+    ) -> Option<Box<Refusal>> {
         let port = self.role.port();
         if let Some(why) = caller.refused.get() {
             return Some(Refusal::new(StatusCode::FORBIDDEN, Flags::NONE, why.clone()));
@@ -100,9 +106,10 @@ impl Server {
         let mut known = Known::default();
         let refusal = match inbound.guards.is_empty() {
             true => judge(&snapshot, inbound, caller, port, parts, 0, &mut known).err(),
-            false => Box::pin(self.pass(&snapshot, inbound, caller, port, parts, &mut known)).await.err(),
+            false => Box::pin(self.pass((&snapshot, inbound), caller, port, (parts, body), &mut known)).await.err(),
         };
-        tell(&known.heard, caller, parts);
+        let of_request = (parts.method.as_str(), parts.uri.path());
+        tell(&known.heard, caller.peer.as_ref(), caller.address, of_request);
         if let Some(refusal) = &refusal {
             let peer = caller.peer.as_ref().map_or("", SpiffeId::as_str);
             tracing::debug!(target: "mesh::authz", peer, address = %caller.address, method = %parts.method,
@@ -113,17 +120,16 @@ impl Server {
 
     async fn pass(
         &self,
-        snapshot: &Snapshot,
-        inbound: &Inbound,
+        (snapshot, inbound): (&Snapshot, &Inbound),
         caller: &Caller,
         port: u16,
-        parts: &mut Parts,
+        (parts, body): (&mut Parts, &mut Begun),
         known: &mut Known,
     ) -> Result<(), Box<Refusal>> {
         let mut from = 0;
         while let Some(at) = judge(snapshot, inbound, caller, port, parts, from, known)? {
             match inbound.guards.get(at) {
-                Some(Guard::ExtAuthz(service)) => self.ask(service, caller, parts).await?,
+                Some(Guard::ExtAuthz(service)) => self.ask(service, caller, parts, body).await?,
                 Some(Guard::Jwt(config)) => {
                     let jwt = snapshot.jwt(port, at);
                     let jwt = jwt.ok_or_else(|| Refusal::new(StatusCode::FORBIDDEN, Flags::NONE, UNDECIDED))?;
@@ -158,10 +164,12 @@ fn judge(
     let view = InboundView {
         port,
         peer: caller.peer.as_ref(),
+        names: caller.names.as_deref(),
         claims: known.claims.as_ref(),
         local: caller.local,
         remote: inbound.remote_behind(direct, caller.peer.is_some(), &parts.headers, caller.appended),
         server_name: &caller.server_name,
+        bytes: false,
         request,
     };
     match snapshot.admit(&view, from, &mut known.heard) {
@@ -179,21 +187,20 @@ fn judge(
 }
 
 /// Tells what rules said that is not enforced (AZ6, AZ7).
-fn tell(heard: &Heard, caller: &Caller, parts: &Parts) {
+pub(super) fn tell(heard: &Heard, peer: Option<&SpiffeId>, address: SocketAddr, (method, path): (&str, &str)) {
     for note in &heard.notes {
         let (allowed, policy) = (note.verdict.allowed, note.verdict.policy.as_deref().unwrap_or("none"));
-        let peer = caller.peer.as_ref().map_or("", SpiffeId::as_str);
-        let path = parts.uri.path();
+        let peer = peer.map_or("", SpiffeId::as_str);
         match note.kind {
             NoteKind::Audit | NoteKind::Log => tracing::info!(
-                target: "mesh::audit", policy, allowed, peer, address = %caller.address, method = %parts.method, path,
+                target: "mesh::audit", policy, allowed, peer, %address, method, path,
                 "authorization"
             ),
             NoteKind::Shadow => {
                 let result = if allowed { "allowed" } else { "denied" };
                 metrics::counter!("mesh_authorization_shadow_total", "result" => result).increment(1);
                 tracing::debug!(
-                    target: "mesh::authz", policy, allowed, peer, prefix = &*note.prefix, method = %parts.method, path,
+                    target: "mesh::authz", policy, allowed, peer, prefix = &*note.prefix, method, path,
                     "not enforced"
                 );
             }
@@ -239,7 +246,8 @@ fn one_host(parts: &Parts) -> Result<(), Box<Refusal>> {
         (Some(named), Some(host)) if !named.as_str().eq_ignore_ascii_case(host) => {
             return Err(Refusal::malformed("the host and the authority differ"));
         }
-        (None, None | Some("")) if parts.version >= Version::HTTP_11 => {
+        // Of HTTP/1.0 too: rules about hosts would not meet a request that an application answers for its first one.
+        (None, None | Some("")) => {
             return Err(Refusal::malformed("there is no host"));
         }
         _ => {}

@@ -10,17 +10,17 @@ use std::{net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 use http_body::Body as HttpBody;
 use mesh_core::config::{Config, Inbound, Name, Serving};
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::watch,
     task::JoinSet,
     time::{sleep, timeout},
 };
 
-use super::{HANDSHAKE, HANDSHAKES, Handler, Role, Server, Shaken, accept, until_true};
+use super::{Handler, Role, Server, Shaken, until_true};
 use crate::{
     connect::Listener,
     error::BoxError,
     live::Live,
-    tls::{GatewayAcceptor, MtlsAcceptor},
+    tls::{GatewayAcceptor, MtlsAcceptor, Turns},
 };
 
 /// How long connections may go on once what they were accepted by is in force no more. Source: gRFC A36 `drain_grace_time`.
@@ -146,7 +146,7 @@ impl Server {
                 return until_true(&mut end).await;
             }
         };
-        let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+        let turns = Turns::default();
         // Kept, since it is what sessions are resumed by.
         let acceptor = GatewayAcceptor::new(MtlsAcceptor::new(self.identity.clone()));
         let mut current: Option<Generation> = None;
@@ -162,9 +162,9 @@ impl Server {
                 () = closed.as_mut() => break,
                 () = updated => continue,
                 Some(_) = older.join_next() => continue,
-                accepted = accept(&mut listener, &handshakes), if is_known => accepted,
+                accepted = listener.accept(), if is_known => accepted,
             };
-            let (stream, peer, permit) = match accepted {
+            let (stream, peer) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::warn!(target: "mesh::server", %error, "accepting failed");
@@ -179,16 +179,13 @@ impl Server {
                 tracing::debug!(target: "mesh::server", %peer, "closed: no chain takes it");
                 continue;
             };
-            let (handler, acceptor, draining) = (handler.clone(), acceptor.clone(), generation.drain.subscribe());
+            let (handler, turns, acceptor) = (handler.clone(), turns.clone(), acceptor.clone());
+            let mut draining = generation.drain.subscribe();
             generation.connections.spawn(async move {
-                let shaken = timeout(HANDSHAKE, server.shake(acceptor, stream, peer, Some(local.ip()))).await;
-                drop(permit);
-                match shaken {
-                    Ok(Ok(Shaken::Requests(io, caller))) => server.converse(io, caller, handler, draining).await,
-                    // Those are a gateway's.
-                    Ok(Ok(Shaken::Bytes(..))) => {}
-                    Ok(Err(error)) => tracing::debug!(target: "mesh::server", %peer, %error, "connection refused"),
-                    Err(_) => tracing::debug!(target: "mesh::server", %peer, "handshake took too long"),
+                let opened = server.open((&turns, acceptor), stream, (peer, Some(local.ip())), &mut draining).await;
+                // Bytes are a gateway's.
+                if let Some(Shaken::Requests(io, caller)) = opened {
+                    server.converse(io, caller, handler, draining).await;
                 }
             });
         }

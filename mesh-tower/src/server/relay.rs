@@ -1,42 +1,93 @@
 //! Connections whose bytes a gateway hands on without looking into them: picked by the name in the handshake or by the port alone.
 
-use std::net::SocketAddr;
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::SystemTime,
+};
 
 use mesh_core::{
+    admit::{Admit, InboundView},
+    authz::Heard,
     config::{GatewayChain, GatewayTo, WeightedCluster},
     endpoint::{Pick, Tried},
+    identity::SpiffeId,
     outcome::{Failure, Outcome},
     pick::Ask,
+    request::RequestView,
+    snapshot::Snapshot,
 };
 use rand::RngCore;
 use tokio::{io::copy_bidirectional, sync::watch, time::timeout};
 
-use super::{Server, until_true};
-use crate::{connect::Io, tls::Accepted};
+use super::{
+    Server,
+    guard::{UNDECIDED, tell},
+    idle::{Activity, Noted},
+    outside::until,
+    until_true,
+};
+use crate::{
+    connect::Io,
+    tls::{Accepted, End},
+};
+
+/// Who has connected, as far as rules about connections see it.
+pub(super) struct Visitor {
+    peer: Option<SpiffeId>,
+    names: Option<Vec<String>>,
+    /// The end of a certificate that is none of the mesh.
+    until: Option<SystemTime>,
+    address: SocketAddr,
+    local: Option<IpAddr>,
+    server_name: String,
+}
+
+impl Visitor {
+    pub(super) fn new<I>(io: &Accepted<I>, (address, local): (SocketAddr, Option<IpAddr>), server_name: &str) -> Self {
+        let (peer, names, server_name) = (io.peer().cloned(), io.names(), server_name.to_ascii_lowercase());
+        let until = names.as_ref().and_then(|_| until(io.peer_chain()));
+        Self { peer, names, until, address, local, server_name }
+    }
+}
 
 impl Server {
     /// Until either side has ended, or serving has.
     pub(super) async fn relay(
         &self,
         mut down: Accepted<impl Io>,
-        address: SocketAddr,
-        chain: &GatewayChain,
+        chain: &Arc<GatewayChain>,
+        visitor: &Visitor,
         mut draining: watch::Receiver<bool>,
     ) {
+        let address = visitor.address;
         let GatewayTo::Bytes(clusters) = &chain.to else { return };
         let mut tenure = down.take_tenure();
         let Some((mut up, pick)) = self.reach(clusters, address).await else { return };
+        let activity = Activity::new();
+        let mut down = Noted { io: down, activity: activity.clone() };
         let handed = {
             let mut copying = std::pin::pin!(copy_bidirectional(&mut down, &mut up));
             let over = async {
                 match &mut tenure {
-                    Some(tenure) => drop(tenure.end().await),
+                    // Another certificate of ours ends nothing that was begun with the one before.
+                    Some(tenure) => while tenure.end().await == End::Rotated {},
                     None => std::future::pending().await,
                 }
             };
+            let still = async {
+                match chain.idle_limit() {
+                    Some(limit) => activity.stands_still(limit).await,
+                    None => std::future::pending().await,
+                }
+            };
+            // What would not be let in any more is not kept either.
+            let stays = |snapshot: &Snapshot, chain: &_| self.bytes_refused(snapshot, chain, visitor).is_none();
             tokio::select! {
                 handed = copying.as_mut() => handed.ok(),
                 () = over => None,
+                () = self.outside_over(Some(chain), visitor.until, stays) => None,
+                () = still => None,
                 () = until_true(&mut draining) => timeout(self.ending.drain, copying).await.ok().and_then(Result::ok),
             }
         };
@@ -44,6 +95,38 @@ impl Server {
         tracing::debug!(target: "mesh::server", peer = %address, chain = &*chain.name, sent, received, "handed on");
         // That it was there is all that is known of how it did.
         pick.finish(&Outcome::response(200), self.clock.now());
+    }
+
+    /// Why a connection whose bytes are to be handed on is closed instead, if it is.
+    pub(super) fn bytes_refused(
+        &self,
+        snapshot: &Snapshot,
+        chain: &Arc<GatewayChain>,
+        visitor: &Visitor,
+    ) -> Option<String> {
+        let (parts, ()) = http::Request::new(()).into_parts();
+        let mut request = RequestView::of(&parts, Some(self.role.port()));
+        // Nobody in front is believed, since nobody in front can say anything.
+        request.source = Some(visitor.address.ip().to_canonical());
+        let view = InboundView {
+            port: self.role.port(),
+            peer: visitor.peer.as_ref(),
+            names: visitor.names.as_deref(),
+            claims: None,
+            local: visitor.local,
+            remote: request.source,
+            server_name: &visitor.server_name,
+            bytes: true,
+            request,
+        };
+        let mut heard = Heard::default();
+        let admitted = snapshot.admit_bytes(chain, &view, &mut heard);
+        tell(&heard, view.peer, visitor.address, ("", ""));
+        match admitted {
+            Admit::Allow => None,
+            Admit::Refuse { reason, details, .. } => Some(format!("{reason} {details}")),
+            Admit::Ask { .. } => Some(UNDECIDED.to_owned()),
+        }
     }
 
     /// A connection to an endpoint of one of the clusters; another endpoint is tried when one cannot be reached.

@@ -4,9 +4,9 @@
 use std::time::Duration;
 
 use mesh_core::config::MtlsMode;
-use tokio::time::sleep;
+use tokio::{sync::watch, time::sleep};
 
-use super::{Caller, Server};
+use super::{Caller, Server, until_true};
 use crate::{
     source,
     telemetry::retired,
@@ -33,6 +33,13 @@ impl Term {
 
     /// Ends when the caller is to be told that the connection takes no more requests.
     pub(super) async fn over(&mut self, server: &Server, caller: &Caller) {
+        tokio::select! {
+            () = server.caller_over(caller) => {}
+            () = self.tenure_over(server, caller) => {}
+        }
+    }
+
+    async fn tenure_over(&mut self, server: &Server, caller: &Caller) {
         let Some(tenure) = &mut self.tenure else { return plaintext_over(server).await };
         let mut end = tenure.end().await;
         retired("inbound", &end, tenure.peer());
@@ -71,6 +78,32 @@ impl Term {
             retired("inbound", &end, tenure.peer());
         }
         sleep(GRACE).await;
+    }
+}
+
+impl Term {
+    /// Of a connection whose protocol was changed: ends when its bytes are to stop. HTTP on it is over since it was drained, or not,
+    /// or for reasons of its own.
+    pub(super) async fn rest(
+        &mut self,
+        drained: Option<bool>,
+        (server, caller): (&Server, &Caller),
+        draining: &mut watch::Receiver<bool>,
+    ) {
+        let ended = async {
+            if drained != Some(false) {
+                self.over(server, caller).await;
+            }
+            self.cut(false).await;
+        };
+        let drained = async {
+            until_true(draining).await;
+            sleep(server.ending.drain).await;
+        };
+        tokio::select! {
+            () = ended => {}
+            () = drained => {}
+        }
     }
 }
 

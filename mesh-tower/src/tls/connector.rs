@@ -115,11 +115,13 @@ impl<IO: Read + Write + Unpin> Read for MtlsStream<IO> {
 
 impl<IO: Read + Write + Unpin> Write for MtlsStream<IO> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
+        let Self { io, leash } = &mut *self;
+        Leash::write(leash.as_ref(), cx, |cx| Pin::new(io).poll_write(cx, buf))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        let Self { io, leash } = &mut *self;
+        Leash::write(leash.as_ref(), cx, |cx| Pin::new(io).poll_flush(cx))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -135,7 +137,8 @@ impl<IO: Read + Write + Unpin> Write for MtlsStream<IO> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+        let Self { io, leash } = &mut *self;
+        Leash::write(leash.as_ref(), cx, |cx| Pin::new(io).poll_write_vectored(cx, bufs))
     }
 }
 

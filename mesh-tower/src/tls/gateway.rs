@@ -55,8 +55,8 @@ pub(crate) struct GatewayAcceptor {
 pub(crate) enum Chosen<IO> {
     /// Its requests are served, by the routes of this chain.
     Requests(Accepted<IO>, Arc<GatewayChain>),
-    /// Its bytes are handed on.
-    Bytes(Accepted<IO>, Arc<GatewayChain>),
+    /// Its bytes are handed on; it asked for this name, if for any.
+    Bytes(Accepted<IO>, Arc<GatewayChain>, String),
 }
 
 #[derive(Clone, Debug)]
@@ -83,7 +83,7 @@ impl GatewayAcceptor {
     /// # Errors
     ///
     /// Nobody here has the name, its certificate has not come, or the caller shows none where one is demanded.
-    pub(crate) async fn accept<IO>(&self, io: IO, gateway: &Gateway) -> Result<Chosen<IO>, TlsError>
+    pub(crate) async fn accept<IO>(&self, io: Rewound<IO>, gateway: &Gateway) -> Result<Chosen<IO>, TlsError>
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
@@ -94,7 +94,7 @@ impl GatewayAcceptor {
         chosen
     }
 
-    async fn choose<IO>(&self, mut io: IO, gateway: &Gateway) -> Result<Chosen<IO>, TlsError>
+    async fn choose<IO>(&self, mut io: Rewound<IO>, gateway: &Gateway) -> Result<Chosen<IO>, TlsError>
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
@@ -106,7 +106,8 @@ impl GatewayAcceptor {
         let Some(chain) = gateway.chain(&name).cloned() else {
             return Err(refusal(format!("nothing is served by the name {name:?}")));
         };
-        let io = Rewound { first: read.freeze(), io };
+        read.extend_from_slice(&io.first);
+        let io = Rewound { first: read.freeze(), io: io.io };
         let accepted = match &chain.tls {
             None => Accepted::plain(io),
             Some(tls) if tls.roots == Some(GatewayRoots::Mesh) => {
@@ -124,7 +125,10 @@ impl GatewayAcceptor {
         };
         Ok(match &chain.to {
             GatewayTo::Http(_) => Chosen::Requests(accepted, chain),
-            GatewayTo::Bytes(_) => Chosen::Bytes(accepted, chain),
+            GatewayTo::Bytes(_) => {
+                let name = accepted.server_name().map_or(name, ToOwned::to_owned);
+                Chosen::Bytes(accepted, chain, name)
+            }
         })
     }
 

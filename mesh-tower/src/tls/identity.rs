@@ -145,7 +145,7 @@ pub(crate) struct InForce {
 pub(crate) struct WallClock(Arc<dyn Fn() -> SystemTime + Send + Sync>);
 
 impl WallClock {
-    pub(super) fn now(&self) -> SystemTime {
+    pub(crate) fn now(&self) -> SystemTime {
         (self.0)()
     }
 }
@@ -275,7 +275,7 @@ impl LiveIdentity {
         self.shared.changes.subscribe()
     }
 
-    pub(super) fn clock(&self) -> WallClock {
+    pub(crate) fn clock(&self) -> WallClock {
         self.shared.clock.clone()
     }
 

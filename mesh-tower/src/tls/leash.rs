@@ -7,7 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    task::Context,
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -36,6 +36,7 @@ struct State {
     retired: AtomicBool,
     cut: AtomicBool,
     reader: AtomicWaker,
+    writer: AtomicWaker,
 }
 
 impl Leash {
@@ -56,6 +57,7 @@ impl Leash {
             sleep(GRACE).await;
             watched.cut.store(true, Relaxed);
             watched.reader.wake();
+            watched.writer.wake();
         });
         Self { state, _task: task }
     }
@@ -70,7 +72,29 @@ impl Leash {
         if !self.state.cut.load(Relaxed) {
             self.state.reader.register(cx.waker());
         }
-        match self.state.cut.load(Relaxed) {
+        self.state.stopped()
+    }
+
+    /// Writes what is to be written, unless the bytes have stopped: whoever only writes reads nothing that tells him so.
+    pub(crate) fn write<T>(
+        leash: Option<&Self>,
+        cx: &mut Context<'_>,
+        write: impl FnOnce(&mut Context<'_>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        let Some(leash) = leash else { return write(cx) };
+        leash.state.stopped()?;
+        let polled = write(cx);
+        if polled.is_pending() {
+            leash.state.writer.register(cx.waker());
+            leash.state.stopped()?;
+        }
+        polled
+    }
+}
+
+impl State {
+    fn stopped(&self) -> io::Result<()> {
+        match self.cut.load(Relaxed) {
             true => {
                 Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the peer's certificate is not good any more"))
             }

@@ -10,13 +10,15 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Accepted, MtlsAcceptor, Reason};
+use super::{Accepted, MtlsAcceptor, Reason, Rewound, Turns, begun};
 use crate::telemetry::refused;
 
 /// How long a caller may take for the handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// Handshakes under way at once; more wait in the kernel.
-const AT_ONCE: usize = 256;
+/// How long a caller may say nothing before that.
+const SILENCE: Duration = Duration::from_secs(30);
+/// Callers that have not got through the handshake; more wait in the kernel.
+const AT_ONCE: usize = 16_384;
 
 /// Accepts TCP connections and shakes hands with many callers at a time, so that a slow one holds up nobody.
 #[derive(Debug)]
@@ -24,13 +26,14 @@ pub struct MtlsListener {
     listener: TcpListener,
     acceptor: MtlsAcceptor,
     mode: MtlsMode,
+    turns: Turns,
     handshakes: JoinSet<Option<(Accepted<TcpStream>, SocketAddr)>>,
 }
 
 impl MtlsListener {
     /// STRICT unless another mode is chosen.
     pub fn new(listener: TcpListener, acceptor: MtlsAcceptor) -> Self {
-        Self { listener, acceptor, mode: MtlsMode::Strict, handshakes: JoinSet::new() }
+        Self { listener, acceptor, mode: MtlsMode::Strict, turns: Turns::default(), handshakes: JoinSet::new() }
     }
 
     /// With another mode than STRICT.
@@ -41,10 +44,19 @@ impl MtlsListener {
     }
 
     fn begin(&mut self, stream: TcpStream, address: SocketAddr) {
-        let (acceptor, mode) = (self.acceptor.clone(), self.mode);
+        let (acceptor, mode, turns) = (self.acceptor.clone(), self.mode, self.turns.clone());
         self.handshakes.spawn(async move {
             let _ = stream.set_nodelay(true);
-            match timeout(HANDSHAKE, acceptor.accept(stream, mode)).await {
+            let stream = match mode {
+                MtlsMode::Disable => Rewound::new(stream),
+                // Who says nothing has no turn.
+                MtlsMode::Permissive | MtlsMode::Strict => timeout(SILENCE, begun(stream)).await.ok()?.ok()??,
+            };
+            let _turn = match stream.is_handshake() {
+                true => Some(timeout(HANDSHAKE, turns.take(address.ip())).await.ok()??),
+                false => None,
+            };
+            match timeout(HANDSHAKE, acceptor.accept_begun(stream, mode)).await {
                 Ok(Ok(accepted)) => Some((accepted.held(), address)),
                 Ok(Err(error)) => {
                     tracing::debug!(target: "mesh::tls", peer = %address, %error, "connection refused");

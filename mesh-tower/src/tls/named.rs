@@ -88,6 +88,13 @@ pub(super) fn has_name(leaf: &CertificateDer<'_>, names: &[StringMatch]) -> bool
     EndEntityCert::try_from(leaf).is_ok_and(|certificate| is_one_of(&certificate, names))
 }
 
+/// The names of a certificate that rules know its holder by: its URIs, else its hosts. Source: Envoy, of `authenticated`.
+pub(super) fn names_of(leaf: &CertificateDer<'_>) -> Vec<String> {
+    let Ok(certificate) = EndEntityCert::try_from(leaf) else { return Vec::new() };
+    let uris: Vec<String> = certificate.valid_uri_names().map(ToOwned::to_owned).collect();
+    if uris.is_empty() { certificate.valid_dns_names().map(ToOwned::to_owned).collect() } else { uris }
+}
+
 fn is_one_of(certificate: &EndEntityCert<'_>, names: &[StringMatch]) -> bool {
     let by_pattern = certificate.valid_dns_names().any(|name| names.iter().any(|wanted| covers(name, wanted)));
     let mut of_leaf = certificate.valid_dns_names().chain(certificate.valid_uri_names());

@@ -25,6 +25,7 @@ use webpki::KeyUsage;
 use super::{
     Leash, LiveIdentity, Tenure, TlsError,
     identity::{InForce, WallClock},
+    named::names_of,
     provider,
     verify::Verifier,
     versions,
@@ -94,7 +95,7 @@ impl MtlsAcceptor {
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
-        self.accept_begun(Rewound { first: Bytes::new(), io }, mode).await
+        self.accept_begun(Rewound::new(io), mode).await
     }
 
     /// The same with a connection of which something has been read.
@@ -117,10 +118,12 @@ impl MtlsAcceptor {
             MtlsMode::Disable => return Ok(Accepted::plain(io)),
             MtlsMode::Strict => {}
             MtlsMode::Permissive => {
-                // A caller who closes without a word is plaintext's business.
-                let first = io.read_u8().await.ok();
-                io.first = Bytes::copy_from_slice(first.as_slice());
-                if first != Some(CLIENT_HELLO) {
+                if io.first.is_empty() {
+                    // A caller who closes without a word is plaintext's business.
+                    let first = io.read_u8().await.ok();
+                    io.first = Bytes::copy_from_slice(first.as_slice());
+                }
+                if !io.is_handshake() {
                     return Ok(Accepted::plain(io));
                 }
             }
@@ -209,6 +212,18 @@ pub(crate) struct Rewound<IO> {
     pub(super) io: IO,
 }
 
+impl<IO> Rewound<IO> {
+    /// Of which nothing was read yet.
+    pub(crate) fn new(io: IO) -> Self {
+        Self { first: Bytes::new(), io }
+    }
+
+    /// Does what was read begin a TLS handshake?
+    pub(crate) fn is_handshake(&self) -> bool {
+        self.first.first() == Some(&CLIENT_HELLO)
+    }
+}
+
 impl<IO> Accepted<IO> {
     /// As it came.
     pub(super) fn plain(io: Rewound<IO>) -> Self {
@@ -257,6 +272,13 @@ impl<IO> Accepted<IO> {
         }
     }
 
+    /// What the certificate of a caller says who is nobody of the mesh, by which rules know it: its URIs, else its hosts; `None` if it
+    /// has shown none.
+    pub(crate) fn names(&self) -> Option<Vec<String>> {
+        let leaf = self.peer_chain().first().filter(|_| self.peer.is_none())?;
+        Some(names_of(leaf))
+    }
+
     /// The name the caller asked for in the handshake.
     pub fn server_name(&self) -> Option<&str> {
         match &self.io {
@@ -288,10 +310,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for Accepted<IO> {
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Accepted<IO> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.io {
+        let Self { io, leash, .. } = &mut *self;
+        Leash::write(leash.as_ref(), cx, |cx| match io {
             MaybeTls::Plain(io) => Pin::new(&mut io.io).poll_write(cx, buf),
             MaybeTls::Tls(io) => Pin::new(io).poll_write(cx, buf),
-        }
+        })
     }
 
     fn poll_write_vectored(
@@ -299,10 +322,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Accepted<IO> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.io {
+        let Self { io, leash, .. } = &mut *self;
+        Leash::write(leash.as_ref(), cx, |cx| match io {
             MaybeTls::Plain(io) => Pin::new(&mut io.io).poll_write_vectored(cx, bufs),
             MaybeTls::Tls(io) => Pin::new(io).poll_write_vectored(cx, bufs),
-        }
+        })
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -313,10 +337,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Accepted<IO> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.io {
+        let Self { io, leash, .. } = &mut *self;
+        Leash::write(leash.as_ref(), cx, |cx| match io {
             MaybeTls::Plain(io) => Pin::new(&mut io.io).poll_flush(cx),
             MaybeTls::Tls(io) => Pin::new(io).poll_flush(cx),
-        }
+        })
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -140,7 +140,7 @@ pub(super) fn anchors(roots: &[CertificateDer<'_>]) -> Result<Anchors, TlsError>
 }
 
 /// When a certificate begins and ends.
-pub(super) fn validity(certificate: &CertificateDer<'_>) -> Option<(SystemTime, SystemTime)> {
+pub(crate) fn validity(certificate: &CertificateDer<'_>) -> Option<(SystemTime, SystemTime)> {
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
     let time = |seconds: i64| UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or_default());
     let validity = parsed.validity();

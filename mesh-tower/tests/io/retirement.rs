@@ -15,6 +15,7 @@ use bytes::Bytes;
 use futures_util::stream;
 use http::StatusCode;
 use http_body_util::BodyExt;
+use hyper_util::rt::TokioIo;
 use mesh_tower::{
     Mesh,
     config::{Config, Inbound, MtlsMode, Protocol, TlsMode},
@@ -22,7 +23,7 @@ use mesh_tower::{
     tls::{Identity, LiveIdentity, Trust},
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf, duplex},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex},
     sync::mpsc,
     task::JoinSet,
     time::{Instant, sleep, timeout},
@@ -158,6 +159,7 @@ impl Stage {
             Body::from_stream(ticks)
         };
         let router = Router::new().route("/", get(async || "hello")).route("/forever", get(forever));
+        let router = router.route("/changed", get(changed));
         tasks.spawn(async move { serving.serve_listener(Port(port), router).await.unwrap() });
         Self { ca, server, mesh, way, _tasks: tasks }
     }
@@ -173,6 +175,38 @@ impl Stage {
 }
 
 const URI: &str = "http://reviews:9080/";
+
+/// Changes the protocol, and then says something all the time and listens to nothing.
+async fn changed(mut request: http::Request<Body>) -> http::Response<Body> {
+    let upgraded = hyper::upgrade::on(&mut request);
+    tokio::spawn(async move {
+        let mut io = TokioIo::new(upgraded.await.unwrap());
+        while io.write_all(b"tick").await.is_ok() && io.flush().await.is_ok() {
+            sleep(Duration::from_millis(100)).await;
+        }
+    });
+    let response = http::Response::builder().status(StatusCode::SWITCHING_PROTOCOLS);
+    response.header("connection", "upgrade").header("upgrade", "websocket").body(Body::empty()).unwrap()
+}
+
+/// A connection whose protocol was changed; the first words of the other one have come.
+async fn change(mesh: &Mesh) -> TokioIo<hyper::upgrade::Upgraded> {
+    let request = http::Request::get("http://reviews:9080/changed");
+    let request = request.header("connection", "upgrade").header("upgrade", "websocket").body(Body::empty()).unwrap();
+    let mut answer = mesh.http().request(request).await.unwrap();
+    assert_eq!(answer.status(), StatusCode::SWITCHING_PROTOCOLS);
+    let mut io = TokioIo::new(hyper::upgrade::on(&mut answer).await.unwrap());
+    let mut word = [0; 4];
+    io.read_exact(&mut word).await.unwrap();
+    io
+}
+
+/// How long bytes go on coming.
+async fn reading(mut io: TokioIo<hyper::upgrade::Upgraded>) -> Duration {
+    let (start, mut word) = (Instant::now(), [0; 4]);
+    while io.read_exact(&mut word).await.is_ok() {}
+    start.elapsed()
+}
 
 /// An answer without end, and how long it went on.
 async fn listen(mesh: Mesh) -> Duration {
@@ -220,6 +254,46 @@ async fn rotation_every_second_fails_nothing() {
         let (open, ages) = (book.open(), book.ages());
         assert!(ages.len() >= 60 && open <= 8, "{} closed, {open} open", ages.len());
         assert!(ages.iter().all(|age| *age < Duration::from_secs(20)), "{ages:?}");
+    }
+}
+
+/// CT5, CT7: 20 changes of the authority in three steps (its root beside the old one, certificates of it, the old root gone), at one end
+/// and then at the other, under requests without pause: none fails, and no connection outlasts the step that ends its certificate.
+#[tokio::test(start_paused = true)]
+async fn twenty_changes_of_the_authority_fail_nothing() {
+    let step = Duration::from_secs(30);
+    for protocol in [Protocol::Http1, Protocol::Http2] {
+        let stage = Stage::new(long_ago(), Config::default()).await;
+        let own = live(long_ago(), stage.ca.identity(RATINGS));
+        let (mesh, book) = stage.caller(&own, protocol).await;
+        let mut callers = JoinSet::new();
+        for _ in 0..4 {
+            let mesh = mesh.clone();
+            callers.spawn(async move {
+                let until = Instant::now() + 60 * step;
+                while Instant::now() < until {
+                    assert_eq!(fetch(&mesh, URI).await, (StatusCode::OK, "hello".to_owned()), "{protocol:?}");
+                    sleep(Duration::from_millis(200)).await;
+                }
+            });
+        }
+        let mut old = Arc::clone(&stage.ca);
+        for _ in 0..20 {
+            let new = Arc::new(Ca::new());
+            for (signs, roots) in [(&old, vec![&old, &new]), (&new, vec![&old, &new]), (&new, vec![&new])] {
+                for (end, id) in [(&stage.server, REVIEWS), (&own, RATINGS)] {
+                    let (chain, key) = signs.sign(&Leaf { uris: &[id], ..Leaf::default() });
+                    let roots = roots.iter().map(|ca| ca.root()).collect();
+                    end.replace(Identity::from_der(chain, key, roots).unwrap());
+                    sleep(step / 2).await;
+                }
+            }
+            old = new;
+        }
+        callers.join_all().await;
+        sleep(step).await;
+        let ages = book.ages();
+        assert!(ages.len() >= 40 && ages.iter().all(|age| *age < 2 * step), "{} {protocol:?}: {ages:?}", ages.len());
     }
 }
 
@@ -322,4 +396,79 @@ async fn a_port_that_becomes_strict_ends_plaintext() {
         sleep(Duration::from_secs(10)).await;
         assert_eq!(book.open(), 0, "{protocol:?}");
     }
+}
+
+/// CT7, CT10, RA20: a connection that changed its protocol ends like others: where the caller is denied, or denies its server, where a
+/// certificate is over, and where the server drains; not where either end only has another certificate.
+#[tokio::test(start_paused = true)]
+async fn changed_connections_end_like_others() {
+    let bound = Duration::from_secs(11);
+    for ends in ["denied", "denies", "expires", "drains"] {
+        let begin = if ends == "expires" { UNIX_EPOCH + Duration::from_secs(YEAR_2060 - 30) } else { long_ago() };
+        let stage = Stage::new(begin, Config::default()).await;
+        let (chain, key) = stage.ca.sign(&Leaf { uris: &[RATINGS], until: 2060, ..Leaf::default() });
+        let leaf = Identity::from_der(chain, key, vec![stage.ca.root()]).unwrap();
+        let own = live(begin, if ends == "expires" { leaf } else { stage.ca.identity(RATINGS) });
+        let (mesh, book) = stage.caller(&own, Protocol::Http1).await;
+        let io = change(&mesh).await;
+        let listening = tokio::spawn(reading(io));
+        if ends != "expires" {
+            stage.server.replace(stage.ca.identity(REVIEWS));
+            own.replace(stage.ca.identity(RATINGS));
+            sleep(Duration::from_secs(60)).await;
+            assert!(!listening.is_finished(), "{ends}: the certificates it was made with are good still");
+        }
+        let since = Instant::now();
+        match ends {
+            "denied" => deny(&stage.server, RATINGS),
+            "denies" => deny(&own, REVIEWS),
+            "drains" => stage.mesh.shutdown(),
+            _ => sleep(Duration::from_secs(29)).await,
+        }
+        assert!(!listening.is_finished(), "{ends}");
+        timeout(Duration::from_secs(60), listening).await.expect(ends).unwrap();
+        assert!(since.elapsed() < bound + Duration::from_secs(29), "{ends}: {:?}", since.elapsed());
+        assert!(ends == "expires" || since.elapsed() < bound, "{ends}: {:?}", since.elapsed());
+        sleep(Duration::from_secs(10)).await;
+        assert_eq!(book.open(), 0, "{ends}");
+    }
+}
+
+/// CT10: who only writes on a connection that changed its protocol is stopped, too, and nobody has to read for that.
+#[tokio::test(start_paused = true)]
+async fn who_only_writes_is_stopped() {
+    let stage = Stage::new(long_ago(), Config::default()).await;
+    let own = live(long_ago(), stage.ca.identity(RATINGS));
+    let (mesh, _book) = stage.caller(&own, Protocol::Http1).await;
+    let mut io = change(&mesh).await;
+    deny(&own, REVIEWS);
+    let writing = async {
+        loop {
+            // The server takes nothing off the wire; what is written is little enough to find its place there.
+            if io.write_all(b"w").await.is_err() || io.flush().await.is_err() {
+                return;
+            }
+            sleep(Duration::from_millis(200)).await;
+        }
+    };
+    timeout(Duration::from_secs(11), writing).await.expect("it goes on writing");
+}
+
+/// AN4: a port that becomes STRICT ends what changed its protocol in plaintext.
+#[tokio::test(start_paused = true)]
+async fn a_port_that_becomes_strict_ends_changed_plaintext() {
+    let policy = |mtls| {
+        let inbound = Inbound { mtls, ..Inbound::default() };
+        Config { inbound: [(9080, Arc::new(inbound))].into(), ..Config::default() }
+    };
+    let stage = Stage::new(long_ago(), policy(MtlsMode::Permissive)).await;
+    let book = Book::default();
+    let mut target = cluster("reviews", &[([10, 0, 0, 2], 9080).into()]);
+    (target.tls, target.protocol) = (TlsMode::Disable, Protocol::Http1);
+    let wire = Wire { server: stage.way.clone(), book: book.clone() };
+    let mesh = Mesh::builder().config(config("reviews", target)).connector(wire).build().await.unwrap();
+    let listening = tokio::spawn(reading(change(&mesh).await));
+    stage.mesh.live().update(&policy(MtlsMode::Strict)).unwrap();
+    let lasted = timeout(Duration::from_secs(60), listening).await.unwrap().unwrap();
+    assert!(lasted < Duration::from_secs(11), "{lasted:?}");
 }

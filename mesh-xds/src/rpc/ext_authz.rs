@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use mesh_core::authz::question::{Answer, Codec, Question};
+use mesh_core::authz::question::{Answer, Codec, Question, TextOrBytes};
 use prost::Message;
 
 use crate::proto::envoy::{
@@ -29,6 +29,11 @@ fn encode(question: &Question) -> Vec<u8> {
         ..Peer::default()
     });
     let headers: BTreeMap<String, String> = question.headers.iter().cloned().collect();
+    let (body, raw_body) = match question.body.clone() {
+        None => (String::new(), Vec::new()),
+        Some(TextOrBytes::Text(text)) => (text, Vec::new()),
+        Some(TextOrBytes::Bytes(bytes)) => (String::new(), bytes),
+    };
     let http = HttpRequest {
         id: headers.get("x-request-id").cloned().unwrap_or_default(),
         method: question.method.clone(),
@@ -38,6 +43,8 @@ fn encode(question: &Question) -> Vec<u8> {
         scheme: question.scheme.clone(),
         size: -1,
         protocol: question.protocol.clone(),
+        body,
+        raw_body: raw_body.into(),
         ..HttpRequest::default()
     };
     let attributes = AttributeContext {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mesh_core::config::{AuthzService, ExtAuthz, Name, ShadowMatch, StringMatch, ValueMatch};
+use mesh_core::config::{AuthzService, ExtAuthz, Name, ShadowMatch, StringMatch, ToldBody, ValueMatch};
 
 use super::{
     rbac,
@@ -18,7 +18,8 @@ use crate::proto::{
             http_uri::HttpUpstreamType,
         },
         extensions::filters::http::ext_authz::v3::{
-            AuthorizationRequest, AuthorizationResponse, ExtAuthz as Message, HttpService, ext_authz::Services,
+            AuthorizationRequest, AuthorizationResponse, BufferSettings, ExtAuthz as Message, HttpService,
+            ext_authz::Services,
         },
         r#type::{matcher::v3::ListStringMatcher, v3::HttpStatus},
     },
@@ -78,8 +79,17 @@ pub(super) fn decode(message: Message, place: &str, ignored: &mut Ignored) -> Re
             .transpose()
             .under("disallowed_headers")?
             .unwrap_or_default(),
+        body: message.with_request_body.map(body).transpose().under("with_request_body")?,
         when: when.transpose().under("filter_enabled_metadata")?,
     })
+}
+
+fn body(message: BufferSettings) -> Result<ToldBody, Wrong> {
+    let BufferSettings { max_request_bytes, allow_partial_message, pack_as_bytes } = message;
+    match max_request_bytes {
+        0 => Err(wrong("max_request_bytes", "must be greater than zero")),
+        max_bytes => Ok(ToldBody { max_bytes, partial: allow_partial_message, as_bytes: pack_as_bytes }),
+    }
 }
 
 fn grpc(message: GrpcService) -> Result<(AuthzService, Duration), Wrong> {
@@ -195,6 +205,11 @@ pub(super) fn encode(service: &ExtAuthz) -> Any {
         failure_mode_allow: service.failure_allows,
         status_on_error: Some(HttpStatus { code: service.status_on_error.into() }),
         transport_api_version: ApiVersion::V3.into(),
+        with_request_body: service.body.map(|body| BufferSettings {
+            max_request_bytes: body.max_bytes,
+            allow_partial_message: body.partial,
+            pack_as_bytes: body.as_bytes,
+        }),
         filter_enabled_metadata: service.when.as_ref().map(when),
         allowed_headers: service.allowed_headers.as_deref().map(list),
         disallowed_headers: some(&service.disallowed_headers),

@@ -12,7 +12,7 @@ use std::{
 };
 
 use mesh_core::config::{
-    AuditCondition, Fault, GlobalRateLimit, Guard, LocalRateLimit, RbacAction, RbacRules, Session,
+    AuditCondition, Fault, GlobalRateLimit, Guard, LocalRateLimit, Rbac, RbacAction, RbacRules, Session,
 };
 
 use crate::proto::{
@@ -22,8 +22,8 @@ use crate::proto::{
         extensions::filters::{
             http::{
                 ext_authz::v3::ExtAuthz, fault::v3::HttpFault, jwt_authn::v3::JwtAuthentication,
-                local_ratelimit::v3::LocalRateLimit as LocalRateLimitMessage, ratelimit::v3::RateLimit, rbac::v3::Rbac,
-                router::v3::Router, stateful_session::v3::StatefulSession,
+                local_ratelimit::v3::LocalRateLimit as LocalRateLimitMessage, ratelimit::v3::RateLimit,
+                rbac::v3::Rbac as RbacMessage, router::v3::Router, stateful_session::v3::StatefulSession,
             },
             network::http_connection_manager::v3::{HttpFilter, http_filter::ConfigType},
         },
@@ -132,7 +132,7 @@ pub(super) fn chain(filters: &[HttpFilter], side: Side, place: &str, ignored: &m
             None => &empty,
         };
         let at = || element("http_filters", i, &filter.name);
-        if side == Side::Inbound && (any.is::<Rbac>() || any.is::<ExtAuthz>() || any.is::<JwtAuthentication>()) {
+        if side == Side::Inbound && (any.is::<RbacMessage>() || any.is::<ExtAuthz>() || any.is::<JwtAuthentication>()) {
             match guard(any, &place, ignored).within(at) {
                 Ok(guard) => read.guards.push(guard),
                 Err(Wrong { field, message }) => {
@@ -180,13 +180,19 @@ pub(super) fn chain(filters: &[HttpFilter], side: Side, place: &str, ignored: &m
 }
 
 fn guard(any: &Any, place: &str, ignored: &mut Ignored) -> Result<Guard, Wrong> {
-    if any.is::<Rbac>() {
+    if any.is::<RbacMessage>() {
         return Ok(Guard::Rbac(Arc::new(rbac::decode(ignored.open(any, place)?, place, ignored)?)));
     }
     if any.is::<JwtAuthentication>() {
         return Ok(Guard::Jwt(Arc::new(jwt::decode(ignored.open(any, place)?, place, ignored)?)));
     }
     Ok(Guard::ExtAuthz(Arc::new(ext_authz::decode(ignored.open(any, place)?, place, ignored)?)))
+}
+
+/// Rules, there and empty: they allow those whom any of no policies names.
+pub(super) fn nobody() -> Rbac {
+    let rules = RbacRules { action: RbacAction::Allow, policies: BTreeMap::new(), audit: AuditCondition::None };
+    Rbac { rules: Some(rules), ..Rbac::default() }
 }
 
 /// The filters of a chain we write. A port that must refuse everything says so in a way every Envoy understands: an
@@ -207,10 +213,7 @@ pub(super) fn encode(
     };
     let mut filters = Vec::new();
     if refused {
-        // `rules`, there and empty: allow those whom any of no policies names.
-        let nobody = RbacRules { action: RbacAction::Allow, policies: BTreeMap::new(), audit: AuditCondition::None };
-        let nobody = mesh_core::config::Rbac { rules: Some(nobody), ..Default::default() };
-        filters.push(typed(rbac::RBAC, rbac::encode(&nobody)));
+        filters.push(typed(rbac::RBAC, rbac::encode(&nobody())));
     }
     for guard in guards {
         filters.push(match guard {

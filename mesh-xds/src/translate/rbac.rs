@@ -31,7 +31,7 @@ use crate::proto::{
                 },
             },
         },
-        extensions::filters::http::rbac::v3::Rbac as Message,
+        extensions::filters::{http::rbac::v3::Rbac as Message, network::rbac::v3::Rbac as OfConnections},
         r#type::{
             matcher::v3::{
                 DoubleMatcher, ListMatcher, MetadataMatcher, OrMatcher, PathMatcher, ValueMatcher, double_matcher,
@@ -44,6 +44,8 @@ use crate::proto::{
 
 /// The filter's name.
 pub(super) const RBAC: &str = "envoy.filters.http.rbac";
+/// The network filter's name.
+pub(super) const NETWORK_RBAC: &str = "envoy.filters.network.rbac";
 /// The audit logger that every implementation has (gRFC A59).
 const STDOUT: &str = "envoy.extensions.rbac.audit_loggers.stream.v3.StdoutAuditLog";
 const STDOUT_NAME: &str = "envoy.rbac.audit_loggers.stdout";
@@ -56,6 +58,19 @@ pub(super) fn decode(message: Message, place: &str, ignored: &mut Ignored) -> Re
         if is_set {
             ignored.add(place, field);
         }
+    }
+    Ok(Rbac {
+        rules: message.rules.map(|it| rules(it, place, ignored)).transpose().under("rules")?,
+        shadow: message.shadow_rules.map(|it| rules(it, place, ignored)).transpose().under("shadow_rules")?,
+        shadow_prefix: message.shadow_rules_stat_prefix.into(),
+    })
+}
+
+/// Rules about connections: the network filter. That its rules cannot speak of requests is the engine's to know.
+pub(super) fn decode_network(message: OfConnections, place: &str, ignored: &mut Ignored) -> Result<Rbac, Wrong> {
+    if message.enforcement_type != 0 {
+        // What a connection is asked about does not change with what is sent.
+        ignored.add(place, "enforcement_type");
     }
     Ok(Rbac {
         rules: message.rules.map(|it| rules(it, place, ignored)).transpose().under("rules")?,
@@ -272,6 +287,17 @@ pub(super) fn encode(rbac: &Rbac) -> Any {
         shadow_rules: rbac.shadow.as_ref().map(encode_rules),
         shadow_rules_stat_prefix: rbac.shadow_prefix.to_string(),
         ..Message::default()
+    })
+}
+
+/// The network filter of the same rules.
+pub(super) fn encode_network(rbac: &Rbac) -> Any {
+    Any::pack(&OfConnections {
+        rules: rbac.rules.as_ref().map(encode_rules),
+        shadow_rules: rbac.shadow.as_ref().map(encode_rules),
+        stat_prefix: "tcp.".to_owned(),
+        shadow_rules_stat_prefix: rbac.shadow_prefix.to_string(),
+        ..OfConnections::default()
     })
 }
 

@@ -1,8 +1,11 @@
 //! What is encoded and decoded again is what it was.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use mesh_core::config::{Cluster, Config, Guard, HttpSettings, Inbound, PathRewrite, RbacAction};
+use mesh_core::config::{
+    Cluster, Condition, Config, Guard, HttpSettings, Inbound, PathRewrite, Rbac, RbacAction, RbacPolicy, RbacRules,
+    StringMatch,
+};
 use mesh_xds::{
     ads::TypeUrl,
     translate::{self, Listener, RouteSource, Shape, encode},
@@ -123,7 +126,7 @@ fn a_policy_that_xds_does_not_know_is_told_as_the_nearest() {
 fn a_gateway_survives_the_wire() {
     use mesh_core::config::{
         CallerCertificate, CertificateFiles, Gateway, GatewayCertificate, GatewayChain, GatewayRoots, GatewayTls,
-        GatewayTo, KeyPair, MtlsMode, PathNormalization, StringMatch, Target, TlsVersions, WeightedCluster,
+        GatewayTo, KeyPair, MtlsMode, PathNormalization, Target, TlsVersions, WeightedCluster,
     };
     use mesh_xds::{graph::Part, profile};
 
@@ -153,7 +156,13 @@ fn a_gateway_survives_the_wire() {
     let to = |name: &str, weight| WeightedCluster { cluster: name.into(), weight, ..WeightedCluster::default() };
     let chain = |name: &str, names: &[&str], tls: Option<GatewayTls>, to: GatewayTo| {
         let server_names = names.iter().map(|name| (*name).to_owned()).collect();
-        Arc::new(GatewayChain { name: name.into(), server_names, tls: tls.map(Arc::new), to })
+        Arc::new(GatewayChain {
+            name: name.into(),
+            server_names,
+            tls: tls.map(Arc::new),
+            to,
+            ..GatewayChain::default()
+        })
     };
     let http = |name: &str| GatewayTo::Http(name.into());
     let gateway = Gateway {
@@ -161,7 +170,11 @@ fn a_gateway_survives_the_wire() {
             chain("a", &["a.test", "*.a.test"], Some(simple), http("https.a")),
             chain("b", &["b.test"], Some(mutual), http("https.b")),
             chain("c", &["c.test"], Some(mesh), GatewayTo::Bytes(vec![to("x", 1)])),
-            chain("d", &["d.test"], None, GatewayTo::Bytes(vec![to("x", 1), to("y", 3)])),
+            Arc::new(GatewayChain {
+                rules: vec![Arc::new(connections()), Arc::new(Rbac::default())],
+                idle_timeout: Some(Duration::from_secs(7)),
+                ..(*chain("d", &["d.test"], None, GatewayTo::Bytes(vec![to("x", 1), to("y", 3)]))).clone()
+            }),
         ],
     };
     let rich = rich::config();
@@ -212,4 +225,20 @@ fn a_gateway_survives_the_wire() {
         let routes = translate::route(&set.get(TypeUrl::Route, name).unwrap().body).unwrap();
         assert_eq!(routes.value, config.targets[name].routes);
     }
+}
+
+/// Rules about connections.
+fn connections() -> Rbac {
+    let text = |value: &str| StringMatch::Exact { value: value.to_owned(), ignore_case: false };
+    let net = || "10.0.0.0/8".parse().unwrap();
+    let permissions = vec![
+        Condition::DestinationPort(443),
+        Condition::DestinationIp(net()),
+        Condition::Not(Box::new(Condition::ServerName(text("a.test")))),
+    ];
+    let principals =
+        vec![Condition::DirectIp(net()), Condition::RemoteIp(net()), Condition::Peer(Some(text("spiffe://a/b")))];
+    let policies: BTreeMap<_, _> = [("some".into(), RbacPolicy { permissions, principals })].into();
+    let rules = |action| Some(RbacRules { action, policies: policies.clone(), audit: Default::default() });
+    Rbac { rules: rules(RbacAction::Deny), shadow: rules(RbacAction::Allow), shadow_prefix: "dry_".into() }
 }

@@ -272,6 +272,7 @@ fn other_actions() {
             status_on_error: 403,
             allowed_headers: None,
             disallowed_headers: Vec::new(),
+            body: None,
             when: None,
         },
     );

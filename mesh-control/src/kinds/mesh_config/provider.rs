@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use mesh_core::config::StringMatch;
+use mesh_core::config::{StringMatch, ToldBody};
 use serde::{Deserialize, Serialize};
 
 use crate::kinds::{
@@ -36,6 +36,8 @@ pub struct AuthzProvider {
     pub fail_open: bool,
     /// What requests are refused with for want of an answer. Default 403.
     pub status_on_error: u16,
+    /// How much of the body is sent along.
+    pub body: Option<ToldBody>,
     /// Headers sent along, over HTTP.
     pub include: Vec<StringMatch>,
     /// Headers added to the question, over HTTP.
@@ -116,6 +118,7 @@ pub(super) fn authorizer(node: &Node, path: &str, grpc: bool, reader: &mut Reade
         path_prefix: String::new(),
         fail_open: fields.read("failOpen", |node, path| reader.boolean(node, path)).unwrap_or_default(),
         status_on_error: 403,
+        body: None,
         include: Vec::new(),
         add: BTreeMap::new(),
         to_upstream: Vec::new(),
@@ -129,11 +132,9 @@ pub(super) fn authorizer(node: &Node, path: &str, grpc: bool, reader: &mut Reade
             ),
         }
     }
-    fields.refused(
-        reader,
-        &["includeRequestBodyInCheck"],
-        "a provider is told of the head of a request, not of its body",
-    );
+    if let Some((node, path)) = fields.take("includeRequestBodyInCheck") {
+        out.body = told_body(node, &path, grpc, reader);
+    }
     fields.ignored(reader, &["clearRouteCache"], "routes are always chosen after providers were asked");
     if !grpc {
         out.path_prefix = fields
@@ -157,6 +158,21 @@ pub(super) fn authorizer(node: &Node, path: &str, grpc: bool, reader: &mut Reade
     fields.close(reader);
     out.at = at?;
     Some(out)
+}
+
+fn told_body(node: &Node, path: &str, grpc: bool, reader: &mut Reader<'_>) -> Option<ToldBody> {
+    let mut fields = reader.fields(node, path)?;
+    let max_bytes = fields.read("maxRequestBytes", |node, path| reader.u32(node, path));
+    let partial = fields.read("allowPartialMessage", |node, path| reader.boolean(node, path)).unwrap_or_default();
+    let as_bytes = fields.read("packAsBytes", |node, path| reader.boolean(node, path)).unwrap_or_default();
+    fields.close(reader);
+    match max_bytes {
+        Some(max_bytes @ 1..) => Some(ToldBody { max_bytes, partial, as_bytes: as_bytes && grpc }),
+        _ => {
+            reader.invalid(node.at, format!("{path}.maxRequestBytes must be greater than 0"));
+            None
+        }
+    }
 }
 
 /// `x*` and `*x` are the beginning and the end, `*` anything; in any case, as headers are.

@@ -3,6 +3,8 @@
 pub struct ExtAuthz {
     #[prost(bool, tag = "2")]
     pub failure_mode_allow: bool,
+    #[prost(message, optional, tag = "5")]
+    pub with_request_body: ::core::option::Option<BufferSettings>,
     #[prost(bool, tag = "6")]
     pub clear_route_cache: bool,
     #[prost(message, optional, tag = "7")]
@@ -136,6 +138,26 @@ impl ::prost::Name for AuthorizationResponse {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.AuthorizationResponse"
+            .into()
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BufferSettings {
+    #[prost(uint32, tag = "1")]
+    pub max_request_bytes: u32,
+    #[prost(bool, tag = "2")]
+    pub allow_partial_message: bool,
+    #[prost(bool, tag = "3")]
+    pub pack_as_bytes: bool,
+}
+impl ::prost::Name for BufferSettings {
+    const NAME: &'static str = "BufferSettings";
+    const PACKAGE: &'static str = "envoy.extensions.filters.http.ext_authz.v3";
+    fn full_name() -> ::prost::alloc::string::String {
+        "envoy.extensions.filters.http.ext_authz.v3.BufferSettings".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.BufferSettings"
             .into()
     }
 }

@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use mesh_core::config::{
-    Config, GatewayChain, GatewayTo, HttpSettings, Inbound, MtlsMode, Name, PathNormalization, WeightedCluster,
+    Config, GatewayChain, GatewayTo, HttpSettings, Inbound, MtlsMode, PathNormalization, WeightedCluster,
 };
 use prost::Message as _;
 
@@ -32,6 +32,7 @@ use crate::{
                     http_connection_manager::v3::{
                         HttpConnectionManager, HttpFilter, Rds, http_connection_manager::RouteSpecifier, http_filter,
                     },
+                    rbac::v3::Rbac,
                     tcp_proxy::v3::{
                         TcpProxy,
                         tcp_proxy::{ClusterSpecifier, WeightedCluster as Weighted, weighted_cluster::ClusterWeight},
@@ -41,7 +42,7 @@ use crate::{
         },
     },
     translate::{
-        GatewayListener, GatewayPart, Listener, RouteSource, endpoint, filter, own_filter,
+        GatewayListener, GatewayPart, Listener, RouteSource, endpoint, filter, own_filter, rbac,
         read::{Ignored, Within, Wrong, element, wrong},
         route::{self, Side},
         telling,
@@ -111,8 +112,7 @@ fn part(
     let socket = chain.transport_socket.as_ref();
     let tls = socket.map_or(Ok(None), |socket| tls::decode(socket, ignored)).under("transport_socket")?;
     let Some(manager) = http(chain, ignored)? else {
-        let to = GatewayTo::Bytes(bytes(chain, ignored)?);
-        let chain = GatewayChain { name: name.into(), server_names, tls, to };
+        let chain = GatewayChain { name: name.into(), server_names, tls, ..bytes(chain, ignored)? };
         return Ok(GatewayPart { chain: Arc::new(chain), http: None, plain: false });
     };
     let plain = tls.is_none() && server_names.is_empty() && matches.transport_protocol != "tls";
@@ -155,7 +155,8 @@ fn part(
         RouteSource::Inline(table) if !table.name.is_empty() => table.name.clone(),
         RouteSource::Inline(_) => name.into(),
     };
-    let chain = GatewayChain { name: name.into(), server_names, tls, to: GatewayTo::Http(to) };
+    let to = GatewayTo::Http(to);
+    let chain = GatewayChain { name: name.into(), server_names, tls, to, ..GatewayChain::default() };
     Ok(GatewayPart { chain: Arc::new(chain), http: Some((source, Arc::new(settings))), plain })
 }
 
@@ -173,37 +174,49 @@ fn router() -> HttpFilter {
     HttpFilter { name: ROUTER.to_owned(), config_type, ..HttpFilter::default() }
 }
 
-/// Where the bytes of a chain go. A filter before that decides who may connect closes it.
-fn bytes(chain: &FilterChain, ignored: &mut Ignored) -> Result<Vec<WeightedCluster>, Wrong> {
+/// Where the bytes of a chain go, and what its connections must pass. A filter before that decides who may connect, and cannot be
+/// kept, closes it.
+fn bytes(chain: &FilterChain, ignored: &mut Ignored) -> Result<GatewayChain, Wrong> {
     let Some((last, before)) = chain.filters.split_last() else {
         return Err(wrong("filters", "are missing"));
     };
-    if let Some(why) = guard(chain) {
-        ignored.add(CHAINS, &format!("{} ({why})", chain.name));
-        return Ok(Vec::new());
-    }
+    let mut rules = Vec::new();
     for filter in before {
-        ignored.add(FILTERS, &filter.name);
+        let empty = Any::default();
+        let any = match &filter.config_type {
+            Some(ConfigType::TypedConfig(any)) => any,
+            None => &empty,
+        };
+        let guards = any.is::<Rbac>() || filter::guards(&filter.name, any);
+        let read = any.is::<Rbac>().then(|| rbac::decode_network(ignored.open(any, FILTERS)?, FILTERS, ignored));
+        match read {
+            Some(Ok(read)) => rules.push(Arc::new(read)),
+            None if !guards => ignored.add(FILTERS, &filter.name),
+            Some(Err(_)) | None => {
+                let why = "which guards it and cannot be kept: it is closed";
+                ignored.add(CHAINS, &format!("{} ({:?}, {why})", chain.name, filter.name));
+                return Ok(GatewayChain::default());
+            }
+        }
     }
     let at = || element("filters", chain.filters.len() - 1, &last.name);
     let proxy: TcpProxy = match &last.config_type {
         Some(ConfigType::TypedConfig(any)) if any.is::<TcpProxy>() => ignored.open(any, FILTERS).within(at)?,
         _ => return Err(wrong("", "is neither HTTP nor TCP proxying")).within(at),
     };
-    if proxy.idle_timeout.is_some_and(|it| it != Default::default()) {
-        ignored.add(FILTERS, "idle_timeout");
-    }
+    let idle_timeout = proxy.idle_timeout.map(|limit| value::duration(limit, "idle_timeout")).transpose().within(at)?;
     let weighted = |name: String, weight| match name.as_str() {
         "" => Err(wrong("cluster", "is missing")),
         name => Ok(WeightedCluster { cluster: name.into(), weight, ..WeightedCluster::default() }),
     };
-    match proxy.cluster_specifier {
-        Some(ClusterSpecifier::Cluster(name)) => Ok(vec![weighted(name, 1).within(at)?]),
+    let clusters = match proxy.cluster_specifier {
+        Some(ClusterSpecifier::Cluster(name)) => vec![weighted(name, 1).within(at)?],
         Some(ClusterSpecifier::WeightedClusters(all)) => {
-            all.clusters.into_iter().map(|one| weighted(one.name, one.weight)).collect::<Result<_, _>>().within(at)
+            all.clusters.into_iter().map(|one| weighted(one.name, one.weight)).collect::<Result<_, _>>().within(at)?
         }
-        None => Err(wrong("cluster_specifier", "is missing")).within(at),
-    }
+        None => return Err(wrong("cluster_specifier", "is missing")).within(at),
+    };
+    Ok(GatewayChain { to: GatewayTo::Bytes(clusters), rules, idle_timeout, ..GatewayChain::default() })
 }
 
 /// Adds the listeners, routes and secrets of a gateway.
@@ -227,7 +240,7 @@ pub(in crate::translate) fn encode(config: &Config, set: &mut ResourceSet) {
             inspects = gateway.inspects();
             for chain in &gateway.chains {
                 let filters = match &chain.to {
-                    GatewayTo::Bytes(clusters) => vec![encode_bytes(&chain.name, clusters)],
+                    GatewayTo::Bytes(clusters) => encode_bytes(chain, clusters, policy.refused.is_some()),
                     GatewayTo::Http(name) => {
                         let target = config.targets.get(name).cloned().unwrap_or_default();
                         let routes = route::encode(name, &target.routes).encode_to_vec();
@@ -301,7 +314,13 @@ fn encode_http(name: &str, routes: &str, settings: &HttpSettings, policy: &Inbou
     encode_chain_limit(policy).into_iter().chain([encode_manager(&manager)]).collect()
 }
 
-fn encode_bytes(name: &Name, clusters: &[WeightedCluster]) -> Filter {
+fn encode_bytes(chain: &GatewayChain, clusters: &[WeightedCluster], refused: bool) -> Vec<Filter> {
+    let nobody = refused.then(filter::nobody);
+    let rules = nobody.iter().chain(chain.rules.iter().map(|rules| &**rules));
+    let rules = rules.map(|rules| Filter {
+        name: rbac::NETWORK_RBAC.to_owned(),
+        config_type: Some(ConfigType::TypedConfig(rbac::encode_network(rules))),
+    });
     let to = match clusters {
         [one] => ClusterSpecifier::Cluster(one.cluster.to_string()),
         // A cluster that nobody has closes the connection.
@@ -311,6 +330,11 @@ fn encode_bytes(name: &Name, clusters: &[WeightedCluster]) -> Filter {
             ClusterSpecifier::WeightedClusters(Weighted { clusters: several.iter().map(weight).collect() })
         }
     };
-    let proxy = TcpProxy { stat_prefix: name.to_string(), cluster_specifier: Some(to), ..TcpProxy::default() };
-    Filter { name: TCP_PROXY.to_owned(), config_type: Some(ConfigType::TypedConfig(Any::pack(&proxy))) }
+    let proxy = TcpProxy {
+        stat_prefix: chain.name.to_string(),
+        cluster_specifier: Some(to),
+        idle_timeout: chain.idle_timeout.map(value::encode_duration),
+    };
+    let proxy = Filter { name: TCP_PROXY.to_owned(), config_type: Some(ConfigType::TypedConfig(Any::pack(&proxy))) };
+    rules.chain([proxy]).collect()
 }

@@ -96,6 +96,7 @@ fn service(service: AuthzService) -> ExtAuthz {
         status_on_error: 503,
         allowed_headers: Some(vec![exact("x-tell")]),
         disallowed_headers: vec![exact("x-secret")],
+        body: Some(ToldBody { max_bytes: 8192, partial: true, as_bytes: true }),
         when: Some(ShadowMatch {
             prefix: "istio_ext_authz_".into(),
             policy: StringMatch::Prefix { value: "istio-ext-authz".into(), ignore_case: false },
