@@ -157,6 +157,54 @@ async fn an_envoy_is_the_gateway() {
     nothing_is_refused(&envoy, &plane).await;
 }
 
+/// AZ5, GW3: of bytes that it hands on an Envoy as a gateway takes our rules, and holds them; what speaks of requests is not among them.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_envoy_holds_policies_for_bytes() {
+    let Some(program) = process::program() else { return };
+    let Some(plane) = Plane::start().await else { return };
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    plane.apply(&format!(
+        "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {{name: raw}}\nspec:\n  selector: {{istio: ingressgateway}}\n  \
+         servers: [{{port: {{number: {port}, name: tcp, protocol: TCP}}, hosts: [\"*\"]}}]\n"
+    ));
+    plane.apply(
+        "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: raw}\nspec:\n  hosts: [\"*\"]\n  gateways: [raw]\n  \
+         tcp: [{route: [{destination: {host: reviews, subset: v2, port: {number: 9080}}}]}]\n",
+    );
+    let policy = |rest: &str| {
+        plane.apply(&format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: raw}}\nspec: {{selector: {{matchLabels: \
+             {{istio: ingressgateway}}}}, {rest}}}\n"
+        ));
+    };
+    let spec = WorkloadSpec {
+        gateway: true,
+        labels: [("istio".to_owned(), "ingressgateway".to_owned())].into(),
+        ..WorkloadSpec::new("gateway", Ipv4Addr::LOCALHOST.into())
+    };
+    let bootstrap = bootstrap(&plane.bootstrap(&spec), "GRPC", false);
+    let envoy = Envoy::run(&program, tempfile::tempdir().unwrap(), &bootstrap).await;
+    let address = listener(&envoy, &format!("0.0.0.0_{port}")).await;
+    // A connection of its own for each, since rules are about connections.
+    let passes = || async move {
+        let http: Client<HttpConnector, Full<bytes::Bytes>> = Client::builder(TokioExecutor::new()).build_http();
+        let request = http::Request::get(format!("http://{address}/reviews/0")).header("host", "reviews");
+        http.request(request.body(Full::default()).unwrap()).await.is_ok_and(|answer| answer.status() == 200)
+    };
+    until(passes, "bytes are handed on", &envoy).await;
+    for (rest, expected) in [
+        ("action: DENY, rules: [{from: [{source: {ipBlocks: [127.0.0.0/8]}}]}]", false),
+        ("action: DENY, rules: [{from: [{source: {ipBlocks: [10.0.0.0/8]}}], to: [{operation: {paths: [/x]}}]}]", true),
+        ("rules: [{to: [{operation: {methods: [GET]}}]}]", false),
+        ("rules: [{to: [{operation: {methods: [GET]}}]}, {from: [{source: {remoteIpBlocks: [127.0.0.1]}}]}]", true),
+        ("action: DENY, rules: [{to: [{operation: {paths: [/x]}}]}]", false),
+    ] {
+        policy(rest);
+        until(|| async { passes().await == expected }, rest, &envoy).await;
+    }
+    nothing_is_refused(&envoy, &plane).await;
+}
+
 /// XD3, XD4, OP1, OP10: what an Envoy refuses is shown by `meshctl proxy-status`, with the error's text and the resource, until
 /// something better comes; what was there before stays in force.
 #[tokio::test(flavor = "multi_thread")]
