@@ -4,6 +4,8 @@
 //! The program is `MESH_CONTROL_PLANE`, else it is built here with Go. Without Go each test says that it is skipped; with
 //! `MESH_REQUIRE_PEERS` it fails.
 
+#[path = "control-plane/loads.rs"]
+mod loads;
 #[path = "control-plane/named.rs"]
 mod named;
 #[path = "peers.rs"]

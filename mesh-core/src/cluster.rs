@@ -6,7 +6,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
+    sync::{Arc, OnceLock, Weak},
 };
 
 use hashbrown::HashTable;
@@ -24,6 +24,7 @@ use crate::{
     pick::{Ask, Wanted},
     roll::Roll,
     sync::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    tally::{Ledgers, Reporting, Tally},
     time::Time,
     zone::LocalZones,
 };
@@ -31,10 +32,12 @@ use crate::{
 mod ejection;
 mod known;
 mod labelled;
+mod named;
 
 use ejection::Ejections;
 use known::Known;
 use labelled::Labelled;
+use named::Named;
 
 /// A cluster, compiled for picking.
 #[derive(Debug)]
@@ -50,6 +53,8 @@ pub struct Cluster {
     /// What its hash policies find, instead of the route's.
     pub(crate) hashing: HashPolicies,
     custom: Option<Result<Arc<dyn Policy>, String>>,
+    /// Where its requests are counted, if their numbers are reported.
+    reporting: Option<Box<Reporting>>,
     /// Of an aggregate cluster, the clusters it stands for, in order.
     members: OnceLock<Vec<Arc<Self>>>,
     /// Endpoints by address, made when the first one is asked for.
@@ -66,6 +71,7 @@ pub(crate) struct Around<'a> {
     /// Tells this process from others.
     pub(crate) seed: u64,
     pub(crate) zones: Option<&'a LocalZones>,
+    pub(crate) ledgers: Option<&'a Ledgers>,
 }
 
 /// What survives reconfiguration.
@@ -80,31 +86,6 @@ struct Live {
     named: Named,
     /// The form of the cluster that was compiled last.
     generation: AtomicU64,
-}
-
-/// Endpoints that callers named themselves, the only part behind a lock: taken once a request, never held over anything.
-#[derive(Debug, Default)]
-struct Named(Mutex<BTreeMap<EndpointAddress, Arc<Endpoint>>>);
-
-impl Named {
-    /// Beyond this many, those without a request under way are forgotten.
-    const MOST: usize = 1024;
-
-    fn endpoint(&self, address: EndpointAddress, seats: &Arc<Seats>) -> Arc<Endpoint> {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(endpoint) = known.get(&address) {
-            return Arc::clone(endpoint);
-        }
-        if known.len() >= Self::MOST {
-            known.retain(|_, endpoint| endpoint.in_flight() > 0);
-        }
-        let config = config::Endpoint::at(address.clone());
-        let endpoint = Arc::new(Endpoint::new(config, (0, 0), Arc::new(Cell::new(seats)), Arc::default()));
-        if known.len() < Self::MOST {
-            known.insert(address, Arc::clone(&endpoint));
-        }
-        endpoint
-    }
 }
 
 /// What a cluster leaves behind, as long as its requests last.
@@ -236,6 +217,7 @@ impl Cluster {
             live,
             departed: known.departed(),
             custom,
+            reporting: Reporting::of(config, around.ledgers),
             members: OnceLock::new(),
             by_address: OnceLock::new(),
             begun: AtomicBool::new(false),
@@ -268,8 +250,9 @@ impl Cluster {
     fn pick_own(self: &Arc<Self>, ask: &Ask<'_>, now: Time, rng: &mut impl RngCore) -> Result<Pick, PickError> {
         // Before any limit: what is dropped takes no slot (LB26).
         let drops = &self.config.endpoints.drops;
-        if let Some(drop) = drops.iter().find(|drop| drop.fraction.hit(rng.next_u64())) {
+        if let Some((at, drop)) = drops.iter().enumerate().find(|(_, drop)| drop.fraction.hit(rng.next_u64())) {
             self.live.dropped.fetch_add(1, Relaxed);
+            self.reporting.iter().for_each(|reporting| reporting.note_drop(at));
             return Err(PickError::Dropped(config::Name::clone(&drop.category)));
         }
         self.sweep(now);
@@ -279,7 +262,7 @@ impl Cluster {
         }
         let limit = self.thresholds(ask.priority).max_requests;
         if !self.counters(ask.priority).requests.acquire(limit) {
-            return Err(PickError::Overflow);
+            return Err(self.overflow());
         }
         if ask.wanted.is_none()
             && let Some(at) =
@@ -307,7 +290,7 @@ impl Cluster {
         }
         self.counters(ask.priority).requests.release();
         let full = self.endpoints().iter().any(|endpoint| endpoint.is_full());
-        Err(if full { PickError::Overflow } else { PickError::NoEndpoint })
+        Err(if full { self.overflow() } else { PickError::NoEndpoint })
     }
 
     /// The endpoint that is asked for, or one of the balancer's choice.
@@ -385,13 +368,13 @@ impl Cluster {
             return Err(PickError::Failed(why.clone()));
         }
         if !self.live.counters.requests.acquire(self.config.thresholds.max_requests) {
-            return Err(PickError::Overflow);
+            return Err(self.overflow());
         }
         let named = self.live.named.endpoint(address, &self.live.seats);
         let pick = Pick::new(self, Chosen::Named(named), RoutingPriority::Default, now);
         pick.ok_or_else(|| {
             self.live.counters.requests.release();
-            PickError::Overflow
+            self.overflow()
         })
     }
 
@@ -400,6 +383,24 @@ impl Cluster {
         if let LoadBalancer::ClientWeighted(config) = &self.config.load_balancer {
             endpoint.reported().note(report, config, now);
         }
+    }
+
+    /// The circuit breaker refuses a request.
+    fn overflow(&self) -> PickError {
+        self.reporting.iter().for_each(|reporting| reporting.note_refusal());
+        PickError::Overflow
+    }
+
+    /// Where requests to an endpoint are counted, if their numbers are reported.
+    #[inline]
+    pub(crate) fn tally(&self, chosen: &Chosen) -> Option<&Tally> {
+        self.reporting.as_ref()?.tally(self.endpoint_of(chosen)?, chosen)
+    }
+
+    /// Which metrics of its endpoints are reported.
+    #[inline]
+    pub(crate) fn reported_metrics(&self) -> Option<&config::LoadReports> {
+        self.reporting.as_ref().map(|reporting| &*reporting.wanted).filter(|wanted| !wanted.metrics.is_empty())
     }
 
     /// As the control plane gave it.

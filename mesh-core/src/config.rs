@@ -23,6 +23,7 @@ mod health_check;
 mod http;
 mod inbound;
 mod jwt;
+mod load_reports;
 mod outlier;
 mod policy;
 mod rate_limit;
@@ -61,6 +62,7 @@ pub use inbound::{
     Underscores,
 };
 pub use jwt::{JwtAuthn, JwtKeys, JwtProvider, JwtRequirement, JwtRule};
+pub use load_reports::LoadReports;
 pub use outlier::{FailurePercentage, LatencyOutlier, Monitor, OutlierDetection, SuccessRate};
 pub use policy::{
     Abort, AbortStatus, BackOff, Fault, FaultDelay, GrpcRetry, HedgePolicy, HttpRetry, RateLimitedBackOff, ResetFormat,

@@ -243,7 +243,8 @@ impl fmt::Debug for Attachments {
     }
 }
 
-/// An endpoint chosen for one try, holding its slots. Dropping it frees them and records nothing: cancelling is no failure.
+/// An endpoint chosen for one try, holding its slots. Dropping it frees them and blames nobody: cancelling is no failure
+/// of the endpoint, though reports of load count what did not end well.
 #[derive(Debug)]
 #[must_use = "dropping it frees the endpoint without recording what happened"]
 pub struct Pick {
@@ -254,6 +255,9 @@ pub struct Pick {
     responded: Option<Time>,
     /// It is the one request of a half-open endpoint.
     probe: bool,
+    succeeded: bool,
+    /// What the endpoint said of its load, where that is to be reported.
+    load: Option<Box<LoadReport>>,
 }
 
 /// Which endpoint it is.
@@ -279,7 +283,12 @@ impl Pick {
             hot.in_flight.fetch_sub(1, Relaxed);
             return None;
         }
-        Some(Self { cluster: Arc::clone(cluster), chosen, priority, started, responded: None, probe: false })
+        let cluster = Arc::clone(cluster);
+        if let Some(tally) = cluster.tally(&chosen) {
+            tally.begin();
+        }
+        let (responded, probe, succeeded, load) = (None, false, false, None);
+        Some(Self { cluster, chosen, priority, started, responded, probe, succeeded, load })
     }
 
     /// As the one request of a half-open endpoint, which the caller has claimed.
@@ -316,16 +325,25 @@ impl Pick {
     /// Do reports of load change anything?
     #[inline]
     pub fn wants_load(&self) -> bool {
+        self.balances_by_load() || self.cluster.reported_metrics().is_some()
+    }
+
+    fn balances_by_load(&self) -> bool {
         matches!(&self.cluster.config().load_balancer, LoadBalancer::ClientWeighted(own) if own.out_of_band.is_none())
     }
 
     /// The endpoint has reported its load.
-    pub fn report(&self, report: &LoadReport, now: Time) {
-        self.cluster.report(self.endpoint(), report, now);
+    pub fn report(&mut self, report: LoadReport, now: Time) {
+        if self.balances_by_load() {
+            self.cluster.report(self.endpoint(), &report, now);
+        }
+        // Of several with one response the last is its.
+        self.load = self.cluster.reported_metrics().map(|_| Box::new(report));
     }
 
     /// Records what became of the try, for balancing and ejection, and frees the slots.
     pub fn finish(mut self, outcome: &Outcome, now: Time) {
+        self.succeeded = outcome.is_success();
         let blamed = outcome.failure.is_some_and(Failure::blames_endpoint);
         if outcome.failure.is_some() && !blamed {
             return;
@@ -355,6 +373,12 @@ impl Drop for Pick {
             hot.in_flight.fetch_sub(1, Relaxed);
         }
         self.cluster.counters(self.priority).requests.release();
+        if let Some(tally) = self.cluster.tally(&self.chosen) {
+            tally.end(self.succeeded);
+            if let (Some(load), Some(wanted)) = (&self.load, self.cluster.reported_metrics()) {
+                tally.note(load, wanted);
+            }
+        }
     }
 }
 

@@ -72,6 +72,7 @@ pub mod route;
 pub mod session;
 pub mod snapshot;
 mod sync;
+pub mod tally;
 pub mod telemetry;
 pub mod telling;
 pub mod time;

@@ -20,6 +20,7 @@ use crate::{
     request::RequestView,
     route::{self, Destination, Kind, RouteTable, name_hash},
     session::Session,
+    tally::Ledgers,
     telling::Telling,
     zone::LocalZones,
 };
@@ -123,7 +124,8 @@ impl Snapshot {
                 (new, old) => new.is_none() && old.is_none(),
             },
         };
-        let surroundings = Surroundings { seed: name_hash(&config.local.id), zones: zones.clone() };
+        let ledgers = Arc::clone(previous.ledgers());
+        let surroundings = Surroundings { seed: name_hash(&config.local.id), zones: zones.clone(), ledgers };
         let clusters = Clusters::compile(config, &previous.clusters, same, surroundings);
         let (servers, local) = (config.inbound.clone(), config.local.clone());
         let (serving, gateways) = (config.serving.clone(), config.gateways.clone());
@@ -248,9 +250,19 @@ impl Snapshot {
         self.clusters.in_use()
     }
 
+    /// The configuration of the clusters that are made of DNS names, whether or not they are in use.
+    pub fn clusters_of_names(&self) -> impl Iterator<Item = &Arc<config::Cluster>> {
+        self.clusters.made_of_names()
+    }
+
     /// All clusters, in the order of their names; those that are not in use are compiled for it.
     pub fn clusters(&self) -> impl ExactSizeIterator<Item = &Arc<Cluster>> {
         self.clusters.iter()
+    }
+
+    /// What is counted for reports of load; the same in all snapshots that followed one another.
+    pub fn ledgers(&self) -> &Arc<Ledgers> {
+        &self.clusters.surroundings.ledgers
     }
 
     /// What the server on this port demands of its callers: what is said of the port, else what is said of every port.

@@ -21,6 +21,7 @@ use mesh_xds::{
     client::{Client, Dialled as Asked},
     csds::csds_routes,
     dump::{Certificates, config_dump},
+    lrs::Reporter,
     peer,
     profile::Profile,
     rpc,
@@ -386,6 +387,7 @@ fn join(
         follow_config(configs, followed).await;
         drop(held);
     }));
+    tasks.push(Owned::spawn(report_loads(Arc::clone(&bootstrap), Arc::clone(&live))));
     let told = Arc::clone(&client);
     let status: Page = Arc::new(move || {
         let mut status = serde_json::to_value(&*told.status()).unwrap_or_default();
@@ -436,6 +438,19 @@ async fn follow_config(mut configs: watch::Receiver<Option<Arc<Config>>>, live: 
             return;
         }
     }
+}
+
+/// Reports loads where the control plane asks for them, from the first configuration on.
+#[cfg(feature = "xds")]
+async fn report_loads(bootstrap: Arc<Bootstrap>, live: Arc<Live>) {
+    let first = loop {
+        if let Some(snapshot) = live.ready(None).await {
+            break Arc::clone(snapshot.ledgers());
+        }
+    };
+    drop(live);
+    let _reporter = Reporter::start(&bootstrap, &first);
+    std::future::pending::<()>().await;
 }
 
 /// Puts each certificate in force, and what peers are to be judged by.

@@ -66,7 +66,7 @@ impl Answers {
     pub(crate) fn expand(&self, config: &Config) -> Option<Config> {
         let answers = self.lock();
         let mut expanded: Option<Config> = None;
-        for (name, cluster) in config.clusters.iter() {
+        for (name, cluster) in config.clusters.made_of_names() {
             let Some(endpoints) = endpoints_of(cluster, &answers) else { continue };
             if *cluster.endpoints == endpoints {
                 continue;
@@ -214,9 +214,9 @@ fn of_family(addresses: Vec<SocketAddr>, family: DnsFamily) -> Vec<SocketAddr> {
 fn wanted(live: &Live) -> BTreeMap<DnsName, Dns> {
     let mut wanted: BTreeMap<DnsName, Dns> = BTreeMap::new();
     let Some(snapshot) = live.load() else { return wanted };
-    for cluster in snapshot.clusters() {
-        let Discovery::StrictDns(names) = &cluster.config().discovery else { continue };
-        let dns = cluster.config().dns;
+    for cluster in snapshot.clusters_of_names() {
+        let Discovery::StrictDns(names) = &cluster.discovery else { continue };
+        let dns = cluster.dns;
         for name in names.iter().filter(|name| literal(name).is_none()) {
             let known = wanted.entry(name.clone()).or_insert(dns);
             if dns.refresh < known.refresh {

@@ -21,7 +21,7 @@ pub mod client;
 mod complaint;
 pub mod delta;
 mod held;
-mod link;
+pub(crate) mod link;
 #[cfg(test)]
 mod pair;
 #[cfg(test)]

@@ -12,6 +12,7 @@
 //! - [`ads`]: the machines of both ends, without I/O and clock, tested by scripts of conversations;
 //! - [`translate`]: one file a subject, each decoding and encoding it;
 //! - [`graph`]: how resources that arrive one by one become one whole configuration;
+//! - [`lrs`]: how much a process sends where, told to who asks for it;
 //! - [`certs`]: how a workload gets its certificate; [`server`]: the control plane's side.
 
 pub mod ads;
@@ -21,6 +22,7 @@ pub mod client;
 pub mod csds;
 pub mod dump;
 pub mod graph;
+pub mod lrs;
 pub mod node;
 pub mod peer;
 pub mod profile;

@@ -60,6 +60,8 @@ mod telling;
 mod tls;
 mod value;
 
+pub(crate) use self::value::encode_duration;
+
 pub(crate) use extra::from_json;
 
 /// A resource read.

@@ -7,7 +7,8 @@
 //	{"version": "2", "generate": 10000, "backend": "127.0.0.1:8080"}
 //
 // The first serves these resources, written as Envoy's JSON; the second a mesh of that many services, all at one address.
-// Output, one JSON object a line: {"listening": ADDRESS}, {"serves": VERSION}, {"request": {...}} for each request.
+// Output, one JSON object a line: {"listening": ADDRESS}, {"serves": VERSION}, {"request": {...}} for each request, {"load": {...}} for
+// each cluster in a report of load.
 package main
 
 import (
@@ -22,6 +23,7 @@ import (
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	loadstats "github.com/envoyproxy/go-control-plane/envoy/service/load_stats/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/cache/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/server/v3"
 	"google.golang.org/grpc"
@@ -83,6 +85,7 @@ func run(out *out, listen string, lockstep, consistent bool) error {
 		service = server.NewServer(context.Background(), snapshots, tell(out))
 	}
 	discovery.RegisterAggregatedDiscoveryServiceServer(grpcServer, service)
+	loadstats.RegisterLoadReportingServiceServer(grpcServer, &loads{out: out})
 	failed := make(chan error, 1)
 	go func() { failed <- grpcServer.Serve(listener) }()
 	out.say(map[string]string{"listening": listener.Addr().String()})

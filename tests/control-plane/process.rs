@@ -109,6 +109,11 @@ impl ControlPlane {
         })
     }
 
+    /// Waits until reports of load have told something.
+    pub(crate) fn until_reported(&mut self, mut enough: impl FnMut(&Value) -> bool) {
+        self.hear(|line| line.get("load").is_some_and(&mut enough).then_some(()));
+    }
+
     /// Takes in what has been said meanwhile.
     pub(crate) fn catch_up(&mut self) {
         while let Ok(line) = self.lines.get_mut().unwrap().try_recv() {

@@ -25,7 +25,7 @@ pub(crate) async fn upstream(name: &'static str) -> SocketAddr {
 }
 
 /// A process of the mesh that this control plane feeds.
-async fn member(control_plane: &ControlPlane, delta: bool) -> Mesh {
+pub(crate) async fn member(control_plane: &ControlPlane, delta: bool) -> Mesh {
     let bootstrap = json!({
         "xds_servers": [{
             "server_uri": control_plane.address, "channel_creds": [{"type": "insecure"}], "server_features": ["xds_v3"],
@@ -90,7 +90,7 @@ pub(crate) fn endpoints(name: &str, at: SocketAddr) -> Value {
     })
 }
 
-fn host(name: &str, cluster: &str) -> Value {
+pub(crate) fn host(name: &str, cluster: &str) -> Value {
     json!({"name": name, "domains": [name], "routes": [{"match": {"prefix": "/"}, "route": {"cluster": cluster}}]})
 }
 
@@ -111,7 +111,7 @@ fn listener() -> Value {
     })
 }
 
-fn snapshot(version: &str, clusters: &[Value], endpoints: &[Value], hosts: &[Value]) -> Value {
+pub(crate) fn snapshot(version: &str, clusters: &[Value], endpoints: &[Value], hosts: &[Value]) -> Value {
     json!({
         "version": version, "clusters": clusters, "endpoints": endpoints, "listeners": [listener()],
         "routes": [{"name": "80", "virtual_hosts": hosts}],

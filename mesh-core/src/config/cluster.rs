@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Connections, Fraction, HashPolicy, HealthCheck, LoadBalancer, Metadata, MetadataValue, Name, OutlierDetection,
-    SlowStart, StringMatch, Subsets, ZoneAware,
+    Connections, Fraction, HashPolicy, HealthCheck, LoadBalancer, LoadReports, Metadata, MetadataValue, Name,
+    OutlierDetection, SlowStart, StringMatch, Subsets, ZoneAware,
 };
 
 /// A named set of endpoints and how to reach them. Source: Envoy `Cluster`.
@@ -67,6 +67,8 @@ pub struct Cluster {
     /// The health in which an endpoint that a session asks for is still used. Envoy `override_host_status`, by default
     /// healthy and degraded.
     pub override_host: Vec<Health>,
+    /// What of its load is reported to the control plane; `None` is nothing. Envoy `lrs_server` (`self`).
+    pub load_reports: Option<Arc<LoadReports>>,
     /// Why it cannot be used, when the control plane or the translation said so; every request answers 503 (XD14).
     pub failed: Option<String>,
     /// The object its policy was written in. Envoy metadata `istio.config`.
@@ -99,6 +101,7 @@ impl Default for Cluster {
             locality_weighted: false,
             zone_aware: None,
             override_host: vec![Health::Healthy, Health::Degraded],
+            load_reports: None,
             failed: None,
             origin: None,
         }

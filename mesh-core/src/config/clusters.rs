@@ -3,11 +3,18 @@
 //! The entries stand in chunks behind `Arc`s. A copy of ten thousand clusters is a hundred pointers, a change copies one
 //! chunk, and whoever compiles or compares two versions passes over the chunks they have in common.
 
-use std::{collections::BTreeMap, fmt, ops::Index, slice, sync::Arc, vec};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    ops::{Deref, Index},
+    slice,
+    sync::{Arc, OnceLock},
+    vec,
+};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{Cluster, Name};
+use super::{Cluster, Discovery, Name};
 
 /// Clusters by name.
 #[derive(Clone, Default)]
@@ -18,7 +25,47 @@ pub struct Clusters {
 }
 
 /// Neighbours, in order.
-pub(crate) type Chunk = Vec<(Name, Arc<Cluster>)>;
+#[derive(Debug, Default)]
+pub(crate) struct Chunk {
+    entries: Vec<(Name, Arc<Cluster>)>,
+    /// Some of them are made of names; looked at once.
+    by_name: OnceLock<bool>,
+}
+
+impl Chunk {
+    fn of(entries: Vec<(Name, Arc<Cluster>)>) -> Self {
+        Self { entries, by_name: OnceLock::new() }
+    }
+
+    /// The entries, to be changed.
+    fn entries_mut(&mut self) -> &mut Vec<(Name, Arc<Cluster>)> {
+        self.by_name.take();
+        &mut self.entries
+    }
+
+    /// Those that are made of names.
+    pub(crate) fn made_of_names(&self) -> impl Iterator<Item = &(Name, Arc<Cluster>)> {
+        let is_it = |cluster: &Cluster| matches!(cluster.discovery, Discovery::StrictDns(_) | Discovery::LogicalDns(_));
+        let any = *self.by_name.get_or_init(|| self.entries.iter().any(|(_, cluster)| is_it(cluster)));
+        let entries = if any { &self.entries[..] } else { &[] };
+        entries.iter().filter(move |(_, cluster)| is_it(cluster))
+    }
+}
+
+impl Clone for Chunk {
+    fn clone(&self) -> Self {
+        // Cloned to be changed.
+        Self::of(self.entries.clone())
+    }
+}
+
+impl Deref for Chunk {
+    type Target = [(Name, Arc<Cluster>)];
+
+    fn deref(&self) -> &Self::Target {
+        &self.entries
+    }
+}
 
 impl Clusters {
     /// No cluster.
@@ -36,11 +83,11 @@ impl Clusters {
     pub fn insert(&mut self, name: Name, cluster: Arc<Cluster>) -> Option<Arc<Cluster>> {
         let at = self.chunk_of(&name);
         let Some(chunk) = self.chunks.get_mut(at) else {
-            self.chunks.push(Arc::new(vec![(name, cluster)]));
+            self.chunks.push(Arc::new(Chunk::of(vec![(name, cluster)])));
             self.len += 1;
             return None;
         };
-        let chunk = Arc::make_mut(chunk);
+        let chunk = Arc::make_mut(chunk).entries_mut();
         let place = match find(chunk, &name) {
             Ok(found) => return chunk.get_mut(found).map(|entry| std::mem::replace(&mut entry.1, cluster)),
             Err(place) => place,
@@ -49,7 +96,7 @@ impl Clusters {
         self.len += 1;
         if chunk.len() > MOST {
             let rest = chunk.split_off(FILL);
-            self.chunks.insert(at + 1, Arc::new(rest));
+            self.chunks.insert(at + 1, Arc::new(Chunk::of(rest)));
         }
         None
     }
@@ -59,7 +106,7 @@ impl Clusters {
         let at = self.chunk_of(name.as_ref());
         let chunk = self.chunks.get_mut(at)?;
         let place = find(chunk, name.as_ref()).ok()?;
-        let chunk = Arc::make_mut(chunk);
+        let chunk = Arc::make_mut(chunk).entries_mut();
         let (_, removed) = chunk.remove(place);
         if chunk.is_empty() {
             self.chunks.remove(at);
@@ -70,7 +117,9 @@ impl Clusters {
 
     /// All clusters, to be replaced; every chunk is copied that another version holds too.
     pub fn values_mut(&mut self) -> impl Iterator<Item = &mut Arc<Cluster>> {
-        self.chunks.iter_mut().flat_map(|chunk| Arc::make_mut(chunk).iter_mut().map(|(_, cluster)| cluster))
+        self.chunks
+            .iter_mut()
+            .flat_map(|chunk| Arc::make_mut(chunk).entries_mut().iter_mut().map(|(_, cluster)| cluster))
     }
 
     /// The cluster of that name.
@@ -88,6 +137,11 @@ impl Clusters {
     /// Names and clusters, in the order of names.
     pub fn iter(&self) -> Iter<'_> {
         Iter { chunks: self.chunks.iter(), entries: [].iter(), left: self.len }
+    }
+
+    /// Those that are made of DNS names, in the order of their own; costs little where there are none.
+    pub fn made_of_names(&self) -> impl Iterator<Item = (&Name, &Arc<Cluster>)> {
+        self.chunks.iter().flat_map(|chunk| chunk.made_of_names()).map(|(name, cluster)| (name, cluster))
     }
 
     /// The names, in order.
@@ -122,7 +176,7 @@ impl Clusters {
     }
 }
 
-fn find(chunk: &Chunk, name: &str) -> Result<usize, usize> {
+fn find(chunk: &[(Name, Arc<Cluster>)], name: &str) -> Result<usize, usize> {
     chunk.binary_search_by(|(known, _)| (**known).cmp(name))
 }
 
@@ -173,7 +227,7 @@ impl IntoIterator for Clusters {
     type IntoIter = vec::IntoIter<Self::Item>;
 
     fn into_iter(self) -> Self::IntoIter {
-        let entries: Vec<_> = self.chunks.into_iter().flat_map(Arc::unwrap_or_clone).collect();
+        let entries: Vec<_> = self.chunks.into_iter().flat_map(|chunk| Arc::unwrap_or_clone(chunk).entries).collect();
         entries.into_iter()
     }
 }
@@ -187,7 +241,7 @@ impl FromIterator<(Name, Arc<Cluster>)> for Clusters {
         while sorted.len() > 0 {
             let mut chunk = Vec::with_capacity(sorted.len().min(FILL));
             chunk.extend(sorted.by_ref().take(FILL));
-            chunks.push(Arc::new(chunk));
+            chunks.push(Arc::new(Chunk::of(chunk)));
         }
         Self { chunks, len }
     }
@@ -219,14 +273,20 @@ impl<Q: AsRef<str> + ?Sized> Index<&Q> for Clusters {
 
 impl PartialEq for Clusters {
     fn eq(&self, other: &Self) -> bool {
-        let same = |(a, b): (&Arc<Chunk>, &Arc<Chunk>)| Arc::ptr_eq(a, b);
+        fn same(a: (&Name, &Arc<Cluster>), b: (&Name, &Arc<Cluster>)) -> bool {
+            a.0 == b.0 && (Arc::ptr_eq(a.1, b.1) || a.1 == b.1)
+        }
+        let mut chunks = self.chunks.iter().zip(&other.chunks);
         if self.len != other.len {
             return false;
         }
-        if self.chunks.len() == other.chunks.len() && self.chunks.iter().zip(&other.chunks).all(same) {
-            return true;
+        // Cut alike, which two versions of one map mostly are, they differ in few chunks.
+        if self.chunks.len() == other.chunks.len() && chunks.clone().all(|(a, b)| a.len() == b.len()) {
+            return chunks.all(|(a, b)| {
+                Arc::ptr_eq(a, b) || a.iter().zip(b.iter()).all(|(a, b)| same((&a.0, &a.1), (&b.0, &b.1)))
+            });
         }
-        self.iter().zip(other).all(|(a, b)| a.0 == b.0 && (Arc::ptr_eq(a.1, b.1) || a.1 == b.1))
+        self.iter().zip(other).all(|(a, b)| same(a, b))
     }
 }
 

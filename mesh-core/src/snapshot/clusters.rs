@@ -15,6 +15,7 @@ use crate::{
     cluster::{Around, Cluster, Remains},
     config::{self, ClusterChunk, Config, Discovery, Name},
     route::name_hash,
+    tally::Ledgers,
     zone::LocalZones,
 };
 
@@ -28,7 +29,7 @@ pub(super) struct Clusters {
     pub(super) index: Arc<HashTable<Place>>,
     /// Clusters that left while requests were under way, to be found again should they return.
     departed: Vec<(Name, Remains)>,
-    surroundings: Surroundings,
+    pub(super) surroundings: Surroundings,
 }
 
 /// What of this process clusters are compiled with.
@@ -36,11 +37,12 @@ pub(super) struct Clusters {
 pub(super) struct Surroundings {
     pub(super) seed: u64,
     pub(super) zones: Option<Arc<LocalZones>>,
+    pub(super) ledgers: Arc<Ledgers>,
 }
 
 impl Surroundings {
     fn around(&self) -> Around<'_> {
-        Around { seed: self.seed, zones: self.zones.as_deref() }
+        Around { seed: self.seed, zones: self.zones.as_deref(), ledgers: Some(&self.ledgers) }
     }
 }
 
@@ -135,6 +137,11 @@ impl Clusters {
         let at = |place: &Place| self.chunks.get(place.chunk as usize)?.clusters.get(place.at as usize);
         let is_it = |place: &Place| at(place).is_some_and(|slot| *slot.name == *name);
         Some(self.index.find(hash, is_it).and_then(at)?.cluster(&self.surroundings))
+    }
+
+    /// What those that are made of names are compiled from.
+    pub(super) fn made_of_names(&self) -> impl Iterator<Item = &Arc<config::Cluster>> {
+        self.chunks.iter().flat_map(|chunk| chunk.config.made_of_names()).map(|(_, cluster)| cluster)
     }
 
     /// What they were compiled from.

@@ -264,7 +264,7 @@ impl Guard {
     }
 
     fn trailers(&mut self, trailers: &HeaderMap, now: Time) {
-        if let Some(pick) = &self.pick {
+        if let Some(pick) = &mut self.pick {
             learn(pick, trailers, now);
         }
         if self.is_grpc && self.seen.is_none() {
@@ -317,11 +317,11 @@ impl Guard {
 }
 
 /// What the endpoint says of its load, where that matters.
-fn learn(pick: &Pick, headers: &HeaderMap, now: Time) {
+fn learn(pick: &mut Pick, headers: &HeaderMap, now: Time) {
     if pick.wants_load()
         && let Some(report) = LoadReport::of(headers)
     {
-        pick.report(&report, now);
+        pick.report(report, now);
     }
 }
 

@@ -23,7 +23,7 @@ pub const QUICK: Duration = Duration::from_secs(15);
 
 /// The life of one stream after another.
 #[derive(Debug)]
-pub(super) struct Link {
+pub(crate) struct Link {
     state: State,
     back_off: BackOff,
     failures: u32,
@@ -43,7 +43,7 @@ enum State {
 
 impl Link {
     /// One that may connect at once.
-    pub(super) fn new(back_off: BackOff) -> Self {
+    pub(crate) fn new(back_off: BackOff) -> Self {
         Self {
             state: State::Down { connect_at: Time::ZERO },
             back_off,
@@ -55,18 +55,18 @@ impl Link {
     }
 
     /// The same, free to connect at once: what failed is not tried again.
-    pub(super) fn renewed(self) -> Self {
+    pub(crate) fn renewed(self) -> Self {
         Self { state: State::Down { connect_at: Time::ZERO }, failures: 0, ..self }
     }
 
     /// What is down may connect at once.
-    pub(super) fn connect_now(&mut self) {
+    pub(crate) fn connect_now(&mut self) {
         if let State::Down { connect_at } = &mut self.state {
             *connect_at = Time::ZERO;
         }
     }
 
-    pub(super) fn poll_connect(&mut self, now: Time) -> bool {
+    pub(crate) fn poll_connect(&mut self, now: Time) -> bool {
         match self.state {
             State::Down { connect_at } if connect_at <= now => {
                 self.state = State::Connecting;
@@ -78,16 +78,16 @@ impl Link {
         }
     }
 
-    pub(super) fn handle_connected(&mut self) {
+    pub(crate) fn handle_connected(&mut self) {
         self.state = State::Up { delivered: false, spoke: false };
     }
 
     /// The server has too much to do; its stream, or the attempt at one, is about to end.
-    pub(super) fn handle_busy(&mut self) {
+    pub(crate) fn handle_busy(&mut self) {
         self.busy = true;
     }
 
-    pub(super) fn handle_disconnected(&mut self, now: Time, rng: &mut impl RngCore) {
+    pub(crate) fn handle_disconnected(&mut self, now: Time, rng: &mut impl RngCore) {
         let busy = std::mem::take(&mut self.busy);
         let delivered = matches!(self.state, State::Up { delivered: true, .. });
         let refused = matches!(self.state, State::Connecting);
@@ -108,7 +108,7 @@ impl Link {
     }
 
     /// Something came; false when there is no stream it could have come on.
-    pub(super) fn handle_delivery(&mut self) -> bool {
+    pub(crate) fn handle_delivery(&mut self) -> bool {
         let State::Up { delivered, .. } = &mut self.state else { return false };
         *delivered = true;
         self.outage = None;
@@ -116,12 +116,17 @@ impl Link {
         true
     }
 
-    pub(super) fn is_up(&self) -> bool {
+    pub(crate) fn is_up(&self) -> bool {
         matches!(self.state, State::Up { .. })
     }
 
+    /// Has nothing been said on the stream yet?
+    pub(crate) fn is_silent(&self) -> bool {
+        matches!(self.state, State::Up { spoke: false, .. })
+    }
+
     /// Is what is said now the first word of the stream?
-    pub(super) fn speak(&mut self) -> bool {
+    pub(crate) fn speak(&mut self) -> bool {
         match &mut self.state {
             State::Up { spoke, .. } => !std::mem::replace(spoke, true),
             _ => false,
@@ -129,7 +134,7 @@ impl Link {
     }
 
     /// When `poll_connect` will agree, unless there is a stream or an attempt already.
-    pub(super) fn next_timeout(&self) -> Option<Time> {
+    pub(crate) fn next_timeout(&self) -> Option<Time> {
         match self.state {
             State::Down { connect_at } => Some(connect_at),
             _ => None,

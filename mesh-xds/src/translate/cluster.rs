@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use mesh_core::config::{
-    Cluster, Discovery, DnsName, Endpoint, EndpointAddress, Endpoints, Health, LocalityEndpoints, Name, ServiceName,
-    TlsMode,
+    Cluster, Discovery, DnsName, Endpoint, EndpointAddress, Endpoints, Health, LoadReports, LocalityEndpoints, Name,
+    ServiceName, TlsMode,
 };
 use prost_types::{ListValue, Value, value::Kind};
 
@@ -25,7 +25,10 @@ use crate::proto::{
                     TransportSocketMatch,
                 },
             },
-            core::v3::{ConfigSource, RoutingPriority, TransportSocket},
+            core::v3::{
+                ApiVersion, ConfigSource, RoutingPriority, SelfConfigSource, TransportSocket,
+                config_source::ConfigSourceSpecifier,
+            },
             endpoint::v3::ClusterLoadAssignment,
         },
         extensions::clusters::aggregate::v3::ClusterConfig as AggregateConfig,
@@ -53,7 +56,6 @@ pub(super) fn decode(body: &Bytes, name: &mut String, ignored: &mut Ignored) -> 
         // An endpoint that is not healthy is never used.
         panic_threshold = 0;
     }
-    lrs(&message, ignored)?;
     let outlier = message.outlier_detection.as_ref();
     let mut cluster = Cluster {
         name: message.name.as_str().into(),
@@ -83,6 +85,7 @@ pub(super) fn decode(body: &Bytes, name: &mut String, ignored: &mut Ignored) -> 
         hash: load_balancer.hash,
         override_host,
         load_balancer: load_balancer.choice,
+        load_reports: load_reports(&message, ignored)?,
         failed: None,
         origin: value::origin(message.metadata.as_ref()),
     };
@@ -162,20 +165,34 @@ fn check_grpc(message: &Message) -> Result<(), Wrong> {
     Ok(())
 }
 
-/// Where loads are reported to: to whom the cluster comes from, or nowhere.
-fn lrs(message: &Message, ignored: &mut Ignored) -> Result<(), Wrong> {
-    use crate::proto::envoy::config::core::v3::config_source::ConfigSourceSpecifier::Self_;
-    let is_own = |source: &ConfigSource| matches!(source.config_source_specifier, Some(Self_(_)));
-    match &message.lrs_server {
-        Some(source) if !is_own(source) && ignored.is_grpc() => {
-            Err(wrong("lrs_server", "must be `self`: loads are reported to whom the cluster comes from"))
+/// Loads are reported to whom the cluster comes from, or nowhere.
+fn load_reports(message: &Message, ignored: &mut Ignored) -> Result<Option<Arc<LoadReports>>, Wrong> {
+    let Some(source) = &message.lrs_server else {
+        if !message.lrs_report_endpoint_metrics.is_empty() {
+            ignored.add("", "lrs_report_endpoint_metrics");
         }
-        Some(_) => {
-            ignored.add("", "lrs_server");
-            Ok(())
+        return Ok(None);
+    };
+    if !matches!(source.config_source_specifier, Some(ConfigSourceSpecifier::Self_(_))) {
+        if ignored.is_grpc() {
+            return Err(wrong("lrs_server", "must be `self`: loads are reported to whom the cluster comes from"));
         }
-        None => Ok(()),
+        ignored.add("", "lrs_server");
+        return Ok(None);
     }
+    let (metrics, unknown): (Vec<_>, Vec<_>) =
+        message.lrs_report_endpoint_metrics.iter().cloned().partition(|metric| LoadReports::knows(metric));
+    if !unknown.is_empty() {
+        ignored.add("", "lrs_report_endpoint_metrics");
+    }
+    Ok(Some(Arc::new(LoadReports { metrics })))
+}
+
+fn encode_load_reports(cluster: &Cluster) -> (Option<ConfigSource>, Vec<String>) {
+    cluster.load_reports.as_ref().map_or_else(Default::default, |reports| {
+        let own = ConfigSourceSpecifier::Self_(SelfConfigSource { transport_api_version: ApiVersion::V3.into() });
+        (Some(ConfigSource { config_source_specifier: Some(own), ..ConfigSource::default() }), reports.metrics.clone())
+    })
 }
 
 fn dns_names(assignment: ClusterLoadAssignment, ignored: &mut Ignored) -> Result<Vec<DnsName>, Wrong> {
@@ -272,6 +289,7 @@ pub(super) fn encode(cluster: &Cluster) -> Message {
     let (kind, eds, assignment) = encode_discovery(cluster);
     let (socket, matches) = encode_tls(&cluster.tls);
     let balancer = balancer::encode(cluster);
+    let (lrs_server, lrs_report_endpoint_metrics) = encode_load_reports(cluster);
     let mut message = Message {
         name: cluster.name.to_string(),
         cluster_discovery_type: Some(kind),
@@ -295,6 +313,8 @@ pub(super) fn encode(cluster: &Cluster) -> Message {
         transport_socket: socket,
         transport_socket_matches: matches,
         metadata: encode_metadata(cluster),
+        lrs_server,
+        lrs_report_endpoint_metrics,
         ..Message::default()
     };
     connection::encode(&cluster.connections, &mut message);

@@ -29,7 +29,7 @@ pub(super) fn positive(value: Option<prost_types::Duration>, field: &str) -> Res
     }
 }
 
-pub(super) fn encode_duration(value: Duration) -> prost_types::Duration {
+pub(crate) fn encode_duration(value: Duration) -> prost_types::Duration {
     // Out of range only beyond the age of the universe: as long as can be said.
     let longest = prost_types::Duration { seconds: 315_576_000_000, nanos: 0 };
     prost_types::Duration::try_from(value).unwrap_or(longest)

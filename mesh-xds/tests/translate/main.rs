@@ -11,6 +11,7 @@ mod endpoint;
 mod grpc;
 mod limits;
 mod listener;
+mod loads;
 mod named;
 mod oracle;
 mod rich;

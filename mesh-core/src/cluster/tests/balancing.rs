@@ -179,10 +179,10 @@ fn reported_load_weighs() {
     let report = |cluster: &Arc<Cluster>, port: u16, cpu: f64, errors: f64, now: Time| {
         let report = LoadReport { cpu_utilization: cpu, rps: 100.0, errors, ..LoadReport::default() };
         loop {
-            let pick = cluster.pick(&Ask::default(), now, &mut RequestRng::new(1, 0)).unwrap();
+            let mut pick = cluster.pick(&Ask::default(), now, &mut RequestRng::new(1, 0)).unwrap();
             assert!(pick.wants_load());
             if self::port(&pick) == port {
-                pick.report(&report, now);
+                pick.report(report, now);
                 return;
             }
         }

@@ -103,6 +103,9 @@ pub(super) fn clusters() -> Vec<Cluster> {
             panic_threshold: 0,
             locality_weighted: true,
             slow_start: Some(slow_start),
+            load_reports: Some(Arc::new(LoadReports {
+                metrics: vec!["cpu_utilization".into(), "named_metrics.*".into()],
+            })),
             override_host: vec![Health::Draining, Health::Healthy],
             subsets: Some(Arc::new(subsets())),
             origin: Some("destination-rule/default/reviews".into()),
