@@ -2,69 +2,43 @@
 //!
 //! Data goes to standard output, everything else to standard error. Exit codes: 0 done, 1 failed or not found, 2 wrong usage,
 //! 65 bad input, 69 no control plane, 79 `analyze` found something, 124 too late, 130 interrupted. `diff` ends with 1 for
-//! differences alone. Each verb has a file of its own.
+//! differences alone. Each verb has a file of its own, in the folder of its group of `--help`; what several share is
+//! beside them.
 
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use mesh_control::diagnostic::Diagnostic;
 
-mod analyze;
-mod apply;
-mod authz;
-mod bootstrap;
-mod bug_report;
-mod cert;
-mod check;
-mod check_routes;
+mod about;
 mod client;
-mod completion;
-mod dashboard;
-mod delete;
-mod describe;
-mod dev;
-mod diff;
-mod edges;
-mod edit;
-mod explain;
-mod fault;
-mod fields;
-mod get;
-mod graph;
+mod configure;
 mod input;
-mod joining;
+mod inspect;
 mod live;
-mod load;
-mod man;
-mod names;
+mod observe;
 mod output;
-mod place;
-mod proxy_config;
-mod proxy_status;
-mod retry;
-mod routes;
 mod rules;
-mod run;
-mod schema;
-mod shift;
+mod running;
+mod secure;
 mod spans;
-mod stat;
-mod status;
 mod steer;
-mod tap;
-mod timeout;
-mod top;
-mod trace;
-mod validate;
 mod values;
-mod version;
 mod watching;
-mod workload;
 
 #[cfg(test)]
 mod tests;
 
-use client::Server;
+use self::{
+    about::{completion, man, names, schema, version},
+    client::Server,
+    configure::{analyze, apply, check_routes, delete, describe, diff, edit, get, validate},
+    inspect::{bug_report, check, explain, fields, proxy_config, proxy_status, status},
+    observe::{edges, graph, load, routes, stat, tap, top, trace},
+    running::{bootstrap, dashboard, dev, joining, place, run},
+    secure::{authz, cert, workload},
+    steer::{fault, retry, shift, timeout},
+};
 
 /// Failed, or not found.
 const FAILURE: u8 = 1;

@@ -19,6 +19,10 @@ use super::{
 };
 
 pub(super) mod change;
+pub(super) mod fault;
+pub(super) mod retry;
+pub(super) mod shift;
+pub(super) mod timeout;
 
 /// Which rule, and how the change is shown.
 #[derive(Clone, Debug, clap::Args)]
