@@ -10,7 +10,7 @@ use std::{
     future::poll_fn,
     net::{IpAddr, SocketAddr},
     pin::pin,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
@@ -66,8 +66,8 @@ mod story;
 mod term;
 mod tunnel;
 
-pub use body::RequestBody;
 use body::{Answer, Begun};
+pub use body::{RequestBody, RequestBodyError};
 use caller::Caller;
 pub(crate) use edge::OnTarget;
 use edge::Shaken;
@@ -357,7 +357,8 @@ impl Server {
             full.details = "overload".into();
             refusal = Some(full);
         }
-        let (body, read) = RequestBody::new(body, Arc::clone(&story.received), story.is_grpc());
+        let received = Arc::clone(&story.received);
+        let (body, read) = RequestBody::new(body, Arc::clone(&story.received), story.is_grpc(), most.max_body);
         let request = Request::from_parts(parts, body);
         let limit = self.inbound().and_then(|inbound| inbound.request_timeout);
         let mut response = match refusal {
@@ -375,6 +376,11 @@ impl Server {
                 answer
             }
             None => match in_time(context.share(call(handler, request)), limit, read).await {
+                Some(_) if received.too_large.load(Relaxed) => {
+                    let refusal = limits::too_large();
+                    story.refused(Flags::NONE, refusal.details);
+                    own_answer(refusal.status, story.is_grpc(), refusal.reason)
+                }
                 None => {
                     story.refused(Flags::NONE, "request_overall_timeout");
                     own_answer(StatusCode::REQUEST_TIMEOUT, story.is_grpc(), "the request took too long".to_owned())

@@ -148,6 +148,11 @@ pub mod envoy {
                 }
             }
             pub mod http {
+                pub mod buffer {
+                    pub mod v3 {
+                        include!("proto/generated/envoy.extensions.filters.http.buffer.v3.rs");
+                    }
+                }
                 pub mod ext_authz {
                     pub mod v3 {
                         include!("proto/generated/envoy.extensions.filters.http.ext_authz.v3.rs");

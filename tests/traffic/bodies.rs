@@ -1,16 +1,26 @@
-//! Authorization services that are told of a request's body, over gRPC and over HTTP.
+//! Bodies of requests: authorization services that are told of them, over gRPC and over HTTP, and how long they may be.
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use http::Request;
-use mesh_tower::config::{AuthzService, ExtAuthz, Guard, PathNormalization, ToldBody};
+use http_body::Frame;
+use http_body_util::{BodyExt, Full, StreamBody};
+use mesh_tower::{
+    Mesh,
+    config::{
+        Action, AuthzService, ExtAuthz, Guard, HttpLimits, Inbound, MtlsMode, PathNormalization, RouteMatch, ToldBody,
+    },
+    server::RequestBody,
+};
 use mesh_xds::proto::envoy::service::auth::v3::CheckRequest;
 use prost::Message;
+use tokio::net::TcpListener;
 
 use crate::{
     asking::said,
     authorization::{caller, guarded_by},
-    harness::{Arrival, Kind, Reply, Upstream},
+    harness::{Arrival, Kind, Reply, Upstream, cluster, config, route, to},
 };
 
 const PARTIAL: &str = "x-envoy-auth-partial-body";
@@ -131,14 +141,55 @@ async fn what_is_no_text_is_not_told_as_text() {
         let program = caller(kind, address).await;
         let bytes = match kind.is_grpc() {
             true => crate::harness::framed(b"\xff\xfe"),
-            false => bytes::Bytes::from_static(b"\xff\xfe"),
+            false => Bytes::from_static(b"\xff\xfe"),
         };
-        let request = Request::post("/a.B/C").body(http_body_util::Full::new(bytes)).unwrap();
+        let request = Request::post("/a.B/C").body(Full::new(bytes)).unwrap();
         assert!(program.ask(request).await.is(kind, 503), "{kind:?}");
         assert_eq!((app.count(), authz.count()), (0, 0), "{kind:?}");
         if !kind.is_grpc() {
             assert!(program.get("/a").await.is_ok(), "{kind:?}");
             assert_eq!(told(&authz.last(), Kind::Grpc), Told::default());
         }
+    }
+}
+
+/// SV11: no more of a body is taken than there may be, whether it says how long it is or not: 413, and the application is not asked, or
+/// what it says does not count; what is no longer passes.
+#[tokio::test]
+async fn bodies_are_bounded() {
+    for kind in Kind::ALL {
+        let app = Upstream::start("app").await;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let routes = vec![route(RouteMatch::default(), Action::Forward(to("app")))];
+        let mut own = config([cluster(kind, "app", &[&app])], routes);
+        let http = HttpLimits { max_body: Some(100), ..HttpLimits::default() };
+        own.inbound.insert(address.port(), Arc::new(Inbound { mtls: MtlsMode::Disable, http, ..Inbound::default() }));
+        let mesh = Mesh::builder().config(own).build().await.unwrap();
+        // It reads all there is before it says that it is fine.
+        let handler = tower::service_fn(move |request: Request<RequestBody>| async move {
+            let whole = request.into_body().collect().await.is_ok();
+            let response = http::Response::builder().header("grpc-status", "0").header("x-whole", whole.to_string());
+            Ok::<_, std::convert::Infallible>(response.body(Full::new(Bytes::new())).unwrap())
+        });
+        tokio::spawn(async move { mesh.serve_listener(listener, handler).await });
+        let program = caller(kind, address).await;
+        for (length, passes) in [(0, true), (95, true), (101, false), (100_000, false)] {
+            let text = "x".repeat(length);
+            let answer = program.send(Request::post("/a.B/C"), &text).await;
+            let as_expected = if passes { answer.is_ok() } else { answer.is(kind, 413) };
+            assert!(as_expected, "{kind:?} {length}: {answer:?}");
+            // The same without a word on how long it is.
+            let bytes = if kind.is_grpc() { crate::harness::framed(text.as_bytes()) } else { text.into() };
+            let pieces: Vec<_> = bytes
+                .chunks((length / 16).max(64))
+                .map(|piece| Ok::<_, std::io::Error>(Frame::data(Bytes::copy_from_slice(piece))))
+                .collect();
+            let body = StreamBody::new(futures_util::stream::iter(pieces));
+            let answer = program.ask(Request::post("/a.B/C").body(body).unwrap()).await;
+            let as_expected = if passes { answer.is_ok() } else { answer.is(kind, 413) };
+            assert!(as_expected, "{kind:?} {length} in pieces: {answer:?}");
+        }
+        assert_eq!(app.count(), 0);
     }
 }

@@ -30,8 +30,16 @@ use crate::{
 const DECODE: PathNormalization =
     PathNormalization { dot_segments: true, merge_slashes: true, escaped_slashes: EscapedSlashes::Forward };
 
+/// A host, with any port or none, as Istio wants it written: twice.
 fn host(name: &str) -> Condition {
-    let value = StringMatch::Exact { value: name.to_owned(), ignore_case: true };
+    let (alone, with_port) = (name.to_owned(), format!("{name}:"));
+    Condition::One(vec![
+        authority(StringMatch::Exact { value: alone, ignore_case: true }),
+        authority(StringMatch::Prefix { value: with_port, ignore_case: true }),
+    ])
+}
+
+fn authority(value: StringMatch) -> Condition {
     Condition::Header(HeaderMatch {
         name: ":authority".into(),
         matcher: HeaderMatcher::Value(value),
@@ -168,6 +176,14 @@ const RAW: &[(&str, &[u8], u16)] = &[
     ("user name", b"GET /public HTTP/1.1\r\nhost: a@admin.example.com\r\n\r\n", 400),
     ("several hosts", b"GET /public HTTP/1.1\r\nhost: a, admin.example.com\r\n\r\n", 400),
     ("CVE-2021-39155", b"GET /public HTTP/1.1\r\nhost: ADMIN.example.COM\r\n\r\n", 403),
+    ("port in authority", b"GET /public HTTP/1.1\r\nhost: admin.example.com:80\r\n\r\n", 403),
+    (
+        "port in authority",
+        b"GET http://admin.example.com:8080/public HTTP/1.1\r\nhost: admin.example.com:8080\r\n\r\n",
+        403,
+    ),
+    ("port in authority", b"GET /public HTTP/1.1\r\nhost: admin.example.com.:80\r\n\r\n", 400),
+    ("port in authority", b"GET /public HTTP/1.1\r\nhost: a:80\r\n\r\n", 200),
     ("trailing dot", b"GET /public HTTP/1.1\r\nhost: admin.example.com.\r\n\r\n", 400),
     ("GO-2026-6441", b"GET /public HTTP/1.1\r\nhost: a\r\nX-ROLE: admin\r\n\r\n", 403),
     ("CVE-2026-26308", b"GET /public HTTP/1.1\r\nhost: a\r\nx-role: user\r\nx-role: admin\r\n\r\n", 403),
@@ -274,6 +290,8 @@ const FRAMES: &[(&str, Fields, bool)] = &[
     ("RFC 9113 8.2.2: hop by hop", &[("upgrade", b"h2c")], false),
     ("RFC 9113 8.2.2: hop by hop", &[("te", b"gzip")], false),
     ("CVE-2021-39155", &[(":authority", b"ADMIN.example.COM")], false),
+    ("port in authority", &[(":authority", b"admin.example.com:80")], false),
+    ("port in authority", &[(":authority", b"a:80")], true),
     ("trailing dot", &[(":authority", b"admin.example.com.")], false),
     ("user name", &[(":authority", b"a@admin.example.com")], false),
     ("gRFC A41", &[("host", b"admin.example.com")], false),

@@ -259,6 +259,7 @@ async fn limits_are_what_is_configured() {
         inbound.http = HttpLimits {
             max_headers: 20,
             max_head_kb: 10,
+            max_body: None,
             max_streams: 3,
             stream_window: Some(70_000),
             connection_window: Some(700_000),

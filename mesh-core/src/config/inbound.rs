@@ -131,6 +131,9 @@ pub struct HttpLimits {
     pub max_headers: u32,
     /// The most of a head, in KiB, 60; more is answered 431. No less than 8 over HTTP/1.1. Envoy `max_request_headers_kb`.
     pub max_head_kb: u32,
+    /// The most of a request's body, in bytes; more is answered 413. `None` is no limit. Envoy HTTP filter
+    /// `Buffer.max_request_bytes`; here nothing is held back meanwhile.
+    pub max_body: Option<u32>,
     /// The most streams at once, 1000. Envoy `http2_protocol_options.max_concurrent_streams`.
     pub max_streams: u32,
     /// Bytes a caller may send on a stream before it hears that they were read; `None` goes by what the connection is worth.
@@ -142,7 +145,14 @@ pub struct HttpLimits {
 
 impl Default for HttpLimits {
     fn default() -> Self {
-        Self { max_headers: 100, max_head_kb: 60, max_streams: 1000, stream_window: None, connection_window: None }
+        Self {
+            max_headers: 100,
+            max_head_kb: 60,
+            max_body: None,
+            max_streams: 1000,
+            stream_window: None,
+            connection_window: None,
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    fmt,
     future::poll_fn,
     pin::Pin,
     sync::{
@@ -82,13 +83,43 @@ pub struct RequestBody {
     messages: Option<Messages>,
     /// It is all there, or nobody wants the rest.
     read: Arc<AtomicBool>,
+    /// The most there may be of it.
+    most: Option<u32>,
+}
+
+/// Why there is no more of a request's body.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum RequestBodyError {
+    /// It broke off.
+    Broken(hyper::Error),
+    /// There is more of it than the port takes. The request is answered with 413, whatever the application says of it.
+    TooLarge,
+}
+
+impl fmt::Display for RequestBodyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Broken(error) => write!(f, "the request's body broke off: {error}"),
+            Self::TooLarge => f.write_str("the request's body is too large"),
+        }
+    }
+}
+
+impl std::error::Error for RequestBodyError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Broken(error) => Some(error),
+            Self::TooLarge => None,
+        }
+    }
 }
 
 impl RequestBody {
     /// With the word that it was read.
-    pub(super) fn new(body: Begun, told: Arc<Received>, is_grpc: bool) -> (Self, Arc<AtomicBool>) {
+    pub(super) fn new(body: Begun, told: Arc<Received>, is_grpc: bool, most: Option<u32>) -> (Self, Arc<AtomicBool>) {
         let read = Arc::new(AtomicBool::new(body.is_empty()));
-        (Self { body, told, messages: is_grpc.then(Messages::default), read: Arc::clone(&read) }, read)
+        (Self { body, told, messages: is_grpc.then(Messages::default), read: Arc::clone(&read), most }, read)
     }
 }
 
@@ -98,6 +129,8 @@ pub(super) struct Received {
     pub(super) bytes: AtomicU64,
     /// Of gRPC.
     pub(super) messages: AtomicU64,
+    /// There was more than there may be.
+    pub(super) too_large: AtomicBool,
 }
 
 impl Drop for RequestBody {
@@ -108,14 +141,24 @@ impl Drop for RequestBody {
 
 impl HttpBody for RequestBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = RequestBodyError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
+        if self.told.too_large.load(Ordering::Relaxed) {
+            return Poll::Ready(None);
+        }
         let polled = self.body.poll(cx);
         if let Poll::Ready(Some(Ok(frame))) = &polled
             && let Some(data) = frame.data_ref()
         {
-            self.told.bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
+            let before = self.told.bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
+            if self.most.is_some_and(|most| before.saturating_add(data.len() as u64) > u64::from(most)) {
+                self.told.too_large.store(true, Ordering::Relaxed);
+                return Poll::Ready(Some(Err(RequestBodyError::TooLarge)));
+            }
             let this = &mut *self;
             if let Some(messages) = &mut this.messages {
                 messages.passed(data);
@@ -125,7 +168,7 @@ impl HttpBody for RequestBody {
         if matches!(&polled, Poll::Ready(None | Some(Err(_)))) || self.body.is_empty() {
             self.read.store(true, Ordering::Relaxed);
         }
-        polled
+        polled.map_err(RequestBodyError::Broken)
     }
 
     fn is_end_stream(&self) -> bool {

@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use http::{StatusCode, request::Parts};
+use http::{StatusCode, header, request::Parts};
 use hyper_util::{
     rt::{TokioExecutor, TokioTimer},
     server::conn::auto,
@@ -62,13 +62,24 @@ pub(super) fn protocols(head: Duration, limits: &HttpLimits) -> auto::Builder<To
     builder
 }
 
-/// A head has no more headers than it may; HTTP/1.1's parser has counted them before.
+/// There is more of a body than there may be. Source: Envoy `Buffer`.
+pub(super) fn too_large() -> Box<Refusal> {
+    let mut refusal = Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, Flags::NONE, "the body is too large");
+    refusal.details = "request_payload_too_large".into();
+    refusal
+}
+
+/// A head has no more headers than it may, and does not announce a longer body; HTTP/1.1's parser has counted them before.
 pub(super) fn head(parts: &Parts, limits: &HttpLimits) -> Result<(), Box<Refusal>> {
-    if parts.headers.len() <= limits.max_headers as usize {
-        return Ok(());
+    if parts.headers.len() > limits.max_headers as usize {
+        let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+        return Err(Refusal::new(status, Flags::NONE, "there are too many headers"));
     }
-    let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
-    Err(Refusal::new(status, Flags::NONE, "there are too many headers"))
+    let length = || parts.headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse::<u64>().ok();
+    match limits.max_body {
+        Some(most) if length().is_some_and(|length| length > u64::from(most)) => Err(too_large()),
+        _ => Ok(()),
+    }
 }
 
 /// How much a caller has said.

@@ -472,3 +472,19 @@ async fn a_port_that_becomes_strict_ends_changed_plaintext() {
     let lasted = timeout(Duration::from_secs(60), listening).await.unwrap().unwrap();
     assert!(lasted < Duration::from_secs(11), "{lasted:?}");
 }
+
+/// SV10, AN4: who begins a handshake and does not end it is let go of after 10 s, who says nothing after 30 s.
+#[tokio::test(start_paused = true)]
+async fn who_stalls_is_let_go_of() {
+    let stage = Stage::new(long_ago(), Config::default()).await;
+    for (begin, limit) in [(&[0x16, 3, 1][..], Duration::from_secs(10)), (&[][..], Duration::from_secs(30))] {
+        let (mut near, far) = duplex(1024);
+        stage.way.send(far).unwrap();
+        near.write_all(begin).await.unwrap();
+        let since = Instant::now();
+        let ended = timeout(Duration::from_secs(60), near.read(&mut [0; 16])).await.expect("it stays");
+        let lasted = since.elapsed();
+        assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+        assert!(lasted >= limit && lasted < limit + Duration::from_secs(1), "{begin:?}: {lasted:?}");
+    }
+}

@@ -21,7 +21,7 @@ use crate::proto::{
         config::core::v3::TypedExtensionConfig,
         extensions::filters::{
             http::{
-                ext_authz::v3::ExtAuthz, fault::v3::HttpFault, jwt_authn::v3::JwtAuthentication,
+                buffer::v3::Buffer, ext_authz::v3::ExtAuthz, fault::v3::HttpFault, jwt_authn::v3::JwtAuthentication,
                 local_ratelimit::v3::LocalRateLimit as LocalRateLimitMessage, ratelimit::v3::RateLimit,
                 rbac::v3::Rbac as RbacMessage, router::v3::Router, stateful_session::v3::StatefulSession,
             },
@@ -160,6 +160,8 @@ pub(super) fn chain(filters: &[HttpFilter], side: Side, place: &str, ignored: &m
         } else if any.is::<RateLimit>() && !ignored.is_grpc() {
             let message: RateLimit = ignored.open(any, &place).within(at)?;
             read.global_limits.push(rate_limit::global::decode(message, &place, ignored).within(at)?);
+        } else if any.is::<Buffer>() && side == Side::Inbound && !ignored.is_grpc() {
+            // Read with the other limits of the port.
         } else if any.is::<StatefulSession>() && side == Side::Inbound {
             ignored.add(&place, &filter.name);
         } else if any.is::<StatefulSession>() {

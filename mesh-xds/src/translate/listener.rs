@@ -427,6 +427,8 @@ fn encode_chains(port: u16, inbound: &Inbound) -> impl Iterator<Item = FilterCha
     let routes =
         if inbound.routes.name.is_empty() { format!("inbound|{port}||") } else { inbound.routes.name.to_string() };
     let (xff_num_trusted_hops, use_remote_address) = guarded::encode_trust(inbound);
+    let (refused, limit, services) = (inbound.refused.is_some(), inbound.rate_limit.as_deref(), &inbound.global_limits);
+    let filters = filter::encode(Side::Inbound, refused, &inbound.guards, None, limit, services, None);
     let mut manager = HttpConnectionManager {
         stat_prefix: format!("inbound_{EVERY_ADDRESS}_{port}"),
         route_specifier: Some(RouteSpecifier::RouteConfig(route::encode(&routes, &inbound.routes))),
@@ -437,15 +439,7 @@ fn encode_chains(port: u16, inbound: &Inbound) -> impl Iterator<Item = FilterCha
         path_with_escaped_slashes_action: guarded::encode_slashes(inbound.path.escaped_slashes),
         xff_num_trusted_hops,
         use_remote_address,
-        http_filters: filter::encode(
-            Side::Inbound,
-            inbound.refused.is_some(),
-            &inbound.guards,
-            None,
-            inbound.rate_limit.as_deref(),
-            &inbound.global_limits,
-            None,
-        ),
+        http_filters: guarded::with_body_limit(filters, inbound.http),
         ..HttpConnectionManager::default()
     };
     guarded::encode(inbound, &mut manager);

@@ -412,7 +412,7 @@ fn filter_chains_are_checked() {
         (vec![of("grpc_json_transcoder", "GrpcJsonTranscoder"), router()], "not supported"),
         (vec![of("grpc_http1_bridge", "Config"), router()], "not supported"),
         (vec![of("compressor", "Compressor"), router()], "not supported"),
-        (vec![of("buffer", "Buffer"), router()], "not supported"),
+        (vec![of("buffer", "Buffer"), router()], "max_request_bytes: must be greater than zero"),
         (vec![of("composite", "Composite"), router()], "not supported"),
         (vec![of("rate_limit_quota", "RateLimitQuotaFilterConfig"), router()], "not supported"),
     ] {

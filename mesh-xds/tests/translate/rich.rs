@@ -371,13 +371,7 @@ fn inbound(port: u16, mtls: MtlsMode) -> Inbound {
         request_headers_timeout: Some(Duration::from_secs(7)),
         request_timeout: Some(Duration::from_secs(70)),
         max_connections: Some(700),
-        http: HttpLimits {
-            max_headers: 50,
-            max_head_kb: 30,
-            max_streams: 5,
-            stream_window: Some(70_000),
-            connection_window: Some(700_000),
-        },
+        http: guards::limits(),
         underscores: if tls { Underscores::Drop } else { Underscores::Reject },
         client_cert: ClientCertHeader {
             mode: ForwardClientCert::AppendForward,

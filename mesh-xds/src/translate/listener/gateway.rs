@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use mesh_core::config::{
-    Config, GatewayChain, GatewayTo, HttpSettings, Inbound, MtlsMode, PathNormalization, WeightedCluster,
+    Config, GatewayChain, GatewayTo, HttpLimits, HttpSettings, Inbound, MtlsMode, PathNormalization, WeightedCluster,
 };
 use prost::Message as _;
 
@@ -26,7 +26,7 @@ use crate::{
                 },
             },
             extensions::filters::{
-                http::router::v3::Router,
+                http::{buffer::v3::Buffer, router::v3::Router},
                 listener::tls_inspector::v3::TlsInspector,
                 network::{
                     http_connection_manager::v3::{
@@ -137,6 +137,7 @@ fn part(
         request_headers_timeout: limit(manager.request_headers_timeout, "request_headers_timeout")?,
         request_timeout: limit(manager.request_timeout, "request_timeout")?,
         max_connections: connection_limit(chain, ignored)?,
+        http: HttpLimits { max_body: guarded::max_body(&manager)?, ..HttpLimits::default() },
         ..open(name)
     };
     match policy {
@@ -166,7 +167,7 @@ fn is_guard(filter: &HttpFilter) -> bool {
         Some(http_filter::ConfigType::TypedConfig(any)) => any,
         None => &empty,
     };
-    filter::guards(&filter.name, any)
+    any.is::<Buffer>() || filter::guards(&filter.name, any)
 }
 
 fn router() -> HttpFilter {
@@ -297,7 +298,7 @@ fn encode_http(name: &str, routes: &str, settings: &HttpSettings, policy: &Inbou
     let mut manager = HttpConnectionManager {
         stat_prefix: format!("outbound_{name}"),
         route_specifier: Some(RouteSpecifier::Rds(rds)),
-        http_filters: own.chain(filters).collect(),
+        http_filters: guarded::with_body_limit(own.chain(filters).collect(), policy.http),
         use_remote_address: Some(true),
         // Of its callers the gateway is one that is trusted, too, in Envoy's way of counting.
         xff_num_trusted_hops: policy.trusted_hops.map_or(0, |hops| hops + 1),

@@ -9,21 +9,28 @@ use mesh_core::config::{
 
 use super::FILTERS;
 use crate::{
-    proto::envoy::{
-        config::{
-            core::v3::{
-                Http2ProtocolOptions, HttpProtocolOptions,
-                http_protocol_options::HeadersWithUnderscoresAction as UnderscoresAction,
+    proto::{
+        Any,
+        envoy::{
+            config::{
+                core::v3::{
+                    Http2ProtocolOptions, HttpProtocolOptions,
+                    http_protocol_options::HeadersWithUnderscoresAction as UnderscoresAction,
+                },
+                listener::v3::{FilterChain, FilterChainMatch, filter::ConfigType},
             },
-            listener::v3::{FilterChain, FilterChainMatch, filter::ConfigType},
-        },
-        extensions::filters::network::{
-            connection_limit::v3::ConnectionLimit,
-            http_connection_manager::v3::{
-                HttpConnectionManager,
-                http_connection_manager::{
-                    ForwardClientCertDetails as Forward, PathWithEscapedSlashesAction as Action,
-                    SetCurrentClientCertDetails,
+            extensions::filters::{
+                http::buffer::v3::Buffer,
+                network::{
+                    connection_limit::v3::ConnectionLimit,
+                    http_connection_manager::v3::{
+                        HttpConnectionManager, HttpFilter,
+                        http_connection_manager::{
+                            ForwardClientCertDetails as Forward, PathWithEscapedSlashesAction as Action,
+                            SetCurrentClientCertDetails,
+                        },
+                        http_filter,
+                    },
                 },
             },
         },
@@ -36,6 +43,7 @@ use crate::{
 
 /// Filters in front of HTTP that only observe, in Istio's chains.
 const QUIET: [&str; 2] = ["istio.metadata_exchange", "envoy.filters.network.metadata_exchange"];
+const BUFFER: &str = "envoy.filters.http.buffer";
 /// What narrows a chain of ours further than its port and its protocol do.
 pub(super) fn narrowed(matches: &FilterChainMatch) -> Option<&'static str> {
     let narrows = [
@@ -171,6 +179,7 @@ pub(super) fn http_limits(manager: &HttpConnectionManager, ignored: &mut Ignored
             .unwrap_or(default.max_headers),
         max_head_kb: checked(manager.max_request_headers_kb, 1..=LARGEST_HEAD, "max_request_headers_kb")?
             .unwrap_or(default.max_head_kb),
+        max_body: max_body(manager)?,
         max_streams: streams.unwrap_or(default.max_streams),
         stream_window: checked(
             http2.initial_stream_window_size,
@@ -183,6 +192,32 @@ pub(super) fn http_limits(manager: &HttpConnectionManager, ignored: &mut Ignored
             "http2_protocol_options.initial_connection_window_size",
         )?,
     })
+}
+
+/// The most of a request's body, where a filter says so.
+pub(super) fn max_body(manager: &HttpConnectionManager) -> Result<Option<u32>, Wrong> {
+    let mut most = None;
+    for filter in manager.http_filters.iter().filter(|filter| !filter.disabled) {
+        let Some(http_filter::ConfigType::TypedConfig(any)) = &filter.config_type else { continue };
+        match any.unpack::<Buffer>() {
+            None => {}
+            Some(Ok(Buffer { max_request_bytes: limit @ Some(1..) })) => most = limit,
+            Some(Ok(_)) => return Err(wrong("http_filters.max_request_bytes", "must be greater than zero")),
+            Some(Err(error)) => return Err(wrong("http_filters", error.to_string())),
+        }
+    }
+    Ok(most)
+}
+
+/// The filters with the limit of bodies among them, in front of the router.
+pub(super) fn with_body_limit(mut filters: Vec<HttpFilter>, limits: HttpLimits) -> Vec<HttpFilter> {
+    if limits.max_body.is_some() {
+        let any = Any::pack(&Buffer { max_request_bytes: limits.max_body });
+        let config_type = Some(http_filter::ConfigType::TypedConfig(any));
+        let at = filters.len().saturating_sub(1);
+        filters.insert(at, HttpFilter { name: BUFFER.to_owned(), config_type, ..HttpFilter::default() });
+    }
+    filters
 }
 
 /// What becomes of headers with an underscore.

@@ -10,6 +10,18 @@ use super::{exact, regex};
 pub(super) const PORTS: [(u16, MtlsMode); 4] =
     [(EVERY_PORT, MtlsMode::Strict), (9080, MtlsMode::Strict), (9090, MtlsMode::Permissive), (9091, MtlsMode::Disable)];
 
+/// How much a connection may take.
+pub(super) fn limits() -> HttpLimits {
+    HttpLimits {
+        max_headers: 50,
+        max_head_kb: 30,
+        max_body: Some(9_000),
+        max_streams: 5,
+        stream_window: Some(70_000),
+        connection_window: Some(700_000),
+    }
+}
+
 /// One of everything that requests must pass.
 pub(super) fn guards() -> Vec<Guard> {
     vec![
