@@ -6,7 +6,7 @@
 //! Source: istiod `pilot/pkg/networking/core`, `pilot/pkg/model`.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::{Arc, OnceLock},
 };
@@ -52,6 +52,8 @@ pub struct World {
     mesh: MeshSettings,
     /// Made when first asked for, or taken from the world before.
     services: OnceLock<Arc<Vec<world::Service>>>,
+    /// Keys of labels by which objects tell callers apart; found when first asked for.
+    asked: OnceLock<BTreeSet<String>>,
 }
 
 impl World {
@@ -64,7 +66,14 @@ impl World {
         by_age.extend(gateway_api::derived(&objects, &mesh.domain));
         let age = |object: &Arc<Object>| (object.created, object.key.name.clone(), object.key.namespace.clone());
         by_age.sort_by_cached_key(age);
-        Self { objects, by_age, workloads: workloads.workloads(), mesh, services: OnceLock::new() }
+        Self {
+            objects,
+            by_age,
+            workloads: workloads.workloads(),
+            mesh,
+            services: OnceLock::new(),
+            asked: OnceLock::new(),
+        }
     }
 
     fn services(&self) -> &Arc<Vec<world::Service>> {

@@ -56,6 +56,9 @@ pub(crate) use metadata::node_info;
 /// How long a change waits for others. Istio waits 100 ms, for meshes of thousands; here it would be the whole budget.
 pub const DEBOUNCE: Duration = Duration::from_millis(5);
 
+/// The longest it waits for others where making the views before took long.
+const LONGEST_DEBOUNCE: Duration = Duration::from_millis(500);
+
 /// Between two looks at workloads that lost their stream.
 const PROBE_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -142,12 +145,15 @@ impl Push {
 
     async fn follow_changes(self: &Arc<Self>) {
         let mut changes = self.state.changes();
+        let mut took = Duration::ZERO;
         while changes.changed().await.is_ok() {
-            time::sleep(DEBOUNCE).await;
+            // Where it takes long, as when thousands come at once, half of the time is left for others to join.
+            time::sleep(took.clamp(DEBOUNCE, LONGEST_DEBOUNCE)).await;
             changes.mark_unchanged();
-            let push = self.clone();
+            let (push, begun) = (self.clone(), Instant::now());
             // Compiling takes processor time in proportion to the mesh, which the streams should not wait for.
             let _ = tokio::task::spawn_blocking(move || push.refresh()).await;
+            took = begun.elapsed();
         }
     }
 

@@ -24,6 +24,7 @@ mod held;
 pub(crate) mod link;
 #[cfg(test)]
 mod pair;
+mod pieces;
 #[cfg(test)]
 mod script;
 pub mod server;

@@ -344,6 +344,26 @@ impl Encoder {
         set
     }
 
+    /// Puts one cluster with its endpoints in place of what a set has of it; false where the set has it in another form, and where
+    /// it has it not at all.
+    pub fn encode_cluster(&mut self, cluster: &Arc<Cluster>, shape: Shape, set: &mut ResourceSet) -> bool {
+        let written = self.cluster(&cluster.name, cluster, shape == Shape::Grpc);
+        let parts = [
+            (TypeUrl::Cluster, written.cluster.as_ref().map(|resource| (&cluster.name, resource))),
+            (TypeUrl::Endpoint, written.endpoints.as_ref().map(|(name, resource)| (name, resource))),
+        ];
+        for (kind, part) in parts {
+            let known = set.get(kind, part.map_or(&cluster.name, |(name, _)| name));
+            match (known, part) {
+                (Some(known), Some((_, resource))) if known == resource => {}
+                (Some(_), Some((name, resource))) => set.insert_resource(kind, name.clone(), resource.clone()),
+                (None, None) => {}
+                _ => return false,
+            }
+        }
+        true
+    }
+
     /// Only the listeners and routes.
     pub fn encode_routes(&mut self, config: &Config, shape: Shape, set: &mut ResourceSet) {
         match shape {
@@ -370,6 +390,15 @@ impl Encoder {
             written.retain(|one| one.round == round);
             !written.is_empty()
         });
+        self.round += 1;
+    }
+
+    /// Forgets the other forms of what was written since the last time.
+    pub fn sweep_written(&mut self) {
+        let round = self.round;
+        for written in self.clusters.values_mut().filter(|written| written.iter().any(|one| one.round == round)) {
+            written.retain(|one| one.round == round);
+        }
         self.round += 1;
     }
 

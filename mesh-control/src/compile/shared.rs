@@ -13,16 +13,16 @@ use std::{
     sync::Arc,
 };
 
-use mesh_core::config::{Cluster, Config, Inbound};
+use mesh_core::config::{Cluster, Config, Inbound, Name};
 
 use super::{NodeInfo, World, cluster, gateway, inbound, route, scope, telling, visible};
 use crate::kinds::{GATEWAY_NAME, Object, Spec, TrafficPolicy, VirtualService};
 
 /// What of a node counts for its outbound configuration; all else is empty.
 pub(crate) fn caller(world: &World, node: &NodeInfo) -> NodeInfo {
-    let asked = world.asked_labels();
+    let asked = world.asked.get_or_init(|| world.asked_labels().into_iter().map(str::to_owned).collect());
     // A gateway has what requests must pass beside its routes, which depends on all its labels; gateways are few.
-    let labels = node.labels.iter().filter(|(key, _)| node.gateway || asked.contains(key.as_str()));
+    let labels = node.labels.iter().filter(|(key, _)| node.gateway || asked.contains(*key));
     NodeInfo {
         namespace: node.namespace.clone(),
         labels: labels.map(|(key, value)| (key.clone(), value.clone())).collect(),
@@ -56,6 +56,12 @@ pub(crate) fn clusters(world: &World, caller: &NodeInfo) -> impl Iterator<Item =
     let clusters: Vec<Arc<Cluster>> =
         services.into_iter().flat_map(|service| cluster::of_service(world, caller, service)).collect();
     clusters.into_iter().chain(cluster::special(world))
+}
+
+/// Those clusters of a caller that are of services with these hosts.
+pub(crate) fn clusters_of(world: &World, caller: &NodeInfo, hosts: &BTreeSet<Name>) -> Vec<Arc<Cluster>> {
+    let services = scope::services(world, caller).into_iter().filter(|service| hosts.contains(&service.host));
+    services.flat_map(|service| cluster::of_service(world, caller, service)).collect()
 }
 
 /// What a node's own servers demand.
@@ -135,6 +141,31 @@ pub(crate) fn changes(before: &World, after: &World) -> Option<Vec<Arc<Object>>>
         }
         changed.push(object.clone());
     }
+}
+
+/// The hosts of the services behind which others run than in the world before; `None` when anything changed but who runs where.
+///
+/// Routes and what servers demand do not depend on that.
+pub(crate) fn moved(before: &World, after: &World) -> Option<BTreeSet<Name>> {
+    let declared = |world: &'_ World| -> Vec<Arc<Object>> {
+        world.objects.iter().filter(|object| !matches!(object.spec, Spec::WorkloadEntry(_))).cloned().collect()
+    };
+    let (old, new) = (declared(before), declared(after));
+    let same = old.len() == new.len() && old.iter().zip(&new).all(|(one, other)| Arc::ptr_eq(one, other));
+    let (old, new) = (before.services(), after.services());
+    if !same || before.mesh != after.mesh || old.len() != new.len() {
+        return None;
+    }
+    let mut moved = BTreeSet::new();
+    for (one, other) in old.iter().zip(new.iter()) {
+        if one.host != other.host || one.namespace != other.namespace {
+            return None;
+        }
+        if one.accounts != other.accounts || one.instances != other.instances {
+            moved.insert(Name::clone(&other.host));
+        }
+    }
+    Some(moved)
 }
 
 /// Can one of these objects count for a caller?

@@ -37,7 +37,7 @@ pub(crate) struct Service {
 }
 
 /// Something that runs behind a service.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Instance {
     address: String,
     /// By name of the service's port, as a WorkloadEntry maps them.
@@ -174,14 +174,15 @@ impl Instance {
 /// Every service of the objects, Kubernetes' first (they win over entries of the same host), then by age.
 pub(crate) fn services(world: &World) -> Vec<Service> {
     let mut services: Vec<Service> = Vec::new();
+    let there = There::of(world);
     for object in &world.objects {
         if let Spec::Service(service) = &object.spec {
-            services.push(of_service(world, object, service));
+            services.push(of_service(world, &there, object, service));
         }
     }
     for object in &world.by_age {
         if let Spec::ServiceEntry(entry) = &object.spec {
-            let new = of_entry(world, object, entry);
+            let new = of_entry(world, &there, object, entry);
             services.extend(new);
         }
     }
@@ -190,19 +191,48 @@ pub(crate) fn services(world: &World) -> Vec<Service> {
     services
 }
 
-fn of_service(world: &World, object: &Object, service: &crate::kinds::Service) -> Service {
+/// What may run behind services, by namespace, so that a service does not look at all there is.
+struct There<'w> {
+    workloads: BTreeMap<&'w str, Vec<&'w Registered>>,
+    /// Deployments and WorkloadEntries.
+    objects: BTreeMap<&'w str, Vec<&'w Object>>,
+}
+
+impl<'w> There<'w> {
+    fn of(world: &'w World) -> Self {
+        let mut there = Self { workloads: BTreeMap::new(), objects: BTreeMap::new() };
+        for registered in &world.workloads {
+            there.workloads.entry(&registered.namespace).or_default().push(registered);
+        }
+        let may_run = |object: &&Arc<Object>| matches!(object.spec, Spec::Deployment(_) | Spec::WorkloadEntry(_));
+        for object in world.objects.iter().filter(may_run) {
+            there.objects.entry(&object.key.namespace).or_default().push(object);
+        }
+        there
+    }
+
+    fn workloads(&self, namespace: &str) -> impl Iterator<Item = &'w Registered> {
+        self.workloads.get(namespace).into_iter().flatten().copied()
+    }
+
+    fn objects(&self, namespace: &str) -> impl Iterator<Item = &'w Object> {
+        self.objects.get(namespace).into_iter().flatten().copied()
+    }
+}
+
+fn of_service(world: &World, there: &There<'_>, object: &Object, service: &crate::kinds::Service) -> Service {
     let Key { name, namespace, .. } = &object.key;
     let mut accounts = BTreeSet::new();
     let mut instances = Vec::new();
     if !service.selector.is_empty() {
-        for registered in world.workloads.iter().filter(|it| it.namespace == *namespace) {
+        for registered in there.workloads(namespace) {
             if includes(&registered.labels, &service.selector) {
                 accounts.insert(world.san(namespace, &registered.service_account));
                 let usable = registered.unhealthy.is_none();
                 instances.extend(usable.then(|| Instance::of_registered(world, registered)));
             }
         }
-        for other in world.objects.iter().filter(|other| other.key.namespace == *namespace) {
+        for other in there.objects(namespace) {
             match &other.spec {
                 Spec::Deployment(hint) if includes(&hint.labels, &service.selector) => {
                     accounts.insert(world.san(namespace, &hint.service_account));
@@ -232,7 +262,7 @@ fn of_service(world: &World, object: &Object, service: &crate::kinds::Service) -
     }
 }
 
-fn of_entry(world: &World, object: &Object, entry: &crate::kinds::ServiceEntry) -> Vec<Service> {
+fn of_entry(world: &World, there: &There<'_>, object: &Object, entry: &crate::kinds::ServiceEntry) -> Vec<Service> {
     let namespace = &object.key.namespace;
     let mut accounts: BTreeSet<String> = entry.subject_alt_names.iter().cloned().collect();
     let mut instances = Vec::new();
@@ -243,7 +273,7 @@ fn of_entry(world: &World, object: &Object, entry: &crate::kinds::ServiceEntry) 
         instances.push(Instance::of_entry(world, endpoint, "", namespace));
     }
     if !entry.selector.is_empty() {
-        for other in world.objects.iter().filter(|other| other.key.namespace == *namespace) {
+        for other in there.objects(namespace) {
             let Spec::WorkloadEntry(endpoint) = &other.spec else { continue };
             if includes(&endpoint.labels, &entry.selector) {
                 if !endpoint.service_account.is_empty() {
@@ -252,7 +282,7 @@ fn of_entry(world: &World, object: &Object, entry: &crate::kinds::ServiceEntry) 
                 instances.push(Instance::of_entry(world, endpoint, &other.key.name, namespace));
             }
         }
-        for registered in world.workloads.iter().filter(|it| it.namespace == *namespace) {
+        for registered in there.workloads(namespace) {
             if includes(&registered.labels, &entry.selector) {
                 accounts.insert(world.san(namespace, &registered.service_account));
                 let usable = registered.unhealthy.is_none();

@@ -5,7 +5,7 @@
 //! sees at once that it has nothing to say.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -54,8 +54,8 @@ pub(super) struct Maker {
 pub(super) enum Changed {
     /// Nothing: nobody who has it hears anything.
     Nothing,
-    /// Routes at most; what servers demand is the same.
-    Routes,
+    /// What is called, at most; what servers demand is the same.
+    Calls,
     /// Anything.
     All,
 }
@@ -128,6 +128,10 @@ impl Maker {
         callers: impl Iterator<Item = &'a Caller>,
     ) -> (Views, BTreeMap<Caller, Changed>) {
         let rules = before.world.as_deref().and_then(|before| shared::changes(before, &world));
+        let moved = match (&rules, before.world.as_deref()) {
+            (None, Some(before)) => shared::moved(before, &world),
+            _ => None,
+        };
         let mut views = Views::new(version, world.clone());
         let mut changes = BTreeMap::new();
         let mut same: HashMap<(TypeUrl, String), Arc<ResourceSet>> = HashMap::new();
@@ -142,7 +146,14 @@ impl Maker {
                     views.views.insert(caller.clone(), old.clone());
                     continue;
                 }
-                (Some(_), Some(old)) => (self.routes(&world, caller, old), Changed::Routes),
+                (Some(_), Some(old)) => (self.routes(&world, caller, old), Changed::Calls),
+                (None, old) => {
+                    let hosts = moved.as_ref().zip(old);
+                    match hosts.and_then(|(hosts, old)| self.moved(&world, caller, old, hosts)) {
+                        Some(view) => (view, Changed::Calls),
+                        None => (self.encoder.encode(&outbound(&world, caller), caller.shape()), Changed::All),
+                    }
+                }
                 _ => (self.encoder.encode(&outbound(&world, caller), caller.shape()), Changed::All),
             };
             // Equal parts are one value: the one from before, else the one of another caller.
@@ -153,7 +164,7 @@ impl Maker {
                     _ => {}
                 }
             }
-            if changed == Changed::Routes
+            if changed == Changed::Calls
                 && old.is_some_and(|old| TypeUrl::ALL.iter().all(|kind| old.shares(*kind, &view)))
             {
                 changed = Changed::Nothing;
@@ -168,10 +179,29 @@ impl Maker {
             changes.insert(caller.clone(), changed);
             views.views.insert(caller.clone(), view);
         }
-        if rules.is_none() {
-            self.encoder.sweep();
+        match (&rules, &moved) {
+            (None, None) => self.encoder.sweep(),
+            (None, Some(_)) => self.encoder.sweep_written(),
+            (Some(_), _) => {}
         }
         (views, changes)
+    }
+
+    /// A view whose clusters are those it had, but for services with these hosts; `None` where that does not do.
+    fn moved(
+        &mut self,
+        world: &World,
+        caller: &Caller,
+        old: &ResourceSet,
+        hosts: &BTreeSet<Name>,
+    ) -> Option<ResourceSet> {
+        let mut set = old.clone();
+        for cluster in shared::clusters_of(world, &caller.node(), hosts) {
+            if !self.encoder.encode_cluster(&cluster, caller.shape(), &mut set) {
+                return None;
+            }
+        }
+        Some(set)
     }
 
     /// A view whose clusters are those it had.
@@ -220,4 +250,95 @@ fn outbound(world: &World, caller: &Caller) -> Config {
     let node = caller.node();
     let clusters = shared::clusters(world, &node).map(|cluster| (cluster.name.clone(), cluster)).collect();
     Config { clusters, ..shared::routes(world, &node) }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+    use super::*;
+    use crate::{
+        compile::MeshSettings,
+        registry::{Registered, Workloads},
+        store::{SourceFile, Store},
+    };
+
+    #[derive(Debug)]
+    struct There(Vec<Arc<Registered>>);
+
+    impl Workloads for There {
+        fn workloads(&self) -> Vec<Arc<Registered>> {
+            self.0.clone()
+        }
+    }
+
+    fn registered(app: &str, n: u8) -> Arc<Registered> {
+        Arc::new(Registered {
+            name: format!("{app}-{n}"),
+            namespace: "default".into(),
+            workload: app.into(),
+            service_account: app.into(),
+            address: [10, 0, 0, n].into(),
+            ports: Vec::new(),
+            labels: [("app".to_owned(), app.to_owned())].into(),
+            locality: Locality::default(),
+            gateway: false,
+            group: String::new(),
+            weight: 0,
+            unhealthy: None,
+            admin: None,
+            since: 0,
+            lost: None,
+        })
+    }
+
+    /// OP10: where nothing has changed but who runs where, views are what they would be if made anew, at the cost of the services
+    /// concerned: routes and clusters stay the values they were.
+    #[test]
+    fn what_moves_is_as_if_made_anew() {
+        let mut store = Store::open(None).unwrap();
+        let mut apply = |text: String| {
+            store.apply(&[SourceFile { name: "f.yaml".into(), text }], 1).unwrap_or_else(|error| panic!("{error:?}"));
+            store.objects()
+        };
+        let service = |app: &str| {
+            format!(
+                "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {app}}}\nspec: {{ports: [{{port: 80, name: http}}], selector: {{app: {app}}}}}\n"
+            )
+        };
+        let rule = "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: b}\nspec:\n  host: b\n  subsets:\n  - {name: v1, labels: {version: v1}}\n";
+        let objects = apply(service("a") + &service("b") + rule);
+        let entry = "---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {name: e}\nspec: {address: 10.1.1.1, labels: {app: b, version: v1}}\n";
+        let with_entry = apply(entry.to_owned());
+        let (a, b) = (registered("a", 1), registered("b", 2));
+        let worlds = [
+            (&objects, vec![a.clone(), b.clone()]),
+            (&objects, vec![a.clone(), b.clone(), registered("b", 3)]),
+            (&with_entry, vec![a.clone(), b.clone(), registered("b", 3)]),
+            (&with_entry, vec![a.clone()]),
+            (&objects, Vec::new()),
+        ];
+        let node = |namespace: &str, gateway| NodeInfo { namespace: namespace.into(), gateway, ..NodeInfo::default() };
+        let (mut maker, mut before) = (Maker::default(), Views::default());
+        for (n, (objects, there)) in worlds.into_iter().enumerate() {
+            let world = Arc::new(World::new(objects.clone(), &There(there), MeshSettings::default()));
+            let callers = [
+                Caller::of(&world, &node("default", false), false),
+                Caller::of(&world, &node("other", false), false),
+                Caller::of(&world, &node("default", true), false),
+                Caller::of(&world, &node("default", false), true),
+            ];
+            let (views, changes) = maker.next(&before, n as u64, world.clone(), callers.iter());
+            for caller in &callers {
+                let view = views.get(caller).unwrap();
+                let anew = Encoder::default().encode(&outbound(&world, caller), caller.shape());
+                assert!(**view == anew, "{n} {caller:?}: {view:#?} {anew:#?}");
+                let Some(old) = before.get(caller) else { continue };
+                assert_eq!(changes[caller], Changed::Calls, "{n} {caller:?}");
+                let shared = TypeUrl::ALL.map(|kind| view.shares(kind, old));
+                assert_eq!(shared[1..], [false, true, true, true], "{n} {caller:?}");
+            }
+            before = views;
+        }
+    }
 }

@@ -13,7 +13,7 @@ use std::{
 
 use mesh_core::config::Name;
 
-use super::{Item, Request, Resource, ResourceSet, Response, Subscription, TypeUrl};
+use super::{Item, Request, ResourceSet, Response, Subscription, TypeUrl};
 use crate::proto::Any;
 
 mod delta;
@@ -40,7 +40,7 @@ pub enum Outcome {
 
 #[derive(Debug)]
 struct Watch {
-    wanted: Subscription,
+    wanted: Arc<Subscription>,
     /// The client has named something on this stream, so that an empty list means nothing instead of everything (XD6).
     named: bool,
     /// Of the last response; empty before the first.
@@ -48,8 +48,10 @@ struct Watch {
     version: String,
     /// The client has said what it makes of the last response.
     answered: bool,
-    /// The version of each resource the client has.
-    sent: BTreeMap<Name, Name>,
+    /// What the client was sent last, of what it wanted then; `None` before the first.
+    sent: Option<(Arc<ResourceSet>, Arc<Subscription>)>,
+    /// What it is to be sent again, whatever it has.
+    again: BTreeSet<Name>,
     /// An answer is owed even if nothing has changed.
     owed: bool,
     /// The resources may have changed since the last look.
@@ -68,7 +70,8 @@ impl Sotw {
         let watch = self.types.entry(kind).or_insert_with(Watch::new);
         if request.nonce.is_empty() {
             // The first word on this type, or a client that starts over: it may have nothing, so it gets everything.
-            watch.sent.clear();
+            watch.sent = None;
+            watch.again.clear();
             watch.owed = true;
         } else if request.nonce != watch.nonce {
             // It crossed a later response; the answer to that one will say the same or better (XD3).
@@ -108,7 +111,10 @@ impl Sotw {
         if let (TypeUrl::Cluster, Some(endpoints)) = (kind, self.types.get_mut(&TypeUrl::Endpoint)) {
             // A cluster that has changed warms up, for which its endpoints must come once more (XD13).
             for (name, _) in resources.iter().filter(|(_, changed)| *changed) {
-                endpoints.stale |= endpoints.sent.remove(name).is_some();
+                if endpoints.has(TypeUrl::Endpoint, name) {
+                    endpoints.stale = true;
+                    endpoints.again.insert(name.clone());
+                }
             }
         }
         self.nonce += 1;
@@ -134,12 +140,13 @@ impl Sotw {
 impl Watch {
     fn new() -> Self {
         Self {
-            wanted: Subscription::Names(BTreeSet::new()),
+            wanted: Arc::new(Subscription::Names(BTreeSet::new())),
             named: false,
             nonce: String::new(),
             version: String::new(),
             answered: false,
-            sent: BTreeMap::new(),
+            sent: None,
+            again: BTreeSet::new(),
             owed: false,
             stale: false,
         }
@@ -147,42 +154,82 @@ impl Watch {
 
     fn subscribe(&mut self, kind: TypeUrl, names: &[Name]) {
         self.named |= !names.is_empty();
+        // An answer that asks for the same, as nearly all do, is not made a set of.
+        if matches!(&*self.wanted, Subscription::Names(wanted) if !wanted.is_empty() && wanted.iter().eq(names)) {
+            return;
+        }
         let wanted = if names.iter().any(|name| &**name == "*") || (kind.is_full_state() && !self.named) {
             Subscription::All
         } else {
             Subscription::Names(names.iter().cloned().collect())
         };
-        if self.wanted == wanted {
+        if *self.wanted == wanted {
             return;
         }
         // What is newly wanted is sent even if the client had it before on this stream.
-        let before = std::mem::replace(&mut self.wanted, wanted);
+        let before = std::mem::replace(&mut self.wanted, Arc::new(wanted));
         let is_new = |name: &Name| self.wanted.wants(name) && !before.wants(name);
-        self.owed |= kind.is_full_state() && (self.wanted == Subscription::All || names.iter().any(is_new));
+        self.owed |= kind.is_full_state() && (*self.wanted == Subscription::All || names.iter().any(is_new));
         self.stale = true;
-        self.sent.retain(|name, _| self.wanted.wants(name));
+        if let Some((of, had)) = self.sent.take() {
+            self.again.retain(|name| self.wanted.wants(name));
+            let both = match (&*had, &*self.wanted) {
+                (_, Subscription::All) => had,
+                (Subscription::All, _) => Arc::clone(&self.wanted),
+                (Subscription::Names(had), Subscription::Names(wanted)) => {
+                    Arc::new(Subscription::Names(had.intersection(wanted).cloned().collect()))
+                }
+            };
+            self.sent = Some((of, both));
+        }
+    }
+
+    /// Has the client this resource, as far as it was sent and is not to be sent again?
+    fn has(&self, kind: TypeUrl, name: &Name) -> bool {
+        let sent = self.sent.as_ref().is_some_and(|(of, had)| had.wants(name) && of.get(kind, name).is_some());
+        sent && !self.again.contains(name)
     }
 
     /// The resources to send now, and which of them the client does not have; `None` when nothing is due.
-    fn take_due(&mut self, kind: TypeUrl, all: &ResourceSet) -> Option<Vec<(Name, bool)>> {
+    fn take_due(&mut self, kind: TypeUrl, all: &Arc<ResourceSet>) -> Option<Vec<(Name, bool)>> {
         if !self.owed && !self.stale {
             return None;
         }
         self.stale = false;
         let owed = std::mem::take(&mut self.owed) && !self.wanted.is_nothing();
-        let wanted: BTreeMap<&Name, &Resource> = all.iter(kind).filter(|(name, _)| self.wanted.wants(name)).collect();
-        let changed = |name: &Name, resource: &Resource| self.sent.get(name) != Some(&resource.version);
-        let mut due: Vec<(Name, bool)> =
-            wanted.iter().map(|(&name, resource)| (name.clone(), changed(name, resource))).collect();
-        let same = due.len() == self.sent.len() && !due.iter().any(|(_, changed)| *changed);
-        if kind.is_full_state() {
-            if same && !owed {
-                return None;
+        let wants = |name: &Name| self.wanted.wants(name);
+        let again = std::mem::take(&mut self.again);
+        let mut changed: BTreeSet<&Name> =
+            again.iter().filter(|name| wants(name) && all.get(kind, name).is_some()).collect();
+        let mut gone = false;
+        let sent = self.sent.take();
+        match &sent {
+            // Mostly nothing has changed but what differs between the two.
+            Some((of, had)) => {
+                all.differ(
+                    kind,
+                    of,
+                    |name, _| {
+                        if wants(name) {
+                            changed.insert(name);
+                        }
+                    },
+                    |name| gone |= had.wants(name),
+                );
+                if !Arc::ptr_eq(had, &self.wanted) {
+                    changed.extend(all.iter(kind).map(|(name, _)| name).filter(|name| wants(name) && !had.wants(name)));
+                }
             }
-        } else {
-            due.retain(|(_, changed)| *changed);
+            None => changed.extend(all.iter(kind).map(|(name, _)| name).filter(|name| wants(name))),
         }
-        self.sent = wanted.into_iter().map(|(name, resource)| (name.clone(), resource.version.clone())).collect();
-        (kind.is_full_state() || !due.is_empty()).then_some(due)
+        let due = if kind.is_full_state() {
+            let all = all.iter(kind).map(|(name, _)| name).filter(|name| wants(name));
+            (owed || gone || !changed.is_empty())
+                .then(|| all.map(|name| (name.clone(), changed.contains(name))).collect())
+        } else {
+            (!changed.is_empty()).then(|| changed.into_iter().map(|name| (name.clone(), true)).collect())
+        };
+        self.sent = Some((all.clone(), self.wanted.clone()));
+        due
     }
 }

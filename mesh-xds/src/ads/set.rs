@@ -2,18 +2,16 @@
 //!
 //! The resources of a type are one value behind an `Arc`, so that ten thousand views that differ in their listeners alone
 //! are ten thousand pointers to the same clusters, and whether a type has changed between two sets is mostly one comparison of
-//! pointers. The version of a type is a hash of its names and versions, made once.
+//! pointers. Within a type, copies share pieces, so that one changed resource of ten thousand costs little. The version of a type is
+//! the sum of the hashes of its names and versions, which a change adds to and takes from.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, OnceLock},
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use mesh_core::config::Name;
 use xxhash_rust::xxh64::{Xxh64, xxh64};
 
-use super::{Resource, TypeUrl};
+use super::{Resource, TypeUrl, pieces::Pieces};
 
 /// Everything a server has for one client, by type and name.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -22,10 +20,11 @@ pub struct ResourceSet {
 }
 
 /// The resources of one type.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Listed {
-    resources: BTreeMap<Name, Resource>,
-    version: OnceLock<String>,
+    resources: Pieces<Resource>,
+    /// Of what all of them hash to; in whatever order they came.
+    sum: u64,
 }
 
 impl ResourceSet {
@@ -38,8 +37,11 @@ impl ResourceSet {
     /// The same with a resource that was made before, whose bytes are shared.
     pub fn insert_resource(&mut self, kind: TypeUrl, name: impl Into<Name>, resource: Resource) {
         let listed = Arc::make_mut(self.types.entry(kind).or_default());
-        listed.version.take();
-        listed.resources.insert(name.into(), resource);
+        let name = name.into();
+        listed.sum = listed.sum.wrapping_add(print(&name, &resource));
+        if let Some(old) = listed.resources.insert(name.clone(), resource) {
+            listed.sum = listed.sum.wrapping_sub(print(&name, &old));
+        }
     }
 
     /// Takes the resources of a type from another set: they are one value from then on.
@@ -61,11 +63,29 @@ impl ResourceSet {
 
     /// The names of those resources of a type that are not in another set, or are different there.
     pub fn news(&self, kind: TypeUrl, since: &Self) -> Vec<Name> {
+        let mut news = Vec::new();
+        self.differ(kind, since, |name, _| news.push(name.clone()), |_| {});
+        news
+    }
+
+    /// Tells of the resources of a type that are not in another set, or are different there, and of the names of those that are only
+    /// there.
+    pub(super) fn differ<'a>(
+        &'a self,
+        kind: TypeUrl,
+        since: &Self,
+        tell: impl FnMut(&'a Name, &'a Resource),
+        gone: impl FnMut(&Name),
+    ) {
         if self.shares(kind, since) {
-            return Vec::new();
+            return;
         }
-        let new = self.iter(kind).filter(|(name, resource)| since.get(kind, name) != Some(resource));
-        new.map(|(name, _)| name.clone()).collect()
+        let none = Pieces::default();
+        let before = since.types.get(&kind).map_or(&none, |listed| &listed.resources);
+        match self.types.get(&kind) {
+            Some(listed) => listed.resources.differ(before, tell, gone),
+            None => before.iter().map(|(name, _)| name).for_each(gone),
+        }
     }
 
     /// The resource of that name.
@@ -75,7 +95,7 @@ impl ResourceSet {
 
     /// All resources of a type, by name.
     pub fn iter(&self, kind: TypeUrl) -> impl Iterator<Item = (&Name, &Resource)> {
-        self.types.get(&kind).into_iter().flat_map(|listed| &listed.resources)
+        self.types.get(&kind).into_iter().flat_map(|listed| listed.resources.iter())
     }
 
     /// How many resources of a type there are.
@@ -86,8 +106,8 @@ impl ResourceSet {
     /// The version of all resources of a type together: what `version_info` carries.
     pub fn version(&self, kind: TypeUrl) -> String {
         match self.types.get(&kind) {
-            Some(listed) => listed.version.get_or_init(|| version(&listed.resources)).clone(),
-            None => version(&BTreeMap::new()),
+            Some(listed) => format!("{:016x}", listed.sum),
+            None => format!("{:016x}", 0),
         }
     }
 }
@@ -100,27 +120,18 @@ impl Resource {
     }
 }
 
-impl Clone for Listed {
-    fn clone(&self) -> Self {
-        // Cloned to be changed.
-        Self { resources: self.resources.clone(), version: OnceLock::new() }
-    }
-}
-
 impl PartialEq for Listed {
     fn eq(&self, other: &Self) -> bool {
-        std::ptr::eq(self, other) || self.resources == other.resources
+        std::ptr::eq(self, other) || self.sum == other.sum && self.resources == other.resources
     }
 }
 
-fn version(resources: &BTreeMap<Name, Resource>) -> String {
+fn print(name: &str, resource: &Resource) -> u64 {
     let mut hash = Xxh64::new(0);
-    for (name, resource) in resources {
-        hash.update(name.as_bytes());
-        hash.update(&[0]);
-        hash.update(resource.version.as_bytes());
-    }
-    format!("{:016x}", hash.digest())
+    hash.update(name.as_bytes());
+    hash.update(&[0]);
+    hash.update(resource.version.as_bytes());
+    hash.digest()
 }
 
 #[cfg(test)]

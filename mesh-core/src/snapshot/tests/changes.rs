@@ -1,6 +1,7 @@
 //! What a plan says beyond where to: header changes, clusters by header, faults of destinations, mirrors.
 
 use super::*;
+use crate::config::Discovery;
 
 /// RA13: header changes of the drawn destination, its route, host and table are merged in that order.
 #[test]
@@ -111,4 +112,36 @@ fn path_parameters_can_be_ignored() {
     Arc::make_mut(config.outbound.get_mut(&9080).unwrap()).ignore_path_parameters = true;
     assert!(matches(&config, "http://reviews:9080/a;v=1/b?c"));
     assert!(!matches(&config, "http://reviews:9080/b;a"));
+}
+
+/// RM23, NR5: those made of names are found, in whatever chunk, before and after a change, and nothing is compiled for it.
+#[test]
+fn clusters_of_names_are_found_without_being_used() {
+    let mut config = Config::default();
+    let mut put = |config: &mut Config, n: u32, discovery: Discovery| {
+        let name: Name = format!("cluster-{n:04}").into();
+        let cluster = config::Cluster { name: name.clone(), discovery, ..config::Cluster::default() };
+        config.clusters.insert(name, Arc::new(cluster));
+    };
+    let by_name = || Discovery::StrictDns(vec![("a".to_owned(), 80)]);
+    (0..1_000).for_each(|n| put(&mut config, n, if n == 700 { by_name() } else { Discovery::Static }));
+    let found = |snapshot: &Snapshot| -> Vec<String> {
+        assert_eq!(snapshot.clusters_in_use().count(), 0);
+        snapshot.clusters_of_names().map(|cluster| cluster.name.to_string()).collect()
+    };
+    let first = Snapshot::compile(&config, None).unwrap();
+    assert_eq!(found(&first), ["cluster-0700"]);
+    put(&mut config, 3, by_name());
+    put(&mut config, 700, Discovery::Static);
+    put(&mut config, 999, Discovery::LogicalDns(("b".to_owned(), 80)));
+    let second = Snapshot::compile(&config, Some(&first)).unwrap();
+    assert_eq!(
+        (found(&second).join(" "), found(&first).join(" ")),
+        ("cluster-0003 cluster-0999".into(), "cluster-0700".into())
+    );
+    // Two versions that are cut alike are compared chunk by chunk.
+    let (mut same, other) = (config.clone(), first.config());
+    assert!(same.clusters == config.clusters && other.clusters != config.clusters);
+    put(&mut same, 3, by_name());
+    assert_eq!(same.clusters, config.clusters);
 }

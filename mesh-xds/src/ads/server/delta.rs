@@ -46,6 +46,8 @@ struct Watch {
     opening: bool,
     /// The resources may have changed since the last look.
     stale: bool,
+    /// What was looked at last, as long as nothing else is wanted than then, but what is owed.
+    looked: Option<Arc<ResourceSet>>,
     /// Nonce and version of what was sent and not answered.
     unanswered: VecDeque<(String, String)>,
 }
@@ -128,7 +130,7 @@ impl Watch {
     fn subscribe_to_all(&mut self) {
         self.all = true;
         self.opening = true;
-        self.stale = true;
+        (self.stale, self.looked) = (true, None);
     }
 
     /// What the client says at the same time to have is not owed to it.
@@ -140,7 +142,7 @@ impl Watch {
             }
             self.names.insert(name.clone());
             if has.is_some_and(|has| has.contains_key(name)) {
-                self.stale = true;
+                (self.stale, self.looked) = (true, None);
             } else {
                 self.owed.insert(name.clone());
             }
@@ -170,7 +172,7 @@ impl Watch {
     }
 
     /// What to send now, and what to call removed; `None` when nothing is due.
-    fn take_due(&mut self, kind: TypeUrl, all: &ResourceSet) -> Option<(Vec<Item>, Vec<Name>)> {
+    fn take_due(&mut self, kind: TypeUrl, all: &Arc<ResourceSet>) -> Option<(Vec<Item>, Vec<Name>)> {
         if !self.stale && !self.opening && self.owed.is_empty() {
             return None;
         }
@@ -186,20 +188,30 @@ impl Watch {
         };
         let mut removed: Vec<Name> = Vec::new();
         if std::mem::take(&mut self.stale) {
-            for (name, resource) in all.iter(kind) {
+            let mut look = |name: &Name, resource: &Resource| {
                 let differs = self.sent.get(name) != Some(&resource.version);
-                if owed.contains(name) || differs && self.wants(name) {
+                if !owed.contains(name) && differs && self.wants(name) {
                     give(name, resource);
+                }
+            };
+            match &self.looked {
+                // Mostly nothing has changed but what differs between the two.
+                Some(before) => all.differ(kind, before, look, |name| {
+                    removed.extend(self.sent.contains_key(name).then(|| name.clone()));
+                }),
+                None => {
+                    all.iter(kind).for_each(|(name, resource)| look(name, resource));
+                    removed.extend(self.sent.keys().filter(|name| all.get(kind, name).is_none()).cloned());
                 }
             }
-            removed.extend(self.sent.keys().filter(|name| all.get(kind, name).is_none()).cloned());
-        } else {
-            for name in &owed {
-                if let Some(resource) = all.get(kind, name) {
-                    give(name, resource);
-                }
+            self.looked = Some(Arc::clone(all));
+        }
+        for name in &owed {
+            if let Some(resource) = all.get(kind, name) {
+                give(name, resource);
             }
         }
+        items.sort_by(|a, b| a.name.cmp(&b.name));
         for name in &removed {
             self.sent.remove(name);
         }
