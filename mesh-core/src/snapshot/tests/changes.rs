@@ -118,7 +118,7 @@ fn path_parameters_can_be_ignored() {
 #[test]
 fn clusters_of_names_are_found_without_being_used() {
     let mut config = Config::default();
-    let mut put = |config: &mut Config, n: u32, discovery: Discovery| {
+    let put = |config: &mut Config, n: u32, discovery: Discovery| {
         let name: Name = format!("cluster-{n:04}").into();
         let cluster = config::Cluster { name: name.clone(), discovery, ..config::Cluster::default() };
         config.clusters.insert(name, Arc::new(cluster));
