@@ -52,10 +52,7 @@ impl Panics {
     }
 
     /// A future whose panics are kept.
-    pub(super) async fn watch<F: Future>(&self, mut future: Pin<Box<F>>) -> F::Output
-    where
-        F: ?Sized,
-    {
+    pub(super) async fn watch<F: Future + ?Sized>(&self, mut future: Pin<Box<F>>) -> F::Output {
         poll_fn(|cx| self.caught(|| future.as_mut().poll(cx))).await
     }
 }
