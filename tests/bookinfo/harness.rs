@@ -209,6 +209,7 @@ impl Configured for Bookinfo {
             "serviceentry",
             "authorizationpolicy",
             "requestauthentication",
+            "peerauthentication",
         ] {
             let ran = self.meshctl(&["get", kind, "-o", "name"]);
             assert_eq!(ran.code, 0, "get {kind}: {}{}", ran.out, ran.err);
