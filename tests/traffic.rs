@@ -100,6 +100,9 @@ mod serving;
 #[path = "traffic/sessions.rs"]
 mod sessions;
 
+#[path = "traffic/switches.rs"]
+mod switches;
+
 #[path = "traffic/telemetry.rs"]
 mod telemetry;
 

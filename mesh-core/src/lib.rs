@@ -71,6 +71,7 @@ mod roll;
 pub mod route;
 pub mod session;
 pub mod snapshot;
+pub mod switches;
 mod sync;
 pub mod tally;
 pub mod telemetry;

@@ -20,7 +20,10 @@
 //! | `/stats` | counters as lines; `?filter=`, `?format=json`, `?format=prometheus` |
 //! | POST `/drain_listeners`, `/quitquitquit` | servers drain and return, as at SIGTERM |
 //! | POST `/healthcheck/fail`, `/healthcheck/ok` | it says that it is not well, or well again |
+//! | POST `/runtime_modify` | a feature is switched off in this process, or on again: `?mirroring=off` |
 //! | POST `/logging` | log levels, where the program has said how: `?level=debug`, `?mesh::xds=debug` |
+//!
+//! A port of its own for metrics alone, which others may reach, is in `admin/scrape.rs`.
 //!
 //! `/config_dump` takes `?resource=`, `?name_regex=` and `?mask=`, as Envoy's.
 
@@ -53,8 +56,10 @@ use crate::{
 };
 
 mod inside;
+mod scrape;
 mod steer;
 
+pub(crate) use scrape::Scraped;
 pub(crate) use steer::LogLevels;
 
 /// Prometheus text.

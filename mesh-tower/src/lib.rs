@@ -42,7 +42,7 @@ mod spread;
 mod testing;
 mod upkeep;
 
-pub use mesh_core::{cluster, config, filter, plan, retry};
+pub use mesh_core::{cluster, config, filter, plan, retry, switches};
 
 #[cfg(feature = "reqwest")]
 pub use self::reqwest::Reqwest;

@@ -17,6 +17,7 @@ use mesh_core::{
     },
     error::CompileError,
     snapshot::Snapshot,
+    switches::{Feature, Switches},
 };
 use tokio::{
     sync::{Notify, futures::Notified},
@@ -35,9 +36,17 @@ pub struct Live {
     snapshot: ArcSwapOption<Snapshot>,
     first: Notify,
     writer: Mutex<()>,
+    /// What is switched off, and the configuration as it was before that was taken out of it.
+    switched: Mutex<Switched>,
     answers: Answers,
     only_port: Option<u16>,
     dialling: Option<Dialling>,
+}
+
+#[derive(Debug, Default)]
+struct Switched {
+    off: Switches,
+    whole: Option<Config>,
 }
 
 impl Live {
@@ -79,11 +88,38 @@ impl Live {
     pub fn update(&self, config: &Config) -> Result<(), CompileError> {
         let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let previous = self.snapshot.load_full();
-        let expanded = self.answers.expand(config);
-        let next = Snapshot::compile(expanded.as_ref().unwrap_or(config), previous.as_deref())?;
+        let mut switched = self.switched.lock().unwrap_or_else(PoisonError::into_inner);
+        let less = switched.off.apply(config);
+        let wanted = less.as_ref().unwrap_or(config);
+        let expanded = self.answers.expand(wanted);
+        let next = Snapshot::compile(expanded.as_ref().unwrap_or(wanted), previous.as_deref())?;
         self.snapshot.store(Some(Arc::new(next)));
+        switched.whole = Some(config.clone());
         self.first.notify_waiters();
         Ok(())
+    }
+
+    /// Switches a feature off, or on again, in this process; at once, whatever the configuration says and will say.
+    ///
+    /// # Errors
+    ///
+    /// The configuration cannot be compiled so; what was before stays.
+    pub fn switch(&self, feature: Feature, is_off: bool) -> Result<(), CompileError> {
+        let (before, whole) = {
+            let mut switched = self.switched.lock().unwrap_or_else(PoisonError::into_inner);
+            let before = switched.off;
+            switched.off = before.with(feature, is_off);
+            (before, switched.whole.clone())
+        };
+        let Some(whole) = whole else { return Ok(()) };
+        self.update(&whole).inspect_err(|_| {
+            self.switched.lock().unwrap_or_else(PoisonError::into_inner).off = before;
+        })
+    }
+
+    /// Which features are off.
+    pub fn switches(&self) -> Switches {
+        self.switched.lock().unwrap_or_else(PoisonError::into_inner).off
     }
 
     /// Puts the addresses of names in force, in the clusters that are made of them.

@@ -34,7 +34,7 @@ use serde_json::Value;
 use tokio::{net::ToSocketAddrs, sync::watch};
 
 use crate::{
-    admin::{Admin, Dump},
+    admin::{Admin, Dump, Scraped},
     client::{GrpcClient, HttpClient},
     connect::Listener,
     error::{BoxError, Error},
@@ -91,6 +91,8 @@ struct Shared {
     propagated: Arc<[HeaderName]>,
     service: Arc<ServiceName>,
     admin: Option<Admin>,
+    scraped: Option<Scraped>,
+    bundle: axum::Router,
     gate: Option<Gate>,
     in_order: Ending,
     serving: Serving,
@@ -177,6 +179,17 @@ impl Mesh {
     /// Where the admin port is, unless it is off.
     pub fn admin_addr(&self) -> Option<SocketAddr> {
         self.shared.admin.as_ref().map(Admin::address)
+    }
+
+    /// Where the port for metrics alone is, where there is one.
+    pub fn metrics_addr(&self) -> Option<SocketAddr> {
+        self.shared.scraped.as_ref().map(Scraped::address)
+    }
+
+    /// The gRPC services by which tools look into this process, to be merged into a server of your own: with a control plane,
+    /// CSDS; without one, none. What there is not is left out. The admin port has them in any case. Source: gRFC A38.
+    pub fn admin_services(&self) -> axum::Router {
+        self.shared.bundle.clone()
     }
 
     /// The configuration in force, once there is one.

@@ -30,11 +30,16 @@ mod access_log;
 #[cfg(feature = "xds")]
 mod certificates;
 mod conventions;
+mod debug;
 mod ejection;
 mod meter;
 mod metrics;
+#[cfg(test)]
+mod reference;
 mod security;
 mod sheet;
+mod subchannel;
+mod tcp;
 mod text;
 mod trace;
 
@@ -45,10 +50,13 @@ pub(crate) use self::metrics::{traffic, upkeep};
 pub(crate) use access_log::Asking;
 pub(crate) use access_log::rfc3339;
 pub use access_log::{AccessLog, LogSink, Logged};
+pub use debug::DebugHeaders;
 pub(crate) use ejection::tell_ejections;
 pub(crate) use meter::{Again, Meter, Served, Tried};
 pub use meter::{CallLabel, HttpRoute, MetricProfiles};
 pub(crate) use security::{refused, retired};
+pub(crate) use subchannel::Subchannel;
+pub(crate) use tcp::Relayed;
 pub(crate) use text::{decimal, value};
 pub use trace::{
     Attribute, Forms, Span, SpanKind, Spans, TRACEPARENT, TRACESTATE, TraceContext, X_REQUEST_ID, new_request_id,
@@ -293,8 +301,9 @@ impl Telemetry {
         &self.shared.spans
     }
 
-    /// Is there a log to write headers to? Either of those that the control plane says, or of the environment's.
-    pub fn is_logging(&self, telling: Option<&Telling>) -> bool {
+    /// Are the headers of requests needed when they are told: by a log, the control plane's or the environment's, or by changes of
+    /// metrics?
+    pub fn needs_head(&self, telling: Option<&Telling>) -> bool {
         telling.is_some_and(|telling| !telling.metrics.is_empty())
             || telling.and_then(Telling::is_logging).unwrap_or(self.shared.log != AccessLog::Off)
     }
@@ -441,7 +450,7 @@ impl Telemetry {
 
     /// Lets go of the series of services that `is_known` does not know any more, once that has been so for a while.
     pub(crate) fn forget(&self, is_known: impl Fn(&str) -> bool, now: Time) {
-        self.shared.metrics.forget(is_known, self.shared.measures.sheet.as_deref(), now);
+        self.shared.metrics.forget(is_known, &self.shared.measures.sheet, now);
     }
 
     /// The same, held for one request.

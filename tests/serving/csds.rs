@@ -77,3 +77,27 @@ async fn resources_are_told_as_they_stand() {
         assert_eq!(client.fetch_client_status(matchers).await.unwrap_err().code(), Code::InvalidArgument);
     }
 }
+
+/// AD4: one call gives a server of the program's own what tools ask; without a control plane there is nothing to give, and nothing
+/// fails for that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_of_ones_own_has_them_by_one_call() {
+    for kind in Kind::ALL {
+        let upstream = Upstream::start("one").await;
+        let sayings = Sayings::of(&leading_to(kind, &upstream));
+        let plane = sayings.speak(anywhere());
+        let program: Program = program(kind, plane.address, None).await;
+        reaches(&program, "one").await;
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let own = axum::Router::new().route("/own", axum::routing::get(async || "own"));
+        let app = own.merge(program.mesh.admin_services());
+        let serving = tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+        let channel = Channel::from_shared(format!("http://{address}")).unwrap();
+        let mut client = Client::new(channel.connect().await.unwrap());
+        assert_eq!(ask(&mut client, ClientStatusRequest::default()).await.len(), 5, "{kind:?}");
+        serving.abort();
+    }
+    let alone = mesh_tower::Mesh::builder().off().build().await.unwrap();
+    assert!(!alone.admin_services().has_routes());
+}

@@ -206,7 +206,7 @@ async fn policies_hold_at_the_gateway() {
     }
 }
 
-/// GW1, GW3: with PASSTHROUGH the bytes go where the name asked for leads, TLS ends at the server itself; of plain TCP the port alone
+/// GW1, GW3, TE1: with PASSTHROUGH the bytes go where the name asked for leads, TLS ends at the server itself; of plain TCP the port alone
 /// decides, by weight.
 #[tokio::test]
 async fn bytes_go_by_the_name_asked_for() {
@@ -251,7 +251,30 @@ async fn bytes_go_by_the_name_asked_for() {
         assert_eq!(rest, b"");
         let answer = visitor.ask(kind, edge.at(9000), "one.test", "/x").await.unwrap();
         assert_eq!(answer.header("x-upstream"), "a", "{kind:?}");
+        told_of_bytes("one.internal").await;
     }
+}
+
+/// Waits until Istio's metrics of TCP tell of a service: connections opened and closed, and bytes both ways.
+async fn told_of_bytes(host: &str) {
+    let value = |name: &str| {
+        let text = mesh_tower::telemetry::render().unwrap();
+        let (name, host) = (format!("{name}{{reporter=\"source\""), format!("destination_service=\"{host}\""));
+        let of =
+            |line: &&str| line.starts_with(&name) && line.contains(&host) && line.contains("request_protocol=\"tcp\"");
+        let lines = text.lines().filter(of);
+        assert!(lines.clone().all(|line| !line.contains("response_code") && line.matches("=\"").count() == 23));
+        lines.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum::<f64>()
+    };
+    for _ in 0..2_000 {
+        let [opened, closed] = ["opened", "closed"].map(|what| value(&format!("istio_tcp_connections_{what}_total")));
+        let [sent, received] = ["sent", "received"].map(|what| value(&format!("istio_tcp_{what}_bytes_total")));
+        if opened > 0.0 && opened == closed && sent > 0.0 && received > 0.0 {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    panic!("no metrics of TCP in\n{}", mesh_tower::telemetry::render().unwrap());
 }
 
 /// A listener of the Gateway API's `Gateway`.

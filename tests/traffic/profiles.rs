@@ -297,3 +297,66 @@ async fn what_is_hedged_is_counted_apart() {
         }
     }
 }
+
+/// TE7: connections to endpoints by gRPC's names: those that came about and those that did not, how many are open, and why others
+/// ended.
+#[tokio::test]
+async fn connections_are_told_by_grpcs_names() {
+    for (kind, name) in Kind::ALL.into_iter().zip(["sub-http1", "sub-http2", "sub-grpc"]) {
+        let upstream = Upstream::start("app").await;
+        let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let routes = vec![route(RouteMatch::default(), Action::Forward(to(name)))];
+        let mut cluster = cluster_at(kind, name, &[upstream.address]);
+        let program = program(kind, config([cluster.clone()], routes.clone())).await;
+        let target = format!("grpc_target=\"xds:///{name}.default.svc.cluster.local\"");
+        assert!(program.get("/a.B/C").await.is_ok(), "{kind:?}");
+        assert_eq!(now("grpc_subchannel_connection_attempts_succeeded_total", &[&target]), 1.0, "{kind:?}");
+        assert_eq!(now("grpc_subchannel_open_connections", &[&target]), 1.0, "{kind:?}");
+        assert!(lines("grpc_subchannel_disconnections_total", &[&target]).is_empty(), "{kind:?}");
+        drop(upstream);
+        let ended = ["unknown", "connection reset", "socket error"];
+        for _ in 0..2_000 {
+            program.get("/a.B/C").await;
+            if now("grpc_subchannel_disconnections_total", &[&target]) > 0.0 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        until("grpc_subchannel_open_connections", &[&target], 0.0).await;
+        let told = lines("grpc_subchannel_disconnections_total", &[&target]);
+        assert!(ended.iter().any(|why| told[0].contains(&format!("grpc_disconnect_error=\"{why}\""))), "{told:?}");
+        cluster.endpoints = cluster_at(kind, name, &[nobody]).endpoints;
+        program.mesh.live().update(&config([cluster], routes)).unwrap();
+        assert!(!program.get("/a.B/C").await.is_ok(), "{kind:?}");
+        assert!(now("grpc_subchannel_connection_attempts_failed_total", &[&target]) > 0.0, "{kind:?}");
+    }
+}
+
+/// TE11: a port for metrics alone, where it is asked for, shows them to whoever reaches it, and nothing else; without one being asked
+/// for there is none.
+#[tokio::test]
+async fn metrics_have_a_port_of_their_own() {
+    for kind in Kind::ALL {
+        let upstream = Upstream::start("app").await;
+        let routes = vec![route(RouteMatch::default(), Action::Forward(to("scraped")))];
+        let config = config([cluster_at(kind, "scraped", &[upstream.address])], routes);
+        let everywhere = "0.0.0.0:0".parse().unwrap();
+        let mesh = Mesh::builder().config(config.clone()).metrics_addr(everywhere).build().await.unwrap();
+        let (address, program) = (mesh.metrics_addr().unwrap(), Program::over(kind, mesh));
+        assert!(program.get("/a.B/C").await.is_ok(), "{kind:?}");
+        let outside = Mesh::builder().off().build().await.unwrap();
+        let ask = async |path: &str| {
+            let request = Request::get(format!("http://127.0.0.1:{}{path}", address.port()));
+            let request = request.header("host", "pod.example").body(mesh_tower::Body::empty()).unwrap();
+            crate::harness::Answer::of(outside.http().request(request).await.unwrap()).await
+        };
+        for path in ["/metrics", "/stats/prometheus"] {
+            let answer = ask(path).await;
+            assert!(answer.status == 200 && answer.body.contains("istio_requests_total{"), "{path}: {answer:?}");
+        }
+        for path in ["/config_dump", "/certs", "/ready", "/quitquitquit", "/"] {
+            assert_eq!(ask(path).await.status, 404, "{path}");
+        }
+        assert_eq!(Mesh::builder().config(config).build().await.unwrap().metrics_addr(), None);
+    }
+}

@@ -260,3 +260,31 @@ async fn metrics_change_as_told() {
         assert!(answers.len() == 1 && answers[0].ends_with(" 3"), "{kind:?}: {answers:#?}");
     }
 }
+
+/// TE10: labels that a `Telemetry` takes from requests have so many values and no more, each label for itself: whatever one caller
+/// says, others are still told by their own names.
+#[tokio::test]
+async fn hostile_values_stay_in_their_label() {
+    for (kind, name) in Kind::ALL.into_iter().zip(["hostile-http1", "hostile-http2", "hostile-grpc"]) {
+        let upstream = Upstream::start("app").await;
+        let labels = [("path", "request.path"), ("user", "request.headers['x-user']"), ("host", "request.host")];
+        let labels = labels.map(|(name, text)| (name.to_owned(), text.to_owned())).into();
+        let metrics = vec![MetricChange { labels, ..MetricChange::default() }];
+        let routes = vec![route(RouteMatch::default(), Action::Forward(to(name)))];
+        let config = config([cluster(kind, name, &[&upstream])], routes);
+        let program = Program::new(kind, told(config, Telling { metrics, ..Telling::default() })).await;
+        for n in 0..400 {
+            assert!(program.get(&format!("/a.B/Path{n}")).await.is_ok(), "{kind:?}");
+        }
+        assert!(program.get_with("/a.B/Path1", &[("x-user", "jason")]).await.is_ok());
+        let text = telemetry::render().unwrap();
+        let ours = text.lines().filter(|line| line.starts_with("istio_requests_total{") && line.contains(name));
+        let ours: Vec<&str> = ours.collect();
+        let of = |part: &str| ours.iter().filter(|line| line.contains(part)).count();
+        assert_eq!(ours.len(), 256 + 1 + 1, "{kind:?}");
+        let others = ours.iter().find(|line| line.contains("path=\"_OTHER\"")).unwrap();
+        assert!(others.ends_with(&format!(" {}", 400 - 256)), "{kind:?}: {others}");
+        assert!(others.contains(&format!("destination_service_name=\"{name}\"")), "{kind:?}: {others}");
+        assert_eq!((of("user=\"jason\""), of("user=\"_OTHER\"")), (1, 0), "{kind:?}");
+    }
+}

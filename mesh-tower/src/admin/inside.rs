@@ -8,7 +8,7 @@ use axum::{
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
-use mesh_core::config::Regex;
+use mesh_core::{config::Regex, switches::Feature};
 use serde_json::{Map, Value, json};
 
 use super::{Shown, missing};
@@ -87,9 +87,15 @@ pub(super) async fn memory() -> Json<Value> {
     Json(json!({ "resident": bytes("VmRSS:"), "peak_resident": bytes("VmHWM:"), "mapped": bytes("VmSize:") }))
 }
 
-/// There are no values here that are changed while it runs.
-pub(super) async fn runtime() -> Json<Value> {
-    Json(json!({ "layers": [], "entries": {} }))
+/// Which features are switched off, and which are not.
+pub(super) async fn runtime(State(shown): State<Shown>) -> Json<Value> {
+    let off = shown.live.switches();
+    let entry = |feature: Feature| {
+        let value = if off.is_off(feature) { "off" } else { "on" };
+        (feature.name().to_owned(), json!({ "final_value": value, "layer_values": [value] }))
+    };
+    let entries: Map<String, Value> = Feature::ALL.into_iter().map(entry).collect();
+    Json(json!({ "layers": ["admin"], "entries": entries }))
 }
 
 /// The part of a dump that is asked for: `?resource=` a list by its name (`dynamic_active_clusters`), `?name_regex=` what the

@@ -11,6 +11,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::post,
 };
+use mesh_core::switches::Feature;
 
 use super::{Shown, inside::Asked};
 
@@ -33,6 +34,7 @@ pub(super) fn routes() -> Router<Shown> {
         .route("/healthcheck/fail", post(fail))
         .route("/healthcheck/ok", post(ok))
         .route("/logging", post(logging))
+        .route("/runtime_modify", post(switch))
         .layer(from_fn(no_browsers))
 }
 
@@ -61,6 +63,30 @@ async fn fail(State(shown): State<Shown>) -> &'static str {
 async fn ok(State(shown): State<Shown>) -> &'static str {
     shown.unwell.send_replace(false);
     "OK\n"
+}
+
+/// `?mirroring=off`: a feature is off in this process until it is on again. Source: Envoy `/runtime_modify`.
+async fn switch(State(shown): State<Shown>, Query(asked): Asked) -> Response {
+    let told = |(name, value): (&String, &String)| {
+        let feature = name.parse::<Feature>()?;
+        match value.as_str() {
+            "off" | "false" => Ok((feature, true)),
+            "on" | "true" => Ok((feature, false)),
+            other => Err(format!("{name} may be on or off, not {other:?}")),
+        }
+    };
+    let told: Result<Vec<_>, String> = asked.iter().map(told).collect();
+    let done = told.and_then(|all| match all.is_empty() {
+        true => Err("say ?mirroring=off, or another feature".to_owned()),
+        false => all.into_iter().try_for_each(|(feature, is_off)| {
+            tracing::warn!(target: "mesh::admin", %feature, is_off, "a feature was switched");
+            shown.live.switch(feature, is_off).map_err(|error| error.to_string())
+        }),
+    });
+    match done {
+        Ok(()) => "OK\n".into_response(),
+        Err(why) => (StatusCode::BAD_REQUEST, format!("{why}\n")).into_response(),
+    }
 }
 
 /// `?level=debug` of everything, or `?mesh::xds=debug` of a target. Source: Envoy `/logging`.

@@ -23,7 +23,9 @@ use crate::{
     context,
     error::{BoxError, Error},
     source,
-    telemetry::{Event, Logged, Peer, Reporter, Span, SpanKind, Telemetry, Teller, TraceContext, facts, rpc_of},
+    telemetry::{
+        DebugHeaders, Event, Logged, Peer, Reporter, Span, SpanKind, Telemetry, Teller, TraceContext, facts, rpc_of,
+    },
 };
 
 /// Tells of every request, and puts it in a trace.
@@ -77,10 +79,11 @@ where
         let inherited = context::current();
         let inherited = inherited.as_ref().and_then(|context| context.trace.as_ref());
         let request_messages = if call.plan().is_grpc { request.body().count_messages() } else { 0 };
+        let is_debugged = DebugHeaders::asked(&request.parts().extensions);
         call.measure(self.telemetry.meter(request.parts(), call.plan().is_grpc, request_messages));
         let telling = call.plan().telling.as_deref();
         let (trace, is_root) = self.telemetry.begin(Reporter::Source, request.parts_mut(), inherited, telling);
-        let is_logging = self.telemetry.is_logging(telling);
+        let needs_head = self.telemetry.needs_head(telling);
         // Attempts are below the span of who makes the request; where there is none, or where the call is more than its
         // attempts, since it is made to wait first, below one of the call's own.
         let waits = call.plan().fault.delay.is_some();
@@ -94,7 +97,7 @@ where
             telemetry: self.telemetry.hold(),
             call: call.clone(),
             own,
-            logged: is_logging.then(|| Logged::of(request.parts(), &trace)),
+            logged: needs_head.then(|| Logged::of(request.parts(), &trace)),
             request_head: head_bytes(request.headers()),
             request_messages,
             status: 0,
@@ -108,6 +111,9 @@ where
         match self.inner.call(Routed { request, call, deadline, now }).await {
             Ok(mut response) => {
                 story.head(response.status().as_u16(), response.headers());
+                if is_debugged {
+                    DebugHeaders::write(&story.call, response.headers_mut());
+                }
                 if response.body().is_end_stream() {
                     story.tell(source::instant());
                 } else if let Some(watchers) = response.body_mut().watchers() {

@@ -3,14 +3,17 @@
 use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use http::HeaderName;
-use mesh_core::config::{Config, ServiceName, Workload};
+use mesh_core::{
+    config::{Config, ServiceName, Workload},
+    switches::Feature,
+};
 use tokio::sync::watch;
 
 use super::{Joined, Mesh, MeshError, Origin, Shared};
 #[cfg(feature = "xds")]
 use super::{announced, join, rpc};
 use crate::{
-    admin::{Admin, LogLevels, Shown},
+    admin::{Admin, LogLevels, Scraped, Shown},
     client::HttpClient,
     connect::{Connector, System},
     context::Context,
@@ -27,6 +30,8 @@ use crate::{
     upkeep::{Owned, upkeep},
 };
 
+mod telling;
+
 /// Makes a [`Mesh`].
 #[derive(Debug, Default)]
 pub struct Builder {
@@ -35,6 +40,7 @@ pub struct Builder {
     identity: Option<LiveIdentity>,
     propagated: Option<Vec<HeaderName>>,
     admin: Option<SocketAddr>,
+    scraped: Option<SocketAddr>,
     log: AccessLog,
     sink: Option<LogSink>,
     profiles: MetricProfiles,
@@ -48,6 +54,7 @@ pub struct Builder {
     ending: Ending,
     report: Reporting,
     levels: Option<LogLevels>,
+    off: Vec<Feature>,
 }
 
 /// Where spans go.
@@ -108,8 +115,10 @@ impl Builder {
     /// | `GRPC_XDS_BOOTSTRAP`, `GRPC_XDS_BOOTSTRAP_CONFIG` | the control plane: a file, or its text |
     /// | `MESH_SAVED_CONFIG` | a file for the last good configuration, to start from when no control plane answers; see [`saved_config`](Self::saved_config) |
     /// | `MESH_SAVED_CONFIG_MAX_AGE` | how old it may be then, in seconds, default 86400 |
+    /// | `MESH_DISABLE` | features that are off whatever the configuration says, by commas: `outlier_detection`, `circuit_breaking`, `health_checks`, `retries`, `hedging`, `mirroring`, `faults` |
     /// | `MESH_PROPAGATE_HEADERS` | names, by commas, of headers that travel; default `end-user,x-request-id` |
     /// | `MESH_ADMIN_ADDR` | the admin port, default `127.0.0.1:0` (any free one, logged); `off` |
+    /// | `MESH_METRICS_ADDR` | a port with `/stats/prometheus` and `/metrics` alone, for a Prometheus on another machine: `0.0.0.0:15090`; none unless said |
     /// | `MESH_ACCESS_LOG` | `text` or `json`: a line per request on standard output |
     /// | `MESH_METRICS_PROFILE` | conventions of metrics, by commas: `istio` (the default), `otel`, `grpc`, with gRPC's labels `grpc.lb.locality`, `grpc.lb.backend_service` and `grpc.client.call.custom`; or `none` |
     /// | `OTEL_PROPAGATORS` | forms in which traces are sent on beside `traceparent` and those they came in: `b3`, `b3multi` |
@@ -148,6 +157,11 @@ impl Builder {
                 )
             })?),
         };
+        let scraped = variable("MESH_METRICS_ADDR").map(|text| {
+            let wanted = format!("is {text:?}; it may be an address such as 0.0.0.0:15090");
+            text.parse().map_err(|_| wrong("MESH_METRICS_ADDR", wanted))
+        });
+        let scraped = scraped.transpose()?;
         let profiles = variable("MESH_METRICS_PROFILE").map_or_else(|| Ok(MetricProfiles::default()), |it| it.parse());
         let profiles = profiles.map_err(|message| wrong("MESH_METRICS_PROFILE", message))?;
         let propagated = match variable("MESH_PROPAGATE_HEADERS") {
@@ -162,6 +176,9 @@ impl Builder {
                 Some(names.collect::<Result<_, _>>()?)
             }
         };
+        let disabled = variable("MESH_DISABLE").unwrap_or_default();
+        let disabled = disabled.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::parse);
+        let off = disabled.collect::<Result<_, String>>().map_err(|message| wrong("MESH_DISABLE", message))?;
         let saved = match (variable("MESH_SAVED_CONFIG"), variable("MESH_SAVED_CONFIG_MAX_AGE")) {
             (Some(path), None) => Some((path.into(), Self::SAVED_MAX_AGE)),
             (Some(path), Some(seconds)) => match seconds.parse() {
@@ -175,7 +192,18 @@ impl Builder {
             },
             (None, _) => None,
         };
-        Ok(Self { origin, propagated, admin, log, profiles, saved, spans: SpansTo::Environment, ..Self::default() })
+        Ok(Self {
+            origin,
+            propagated,
+            admin,
+            scraped,
+            log,
+            profiles,
+            saved,
+            off,
+            spans: SpansTo::Environment,
+            ..Self::default()
+        })
     }
 
     /// With this configuration, which stays until changed through [`Mesh::live`].
@@ -252,42 +280,6 @@ impl Builder {
         self
     }
 
-    /// With metrics by these conventions, in place of Istio's alone. The console and `meshctl` read Istio's.
-    #[must_use]
-    pub fn metric_profiles(mut self, profiles: MetricProfiles) -> Self {
-        self.profiles = profiles;
-        self
-    }
-
-    /// With a line per request on standard output.
-    #[must_use]
-    pub fn access_log(mut self, log: AccessLog) -> Self {
-        self.log = log;
-        self
-    }
-
-    /// With the lines of the access log going to `sink`, in place of standard output.
-    #[must_use]
-    pub fn access_log_to(mut self, sink: impl Fn(&str) + Send + Sync + 'static) -> Self {
-        self.sink = Some(LogSink::new(sink));
-        self
-    }
-
-    /// Lets the admin port's `/logging` change what the program logs: it is given a directive such as `mesh=debug`, for whatever
-    /// filter the program's subscriber has, and says in a sentence what is wrong with it.
-    #[must_use]
-    pub fn on_log_level(mut self, change: impl Fn(&str) -> Result<(), String> + Send + Sync + 'static) -> Self {
-        self.levels = Some(LogLevels(Arc::new(change)));
-        self
-    }
-
-    /// With spans going out by `spans`, in place of where the environment says.
-    #[must_use]
-    pub fn spans(mut self, spans: Spans) -> Self {
-        self.spans = SpansTo::Given(spans);
-        self
-    }
-
     /// With a clock and a seed of your own, in place of the process's: for simulations and replays.
     #[must_use]
     pub fn source(mut self, source: Source) -> Self {
@@ -354,6 +346,13 @@ impl Builder {
             Some(address) => Some(Admin::bind(address).await.map_err(refused)?),
             None => None,
         };
+        let scraped = match self.scraped {
+            Some(address) => Some(Scraped::open(address).await.map_err(|error| MeshError::Admin { address, error })?),
+            None => None,
+        };
+        if let Some(scraped) = &scraped {
+            tracing::info!(target: "mesh::admin", address = %scraped.address(), "port for metrics open");
+        }
         let joined = match self.origin {
             Origin::Nowhere => return Err(MeshError::NoSource),
             Origin::Off => {
@@ -379,6 +378,11 @@ impl Builder {
                 join(announced(bootstrap, listener.as_ref()), self.workload, identity.clone(), !has_own, self.saved)
             }
         };
+        for feature in self.off {
+            tracing::warn!(target: "mesh", %feature, "this feature is switched off");
+            joined.live.switch(feature, true).map_err(|error| MeshError::Config(error.to_string()))?;
+        }
+        let bundle = joined.services.clone();
         let Joined { live, workload, metadata, status, dump, mut pages, services, mut tasks, .. } = joined;
         let serving = Serving::default();
         let told = serving.clone();
@@ -444,6 +448,8 @@ impl Builder {
             propagated,
             service: Arc::new(service),
             admin,
+            scraped,
+            bundle,
             gate: self.gate,
             in_order: self.ending,
             serving,

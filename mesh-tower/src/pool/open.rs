@@ -6,6 +6,7 @@
 use std::{
     io,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -23,6 +24,7 @@ use super::{Pool, Way, endpoint::Counted, http1::Http1, http2::Http2, keep::Want
 use crate::{
     connect::{Io, Target},
     error::{Error, ErrorKind},
+    telemetry::Subchannel,
     tls::{Leash, UpstreamTarget},
 };
 
@@ -40,7 +42,12 @@ pub(super) type Held = (Option<Slot>, Counted);
 /// Within the cluster's connect timeout, TLS included. Source: Envoy `Cluster.connect_timeout`.
 pub(super) async fn open(way: &Way, held: Held) -> Result<Opened, Error> {
     let limit = way.cluster.config().connect_timeout;
-    match timeout(limit, shake_hands(way, held)).await {
+    let told = way.shared.telemetry.subchannel(&way.cluster, &way.endpoint);
+    let opened = timeout(limit, shake_hands(way, held, told.clone())).await;
+    if let (Some(told), false) = (&told, matches!(opened, Ok(Ok(_)))) {
+        told.failed();
+    }
+    match opened {
         Ok(result) => result,
         Err(_) => {
             let message = format!("no connection to {} within {limit:?}", way.endpoint.address());
@@ -49,7 +56,7 @@ pub(super) async fn open(way: &Way, held: Held) -> Result<Opened, Error> {
     }
 }
 
-async fn shake_hands(way: &Way, held: Held) -> Result<Opened, Error> {
+async fn shake_hands(way: &Way, held: Held, told: Option<Arc<Subchannel>>) -> Result<Opened, Error> {
     let (generation, opened) = (way.generation(), way.now());
     let config = &way.cluster.config().connections;
     let address = way.endpoint.address();
@@ -80,7 +87,8 @@ async fn shake_hands(way: &Way, held: Held) -> Result<Opened, Error> {
     let peer = tenure.as_ref().map(|tenure| tenure.peer().clone());
     let leash = tenure.map(|tenure| Leash::new(tenure, "outbound"));
     let retired = leash.as_ref().map(Leash::retired);
-    let io = Wire { io, leash, _held: Some(held) };
+    let io = Wire { io, leash, told: told.clone(), _held: Some(held) };
+    let opened_well = || told.iter().for_each(|told| told.opened());
     if http2 {
         let connection = Http2::open(io, config).await;
         let mut connection = connection.map_err(|error| Error::new(ErrorKind::Connect, error))?;
@@ -88,6 +96,7 @@ async fn shake_hands(way: &Way, held: Held) -> Result<Opened, Error> {
         connection.retired = retired;
         connection.generation = generation;
         connection.opened = opened;
+        opened_well();
         return Ok(Opened::Http2(connection));
     }
     let mut connection = Http1::open(io, config).await.map_err(|error| Error::new(ErrorKind::Connect, error))?;
@@ -95,6 +104,7 @@ async fn shake_hands(way: &Way, held: Held) -> Result<Opened, Error> {
     connection.retired = retired;
     connection.generation = generation;
     connection.opened = opened;
+    opened_well();
     Ok(Opened::Http1(Box::new(connection)))
 }
 
@@ -113,13 +123,14 @@ pub(super) fn host_of(endpoint: &Endpoint) -> String {
 pub(super) struct Wire {
     io: Box<dyn Io>,
     leash: Option<Leash>,
+    told: Option<Arc<Subchannel>>,
     _held: Option<Held>,
 }
 
 impl Wire {
     /// Counted by whoever picked the endpoint.
     pub(super) fn of_bytes(io: Box<dyn Io>, leash: Option<Leash>) -> Self {
-        Self { io, leash, _held: None }
+        Self { io, leash, told: None, _held: None }
     }
 }
 
@@ -128,7 +139,15 @@ impl AsyncRead for Wire {
         if let Some(leash) = &self.leash {
             leash.check(cx)?;
         }
-        Pin::new(&mut self.io).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.io).poll_read(cx, buf);
+        if let (Some(told), Poll::Ready(read)) = (&self.told, &polled) {
+            match read {
+                Ok(()) if buf.filled().len() > before || buf.remaining() == 0 => {}
+                read => told.broke(read.as_ref().err()),
+            }
+        }
+        polled
     }
 }
 

@@ -2,17 +2,18 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    sync::Arc,
-    time::SystemTime,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::{Duration, SystemTime},
 };
 
 use mesh_core::{
     admit::{Admit, InboundView},
     authz::Heard,
+    cluster::Cluster,
     config::{GatewayChain, GatewayTo, WeightedCluster},
     endpoint::{Pick, Tried},
     identity::SpiffeId,
-    outcome::{Failure, Outcome},
+    outcome::{Failure, Flags, Outcome},
     pick::Ask,
     request::RequestView,
     snapshot::Snapshot,
@@ -29,8 +30,15 @@ use super::{
 };
 use crate::{
     connect::Io,
+    telemetry::Relayed,
     tls::{Accepted, End},
 };
+use counted::{Counted, Passed};
+
+mod counted;
+
+/// Between tellings of what has passed so far. Istio's `tcp_reporting_duration`.
+const TELLING: Duration = Duration::from_secs(5);
 
 /// Who has connected, as far as rules about connections see it.
 pub(super) struct Visitor {
@@ -63,10 +71,12 @@ impl Server {
         let address = visitor.address;
         let GatewayTo::Bytes(clusters) = &chain.to else { return };
         let mut tenure = down.take_tenure();
-        let Some((mut up, pick)) = self.reach(clusters, address).await else { return };
+        let Some((up, pick, mut relayed)) = self.reach(clusters, address).await else { return };
+        let passed = Passed::default();
+        let mut up = Counted::new(up, &passed);
         let activity = Activity::new();
         let mut down = Noted { io: down, activity: activity.clone() };
-        let handed = {
+        {
             let mut copying = std::pin::pin!(copy_bidirectional(&mut down, &mut up));
             let over = async {
                 match &mut tenure {
@@ -83,15 +93,26 @@ impl Server {
             };
             // What would not be let in any more is not kept either.
             let stays = |snapshot: &Snapshot, chain: &_| self.bytes_refused(snapshot, chain, visitor).is_none();
-            tokio::select! {
-                handed = copying.as_mut() => handed.ok(),
-                () = over => None,
-                () = self.outside_over(Some(chain), visitor.until, stays) => None,
-                () = still => None,
-                () = until_true(&mut draining) => timeout(self.ending.drain, copying).await.ok().and_then(Result::ok),
+            let mut ended = std::pin::pin!(async {
+                tokio::select! {
+                    _ = copying.as_mut() => {}
+                    () = over => {}
+                    () = self.outside_over(Some(chain), visitor.until, stays) => {}
+                    () = still => {}
+                    () = until_true(&mut draining) => drop(timeout(self.ending.drain, copying).await),
+                }
+            });
+            let mut tellings = tokio::time::interval(TELLING);
+            loop {
+                tokio::select! {
+                    biased;
+                    () = ended.as_mut() => break,
+                    _ = tellings.tick() => relayed.passed(passed.read.load(Relaxed), passed.written.load(Relaxed)),
+                }
             }
-        };
-        let (sent, received) = handed.unwrap_or_default();
+        }
+        let (sent, received) = (passed.read.load(Relaxed), passed.written.load(Relaxed));
+        relayed.passed(sent, received);
         tracing::debug!(target: "mesh::server", peer = %address, chain = &*chain.name, sent, received, "handed on");
         // That it was there is all that is known of how it did.
         pick.finish(&Outcome::response(200), self.clock.now());
@@ -130,7 +151,7 @@ impl Server {
     }
 
     /// A connection to an endpoint of one of the clusters; another endpoint is tried when one cannot be reached.
-    async fn reach(&self, clusters: &[WeightedCluster], address: SocketAddr) -> Option<(Box<dyn Io>, Pick)> {
+    async fn reach(&self, clusters: &[WeightedCluster], address: SocketAddr) -> Option<(Box<dyn Io>, Pick, Relayed)> {
         let mut rng = self.clock.next_request();
         let name = &choose(clusters, rng.next_u64())?.cluster;
         let snapshot = self.live.load()?;
@@ -145,12 +166,15 @@ impl Server {
                 Ok(pick) => pick,
                 Err(error) => {
                     tracing::debug!(target: "mesh::server", peer = %address, cluster = &**name, %error, "closed");
-                    return None;
+                    return self.not_reached(cluster, Flags::UH);
                 }
             };
             tried.push(pick.endpoint());
             match timeout(limit, self.pool.bytes(cluster, pick.endpoint())).await {
-                Ok(Ok(io)) => return Some((io, pick)),
+                Ok(Ok(io)) => {
+                    let relayed = self.telemetry.relays(cluster, Some(pick.endpoint()), Flags::NONE);
+                    return Some((io, pick, relayed));
+                }
                 failed => {
                     let why = match failed {
                         Ok(Err(error)) => error.to_string(),
@@ -162,6 +186,12 @@ impl Server {
                 }
             }
         }
+        self.not_reached(cluster, Flags::UF | Flags::URX)
+    }
+
+    /// Tells of a connection that is closed at once.
+    fn not_reached<T>(&self, cluster: &Arc<Cluster>, flags: Flags) -> Option<T> {
+        drop(self.telemetry.relays(cluster, None, flags));
         None
     }
 }

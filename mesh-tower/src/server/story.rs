@@ -81,7 +81,7 @@ impl Story {
         let exporting = telemetry.is_exporting(said);
         let parent = exporting.then(|| TraceContext::extract(&parts.headers)).flatten();
         let (trace, _) = telemetry.begin(Reporter::Destination, parts, None, said);
-        let logged = telemetry.is_logging(said).then(|| Logged::of(parts, &trace).coming_from(caller.address));
+        let logged = telemetry.needs_head(said).then(|| Logged::of(parts, &trace).coming_from(caller.address));
         let tags = if exporting && trace.sampled { telemetry.tags(said, parts) } else { Vec::new() };
         let is_grpc = is_grpc(&parts.headers);
         let owed = is_grpc && peer.is_some() && !telemetry.served_began(parts.uri.path());

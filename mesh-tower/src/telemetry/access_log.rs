@@ -112,7 +112,7 @@ pub struct Logged {
 }
 
 impl Logged {
-    /// Copies it; only worth doing when [`Telemetry::is_logging`](super::Telemetry::is_logging).
+    /// Copies it; only worth doing when [`Telemetry::needs_head`](super::Telemetry::needs_head).
     pub fn of(parts: &Parts, trace: &TraceContext) -> Box<Self> {
         let text = |name| parts.headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
         let named = parts.uri.authority().map(ToString::to_string);

@@ -8,6 +8,8 @@
 pub(super) struct Table {
     /// Its place among all tables.
     pub(super) id: u8,
+    /// Under which name it is asked for.
+    #[cfg_attr(not(test), allow(dead_code, reason = "for the reference, which a test writes"))]
     pub(super) profile: &'static str,
     pub(super) labels: &'static [&'static str],
     pub(super) instruments: &'static [Instrument],
@@ -332,8 +334,48 @@ pub(super) static DISCONNECTIONS: Table = Table {
     other: GRPC_OTHER,
 };
 
+/// Connections whose bytes a gateway hands on. Source: Istio's standard metrics.
+pub(super) static ISTIO_TCP: Table = Table {
+    id: 12,
+    profile: "istio",
+    labels: &[
+        "reporter",
+        "source_workload",
+        "source_canonical_service",
+        "source_canonical_revision",
+        "source_workload_namespace",
+        "source_principal",
+        "source_app",
+        "source_version",
+        "source_cluster",
+        "destination_workload",
+        "destination_workload_namespace",
+        "destination_principal",
+        "destination_app",
+        "destination_version",
+        "destination_service",
+        "destination_canonical_service",
+        "destination_canonical_revision",
+        "destination_service_name",
+        "destination_service_namespace",
+        "destination_cluster",
+        "request_protocol",
+        "response_flags",
+        "connection_security_policy",
+    ],
+    instruments: &[
+        counter("istio_tcp_sent", "By", "Bytes handed on from the server to its caller."),
+        counter("istio_tcp_received", "By", "Bytes handed on from the caller to its server."),
+        counter("istio_tcp_connections_opened", "{connection}", "Connections that came to be handed on."),
+        counter("istio_tcp_connections_closed", "{connection}", "The same that have ended."),
+    ],
+    is_open: false,
+    other: OTHER,
+};
+
 /// All tables, in their order.
-pub(super) static TABLES: [&Table; 12] = [
+#[cfg(test)]
+pub(super) static TABLES: [&Table; 13] = [
     &HTTP_CLIENT,
     &HTTP_SERVER,
     &RPC_CLIENT,
@@ -346,6 +388,7 @@ pub(super) static TABLES: [&Table; 12] = [
     &GRPC_SERVED,
     &SUBCHANNEL,
     &DISCONNECTIONS,
+    &ISTIO_TCP,
 ];
 
 /// The name of a gRPC status.

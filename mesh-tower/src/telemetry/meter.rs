@@ -18,8 +18,8 @@ use super::{
     Telemetry, Teller,
     conventions::{
         BACKEND_SERVICE, CUSTOM, GRPC_AGAIN, GRPC_ATTEMPT, GRPC_CALL, GRPC_SERVED, GRPC_SERVED_STARTED, GRPC_STARTED,
-        HTTP_CLIENT, HTTP_SERVER, LOCALITY, RPC_CLIENT, RPC_SERVER, Table, error_type, is_server_error, method_name,
-        status_name,
+        HTTP_CLIENT, HTTP_SERVER, LOCALITY, RPC_CLIENT, RPC_SERVER, SUBCHANNEL, Table, error_type, is_server_error,
+        method_name, status_name,
     },
     sheet::{Line, Sheet},
 };
@@ -86,18 +86,22 @@ pub struct CallLabel(pub Name);
 #[derive(Debug)]
 pub(super) struct Measures {
     pub(super) profiles: MetricProfiles,
-    pub(super) sheet: Option<Arc<Sheet>>,
+    pub(super) sheet: Arc<Sheet>,
 }
 
 impl Measures {
     pub(super) fn new(profiles: MetricProfiles) -> Self {
-        let wanted = profiles.otel || profiles.grpc;
-        Self { profiles, sheet: wanted.then(|| Sheet::open(super::metrics::is_theirs())) }
+        Self { profiles, sheet: Sheet::open(super::metrics::is_theirs()) }
     }
 
-    /// One that is begun, or `None` where nothing is measured.
+    /// Is more measured of requests than Istio's metrics say?
+    fn is_any(&self) -> bool {
+        self.profiles.otel || self.profiles.grpc
+    }
+
+    /// Adds to a row.
     fn tell(&self, line: &Line<'_>, values: &[f64], spell: impl Fn(&Line<'_>) -> Vec<String>) -> bool {
-        self.sheet.as_ref().is_some_and(|sheet| sheet.add(line, values, spell, true))
+        self.sheet.add(line, values, spell, true)
     }
 }
 
@@ -126,7 +130,9 @@ pub(crate) struct Again {
 impl Telemetry {
     /// Of a call that begins, where any is wanted.
     pub(crate) fn meter(&self, parts: &http::request::Parts, is_grpc: bool, messages: u64) -> Option<Meter> {
-        self.shared.measures.sheet.as_ref()?;
+        if !self.shared.measures.is_any() {
+            return None;
+        }
         let path = if is_grpc { parts.uri.path_and_query().cloned() } else { None };
         let custom = is_grpc && self.shared.measures.profiles.custom;
         let label = if custom { parts.extensions.get().map(|CallLabel(label)| Name::clone(label)) } else { None };
@@ -284,15 +290,17 @@ impl Telemetry {
     /// A gRPC call came in; `false` if its name is not known, so that it is to be told later.
     pub(crate) fn served_began(&self, path: &str) -> bool {
         let measures = &self.shared.measures;
-        let Some(sheet) = measures.sheet.as_ref().filter(|_| measures.profiles.grpc) else { return true };
+        if !measures.profiles.grpc {
+            return true;
+        }
         let line = served(&GRPC_SERVED_STARTED, path.trim_start_matches('/'), false);
-        sheet.add(&line, &[1.0], |line| vec![line.texts[0].to_owned()], false)
+        measures.sheet.add(&line, &[1.0], |line| vec![line.texts[0].to_owned()], false)
     }
 
     /// A request was served.
     pub(crate) fn served(&self, it: &Served<'_>) {
         let measures = &self.shared.measures;
-        if measures.sheet.is_none() {
+        if !measures.is_any() {
             return;
         }
         let seconds = it.duration.as_secs_f64();
@@ -370,6 +378,14 @@ fn target(line: &Line<'_>, cluster: Option<&Cluster>) -> String {
         (host, Some(port)) => format!("xds:///{host}:{port}"),
         (host, None) => format!("xds:///{host}"),
     }
+}
+
+/// Target, locality and backend service of a connection, as far as they are asked for.
+pub(super) fn labels_of_connection(profiles: MetricProfiles, cluster: &Cluster, endpoint: &Endpoint) -> [String; 3] {
+    let texts = ["", &*cluster.config().name, ""];
+    let line = Line { table: &SUBCHANNEL, texts, numbers: [0; 3], admits: true, service: None, is_over: false };
+    let (place, name) = optional(&line, profiles, cluster, Some(endpoint));
+    [target(&line, Some(cluster)), place, name]
 }
 
 /// `server.address` and `server.port`.

@@ -3,9 +3,11 @@
 //! Unless the application has installed a recorder of its own, whose the series then are, one for Prometheus text is
 //! installed, and requests are counted in a book of ours that is printed with the rest (`metrics/book.rs`).
 //! Series are bounded: past the cap, further pairs of peers share one series named `_OTHER`, and the number of requests
-//! so told is itself counted. Label values come from configuration and certificates, never from raw hosts or paths.
+//! so told is itself counted. Label values come from configuration and certificates, never from raw hosts or paths unless the
+//! control plane's `Telemetry` takes them from there, and then so many by label.
 
 use std::{
+    collections::HashSet,
     hash::{Hash, Hasher},
     sync::{Arc, Mutex, OnceLock, PoisonError, RwLock},
     time::Duration,
@@ -31,10 +33,13 @@ mod changes;
 /// Requests told under `_OTHER` because the cap was reached.
 const DROPPED: &str = "mesh_metric_series_dropped_total";
 /// The name of peers past the cap.
-const OTHER: &str = "_OTHER";
+pub(super) const OTHER: &str = "_OTHER";
 
 /// Different (peer, code, flags) series kept.
 const CAP: usize = 4096;
+
+/// Different values that requests may give one label, where the control plane takes it from them.
+const VALUES: usize = 256;
 
 /// How long the series of a service that is gone are still told, so that whoever reads them sees their end.
 const GRACE: Duration = Duration::from_secs(300);
@@ -94,6 +99,8 @@ pub(super) struct Metrics {
     /// Services asked for that are gone, and since when.
     gone: Mutex<HashMap<Name, Time>>,
     cap: usize,
+    /// Values that requests gave labels, by label; more than [`VALUES`] are none.
+    values: RwLock<HashMap<String, HashSet<Box<str>>>>,
 }
 
 /// One set of labels.
@@ -124,13 +131,20 @@ struct SeriesKey {
 
 /// Everything that tells series of one pair of peers apart.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-struct Kind {
+pub(super) struct Kind {
     reporter: Reporter,
     is_grpc: bool,
     status: u16,
     grpc_status: Option<u32>,
     flags: Flags,
     mutual_tls: bool,
+}
+
+impl Kind {
+    /// Of a connection whose bytes nobody looks into.
+    pub(super) fn of_bytes(reporter: Reporter, flags: Flags) -> Self {
+        Self { reporter, is_grpc: false, status: 0, grpc_status: None, flags, mutual_tls: false }
+    }
 }
 
 impl Hash for Kind {
@@ -180,11 +194,11 @@ impl Metrics {
 
     fn with_cap(cap: usize) -> Self {
         let book = exporter().map(|_| Book::open());
-        Self { series: RwLock::default(), book, gone: Mutex::default(), cap }
+        Self { series: RwLock::default(), book, gone: Mutex::default(), cap, values: RwLock::default() }
     }
 
     /// Lets go of what this process told, as a caller, of services that `is_known` has not known for [`GRACE`].
-    pub(super) fn forget(&self, is_known: impl Fn(&str) -> bool, sheet: Option<&Sheet>, now: Time) {
+    pub(super) fn forget(&self, is_known: impl Fn(&str) -> bool, sheet: &Sheet, now: Time) {
         let mut gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
         gone.retain(|host, _| !is_known(host));
         let over = {
@@ -194,13 +208,11 @@ impl Metrics {
                     gone.insert(host.clone(), now);
                 }
             }
-            if let Some(sheet) = sheet {
-                sheet.services(|host| {
-                    if !gone.contains_key(host) && !is_known(host) {
-                        gone.insert(host.clone(), now);
-                    }
-                });
-            }
+            sheet.services(|host| {
+                if !gone.contains_key(host) && !is_known(host) {
+                    gone.insert(host.clone(), now);
+                }
+            });
             gone.values().any(|since| now.saturating_since(*since) >= GRACE)
         };
         if !over {
@@ -214,9 +226,7 @@ impl Metrics {
         if let Some(book) = &self.book {
             book.retain(stays);
         }
-        if let Some(sheet) = sheet {
-            sheet.retain(|host| gone.get(host).is_none_or(|since| now.saturating_since(*since) < GRACE));
-        }
+        sheet.retain(|host| gone.get(host).is_none_or(|since| now.saturating_since(*since) < GRACE));
         gone.retain(|_, since| now.saturating_since(*since) < GRACE);
     }
 
@@ -231,7 +241,8 @@ impl Metrics {
         };
         let changes = event.telling.filter(|telling| !telling.metrics.is_empty()).and_then(|telling| {
             let logged = event.logged?;
-            Changes::of(telling, &Told { event, logged, local, end_nanos: 0 })
+            let told = Told { event, logged, local, end_nanos: 0 };
+            Changes::of(telling, &told, |label, value| self.admits(label, value))
         });
         let changes = changes.as_ref();
         let lookup = Lookup { peer, host: event.service.map(|service| &service.host), kind, changes };
@@ -246,6 +257,24 @@ impl Metrics {
             Some((key, series)) => self.tell(key, &series, event),
             None => self.tell_other(event, kind),
         }
+    }
+
+    /// May a label have this value, which a request gave it? Those that came first may, and what is beyond is [`OTHER`] there,
+    /// so that one caller's words leave room for other series.
+    fn admits(&self, label: &str, value: &str) -> bool {
+        let known = self.values.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(values) = known.get(label)
+            && (values.contains(value) || values.len() >= VALUES)
+        {
+            return values.contains(value);
+        }
+        drop(known);
+        let mut known = self.values.write().unwrap_or_else(PoisonError::into_inner);
+        let values = known.entry(label.to_owned()).or_default();
+        if values.len() < VALUES {
+            values.insert(value.into());
+        }
+        values.contains(value)
     }
 
     fn tell(&self, key: SeriesKey, series: &Series, event: &Event<'_>) {
@@ -346,7 +375,13 @@ impl Series {
 }
 
 /// Istio's 25 labels, in the order of [`LABELS`].
-fn labels(reporter: Reporter, local: &Peer, peer: &Peer, service: Option<&ServiceName>, kind: Kind) -> Vec<Label> {
+pub(super) fn labels(
+    reporter: Reporter,
+    local: &Peer,
+    peer: &Peer,
+    service: Option<&ServiceName>,
+    kind: Kind,
+) -> Vec<Label> {
     let (source, destination) = match reporter {
         Reporter::Source => (local, peer),
         Reporter::Destination => (peer, local),
@@ -517,15 +552,16 @@ mod tests {
         let (local, peer) = (Arc::new(Peer::new(local, None)), Arc::new(Peer::new(peer, None)));
         record(&metrics, Reporter::Source, &local, &peer, 200);
         record(&metrics, Reporter::Destination, &local, &peer, 200);
+        let sheet = Sheet::open(false);
         let count = || render().unwrap().lines().filter(|line| line.contains("going-peer")).count();
         let (all, start) = (count(), Time::default());
-        metrics.forget(|_| false, None, start);
-        metrics.forget(|_| false, None, start + (GRACE - Duration::from_secs(1)));
+        metrics.forget(|_| false, &sheet, start);
+        metrics.forget(|_| false, &sheet, start + (GRACE - Duration::from_secs(1)));
         assert_eq!(count(), all, "still to be read");
-        metrics.forget(|_| true, None, start + GRACE);
-        metrics.forget(|_| false, None, start + GRACE);
+        metrics.forget(|_| true, &sheet, start + GRACE);
+        metrics.forget(|_| false, &sheet, start + GRACE);
         assert_eq!(count(), all, "it was there again");
-        metrics.forget(|_| false, None, start + GRACE + GRACE);
+        metrics.forget(|_| false, &sheet, start + GRACE + GRACE);
         assert_eq!((count() * 2, metrics.series.read().unwrap().len()), (all, 1));
         record(&metrics, Reporter::Source, &local, &peer, 200);
         assert_eq!(count(), all, "counted anew");

@@ -74,8 +74,8 @@ async fn the_admin_port_is_on_loopback_only() {
     assert!(error.to_string().contains("loopback") && error.to_string().contains("MESH_ADMIN_ADDR"), "{error}");
 }
 
-/// AD5, TE25: a POST makes it say that it is not well, changes what is logged, and ends serving; a GET and a page in a browser do
-/// not, and nothing that would profile it is there (AD8).
+/// AD3, AD5, TE25: a POST makes it say that it is not well, changes what is logged, and ends serving; a GET and a page in a browser do
+/// not, and neither what would profile it (AD8) nor channelz is there.
 #[tokio::test]
 async fn the_admin_port_steers_by_post() {
     let (changed, seen) = std::sync::mpsc::channel();
@@ -116,6 +116,9 @@ async fn the_admin_port_steers_by_post() {
     assert_eq!(ask("POST", "/logging?level=loud", &[]).await, 400);
     assert_eq!(ask("POST", "/logging", &[]).await, 400);
     assert_eq!(seen.try_iter().collect::<Vec<_>>(), ["debug", "mesh::xds=trace"]);
+    // A gRPC client takes that for UNIMPLEMENTED.
+    let channelz = "/grpc.channelz.v1.Channelz/GetTopChannels";
+    assert_eq!(ask("POST", channelz, &[("content-type", "application/grpc")]).await, 404);
     for path in ["/cpuprofiler?enable=y", "/heapprofiler", "/pprof/profile"] {
         assert_eq!(ask("POST", path, &[]).await, 404, "{path}");
     }

@@ -399,3 +399,19 @@ fn fields_without_effect_are_reported_once() {
     let decoded = decode(Route { typed_per_filter_config: settings.into(), ..route() }).unwrap();
     assert_eq!(decoded.ignored, ["virtual_hosts.routes.typed_per_filter_config.envoy.filters.http.cors"]);
 }
+
+/// TE9: names for statistics of routes and of virtual clusters have no effect, and are named as such.
+#[test]
+fn names_for_statistics_are_reported() {
+    let mut message = route().encode_to_vec();
+    // stat_prefix "s".
+    message.extend([0x9a, 0x01, 1, b's']);
+    let mut host = vec![0x0a, 1, b'h', 0x12, 1, b'*', 0x1a, message.len() as u8];
+    host.extend(message);
+    // virtual_clusters {}.
+    host.extend([0x2a, 0]);
+    let mut table = vec![0x0a, 1, b't', 0x12, host.len() as u8];
+    table.extend(host);
+    let wanted = ["virtual_hosts.routes.stat_prefix", "virtual_hosts.virtual_clusters"];
+    assert_eq!(translate::route(&table.into()).unwrap().ignored, wanted);
+}

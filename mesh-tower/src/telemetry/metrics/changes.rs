@@ -30,13 +30,16 @@ struct One {
 }
 
 impl Changes {
-    /// Of a request; an expression without a value is `unknown`.
-    pub(super) fn of(telling: &Telling, facts: &impl Facts) -> Option<Arc<Self>> {
-        let value =
-            |value: &mesh_core::telling::Expression| value.text(facts).unwrap_or_else(|| super::UNKNOWN.to_owned());
+    /// Of a request; an expression without a value is `unknown`, and a value that is not admitted `_OTHER`.
+    pub(super) fn of(telling: &Telling, facts: &impl Facts, admits: impl Fn(&str, &str) -> bool) -> Option<Arc<Self>> {
+        let value = |label: &str, value: &mesh_core::telling::Expression| match value.text(facts) {
+            Some(value) if admits(label, &value) => value,
+            Some(_) => super::OTHER.to_owned(),
+            None => super::UNKNOWN.to_owned(),
+        };
         let one = |change: &mesh_core::telling::Change| One {
             metric: change.name.clone(),
-            labels: change.labels.iter().map(|(name, it)| (name.clone(), value(it))).collect(),
+            labels: change.labels.iter().map(|(name, it)| (name.clone(), value(name, it))).collect(),
             without: change.without.clone(),
             drop: change.drop,
         };
@@ -99,12 +102,12 @@ mod tests {
         });
         let base = [Label::new("a", "1"), Label::new("b", "2")];
         let told = |metric: &str| {
-            let labels = Changes::of(&telling, &Seen)?.apply(metric, &base)?;
+            let labels = Changes::of(&telling, &Seen, |_, _| true)?.apply(metric, &base)?;
             Some(labels.iter().map(|it| format!("{}={}", it.key(), it.value())).collect::<Vec<_>>().join(" "))
         };
         assert_eq!(told("requests_total").as_deref(), Some("b=GET c=unknown d=fixed"));
         assert_eq!(told("response_bytes").as_deref(), Some("b=2"));
         assert_eq!(told("request_bytes"), None);
-        assert!(Changes::of(&Telling::default(), &Seen).is_none());
+        assert!(Changes::of(&Telling::default(), &Seen, |_, _| true).is_none());
     }
 }

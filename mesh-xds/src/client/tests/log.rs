@@ -52,7 +52,7 @@ impl Visit for Line {
     }
 }
 
-/// XD9: waiting for the control plane is told as a warning once, with where and why, and its coming as information.
+/// XD9, TE25: waiting for the control plane is told as a warning once, with where and why, and its coming as information.
 #[tokio::test]
 async fn waiting_is_warned_of_once() {
     let log = Log::default();
