@@ -58,6 +58,7 @@ mod gateways;
 mod handlers;
 #[cfg(feature = "xds")]
 mod named;
+mod shown;
 mod waiting;
 
 use bind::bind;
@@ -179,17 +180,6 @@ impl Mesh {
     /// Where the admin port is, unless it is off.
     pub fn admin_addr(&self) -> Option<SocketAddr> {
         self.shared.admin.as_ref().map(Admin::address)
-    }
-
-    /// Where the port for metrics alone is, where there is one.
-    pub fn metrics_addr(&self) -> Option<SocketAddr> {
-        self.shared.scraped.as_ref().map(Scraped::address)
-    }
-
-    /// The gRPC services by which tools look into this process, to be merged into a server of your own: with a control plane,
-    /// CSDS; without one, none. What there is not is left out. The admin port has them in any case. Source: gRFC A38.
-    pub fn admin_services(&self) -> axum::Router {
-        self.shared.bundle.clone()
     }
 
     /// The configuration in force, once there is one.
