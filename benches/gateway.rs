@@ -81,7 +81,12 @@ async fn gateway() {
     let map: PortMap = env::var("MESH_BENCH_PORTS").unwrap().parse().unwrap();
     let mut store = Store::open(None).unwrap();
     store.apply(&[SourceFile { name: "bench.yaml".to_owned(), text }], 1).unwrap();
-    let node = NodeInfo { namespace: "default".to_owned(), gateway: true, ..NodeInfo::default() };
+    let node = NodeInfo {
+        namespace: "default".to_owned(),
+        service_account: "edge".to_owned(),
+        gateway: true,
+        ..NodeInfo::default()
+    };
     let config = compile(&World::new(store.objects(), &Registry::default(), MeshSettings::default()), &node);
     let mesh = Mesh::builder().config(config).build().await.unwrap();
     mesh.gateways(Ipv4Addr::LOCALHOST.into(), &map).await;
@@ -90,7 +95,7 @@ async fn gateway() {
 fn objects(upstream: SocketAddr, chain: &str, key: &str) -> String {
     let quoted = |text: &str| serde_json::to_string(text).unwrap();
     format!(
-        "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: up}}\nspec:\n  hosts: [up.test]\n  ports: [{{number: 80, name: http, protocol: HTTP}}]\n  resolution: STATIC\n  endpoints: [{{address: {}, ports: {{http: {}}}}}]\n---\napiVersion: v1\nkind: Secret\nmetadata: {{name: cert}}\nstringData: {{tls.crt: {}, tls.key: {}}}\n---\napiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {{name: g}}\nspec:\n  servers:\n  - {{port: {{number: {PLAIN}, name: http, protocol: HTTP}}, hosts: [{HOST}]}}\n  - {{port: {{number: {SECURE}, name: https, protocol: HTTPS}}, hosts: [{HOST}], tls: {{mode: SIMPLE, credentialName: cert}}}}\n---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: v}}\nspec:\n  hosts: [{HOST}]\n  gateways: [g]\n  http: [{{timeout: 15s, route: [{{destination: {{host: up.test}}}}]}}]\n",
+        "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: up}}\nspec:\n  hosts: [up.test]\n  ports: [{{number: 80, name: http, protocol: HTTP}}]\n  resolution: STATIC\n  endpoints: [{{address: {}, ports: {{http: {}}}}}]\n---\napiVersion: v1\nkind: Secret\nmetadata: {{name: cert}}\nstringData: {{tls.crt: {}, tls.key: {}}}\n---\napiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {{name: g, annotations: {{gateway.istio.io/service-account: edge}}}}\nspec:\n  servers:\n  - {{port: {{number: {PLAIN}, name: http, protocol: HTTP}}, hosts: [{HOST}]}}\n  - {{port: {{number: {SECURE}, name: https, protocol: HTTPS}}, hosts: [{HOST}], tls: {{mode: SIMPLE, credentialName: cert}}}}\n---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: v}}\nspec:\n  hosts: [{HOST}]\n  gateways: [g]\n  http: [{{timeout: 15s, route: [{{destination: {{host: up.test}}}}]}}]\n",
         upstream.ip(),
         upstream.port(),
         quoted(chain),

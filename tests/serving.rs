@@ -2,9 +2,12 @@
 //!
 //! A program with clients of each kind runs against a control plane of the real protocol that is killed, flaps, hangs, trickles
 //! or talks nonsense. No request fails on what was known; the status says what is the matter; recovery takes less than two
-//! seconds. `MESH_LONG=1` makes the flapping last a minute.
+//! seconds. `MESH_LONG=1` makes the flapping last a minute, and the
+//! authority change twenty times.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "serving/authority.rs"]
+mod authority;
 #[path = "serving/cold.rs"]
 mod cold;
 #[path = "serving/content.rs"]

@@ -71,6 +71,9 @@ mod mirroring;
 #[path = "traffic/rate_limits.rs"]
 mod rate_limits;
 
+#[path = "traffic/written_limits.rs"]
+mod written_limits;
+
 #[path = "traffic/objects.rs"]
 mod objects;
 

@@ -19,6 +19,7 @@ use crate::{
     store::SourceFile,
 };
 
+mod accounts;
 mod inspect;
 
 /// Everything there is to say of files by themselves: what is wrong with each, and what shows between their objects.
@@ -51,6 +52,7 @@ pub fn whole(applied: &[Arc<Object>], all: &[Arc<Object>], running: &[Arc<Regist
         it.level = inspect::istio_level(it);
     }
     inspect::inspect(all, &inspect::Known::new(all, running), &mut found);
+    accounts::accounts(all, running, &mut found);
     found.sort_by(|a, b| {
         (b.level, &a.file, a.line, a.column, &a.code).cmp(&(a.level, &b.file, b.line, b.column, &b.code))
     });

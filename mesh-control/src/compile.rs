@@ -19,12 +19,14 @@ use crate::{
     registry::{Registered, WorkloadPort, Workloads},
 };
 
+pub(crate) mod accounts;
 pub(crate) mod authz;
 mod cluster;
 mod delegate;
 mod gateway;
 mod gateway_api;
 pub(crate) mod inbound;
+mod limits;
 mod locate;
 mod route;
 mod scope;
@@ -54,6 +56,8 @@ pub struct World {
     services: OnceLock<Arc<Vec<world::Service>>>,
     /// Keys of labels by which objects tell callers apart; found when first asked for.
     asked: OnceLock<BTreeSet<String>>,
+    /// The identities of gateways; made when first asked for.
+    forwarders: OnceLock<Vec<String>>,
 }
 
 impl World {
@@ -73,11 +77,16 @@ impl World {
             mesh,
             services: OnceLock::new(),
             asked: OnceLock::new(),
+            forwarders: OnceLock::new(),
         }
     }
 
     fn services(&self) -> &Arc<Vec<world::Service>> {
         self.services.get_or_init(|| Arc::new(world::services(self)))
+    }
+
+    fn forwarders(&self) -> &[String] {
+        self.forwarders.get_or_init(|| accounts::forwarders(self))
     }
 
     /// One object.

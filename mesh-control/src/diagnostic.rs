@@ -154,4 +154,8 @@ pub mod codes {
     pub const IGNORED_FIELD: &str = "MSH0009";
     /// One object twice in one apply; the later one counts.
     pub const DEFINED_TWICE: &str = "MSH0010";
+    /// A gateway names Secrets whose keys nobody is given.
+    pub const NO_KEYS: &str = "MSH0011";
+    /// A workload has the labels of a service and another account than its Deployments say.
+    pub const OTHER_ACCOUNT: &str = "MSH0012";
 }

@@ -13,6 +13,7 @@ use crate::diagnostic::{Diagnostic, Level, codes};
 mod authorization_policy;
 mod deployment;
 mod destination_rule;
+mod envoy_filter;
 mod gateway;
 mod gateway_api;
 mod mesh_config;
@@ -41,6 +42,7 @@ pub use destination_rule::{
     Balancing, Choice, ConnectionPool, DestinationRule, Distribute, H2Upgrade, Locating, Settings, Subset, Tls,
     TlsKind, TrafficPolicy,
 };
+pub use envoy_filter::{EnvoyFilter, HttpLimit, Patch, Patched, RoutesPatch, Side};
 pub use gateway::{Gateway, Server, ServerTls, TlsServer};
 pub use gateway_api::{ApiByteRoute, ApiGateway, ApiListener, ApiParent, ApiRoute, Grant, ParentKind};
 pub(crate) use gateway_api::{GATEWAY_NAME, gateway_labels};
@@ -51,6 +53,7 @@ pub use peer_authentication::PeerAuthentication;
 pub use request_authentication::{RequestAuthentication, TokenRule};
 pub use schema::schema;
 pub use secret::Secret;
+pub(crate) use secret::{certificates, lists};
 pub use service::{PortProtocol, Service, ServicePort, TargetPort};
 pub use service_entry::{Resolution, ServiceEntry};
 pub use sidecar::{Egress, Sidecar};
@@ -122,11 +125,13 @@ pub enum Kind {
     TcpRoute,
     /// Istio `MeshConfig`, of the ConfigMap `istio`: what holds for the whole mesh.
     MeshConfig,
+    /// Istio `EnvoyFilter`, of which rate limits are taken.
+    EnvoyFilter,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::Service,
         Self::ServiceAccount,
         Self::Deployment,
@@ -150,6 +155,7 @@ impl Kind {
         Self::TlsRoute,
         Self::TcpRoute,
         Self::MeshConfig,
+        Self::EnvoyFilter,
     ];
 
     /// As `kind:` names it.
@@ -177,6 +183,7 @@ impl Kind {
             Self::TlsRoute => "TLSRoute",
             Self::TcpRoute => "TCPRoute",
             Self::MeshConfig => "MeshConfig",
+            Self::EnvoyFilter => "EnvoyFilter",
         }
     }
 
@@ -229,6 +236,7 @@ impl Kind {
             Self::TlsRoute => "tlsroute",
             Self::TcpRoute => "tcproute",
             Self::MeshConfig => "mc",
+            Self::EnvoyFilter => "ef",
         }
     }
 
@@ -368,6 +376,8 @@ pub enum Spec {
     ApiByteRoute(ApiByteRoute),
     /// A `MeshConfig`.
     MeshConfig(MeshConfig),
+    /// An `EnvoyFilter`.
+    EnvoyFilter(EnvoyFilter),
 }
 
 impl Object {

@@ -336,7 +336,11 @@ impl Source for Push {
         let Some(identity) = &peer.identity else {
             return Err(Status::unauthenticated("the stream has no identity"));
         };
-        let workload = registered(node).map_err(Status::invalid_argument)?;
+        let mut workload = registered(node).map_err(Status::invalid_argument)?;
+        // Whoever is elsewhere has no port on this machine that we should ask.
+        if !peer.address.is_some_and(|address| address.ip().to_canonical().is_loopback()) {
+            workload.admin = None;
+        }
         let workload = self.state.grouped(workload).map_err(Status::failed_precondition)?;
         self.authorize(identity, &workload).inspect_err(|refusal| {
             tracing::warn!(%identity, node = node.id, reason = refusal.message(), "refused a workload");
@@ -367,16 +371,19 @@ impl Source for Push {
             changed: None,
             node: info.clone(),
         };
-        tracing::info!(workload = info.name, namespace = info.namespace, "connected");
         {
             let mut connections = self.lock();
             let Some(open) = connections.as_mut() else {
                 return Err(Status::unavailable("the control plane is stopping"));
             };
-            open.insert(id, connection);
             // Under the same lock, so that the end of an older stream of this workload comes before or after both.
-            self.state.connected(workload);
+            self.state.connected(workload).map_err(|reason| {
+                tracing::warn!(%identity, node = node.id, reason, "refused a workload");
+                Status::failed_precondition(reason)
+            })?;
+            open.insert(id, connection);
         }
+        tracing::info!(workload = info.name, namespace = info.namespace, "connected");
         let (version, world, caller, view) = {
             let mut views = self.views();
             let world = match views.world() {
@@ -393,6 +400,11 @@ impl Source for Push {
             let view = views.of(&world, &caller);
             (views.version, world, caller, view)
         };
+        let keyless = if info.gateway { world.keyless(&info) } else { Vec::new() };
+        if !keyless.is_empty() {
+            let gateways = keyless.join(", ");
+            tracing::warn!(%identity, node = node.id, gateways, "a gateway is not given the keys of these: nothing names its account");
+        }
         let shown = Shown { version, world: &world, caller: &caller, view: &view, changed: Changed::All };
         self.show(id, &info, &shown);
         Ok((id, receiver))

@@ -182,6 +182,14 @@ impl Registry {
         changed
     }
 
+    /// Who has a name that this workload may not take: another service account's, connected, or fallen silent elsewhere.
+    pub(crate) fn holder(&self, workload: &Registered) -> Option<&Arc<Registered>> {
+        let holder = self.find(&workload.namespace, &workload.name)?;
+        // Where the lost one listened it listens itself: that one is gone.
+        let replaces = holder.lost.is_some() && holder.address == workload.address && holder.ports == workload.ports;
+        (holder.service_account != workload.service_account && !replaces).then_some(holder)
+    }
+
     /// The workload of that name.
     pub(crate) fn find(&self, namespace: &str, name: &str) -> Option<&Arc<Registered>> {
         self.workloads.get(&key(namespace, name))

@@ -164,9 +164,17 @@ impl State {
 
     /// A workload's stream began.
     ///
-    /// A lost one that had its address and port is gone: it is the new one that listens there.
-    pub(crate) fn connected(&self, workload: Registered) {
+    /// A lost one that had its address and port is gone: it is the new one that listens there. An error says who has its name.
+    pub(crate) fn connected(&self, workload: Registered) -> Result<(), String> {
         let mut inner = self.lock();
+        if let Some(holder) = inner.registry.holder(&workload) {
+            let Registered { namespace, name, service_account, lost, .. } = &**holder;
+            let since = if lost.is_some() { "was connected until a moment ago" } else { "is connected" };
+            return Err(format!(
+                "{name}.{namespace} {since} as service account {service_account}, and this is {}",
+                workload.service_account
+            ));
+        }
         let mut changed = false;
         for other in inner.registry.lost_in_place_of(&workload) {
             changed |= inner.registry.disconnect(&other.namespace, &other.name, true, now());
@@ -174,6 +182,7 @@ impl State {
         changed |= inner.registry.connect(workload);
         drop(inner);
         self.tell_workload("add", changed);
+        Ok(())
     }
 
     /// A workload's stream ended; whether it still runs is not known.
@@ -336,7 +345,7 @@ mod tests {
             state.workloads().iter().map(|it| format!("{} {}", it.name, it.address)).collect()
         };
         assert_eq!(seen(&state), ["a 10.0.0.1", "b 10.0.0.2"]);
-        state.connected(workload("b", [127, 0, 0, 1]));
+        state.connected(workload("b", [127, 0, 0, 1])).unwrap();
         assert_eq!(seen(&state), ["a 10.0.0.1", "b 127.0.0.1"]);
         let mut changes = state.changes();
         changes.mark_unchanged();
@@ -352,13 +361,13 @@ mod tests {
         let file = dir.path().join("workloads.json");
         let open = || State::open(Some(dir.path()), MeshSettings::default(), Vec::new()).unwrap();
         let state = open();
-        (0..100).for_each(|n| state.connected(workload(&format!("a-{n}"), [10, 0, 0, n])));
+        (0..100).for_each(|n| state.connected(workload(&format!("a-{n}"), [10, 0, 0, n])).unwrap());
         assert!(!file.exists(), "a connection does not wait for a disk");
         state.save();
         let written = std::fs::metadata(&file).unwrap().modified().unwrap();
         state.save();
         assert_eq!(std::fs::metadata(&file).unwrap().modified().unwrap(), written, "nothing changed");
-        state.connected(workload("b", [10, 0, 1, 1]));
+        state.connected(workload("b", [10, 0, 1, 1])).unwrap();
         drop(state);
         assert_eq!(open().workloads().len(), 101);
     }

@@ -100,6 +100,35 @@ async fn control_plane_comes_back_with_all_it_knew() {
     assert_eq!(endpoints(&known), Some(1));
 }
 
+/// OP10, AN4: a name belongs to the service account that is connected by it: another's stream is refused, and told who has it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_is_its_accounts_for_as_long_as_it_is_connected() {
+    let dir = tempfile::tempdir().unwrap();
+    let plane = start(dir.path(), any()).await;
+    apply(&plane, &services(9080));
+    let reviews = join(&plane, dir.path(), "reviews-v1", 1, &[9080]);
+    let observer = join(&plane, dir.path(), "productpage-v1", 2, &[]);
+    until(&observer, |config| endpoints(config) == Some(1)).await;
+    // With its labels and elsewhere: it would be sent what is for the other.
+    let labels = [("app", "reviews"), ("version", "v1")].map(|(key, value)| (key.to_owned(), value.to_owned()));
+    let spec = WorkloadSpec {
+        service_account: "bookinfo-details".to_owned(),
+        labels: labels.into(),
+        ports: vec![9080],
+        ..WorkloadSpec::new("reviews-v1", [127, 0, 0, 66].into())
+    };
+    let bootstrap = plane.bootstrap_for(&spec, &dir.path().join("elsewhere")).unwrap();
+    let impostor = Client::start(Arc::new(Bootstrap::parse(&bootstrap.to_string(), "test").unwrap()));
+    let told = || format!("{:?}", impostor.status());
+    wait_until("it is told who has the name", || told().contains("is connected as service account bookinfo-reviews"))
+        .await;
+    let config = observer.config().borrow().clone().unwrap();
+    assert_eq!(endpoints(&config), Some(1));
+    assert!(!serde_json::to_string(&*config).unwrap().contains("127.0.0.66"), "{config:?}");
+    assert!(impostor.config().borrow().is_none());
+    drop(reviews);
+}
+
 fn services(port: u16) -> String {
     let service = |name: &str| {
         format!(

@@ -244,8 +244,14 @@ impl Entry {
                 LimitAction::DestinationCluster => {
                     ("destination_cluster", Some(request.cluster.to_owned()).filter(|it| !it.is_empty()), false)
                 }
-                LimitAction::RequestHeader { key, skip_if_absent, .. } => {
-                    let value = name.as_ref().and_then(|name| view.headers.get(name)?.to_str().ok());
+                LimitAction::RequestHeader { name: wanted, key, skip_if_absent } => {
+                    let value = match &**wanted {
+                        ":path" => Some(view.path),
+                        ":method" => Some(view.method.as_str()),
+                        ":authority" | "host" => Some(view.authority).filter(|it| !it.is_empty()),
+                        ":scheme" => Some(view.scheme),
+                        _ => name.as_ref().and_then(|name| view.headers.get(name)?.to_str().ok()),
+                    };
                     (key, value.map(str::to_owned), *skip_if_absent)
                 }
                 LimitAction::Query { name, key, skip_if_absent } => {
@@ -376,12 +382,17 @@ mod tests {
         };
         let generic = LimitAction::GenericKey { key: "generic_key".into(), value: "g".into() };
         let jason = [("end-user", "jason")];
+        let named =
+            |name: &str| LimitAction::RequestHeader { name: name.into(), key: "h".into(), skip_if_absent: false };
         let uri = "http://reviews/?p=1&q=2";
         for (actions, headers, expected) in [
             (vec![header(false)], &jason[..], Some("u=jason")),
             (vec![header(false)], &[], None),
             (vec![header(true), generic.clone()], &[], Some("generic_key=g")),
             (vec![generic, header(false)], &jason, Some("generic_key=g,u=jason")),
+            (vec![named(":path")], &[], Some("h=/?p=1&q=2")),
+            (vec![named(":method"), named(":scheme")], &[], Some("h=GET,h=http")),
+            (vec![named(":authority"), named("host")], &[], Some("h=reviews,h=reviews")),
             (vec![query], &[], Some("q=2")),
             (vec![matched(true)], &jason, Some("header_match=yes")),
             (vec![matched(true)], &[], None),

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, process::Command};
 use crate::{report, root, rust_files};
 
 /// What mesh-core may link: no clock, no I/O, no async runtime can come in by these.
-const CORE_MAY_USE: &[&str] = &["hashbrown", "http", "ipnet", "rand", "regex", "serde", "xxhash-rust"];
+const CORE_MAY_USE: &[&str] = &["hashbrown", "http", "ipnet", "rand", "regex", "serde", "xxhash-rust", "zeroize"];
 
 /// Words a crate's sources must not contain, outside unit tests; each entry: directory, words, reason.
 const FORBIDDEN: &[(&str, &[&str], &str)] = &[

@@ -13,7 +13,7 @@ use mesh_tower::{
     Mesh,
     config::{
         Action, AuditCondition, AuthzService, Condition, ExtAuthz, Guard, Inbound, MtlsMode, PathNormalization,
-        RbacAction, RouteMatch, StringMatch, TlsMode, UpstreamTls,
+        RbacAction, RouteMatch, StringMatch, TlsMode, TlsVersions, UpstreamTls,
     },
     tls::Identity,
 };
@@ -315,6 +315,70 @@ async fn callers_judge_who_serves() {
             let answer = Program::over(kind, mesh.unwrap()).get("/a.B/C").await;
             assert_eq!(answer.is_ok(), lets, "{kind:?} {named:?}: {answer:?}");
             assert!(lets || answer.is(kind, 503), "{kind:?} {named:?}: {answer:?}");
+        }
+    }
+}
+
+/// A server of the account `reviews`, for as long as the runtime lasts.
+async fn serving(ca: &Authority, inbound: Inbound) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut own = config([], vec![]);
+    own.inbound.insert(address.port(), Arc::new(inbound));
+    let server = Mesh::builder().config(own).identity(ca.identity("reviews")).build().await.unwrap();
+    let handler = axum::Router::new().fallback(|| async { [("grpc-status", "0")] });
+    tokio::spawn(async move { drop(server.serve_listener(listener, handler).await) });
+    address
+}
+
+/// A program of an account that calls it, with these versions of TLS.
+async fn calling(ca: &Authority, kind: Kind, address: SocketAddr, account: &str, versions: TlsVersions) -> Program {
+    let exact = StringMatch::Exact { value: id("reviews"), ignore_case: false };
+    let tls =
+        UpstreamTls { workload_identity: true, subject_alt_names: vec![exact], versions, ..UpstreamTls::default() };
+    let mut target = cluster_at(kind, "app", &[address]);
+    target.tls = TlsMode::Always(Arc::new(tls));
+    let routes = vec![route(RouteMatch::default(), Action::Forward(to("app")))];
+    let mesh = Mesh::builder().config(config([target], routes)).identity(ca.identity(account)).build().await;
+    Program::over(kind, mesh.unwrap())
+}
+
+/// AN10: members speak the versions of TLS that they are told, and none with whom they have no version in common.
+#[tokio::test]
+async fn members_speak_the_versions_they_are_told() {
+    use TlsVersions::{Both, Only12, Only13};
+    let ca = Authority::new();
+    for kind in Kind::ALL {
+        for (server, client, lets) in [
+            (Both, Both, true),
+            (Both, Only12, true),
+            (Both, Only13, true),
+            (Only13, Both, true),
+            (Only13, Only12, false),
+            (Only12, Only12, true),
+            (Only12, Only13, false),
+        ] {
+            let address = serving(&ca, Inbound { tls_versions: server, ..Inbound::default() }).await;
+            let answer = calling(&ca, kind, address, "page", client).await.get("/a.B/C").await;
+            assert_eq!(answer.is_ok(), lets, "{kind:?} {server:?} {client:?}: {answer:?}");
+        }
+    }
+}
+
+/// AZ4: of members gateways alone are believed where a request comes from; another's word neither opens a door nor lets it pass by one.
+#[tokio::test]
+async fn members_cannot_say_where_requests_come_from() {
+    let ca = Authority::new();
+    let from = [("x-forwarded-for", "10.1.2.3")];
+    for kind in Kind::ALL {
+        let inside = Condition::RemoteIp("10.0.0.0/8".parse().unwrap());
+        let guard = enforced(rules(RbacAction::Allow, "inside", vec![inside]));
+        let forwarders = Some(vec![id("edge")]);
+        let address = serving(&ca, Inbound { guards: vec![guard], forwarders, ..Inbound::default() }).await;
+        for (account, lets) in [("edge", true), ("page", false)] {
+            let program = calling(&ca, kind, address, account, TlsVersions::Both).await;
+            let answer = program.get_with("/a.B/C", &from).await;
+            assert!(if lets { answer.is_ok() } else { answer.is(kind, 403) }, "{kind:?} {account}: {answer:?}");
         }
     }
 }

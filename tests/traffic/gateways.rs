@@ -94,7 +94,7 @@ async fn callers_show_certificates_where_they_must() {
     }
 }
 
-/// GW1: another certificate is shown from the next handshake on, and connections there are go on; one that has not come yet, and
+/// GW1, AN10: another certificate is shown from the next handshake on, and connections there are go on; one that has not come yet, and
 /// versions and ciphers that are not taken, end the handshake.
 #[tokio::test]
 async fn certificates_change_while_it_serves() {
@@ -280,7 +280,7 @@ async fn told_of_bytes(host: &str) {
 /// A listener of the Gateway API's `Gateway`.
 fn api_gateway(listener: &str) -> String {
     format!(
-        "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: edge}}\nspec:\n  gatewayClassName: mesh\n  listeners:\n  - {listener}\n"
+        "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: edge, annotations: {{gateway.istio.io/service-account: edge}}}}\nspec:\n  gatewayClassName: mesh\n  listeners:\n  - {listener}\n"
     )
 }
 

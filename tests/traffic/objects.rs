@@ -53,7 +53,7 @@ pub(crate) fn written(text: String) -> Config {
 }
 
 /// That of this one.
-fn written_for(text: String, node: NodeInfo) -> Config {
+pub(crate) fn written_for(text: String, node: NodeInfo) -> Config {
     let mut store = Store::open(None).unwrap();
     let file = SourceFile { name: "f.yaml".to_owned(), text };
     store.apply(&[file], 1).unwrap_or_else(|error| panic!("{error:?}"));

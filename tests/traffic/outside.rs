@@ -83,7 +83,7 @@ pub(crate) fn secret(name: &str, pair: Option<&Pair>, roots: Option<&str>) -> St
 pub(crate) fn server(name: &str, port: u16, protocol: &str, hosts: &str, tls: &str) -> String {
     let tls = if tls.is_empty() { String::new() } else { format!(", tls: {tls}") };
     format!(
-        "---\napiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {{name: {name}}}\nspec:\n  selector: {{istio: ingressgateway}}\n  servers: [{{port: {{number: {port}, name: p{port}, protocol: {protocol}}}, hosts: {hosts}{tls}}}]\n"
+        "---\napiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {{name: {name}, annotations: {{gateway.istio.io/service-account: edge}}}}\nspec:\n  selector: {{istio: ingressgateway}}\n  servers: [{{port: {{number: {port}, name: p{port}, protocol: {protocol}}}, hosts: {hosts}{tls}}}]\n"
     )
 }
 
@@ -101,6 +101,7 @@ pub(crate) fn compiled(text: &str, settings: MeshSettings) -> Config {
     store.apply(&[file], 1).unwrap_or_else(|error| panic!("{error:?}"));
     let node = NodeInfo {
         namespace: "default".to_owned(),
+        service_account: "edge".to_owned(),
         labels: BTreeMap::from([
             ("istio".to_owned(), "ingressgateway".to_owned()),
             ("gateway.networking.k8s.io/gateway-name".to_owned(), "edge".to_owned()),

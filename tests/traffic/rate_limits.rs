@@ -166,11 +166,16 @@ async fn connections_are_limited_apart() {
 
 /// A service that lets two requests a user through and tells what it was asked; `jason` counts like all others.
 async fn limiter() -> Upstream {
+    limiter_of("limits", "bookinfo").await
+}
+
+/// The same, called by this name and asked about this domain.
+pub(crate) async fn limiter_of(authority: &'static str, domain: &'static str) -> Upstream {
     let counts: Mutex<BTreeMap<String, u32>> = Mutex::default();
     Upstream::scripted("limits", move |_, arrival| {
         let asked = RateLimitRequest::decode(&*arrival.body).unwrap();
-        assert_eq!((arrival.path.as_str(), arrival.authority.as_str()), (METHOD, "limits"));
-        assert_eq!(asked.domain, "bookinfo");
+        assert_eq!((arrival.path.as_str(), arrival.authority.as_str()), (METHOD, authority));
+        assert_eq!(asked.domain, domain);
         let text = |entry: &Entry| format!("{}={}", entry.key, entry.value);
         let told: Vec<_> = asked.descriptors.iter().flat_map(|it| &it.entries).map(text).collect();
         let told = told.join(",");

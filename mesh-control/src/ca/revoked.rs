@@ -17,8 +17,12 @@ use serde::{Deserialize, Serialize};
 
 use super::{Ca, CaError, authority::hex, files};
 
-/// Certificates remembered; the first to expire are forgotten first. A workload that renews twice a day has three at most.
+/// Certificates remembered. A workload that renews twice a day has three at most. Of more the first to expire are forgotten, of the id
+/// that has most, so that nobody gets those of others forgotten, and with them revoked in vain.
 const MOST_ISSUED: usize = 100_000;
+
+/// Lines beyond those that count, after which the file is written anew.
+const SLACK: usize = 100_000;
 
 /// Ids and serial numbers that may be denied at a time.
 const MOST_DENIED: usize = 10_000;
@@ -65,7 +69,13 @@ pub struct Issued {
 pub(super) struct Ledger {
     /// By expiry and serial number.
     issued: BTreeMap<(u64, String), Issued>,
+    /// The same by id.
+    by_id: BTreeMap<String, BTreeSet<(u64, String)>>,
+    /// How many of each id.
+    most: BTreeSet<(usize, String)>,
     path: Option<PathBuf>,
+    /// In the file.
+    lines: usize,
 }
 
 impl Revoked {
@@ -154,39 +164,71 @@ impl Revoked {
 impl Ledger {
     pub(super) fn open(path: Option<PathBuf>, now: u64) -> Result<Self, CaError> {
         let text = path.as_deref().map(files::read).transpose()?.flatten().unwrap_or_default();
-        let mut ledger = Self { issued: BTreeMap::new(), path };
+        let mut ledger = Self { path, ..Self::default() };
         // A line that was cut off by a crash says nothing; the others still count.
         for issued in text.lines().filter_map(|line| serde_json::from_str::<Issued>(line).ok()) {
             if issued.not_after > now {
-                ledger.keep(issued);
+                ledger.keep(issued, MOST_ISSUED);
             }
         }
-        if let Some(path) = &ledger.path {
-            let lines: Vec<String> = ledger.issued.values().filter_map(|it| serde_json::to_string(it).ok()).collect();
-            files::write_public(path, &(lines.join("\n") + "\n"))?;
-        }
+        ledger.write()?;
         Ok(ledger)
+    }
+
+    fn write(&mut self) -> Result<(), CaError> {
+        let Some(path) = &self.path else { return Ok(()) };
+        let lines: Vec<String> = self.issued.values().filter_map(|it| serde_json::to_string(it).ok()).collect();
+        self.lines = lines.len();
+        files::write_public(path, &(lines.join("\n") + "\n"))
     }
 
     /// Remembers one. A file that cannot be written is told of and stops nobody from working.
     pub(super) fn add(&mut self, issued: Issued, now: u64) {
-        if let Some(path) = &self.path {
-            let line = serde_json::to_string(&issued).unwrap_or_default() + "\n";
-            let written = OpenOptions::new().create(true).append(true).open(path);
-            if let Err(error) = written.and_then(|mut file| file.write_all(line.as_bytes())) {
-                tracing::error!(path = %path.display(), %error, "what was issued could not be written down");
-            }
+        let line = serde_json::to_string(&issued).unwrap_or_default() + "\n";
+        self.keep(issued, MOST_ISSUED);
+        while let Some(key) =
+            self.issued.first_key_value().map(|(key, _)| key.clone()).filter(|(until, _)| *until <= now)
+        {
+            self.forget(&key);
         }
-        self.keep(issued);
-        while self.issued.first_key_value().is_some_and(|((until, _), _)| *until <= now) {
-            self.issued.pop_first();
+        let Some(path) = &self.path else { return };
+        let written = match self.lines < self.issued.len() + SLACK {
+            true => {
+                self.lines += 1;
+                let opened = OpenOptions::new().create(true).append(true).open(path);
+                opened.and_then(|mut file| file.write_all(line.as_bytes())).map_err(|error| error.to_string())
+            }
+            false => self.write().map_err(|error| error.to_string()),
+        };
+        if let Err(error) = written {
+            tracing::error!(%error, "what was issued could not be written down");
         }
     }
 
-    fn keep(&mut self, issued: Issued) {
-        self.issued.insert((issued.not_after, issued.serial.clone()), issued);
-        if self.issued.len() > MOST_ISSUED {
-            self.issued.pop_first();
+    fn keep(&mut self, issued: Issued, most: usize) {
+        let key = (issued.not_after, issued.serial.clone());
+        let of_id = self.by_id.entry(issued.id.clone()).or_default();
+        let before = of_id.len();
+        of_id.insert(key.clone());
+        self.most.remove(&(before, issued.id.clone()));
+        self.most.insert((of_id.len(), issued.id.clone()));
+        self.issued.insert(key, issued);
+        if self.issued.len() > most
+            && let Some((_, id)) = self.most.last()
+            && let Some(first) = self.by_id.get(id).and_then(BTreeSet::first).cloned()
+        {
+            self.forget(&first);
+        }
+    }
+
+    fn forget(&mut self, key: &(u64, String)) {
+        let Some(issued) = self.issued.remove(key) else { return };
+        let Some(of_id) = self.by_id.get_mut(&issued.id) else { return };
+        self.most.remove(&(of_id.len(), issued.id.clone()));
+        of_id.remove(key);
+        match of_id.len() {
+            0 => drop(self.by_id.remove(&issued.id)),
+            left => drop(self.most.insert((left, issued.id))),
         }
     }
 
@@ -244,6 +286,32 @@ mod tests {
         for text in ["", "0", "00", "xyz", "-1", &"1".repeat(41)] {
             assert!(serial(text).is_err(), "{text}");
         }
+    }
+
+    /// CT8: whoever asks for very many certificates gets none of others' forgotten, nor the file ever longer.
+    #[test]
+    fn those_who_have_most_are_forgotten_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut ledger = Ledger::open(Some(dir.path().join("issued.jsonl")), 0).unwrap();
+        let issued = |n: usize, id: &str, not_after| Issued {
+            serial: format!("{n:04x}"),
+            id: id.to_owned(),
+            authority: String::new(),
+            not_before: 0,
+            not_after,
+        };
+        ledger.keep(issued(1, "quiet", 100), 10);
+        ledger.keep(issued(2, "quiet", 200), 10);
+        (0..50).for_each(|n| ledger.keep(issued(100 + n, "greedy", 1_000 + n as u64), 10));
+        assert_eq!(ledger.good(Some("quiet"), 0).len(), 2);
+        let kept: Vec<u64> = ledger.good(Some("greedy"), 0).iter().map(|it| it.not_after).collect();
+        assert_eq!(kept, (1_042..1_050).collect::<Vec<_>>(), "the last of its own");
+        // What expired is gone everywhere, and the file is written anew when most of it is of no use.
+        ledger.lines = SLACK + 100;
+        ledger.add(issued(3, "quiet", 5_000), 2_000);
+        assert_eq!((ledger.issued.len(), ledger.by_id.len(), ledger.most.len(), ledger.lines), (1, 1, 1, 1));
+        let text = std::fs::read_to_string(dir.path().join("issued.jsonl")).unwrap();
+        assert_eq!(text.lines().count(), 1);
     }
 
     /// CT8: what is revoked outlives a restart, what has expired is forgotten, and numbers of lists only grow.

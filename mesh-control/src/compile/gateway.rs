@@ -10,10 +10,9 @@ use mesh_core::config::{
     Action, Config, Gateway, GatewayCertificate, GatewayChain, GatewayRoots, GatewayTls, GatewayTo, KeyPair, Name,
     Redirect, RootCertificates, Route, RouteMatch, RouteTable, Target, VirtualHost, WeightedCluster,
 };
-use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, pem::PemObject};
 
 use super::{
-    NodeInfo, World, authz,
+    NodeInfo, World, accounts, authz,
     cluster::cluster_name,
     inbound,
     route::{Asking, is_gateway, routes as routes_of, target, weighted},
@@ -21,7 +20,8 @@ use super::{
     world::{Service, includes},
 };
 use crate::kinds::{
-    ByteMatch, ByteRoute, Key, Kind, Object, Secret, Server, ServerTls, Spec, TlsServer, VirtualService,
+    ByteMatch, ByteRoute, Key, Kind, Object, Secret, Server, ServerTls, Spec, TlsServer, VirtualService, certificates,
+    lists,
 };
 
 /// A server and the object it stands in.
@@ -131,7 +131,7 @@ fn chains_of(
         Some(ServerTls::Passthrough) => passed_on(asking, (gateway, server), rules, chains),
         Some(ServerTls::Mesh(tls) | ServerTls::Own(tls)) => {
             let mesh = matches!(server.tls, Some(ServerTls::Mesh(_)));
-            let mut tls = if mesh { of_mesh(tls) } else { of_server(asking, tls) };
+            let mut tls = if mesh { of_mesh(tls) } else { of_server(asking, gateway, tls) };
             let to = if server.raw {
                 let destinations = bytes(asking, gateway, rules);
                 GatewayTo::Bytes(destinations)
@@ -224,10 +224,12 @@ fn of_mesh(tls: &TlsServer) -> GatewayTls {
     }
 }
 
-fn of_server(asking: Asking<'_>, tls: &TlsServer) -> GatewayTls {
+fn of_server(asking: Asking<'_>, gateway: &Object, tls: &TlsServer) -> GatewayTls {
+    // To anybody else it is as if they had not come.
+    let holds_keys = accounts::holds_keys(asking.world, asking.node, gateway);
     let files = tls.files.iter().cloned().map(GatewayCertificate::Files);
     let given = tls.credentials.iter().map(|name| {
-        let pair = secret(asking, name).and_then(|secret| secret.pair.as_ref());
+        let pair = secret(asking, name).filter(|_| holds_keys).and_then(|secret| secret.pair.as_ref());
         let pair = pair.map(|(chain, key)| Arc::new(KeyPair { chain: chain.clone(), key: key.clone() }));
         GatewayCertificate::Named(format!("kubernetes://{}", name.value).into(), pair)
     });
@@ -249,15 +251,18 @@ fn of_server(asking: Asking<'_>, tls: &TlsServer) -> GatewayTls {
     }
 }
 
-/// The roots beside a certificate: in its own Secret, or in that of its name with `-cacert`.
+/// The roots beside a certificate: in its own Secret, or in that of its name with `-cacert`; with the lists of revoked certificates
+/// of both. What cannot be read in full is as if it had not come: nobody is judged by half of it.
 fn named_roots(asking: Asking<'_>, name: &str) -> GatewayRoots {
+    let own = secret(asking, name);
     let beside = secret(asking, &format!("{name}-cacert")).filter(|secret| secret.roots.is_some());
-    let found = beside.or_else(|| secret(asking, name)).and_then(|secret| {
-        let roots = CertificateDer::pem_slice_iter(secret.roots.as_ref()?.as_bytes());
-        let roots: Vec<Arc<[u8]>> = roots.flatten().map(|der| der.as_ref().into()).collect();
-        let crls = CertificateRevocationListDer::pem_slice_iter(secret.crl.as_deref().unwrap_or_default().as_bytes());
-        let crls = crls.flatten().map(|der| der.as_ref().into()).collect();
-        (!roots.is_empty()).then(|| Arc::new(RootCertificates { roots, crls }))
+    let found = beside.or(own).and_then(|holder| {
+        let roots = certificates(holder.roots.as_ref()?)?.iter().map(|der| der.as_ref().into()).collect();
+        let mut crls = Vec::new();
+        for text in [beside, own].into_iter().flatten().filter_map(|secret| secret.crl.as_ref()) {
+            crls.extend(lists(text)?.iter().map(|der| der.as_ref().into()));
+        }
+        Some(Arc::new(RootCertificates { roots, crls }))
     });
     GatewayRoots::Named(format!("kubernetes://{name}-cacert").into(), found)
 }

@@ -9,7 +9,7 @@ use mesh_core::config::{
     Action, EVERY_PORT, Guard, Inbound, Labels, MtlsMode, Route, RouteMatch, RouteTable, StringMatch, VirtualHost,
 };
 
-use super::{NodeInfo, World, authz, telling, tokens, world::includes};
+use super::{NodeInfo, World, authz, limits, telling, tokens, world::includes};
 use crate::kinds::{Key, Spec, TargetPort};
 
 /// The name of what holds at every port that nobody declared. Source: istiod.
@@ -38,7 +38,9 @@ pub(crate) fn inbound(world: &World, node: &NodeInfo) -> impl Iterator<Item = (u
     ports.into_iter().chain([EVERY_PORT]).map(move |port| {
         let mtls = mode(world, &node.namespace, &node.labels, port);
         let (guards, telling) = (guards.clone(), telling.clone());
-        (port, Arc::new(Inbound { guards, telling, path: world.mesh.path, ..server(world, port, mtls) }))
+        let mut inbound = Inbound { guards, telling, path: world.mesh.path, ..server(world, port, mtls) };
+        limits::inbound(world, node, port, &mut inbound);
+        (port, Arc::new(inbound))
     })
 }
 
@@ -94,6 +96,7 @@ fn server(world: &World, port: u16, mtls: MtlsMode) -> Inbound {
         callers,
         tls_versions: mesh.tls_versions,
         trusted_hops: (mesh.trusted_proxies > 0).then_some(mesh.trusted_proxies),
+        forwarders: Some(world.forwarders().to_vec()),
         ..Inbound::default()
     }
 }

@@ -15,16 +15,18 @@ use std::{
 
 use mesh_core::config::{Cluster, Config, Inbound, Name};
 
-use super::{NodeInfo, World, cluster, gateway, inbound, route, scope, telling, visible};
+use super::{NodeInfo, World, cluster, gateway, inbound, limits, route, scope, telling, visible};
 use crate::kinds::{GATEWAY_NAME, Object, Spec, TrafficPolicy, VirtualService};
 
 /// What of a node counts for its outbound configuration; all else is empty.
 pub(crate) fn caller(world: &World, node: &NodeInfo) -> NodeInfo {
     let asked = world.asked.get_or_init(|| world.asked_labels().into_iter().map(str::to_owned).collect());
-    // A gateway has what requests must pass beside its routes, which depends on all its labels; gateways are few.
+    // A gateway has what requests must pass beside its routes, which depends on all its labels; gateways are few. Keys are given
+    // by its account.
     let labels = node.labels.iter().filter(|(key, _)| node.gateway || asked.contains(*key));
     NodeInfo {
         namespace: node.namespace.clone(),
+        service_account: if node.gateway { node.service_account.clone() } else { String::new() },
         labels: labels.map(|(key, value)| (key.clone(), value.clone())).collect(),
         locality: node.locality.clone(),
         gateway: node.gateway,
@@ -47,6 +49,9 @@ pub(crate) fn routes(world: &World, caller: &NodeInfo) -> Config {
             target.http = Arc::clone(&all);
         }
     }
+    if caller.gateway {
+        limits::gateway(world, caller, &mut config);
+    }
     config
 }
 
@@ -55,7 +60,7 @@ pub(crate) fn clusters(world: &World, caller: &NodeInfo) -> impl Iterator<Item =
     let services = scope::services(world, caller);
     let clusters: Vec<Arc<Cluster>> =
         services.into_iter().flat_map(|service| cluster::of_service(world, caller, service)).collect();
-    clusters.into_iter().chain(cluster::special(world))
+    clusters.into_iter().chain(cluster::special(world)).chain(limits::clusters(world, caller))
 }
 
 /// Those clusters of a caller that are of services with these hosts.
@@ -153,6 +158,8 @@ pub(crate) fn moved(before: &World, after: &World) -> Option<BTreeSet<Name>> {
     let (old, new) = (declared(before), declared(after));
     let same = old.len() == new.len() && old.iter().zip(&new).all(|(one, other)| Arc::ptr_eq(one, other));
     let (old, new) = (before.services(), after.services());
+    // Servers are told who the gateways are.
+    let same = same && before.forwarders() == after.forwarders();
     if !same || before.mesh != after.mesh || old.len() != new.len() {
         return None;
     }

@@ -26,6 +26,7 @@ use crate::{
     store::{SourceFile, Store},
 };
 
+mod accounts;
 mod authz;
 mod balancing;
 mod delegates;

@@ -10,7 +10,7 @@ use mesh_core::config::{
     Endpoint, EndpointAddress, Endpoints, Health, Labels, Locality, LocalityEndpoints, MtlsMode, Name, Workload,
 };
 
-use super::{World, inbound};
+use super::{World, accounts::Behind, inbound};
 use crate::{
     kinds::{Key, Object, PortProtocol, Resolution, ServicePort, Spec, TargetPort, WorkloadEntry},
     registry::{Registered, WorkloadPort},
@@ -225,27 +225,8 @@ fn of_service(world: &World, there: &There<'_>, object: &Object, service: &crate
     let mut accounts = BTreeSet::new();
     let mut instances = Vec::new();
     if !service.selector.is_empty() {
-        for registered in there.workloads(namespace) {
-            if includes(&registered.labels, &service.selector) {
-                accounts.insert(world.san(namespace, &registered.service_account));
-                let usable = registered.unhealthy.is_none();
-                instances.extend(usable.then(|| Instance::of_registered(world, registered)));
-            }
-        }
-        for other in there.objects(namespace) {
-            match &other.spec {
-                Spec::Deployment(hint) if includes(&hint.labels, &service.selector) => {
-                    accounts.insert(world.san(namespace, &hint.service_account));
-                }
-                Spec::WorkloadEntry(entry) if includes(&entry.labels, &service.selector) => {
-                    if !entry.service_account.is_empty() {
-                        accounts.insert(world.san(namespace, &entry.service_account));
-                    }
-                    instances.push(Instance::of_entry(world, entry, &other.key.name, namespace));
-                }
-                _ => {}
-            }
-        }
+        registered(world, there, namespace, &service.selector, &mut accounts, &mut instances);
+        written(world, there, namespace, &service.selector, &mut accounts, &mut instances);
     }
     Service {
         host: format!("{name}.{namespace}.svc.{}", world.mesh.domain).into(),
@@ -262,6 +243,46 @@ fn of_service(world: &World, there: &There<'_>, object: &Object, service: &crate
     }
 }
 
+/// Those who run in a namespace and have the labels asked for, and of accounts that may stand there.
+fn registered(
+    world: &World,
+    there: &There<'_>,
+    namespace: &str,
+    selector: &Labels,
+    accounts: &mut BTreeSet<String>,
+    instances: &mut Vec<Instance>,
+) {
+    let behind = Behind::of(world, there.objects(namespace), namespace, selector);
+    accounts.extend(behind.announced().map(|account| world.san(namespace, account)));
+    for registered in there.workloads(namespace) {
+        if includes(&registered.labels, selector) && behind.takes(registered) {
+            accounts.insert(world.san(namespace, &registered.service_account));
+            let usable = registered.unhealthy.is_none();
+            instances.extend(usable.then(|| Instance::of_registered(world, registered)));
+        }
+    }
+}
+
+/// Those who are written down.
+fn written(
+    world: &World,
+    there: &There<'_>,
+    namespace: &str,
+    selector: &Labels,
+    accounts: &mut BTreeSet<String>,
+    instances: &mut Vec<Instance>,
+) {
+    for other in there.objects(namespace) {
+        let Spec::WorkloadEntry(entry) = &other.spec else { continue };
+        if includes(&entry.labels, selector) {
+            if !entry.service_account.is_empty() {
+                accounts.insert(world.san(namespace, &entry.service_account));
+            }
+            instances.push(Instance::of_entry(world, entry, &other.key.name, namespace));
+        }
+    }
+}
+
 fn of_entry(world: &World, there: &There<'_>, object: &Object, entry: &crate::kinds::ServiceEntry) -> Vec<Service> {
     let namespace = &object.key.namespace;
     let mut accounts: BTreeSet<String> = entry.subject_alt_names.iter().cloned().collect();
@@ -273,22 +294,8 @@ fn of_entry(world: &World, there: &There<'_>, object: &Object, entry: &crate::ki
         instances.push(Instance::of_entry(world, endpoint, "", namespace));
     }
     if !entry.selector.is_empty() {
-        for other in there.objects(namespace) {
-            let Spec::WorkloadEntry(endpoint) = &other.spec else { continue };
-            if includes(&endpoint.labels, &entry.selector) {
-                if !endpoint.service_account.is_empty() {
-                    accounts.insert(world.san(namespace, &endpoint.service_account));
-                }
-                instances.push(Instance::of_entry(world, endpoint, &other.key.name, namespace));
-            }
-        }
-        for registered in there.workloads(namespace) {
-            if includes(&registered.labels, &entry.selector) {
-                accounts.insert(world.san(namespace, &registered.service_account));
-                let usable = registered.unhealthy.is_none();
-                instances.extend(usable.then(|| Instance::of_registered(world, registered)));
-            }
-        }
+        written(world, there, namespace, &entry.selector, &mut accounts, &mut instances);
+        registered(world, there, namespace, &entry.selector, &mut accounts, &mut instances);
     }
     let suffix = format!(".{namespace}.svc.{}", world.mesh.domain);
     let of_host = |host: &str| {

@@ -233,7 +233,12 @@ fn tls(node: &Node, path: &str, reader: &mut Reader<'_>) -> (bool, Option<Server
     }
     out.root_file = text(&mut fields, "caCertificates", reader).map(|at| at.value);
     let roots = text(&mut fields, "caCertCredentialName", reader);
-    out.root_credential = roots.filter(|name| !name.contains('/')).map(|at| at.value);
+    if let Some(name) = roots.as_ref().filter(|name| name.contains('/')) {
+        reader
+            .invalid(name.at, format!("{path}.caCertCredentialName: {:?} is of another namespace", name.value))
+            .help = Some("a gateway judges callers by roots of its own namespace".to_owned());
+    }
+    out.root_credential = roots.map(|at| at.value);
     let names = fields.read("subjectAltNames", |node, path| Some(reader.texts(node, path))).unwrap_or_default();
     let exact = |name: At<String>| StringMatch::Exact { value: name.value, ignore_case: false };
     out.subject_alt_names = names.into_iter().map(exact).collect();

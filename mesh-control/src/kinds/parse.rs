@@ -3,9 +3,9 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
-    ApiByteRoute, ApiGateway, ApiRoute, AuthorizationPolicy, Deployment, DestinationRule, Gateway, Grant, Key, Kind,
-    MeshConfig, Object, Parsed, PeerAuthentication, RequestAuthentication, Secret, Service, ServiceEntry, Sidecar,
-    Source, Spec, Telemetry, VirtualService, WorkloadEntry, WorkloadGroup, mesh_config,
+    ApiByteRoute, ApiGateway, ApiRoute, AuthorizationPolicy, Deployment, DestinationRule, EnvoyFilter, Gateway, Grant,
+    Key, Kind, MeshConfig, Object, Parsed, PeerAuthentication, RequestAuthentication, Secret, Service, ServiceEntry,
+    Sidecar, Source, Spec, Telemetry, VirtualService, WorkloadEntry, WorkloadGroup, mesh_config,
     read::{Fields, Reader, nearest},
     refused, secret,
     yaml::{At, Node, Value},
@@ -119,7 +119,9 @@ fn known_kind(api_version: &At<String>, kind: &At<String>, tree: &Node, reader: 
             _ => &["v1"],
         };
         if versions.contains(&version) {
-            if version.contains("alpha") && group != "mesh.istio.io" {
+            // Of this kind there is no other version.
+            let is_old = version.contains("alpha") && group != "mesh.istio.io" && found != Kind::EnvoyFilter;
+            if is_old {
                 let message = format!("{} is an old version", api_version.value);
                 let help = format!("write {group}/v1; it says the same");
                 reader.report(codes::DEPRECATED, Level::Warning, api_version.at, message).help = Some(help);
@@ -274,6 +276,7 @@ fn spec(kind: Kind, meta: &Metadata, tree: &Node, object: &mut Fields<'_>, reade
         Kind::TlsRoute => Spec::ApiByteRoute(ApiByteRoute::read(&mut fields, &meta.namespace, true, reader)),
         Kind::TcpRoute => Spec::ApiByteRoute(ApiByteRoute::read(&mut fields, &meta.namespace, false, reader)),
         Kind::MeshConfig => Spec::MeshConfig(MeshConfig::read(&mut fields, reader)),
+        Kind::EnvoyFilter => Spec::EnvoyFilter(EnvoyFilter::read(&mut fields, reader)),
     };
     fields.close(reader);
     Some(spec)

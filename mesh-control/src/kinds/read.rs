@@ -310,6 +310,13 @@ impl<'n> Fields<'n> {
         }
     }
 
+    /// What is left is known, and refused.
+    pub(crate) fn refuse_rest(self, reader: &mut Reader<'_>, help: &str) {
+        for ((key, _), _) in self.entries.iter().zip(&self.taken).filter(|(_, taken)| !**taken) {
+            reader.unsupported(key.at, &self.path_of(&key.value), help);
+        }
+    }
+
     /// What is left is unknown.
     pub(crate) fn close(self, reader: &mut Reader<'_>) {
         for ((key, _), taken) in self.entries.iter().zip(&self.taken) {

@@ -3,11 +3,6 @@
 /// What to do instead of a kind that is known and refused; `None` for kinds nobody knows.
 pub(super) fn reason(group: &str, kind: &str) -> Option<&'static str> {
     let reason = match (group, kind) {
-        (_, "EnvoyFilter") => {
-            "it patches the internals of Envoy, which is not here; for rate limits use connectionPool and \
-             outlierDetection of a DestinationRule, for routing a VirtualService, for anything else a Tower layer of \
-             your own"
-        }
         ("extensions.istio.io", "WasmPlugin" | "TrafficExtension") => {
             "it extends Envoy, which is not here; write a Tower layer instead"
         }

@@ -4,12 +4,16 @@
 //! `cacert`) and `ca.crl`. Source: Istio `credentialName`, `pilot/pkg/credentials/kube`. Values are not kept for people to read.
 
 use std::{
+    borrow::Cow,
     fmt,
-    hash::{DefaultHasher, Hash, Hasher},
+    hash::{BuildHasher, RandomState},
+    sync::LazyLock,
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use mesh_core::config::PrivateKey;
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, pem::PemObject};
+use x509_parser::parse_x509_crl;
 
 use super::{
     read::{Fields, Reader},
@@ -41,6 +45,9 @@ const KEY: [&str; 2] = ["tls.key", "key"];
 const ROOTS: [&str; 2] = ["ca.crt", "cacert"];
 const CRL: [&str; 2] = ["ca.crl", "crl"];
 
+/// What is shorter than this is no key.
+const LONG: usize = 64;
+
 impl Secret {
     /// Reads the whole object, since what counts is not under `spec`.
     pub(crate) fn read(object: &mut Fields<'_>, reader: &mut Reader<'_>) -> Self {
@@ -59,7 +66,7 @@ impl Secret {
         }
         let found = |names: [&str; 2]| values.iter().rev().find(|(key, _)| names.contains(&key.as_str()));
         let text = |names| found(names).map(|(_, value)| value.value.clone());
-        let out = Self { pair: text(CHAIN).zip(text(KEY).map(PrivateKey)), roots: text(ROOTS), crl: text(CRL) };
+        let out = Self { pair: text(CHAIN).zip(text(KEY).map(PrivateKey::new)), roots: text(ROOTS), crl: text(CRL) };
         match (found(CHAIN), found(KEY)) {
             (Some((name, value)), None) => {
                 reader.invalid(value.at, format!("data has {name} and not its key")).help =
@@ -78,21 +85,85 @@ impl Secret {
                 reader.invalid(value.at, format!("{name} is not PEM: it has no {marker:?}"));
             }
         }
+        // What callers are judged by: half of it would let in whom the other half keeps out.
+        if let Some((name, value)) = found(ROOTS)
+            && value.value.contains("BEGIN CERTIFICATE")
+            && certificates(&value.value).is_none()
+        {
+            reader.invalid(value.at, format!("{name} cannot be read to its end"));
+        }
+        if let Some((name, value)) = found(CRL).filter(|(_, value)| value.value.contains("BEGIN X509 CRL"))
+            && lists(&value.value).is_none()
+        {
+            reader
+                .invalid(value.at, format!("{name} holds no list of revoked certificates that can be read to its end"));
+        }
         out
     }
 }
 
-/// The object as people may see it: that there is a value, and whether it is another than before.
+/// Certificates in PEM; `None` when any cannot be read, or there is none.
+pub(crate) fn certificates(pem: &str) -> Option<Vec<CertificateDer<'static>>> {
+    let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
+    read.ok().filter(|read| !read.is_empty())
+}
+
+/// Lists of revoked certificates in PEM; `None` when any cannot be read, or there is none.
+pub(crate) fn lists(pem: &str) -> Option<Vec<CertificateRevocationListDer<'static>>> {
+    let read: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(pem.as_bytes()).collect();
+    let is_list =
+        |list: &CertificateRevocationListDer<'_>| parse_x509_crl(list.as_ref()).is_ok_and(|(rest, _)| rest.is_empty());
+    read.ok().filter(|read| !read.is_empty() && read.iter().all(is_list))
+}
+
+/// The object as people may see it: that there is a value, and whether it is another than before. Of its annotations nothing is kept:
+/// `kubectl` writes the whole object into one.
 pub(super) fn hidden(mut object: serde_json::Value) -> serde_json::Value {
+    // By which keys it is told is known to nobody, so that a short value cannot be found by trying.
+    static KEYS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
     for field in ["data", "stringData"] {
         let values = object.get_mut(field).and_then(serde_json::Value::as_object_mut);
         for value in values.into_iter().flat_map(|values| values.values_mut()) {
-            let mut hasher = DefaultHasher::new();
-            value.to_string().hash(&mut hasher);
-            *value = serde_json::Value::String(format!("(hidden {:016x})", hasher.finish()));
+            let told = KEYS.hash_one(value.to_string());
+            *value = serde_json::Value::String(format!("(hidden {told:016x})"));
         }
     }
+    if let Some(metadata) = object.get_mut("metadata").and_then(serde_json::Value::as_object_mut) {
+        metadata.remove("annotations");
+        metadata.remove("managedFields");
+    }
     object
+}
+
+/// Does a document speak of a `Secret`, whether or not it can be read?
+fn is_secret(document: &str) -> bool {
+    document.match_indices("kind").any(|(at, word)| {
+        let rest = document.get(at + word.len()..).unwrap_or_default();
+        rest.trim_start_matches(|c: char| c.is_whitespace() || "\"':".contains(c)).starts_with("Secret")
+    })
+}
+
+/// A line of a document as people may see it: of one that speaks of a `Secret` the first key, and no value. Places stay where they are.
+pub(super) fn masked_line<'a>(document: &str, line: &'a str) -> Cow<'a, str> {
+    if !is_secret(document) {
+        return Cow::Borrowed(line);
+    }
+    let (key, value) = line.split_at(line.find(':').map_or(0, |at| at + 1));
+    let hidden = value.chars().map(|c| if c.is_alphanumeric() || "+/=".contains(c) { '*' } else { c });
+    Cow::Owned(key.chars().chain(hidden).collect())
+}
+
+/// What is said of such a document: names of objects and fields, and no word as long as a key.
+pub(super) fn masked_words<'a>(document: &str, text: &'a str) -> Cow<'a, str> {
+    if !is_secret(document) {
+        return Cow::Borrowed(text);
+    }
+    let part = |c: char| c.is_ascii_alphanumeric() || "+/=".contains(c);
+    let words = text.split_inclusive(|c| !part(c)).map(|word| match word.trim_end_matches(|c| !part(c)).len() < LONG {
+        true => word.to_owned(),
+        false => word.chars().map(|c| if part(c) { '*' } else { c }).collect(),
+    });
+    Cow::Owned(words.collect())
 }
 
 /// A value; what is wrong with it is said without it.

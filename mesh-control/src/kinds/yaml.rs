@@ -13,7 +13,7 @@ use serde::{
 };
 use serde_saphyr::Spanned;
 
-use super::Source;
+use super::{Source, secret};
 use crate::diagnostic::{Diagnostic, Level, codes};
 
 /// Where something stands in its file.
@@ -180,11 +180,11 @@ impl Source {
             line: at.line,
             column: at.column,
             length: at.length.max(1),
-            message,
+            message: secret::masked_words(&self.text, &message).into_owned(),
             label: None,
             note: None,
             help: None,
-            excerpt: self.line(at.line).to_owned(),
+            excerpt: secret::masked_line(&self.text, self.line(at.line)).into_owned(),
         }
     }
 

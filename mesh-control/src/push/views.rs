@@ -22,6 +22,8 @@ use crate::compile::{NodeInfo, World, shared};
 pub(super) struct Caller {
     shape: Kind,
     namespace: String,
+    /// Of gateways.
+    service_account: String,
     labels: Labels,
     locality: Locality,
 }
@@ -63,18 +65,19 @@ pub(super) enum Changed {
 impl Caller {
     /// Who a node is to the world.
     pub(super) fn of(world: &World, node: &NodeInfo, grpc: bool) -> Self {
-        let NodeInfo { namespace, labels, locality, gateway, .. } = shared::caller(world, node);
+        let NodeInfo { namespace, service_account, labels, locality, gateway, .. } = shared::caller(world, node);
         let shape = match (grpc, gateway) {
             (true, _) => Kind::Grpc,
             (false, true) => Kind::Gateway,
             (false, false) => Kind::Sidecar,
         };
-        Self { shape, namespace, labels, locality }
+        Self { shape, namespace, service_account, labels, locality }
     }
 
     fn node(&self) -> NodeInfo {
         NodeInfo {
             namespace: self.namespace.clone(),
+            service_account: self.service_account.clone(),
             labels: self.labels.clone(),
             locality: self.locality.clone(),
             gateway: self.shape == Kind::Gateway,

@@ -285,6 +285,16 @@ fn forwarded_addresses_are_believed_by_trust() {
         let expected: Option<IpAddr> = expected.map(|text| text.parse().unwrap());
         assert_eq!(inbound.remote(direct, member, &parts.headers), expected, "{hops:?} {member}");
     }
+    // Where gateways are known they alone are believed, behind proxies too.
+    let edge = "spiffe://cluster.local/ns/istio-system/sa/edge";
+    for trusted_hops in [None, Some(0)] {
+        let inbound = Inbound { trusted_hops, forwarders: Some(vec![edge.to_owned()]), ..Inbound::default() };
+        let from = |peer| inbound.remote(direct, inbound.believes(peer), &parts.headers);
+        assert_ne!(from(Some(edge)), Some(direct), "{trusted_hops:?}");
+        for other in [None, Some("spiffe://cluster.local/ns/default/sa/reviews")] {
+            assert_eq!(from(other), Some(direct), "{trusted_hops:?} {other:?}");
+        }
+    }
     let alone = Inbound { members_forward: false, ..Inbound::default() };
     assert_eq!(alone.remote(direct, true, &parts.headers), Some(direct));
 }

@@ -7,6 +7,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use zeroize::Zeroizing;
 
 use super::{CertificateFiles, Name, Rbac, StringMatch, TlsVersions, WeightedCluster};
 
@@ -145,9 +146,21 @@ pub struct KeyPair {
     pub key: PrivateKey,
 }
 
-/// A private key in PEM. It is not shown, and not written with the rest of a configuration.
+/// A private key in PEM. It is not shown, not written with the rest of a configuration, and wiped when the last who has it is dropped.
 #[derive(Clone, Default, Eq, PartialEq)]
-pub struct PrivateKey(pub String);
+pub struct PrivateKey(Arc<Zeroizing<String>>);
+
+impl PrivateKey {
+    /// Of a text in PEM.
+    pub fn new(pem: impl Into<Zeroizing<String>>) -> Self {
+        Self(Arc::new(pem.into()))
+    }
+
+    /// The text, for whoever signs with it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
 
 impl fmt::Debug for PrivateKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -240,7 +253,7 @@ mod tests {
     /// GW1: keys are neither printed nor written.
     #[test]
     fn keys_are_not_shown() {
-        let pair = KeyPair { chain: "chain".to_owned(), key: PrivateKey("hush".to_owned()) };
+        let pair = KeyPair { chain: "chain".to_owned(), key: PrivateKey::new("hush".to_owned()) };
         assert!(!format!("{pair:?}").contains("hush"));
         let written = serde_json::to_string(&pair).unwrap();
         assert!(!written.contains("hush"));

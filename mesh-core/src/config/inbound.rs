@@ -46,6 +46,11 @@ pub struct Inbound {
     ///
     /// Envoy `HttpConnectionManager.use_remote_address`, turned round; Envoy believes callers in plaintext too. gRFC A41: false.
     pub members_forward: bool,
+    /// Who is believed to tell addresses at all, by the identity of its certificate: the gateways of the mesh. `None` is no such
+    /// list: then `trusted_hops` counts whoever calls, and each member is believed as the field before says.
+    ///
+    /// On the wire in the metadata of the filter chain (`mesh`, `forwarders`), which no Envoy reads.
+    pub forwarders: Option<Vec<String>>,
     /// How many requests are let in. Envoy `LocalRateLimit` among the `http_filters`.
     pub rate_limit: Option<Arc<LocalRateLimit>>,
     /// Who counts requests for the whole mesh, in order; asked after `rate_limit`. Envoy `RateLimit` among the `http_filters`.
@@ -87,6 +92,7 @@ impl Default for Inbound {
             path: PathNormalization::BASE,
             trusted_hops: None,
             members_forward: true,
+            forwarders: None,
             rate_limit: None,
             global_limits: Vec::new(),
             request_headers_timeout: None,
@@ -102,19 +108,27 @@ impl Default for Inbound {
 
 impl Inbound {
     /// Where a request comes from, as far as the proxies in front are trusted: `direct` is the other end of the
-    /// connection, which a `member` of the mesh has who showed its certificate. `None` if what was believed is no address.
+    /// connection, which a `member` of the mesh has who is [believed](Self::believes). `None` if what was believed is no address.
     pub fn remote(&self, direct: IpAddr, member: bool, headers: &HeaderMap) -> Option<IpAddr> {
         self.remote_behind(direct, member, headers, 0)
     }
 
     /// The same when so many entries have been appended here.
     pub fn remote_behind(&self, direct: IpAddr, member: bool, headers: &HeaderMap, appended: usize) -> Option<IpAddr> {
-        let hops = self.trusted_hops.or_else(|| (member && self.members_forward).then_some(0));
+        let hops = match (&self.forwarders, member) {
+            (Some(_), false) => None,
+            _ => self.trusted_hops.or_else(|| (member && self.members_forward).then_some(0)),
+        };
         let Some(hops) = hops.and_then(|hops| usize::try_from(hops).ok()) else { return Some(direct) };
         let lines = headers.get_all("x-forwarded-for").iter().rev();
         let mut entries = lines.flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b','));
         let Some(entry) = entries.nth(hops.saturating_add(appended)) else { return Some(direct) };
         std::str::from_utf8(entry).ok()?.trim().parse::<IpAddr>().ok().map(|address| address.to_canonical())
+    }
+
+    /// Is a caller believed, where members are, who proved this identity?
+    pub fn believes(&self, peer: Option<&str>) -> bool {
+        peer.is_some_and(|peer| self.forwarders.as_ref().is_none_or(|known| known.iter().any(|known| known == peer)))
     }
 
     /// Is there no place for another connection beside so many?

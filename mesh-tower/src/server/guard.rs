@@ -167,7 +167,12 @@ fn judge(
         names: caller.names.as_deref(),
         claims: known.claims.as_ref(),
         local: caller.local,
-        remote: inbound.remote_behind(direct, caller.peer.is_some(), &parts.headers, caller.appended),
+        remote: inbound.remote_behind(
+            direct,
+            inbound.believes(caller.peer.as_ref().map(SpiffeId::as_str)),
+            &parts.headers,
+            caller.appended,
+        ),
         server_name: &caller.server_name,
         bytes: false,
         request,

@@ -97,7 +97,12 @@ fn counted<'a>(snapshot: &'a Snapshot, caller: &'a Caller, port: u16, parts: &'a
     let direct = caller.address.ip().to_canonical();
     let mut view = RequestView::of(parts, Some(port));
     view.source = match snapshot.inbound(port) {
-        Some(inbound) => inbound.remote_behind(direct, caller.peer.is_some(), &parts.headers, caller.appended),
+        Some(inbound) => inbound.remote_behind(
+            direct,
+            inbound.believes(caller.peer.as_ref().map(SpiffeId::as_str)),
+            &parts.headers,
+            caller.appended,
+        ),
         None => Some(direct),
     };
     let peer = caller.peer.as_ref().map(SpiffeId::as_str);

@@ -265,7 +265,7 @@ fn key_of(certificate: &GatewayCertificate, crypto: &CryptoProvider) -> Result<C
         }
         GatewayCertificate::Named(name, Some(pair)) => {
             let chain = CertificateDer::pem_slice_iter(pair.chain.as_bytes()).collect::<Result<Vec<_>, _>>();
-            let key = PrivateKeyDer::from_pem_slice(pair.key.0.as_bytes());
+            let key = PrivateKeyDer::from_pem_slice(pair.key.expose().as_bytes());
             (&**name, chain, key)
         }
         GatewayCertificate::Files(CertificateFiles { chain, key }) => {
@@ -305,7 +305,10 @@ fn verifier(tls: &GatewayTls, crypto: &Arc<CryptoProvider>) -> Result<Option<Arc
             ));
         }
     };
-    let mut builder = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(crypto)).with_crls(crls);
+    // A list that has expired says nothing of those revoked since.
+    let mut builder = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(crypto))
+        .with_crls(crls)
+        .enforce_revocation_expiration();
     if optional {
         builder = builder.allow_unauthenticated();
     }

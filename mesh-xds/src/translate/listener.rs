@@ -12,6 +12,7 @@ use mesh_core::config::{
     LocalRateLimit, MtlsMode, Name, PathNormalization, RouteTable, Telling, Underscores,
 };
 
+use self::guarded::guard;
 use super::{
     Listener, RouteSource, endpoint, filter, own_filter,
     read::{Ignored, Within, Wrong, element, wrong},
@@ -196,6 +197,7 @@ struct Port {
     path: Option<PathNormalization>,
     trusted_hops: Option<u32>,
     members_do_not_forward: bool,
+    forwarders: Option<Vec<String>>,
     rate_limit: Option<Arc<LocalRateLimit>>,
     global_limits: Vec<Arc<GlobalRateLimit>>,
     request_headers_timeout: Option<Duration>,
@@ -239,6 +241,7 @@ fn inbound(
             path: port.path.unwrap_or(PathNormalization::NONE),
             trusted_hops: port.trusted_hops,
             members_forward: !port.members_do_not_forward,
+            forwarders: port.forwarders,
             rate_limit: port.rate_limit,
             global_limits: port.global_limits,
             request_headers_timeout: port.request_headers_timeout,
@@ -285,45 +288,42 @@ fn inbound_chain(chain: &FilterChain, ports: &mut BTreeMap<u16, Port>, ignored: 
     };
 
     let entry = ports.entry(port).or_insert_with(|| Port { name: chain.name.as_str().into(), ..Port::default() });
+    // What one chain keeps out the other must not let in. Where it is not plain which of two lets less in, nobody is.
+    let is_first = entry.path.is_none();
+    let mut differ = !is_first && (entry.trusted_hops != hops || entry.path != Some(path));
+    differ |= entry.guards.as_ref().is_some_and(|guards| *guards != filters.guards);
+    differ |= entry.routes.as_ref().is_some_and(|before| before.virtual_hosts != routes.virtual_hosts);
     match tls {
-        Some(tls) => {
-            entry.tls.get_or_insert(tls);
-        }
+        Some(tls) => match &mut entry.tls {
+            Some(before) => differ |= !before.narrow(tls),
+            None => entry.tls = Some(tls),
+        },
         None => entry.plaintext = true,
     }
-    entry.routes.get_or_insert(routes);
-    let same = entry.guards.as_ref().is_none_or(|guards| *guards == filters.guards);
-    if !same || entry.path.is_some_and(|before| before != path) {
+    if differ {
         refused
             .get_or_insert_with(|| "the chains of this port guard it differently: all requests are refused".to_owned());
     }
+    entry.routes.get_or_insert(routes);
     entry.guards.get_or_insert(filters.guards);
     entry.path.get_or_insert(path);
-    entry.trusted_hops = entry.trusted_hops.or(hops);
+    entry.trusted_hops = hops;
     entry.members_do_not_forward |= !members_forward;
+    entry.forwarders = guarded::fewer(entry.forwarders.take(), guarded::forwarders(chain));
     entry.refused = entry.refused.take().or(refused);
     entry.rate_limit = entry.rate_limit.take().or(filters.rate_limit);
     if entry.global_limits.is_empty() {
         entry.global_limits = filters.global_limits;
     }
-    entry.request_headers_timeout = entry.request_headers_timeout.or(limits.0);
-    entry.request_timeout = entry.request_timeout.or(limits.1);
-    entry.max_connections = entry.max_connections.or(most);
-    (entry.http, entry.client_cert) = (http, client_cert);
+    entry.request_headers_timeout = guarded::least(entry.request_headers_timeout, limits.0);
+    entry.request_timeout = guarded::least(entry.request_timeout, limits.1);
+    entry.max_connections = guarded::least(entry.max_connections, most);
+    entry.http = http;
+    entry.client_cert = if is_first { client_cert } else { guarded::stricter(entry.client_cert, client_cert) };
     // The chain that lets less through speaks for all.
     entry.underscores = if entry.underscores == Underscores::Allow { underscores } else { entry.underscores };
     entry.telling = entry.telling.take().or(telling);
     Ok(())
-}
-
-/// A network filter in front of HTTP that decides who may connect.
-fn guard(chain: &FilterChain) -> Option<String> {
-    let mut before = chain.filters.iter().rev().skip(1);
-    let guard = before.find(|filter| match &filter.config_type {
-        Some(ConfigType::TypedConfig(any)) => filter::guards(&filter.name, any),
-        None => filter::guards(&filter.name, &Any::default()),
-    })?;
-    Some(format!("the network filter {:?} guards this port and is not supported: all requests are refused", guard.name))
 }
 
 /// A listener of requests on their way out, with its routes in a resource of their own.
@@ -455,6 +455,7 @@ fn encode_chains(port: u16, inbound: &Inbound) -> impl Iterator<Item = FilterCha
         }),
         filters: limit.iter().cloned().chain([encode_manager(&manager)]).collect(),
         transport_socket,
+        metadata: guarded::encode_forwarders(inbound.forwarders.as_deref()),
         ..FilterChain::default()
     };
     let encrypted = || chain("tls", Some(tls::encode_downstream(inbound)));

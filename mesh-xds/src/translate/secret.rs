@@ -255,7 +255,7 @@ impl Certificate {
             _ => "PRIVATE KEY",
         };
         let chain = self.chain.iter().map(|der| pem("CERTIFICATE", der)).collect();
-        KeyPair { chain, key: PrivateKey(pem(label, self.key.secret_der())) }
+        KeyPair { chain, key: PrivateKey::new(pem(label, self.key.secret_der())) }
     }
 }
 

@@ -48,6 +48,16 @@ const FILE_ROOTS: &str = "file-root:";
 const SYSTEM_ROOTS: [&str; 3] =
     ["file-root:system", "/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt"];
 
+/// Suites of TLS 1.2 that are spoken, by the names control planes have for them.
+const SPOKEN: [&str; 6] = [
+    "ECDHE-ECDSA-AES256-GCM-SHA384",
+    "ECDHE-RSA-AES256-GCM-SHA384",
+    "ECDHE-ECDSA-AES128-GCM-SHA256",
+    "ECDHE-RSA-AES128-GCM-SHA256",
+    "ECDHE-ECDSA-CHACHA20-POLY1305",
+    "ECDHE-RSA-CHACHA20-POLY1305",
+];
+
 const SOCKET_TLS: &str = "envoy.transport_sockets.tls";
 const SOCKET_RAW: &str = "envoy.transport_sockets.raw_buffer";
 
@@ -56,6 +66,24 @@ pub(super) struct Downstream {
     pub(super) callers: Vec<StringMatch>,
     pub(super) alpn: Vec<String>,
     pub(super) versions: TlsVersions,
+}
+
+impl Downstream {
+    /// Demands what another chain of the same port demands, too; false where it is not plain which of them is the stricter.
+    pub(super) fn narrow(&mut self, other: Self) -> bool {
+        use TlsVersions::{Both, Only12, Only13};
+        let same_callers = self.callers.is_empty() || other.callers.is_empty() || self.callers == other.callers;
+        if self.callers.is_empty() {
+            self.callers = other.callers;
+        }
+        let versions = match (self.versions, other.versions) {
+            (Both, versions) | (versions, Both) => Some(versions),
+            (Only12, Only13) | (Only13, Only12) => None,
+            (versions, _) => Some(versions),
+        };
+        self.versions = versions.unwrap_or(self.versions);
+        same_callers && versions.is_some()
+    }
 }
 
 /// The TLS of a cluster's transport socket; `None` is plaintext.
@@ -349,6 +377,12 @@ fn certificate_files(name: &str) -> Option<CertificateFiles> {
 /// ciphers is not.
 fn versions(parameters: &TlsParameters, place: &str, ignored: &mut Ignored) -> Result<TlsVersions, Wrong> {
     use TlsProtocol::{TlSv10, TlSv11, TlSv12, TlSv13, TlsAuto};
+    // Whoever lists some lists those spoken here among them, or means what cannot be had.
+    let spoken = |list: &String| list.split(['|', '[', ']']).any(|suite| SPOKEN.contains(&suite));
+    if !parameters.cipher_suites.is_empty() && !parameters.cipher_suites.iter().any(spoken) {
+        let list = parameters.cipher_suites.join(", ");
+        return Err(wrong("cipher_suites", format!("has none that is spoken here: {list}")));
+    }
     if !parameters.cipher_suites.is_empty() {
         ignored.add(place, "common_tls_context.tls_params.cipher_suites");
     }

@@ -1,6 +1,6 @@
 //! Rules of listeners: which are ours, what a port's chains come to, and filters that guard the door.
 
-use mesh_core::config::{EVERY_PORT, Inbound, MtlsMode, StringMatch};
+use mesh_core::config::{EVERY_PORT, Inbound, MtlsMode, StringMatch, TlsVersions};
 use mesh_xds::{
     proto::{
         Any,
@@ -253,6 +253,44 @@ fn the_chains_of_a_port_are_its_mode() {
     assert_eq!(modes, [(EVERY_PORT, MtlsMode::Strict), (9080, MtlsMode::Strict)], "whatever its condition says");
     let none = port_chain(u32::from(EVERY_PORT), None, vec![router()]);
     assert!(decode(&virtual_inbound(vec![none])).unwrap_err().contains("0 is no port"));
+}
+
+/// AN10: versions hold, of ciphers one at least must be spoken; chains of one port are taken together by the stricter, and where it is
+/// not plain which that is, nobody is let in.
+#[test]
+fn chains_of_one_port_are_taken_by_the_stricter() {
+    let context = |least: TlsProtocol, most: TlsProtocol, caller: &str, ciphers: &[&str]| {
+        let mut context = mutual();
+        let common = context.common_tls_context.get_or_insert_default();
+        common.tls_params = Some(TlsParameters {
+            tls_minimum_protocol_version: least.into(),
+            tls_maximum_protocol_version: most.into(),
+            cipher_suites: ciphers.iter().map(ToString::to_string).collect(),
+            ..TlsParameters::default()
+        });
+        if let Some(ValidationContextType::CombinedValidationContext(combined)) = &mut common.validation_context_type {
+            let matcher = MatchPattern::Prefix(caller.to_owned());
+            let matcher = StringMatcher { match_pattern: Some(matcher), ..StringMatcher::default() };
+            combined.default_validation_context.get_or_insert_default().match_subject_alt_names = vec![matcher];
+        }
+        port_chain(9080, Some(encrypted(&context)), vec![router()])
+    };
+    let of = |chains: Vec<FilterChain>| ports(chains).into_iter().find(|(port, _)| *port == 9080).unwrap().1;
+    use TlsProtocol::{TlSv12, TlSv13, TlsAuto};
+    let (one, other) = ("spiffe://cluster.local/", "spiffe://other/");
+    for reversed in [false, true] {
+        let both = |a: FilterChain, b: FilterChain| of(if reversed { vec![b, a] } else { vec![a, b] });
+        let taken = both(context(TlsAuto, TlsAuto, one, &[]), context(TlSv13, TlsAuto, one, &[]));
+        assert_eq!((taken.tls_versions, taken.refused), (TlsVersions::Only13, None));
+        let taken = both(context(TlSv12, TlSv12, one, &[]), context(TlSv13, TlSv13, one, &[]));
+        assert!(taken.refused.is_some(), "there is no version that both take");
+        let taken = both(context(TlsAuto, TlsAuto, one, &[]), context(TlsAuto, TlsAuto, other, &[]));
+        assert!(taken.refused.is_some(), "each lets others in");
+    }
+    let spoken = ["AES256-GCM-SHA384", "ECDHE-RSA-AES128-GCM-SHA256"];
+    assert!(decode(&virtual_inbound(vec![context(TlsAuto, TlsAuto, one, &spoken)])).is_ok());
+    let error = decode(&virtual_inbound(vec![context(TlsAuto, TlsAuto, one, &spoken[..1])])).unwrap_err();
+    assert!(error.contains("cipher_suites") && error.contains("AES256-GCM-SHA384"), "{error}");
 }
 
 /// AN8: TLS that does not ask for a certificate is not served.

@@ -386,6 +386,7 @@ fn inbound(port: u16, mtls: MtlsMode) -> Inbound {
         path: PathNormalization { dot_segments: false, merge_slashes: true, escaped_slashes: EscapedSlashes::Forward },
         trusted_hops: Some(2),
         members_forward: true,
+        forwarders: Some(vec!["spiffe://cluster.local/ns/istio-system/sa/edge".to_owned()]),
     }
 }
 

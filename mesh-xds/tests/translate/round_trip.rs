@@ -132,7 +132,7 @@ fn a_gateway_survives_the_wire() {
 
     let own = rcgen::KeyPair::generate().unwrap();
     let chain = rcgen::CertificateParams::default().self_signed(&own).unwrap().pem();
-    let pair = KeyPair { chain, key: mesh_core::config::PrivateKey(own.serialize_pem()) };
+    let pair = KeyPair { chain, key: mesh_core::config::PrivateKey::new(own.serialize_pem()) };
     let certificate = GatewayCertificate::Named("kubernetes://cert".into(), Some(Arc::new(pair)));
     let alpn = || vec!["h2".to_owned(), "http/1.1".to_owned()];
     let simple = GatewayTls { certificates: vec![certificate], alpn: alpn(), ..GatewayTls::default() };

@@ -6,6 +6,7 @@ use std::time::Duration;
 use mesh_core::config::{
     ClientCertHeader, EscapedSlashes, ForwardClientCert, HttpLimits, Inbound, PathNormalization, Underscores,
 };
+use prost_types::{ListValue, Value, value::Kind};
 
 use super::FILTERS;
 use crate::{
@@ -14,7 +15,7 @@ use crate::{
         envoy::{
             config::{
                 core::v3::{
-                    Http2ProtocolOptions, HttpProtocolOptions,
+                    Http2ProtocolOptions, HttpProtocolOptions, Metadata,
                     http_protocol_options::HeadersWithUnderscoresAction as UnderscoresAction,
                 },
                 listener::v3::{FilterChain, FilterChainMatch, filter::ConfigType},
@@ -36,6 +37,7 @@ use crate::{
         },
     },
     translate::{
+        filter,
         read::{Ignored, Wrong, wrong},
         value,
     },
@@ -228,6 +230,77 @@ pub(super) fn underscores(manager: &HttpConnectionManager) -> Result<Underscores
         Ok(UnderscoresAction::RejectRequest) => Ok(Underscores::Reject),
         Ok(UnderscoresAction::DropHeader) => Ok(Underscores::Drop),
         Err(_) => Err(wrong("common_http_protocol_options.headers_with_underscores_action", "is none")),
+    }
+}
+
+/// Whose metadata of a filter chain is ours, and the key of those who are believed to tell addresses.
+const MESH: &str = "mesh";
+const FORWARDERS: &str = "forwarders";
+
+/// Who is believed to tell addresses, where that is said.
+pub(super) fn forwarders(chain: &FilterChain) -> Option<Vec<String>> {
+    let Kind::ListValue(list) = value::metadata(chain.metadata.as_ref(), MESH)?.get(FORWARDERS)?.kind.as_ref()? else {
+        // What cannot be read believes nobody.
+        return Some(Vec::new());
+    };
+    let text = |value: &Value| match &value.kind {
+        Some(Kind::StringValue(text)) => Some(text.clone()),
+        _ => None,
+    };
+    Some(list.values.iter().filter_map(text).collect())
+}
+
+/// The same, written.
+pub(super) fn encode_forwarders(forwarders: Option<&[String]>) -> Option<Metadata> {
+    let values = forwarders?.iter().map(|name| value::text_value(name.as_str())).collect();
+    let list = Value { kind: Some(Kind::ListValue(ListValue { values })) };
+    let filter_metadata = [(MESH.to_owned(), value::structure([(FORWARDERS, list)]))].into();
+    Some(Metadata { filter_metadata, ..Metadata::default() })
+}
+
+/// Those who are on both lists, where there are two.
+pub(super) fn fewer(one: Option<Vec<String>>, other: Option<Vec<String>>) -> Option<Vec<String>> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.into_iter().filter(|name| other.contains(name)).collect()),
+        (one, other) => one.or(other),
+    }
+}
+
+/// Of two bounds the lower; `None` is none.
+pub(super) fn least<T: Ord>(one: Option<T>, other: Option<T>) -> Option<T> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
+    }
+}
+
+/// A network filter in front of HTTP that decides who may connect.
+pub(super) fn guard(chain: &FilterChain) -> Option<String> {
+    let mut before = chain.filters.iter().rev().skip(1);
+    let guard = before.find(|filter| match &filter.config_type {
+        Some(ConfigType::TypedConfig(any)) => filter::guards(&filter.name, any),
+        None => filter::guards(&filter.name, &Any::default()),
+    })?;
+    Some(format!("the network filter {:?} guards this port and is not supported: all requests are refused", guard.name))
+}
+
+/// Of two chains' words on the caller's certificate the one that believes and tells less.
+pub(super) fn stricter(one: ClientCertHeader, other: ClientCertHeader) -> ClientCertHeader {
+    let rank = |header: &ClientCertHeader| match header.mode {
+        ForwardClientCert::Sanitize => 0,
+        ForwardClientCert::SanitizeSet => 1,
+        ForwardClientCert::AppendForward => 2,
+        ForwardClientCert::ForwardOnly => 3,
+        ForwardClientCert::AlwaysForwardOnly => 4,
+    };
+    let mode = if rank(&one) <= rank(&other) { one.mode } else { other.mode };
+    ClientCertHeader {
+        mode,
+        subject: one.subject && other.subject,
+        cert: one.cert && other.cert,
+        chain: one.chain && other.chain,
+        dns: one.dns && other.dns,
+        uri: one.uri && other.uri,
     }
 }
 

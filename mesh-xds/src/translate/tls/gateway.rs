@@ -180,7 +180,7 @@ pub(in crate::translate) fn encode_secrets(tls: &GatewayTls, set: &mut ResourceS
     for one in &tls.certificates {
         if let GatewayCertificate::Named(name, Some(pair)) = one {
             let KeyPair { chain, key } = &**pair;
-            encode_certificate(name, chain, &key.0, set);
+            encode_certificate(name, chain, key.expose(), set);
         }
     }
     if let Some(GatewayRoots::Named(name, Some(known))) = &tls.roots {
