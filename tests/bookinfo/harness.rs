@@ -210,6 +210,7 @@ impl Configured for Bookinfo {
             "authorizationpolicy",
             "requestauthentication",
             "peerauthentication",
+            "envoyfilter",
         ] {
             let ran = self.meshctl(&["get", kind, "-o", "name"]);
             assert_eq!(ran.code, 0, "get {kind}: {}{}", ran.out, ran.err);
