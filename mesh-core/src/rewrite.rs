@@ -4,6 +4,8 @@
 //! the route table (RA13), then the authority (RA12), then the path (RA11). What was there before is told to the
 //! destination in `x-envoy-original-host` and `x-envoy-original-path`.
 
+use std::net::IpAddr;
+
 use http::{
     HeaderMap, HeaderName, HeaderValue, Uri,
     header::HOST,
@@ -23,7 +25,7 @@ mod format;
 
 pub use edit::HeaderEdits;
 
-use format::Facts;
+use format::{Caller, Facts};
 
 /// New authority and path of a route's requests.
 #[derive(Clone, Debug, Default)]
@@ -91,12 +93,16 @@ impl Rewrite {
     }
 }
 
-/// Changes the head of a request as its plan says. Called once, before the first try.
-pub fn apply(plan: &Plan, parts: &mut Parts) {
+/// Changes the head of a request as its plan says, made while somebody at `source` is served, if so. Called once, before the
+/// first try.
+pub fn apply(plan: &Plan, source: Option<IpAddr>, parts: &mut Parts) {
     let rewrite = &plan.route.rewrite;
     let host_rewrite = plan.destination().is_some_and(|destination| destination.host_rewrite.is_some());
     if !plan.changes_headers() && !host_rewrite && rewrite.host.is_none() && rewrite.path.is_none() {
         return;
+    }
+    if let Some(source) = source.filter(|_| plan.changes_headers()) {
+        parts.extensions.insert(Caller(source));
     }
     if let Some(destination) = plan.destination() {
         edit(plan, &destination.edits, parts);
@@ -276,7 +282,7 @@ const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use std::sync::Arc;
+    use std::{net::Ipv4Addr, sync::Arc};
 
     use super::*;
     use crate::{
@@ -308,7 +314,7 @@ mod tests {
                 ..RoutePolicy::default()
             };
             let mut parts = parts(&format!("http://reviews:9080{path}"), &[]);
-            apply(&plan(policy), &mut parts);
+            apply(&plan(policy), None, &mut parts);
             assert_eq!(parts.uri.to_string(), format!("http://reviews:9080{expected}"), "{path}");
             assert_eq!(parts.headers["x-envoy-original-path"], path);
         }
@@ -328,7 +334,7 @@ mod tests {
         ] {
             let headers: Vec<_> = host.map(|host| ("host", host)).into_iter().collect();
             let mut parts = parts(uri, &headers);
-            apply(&plan(policy()), &mut parts);
+            apply(&plan(policy()), None, &mut parts);
             assert_eq!(parts.uri, new_uri);
             assert_eq!(parts.headers.get("host").map(|host| host.to_str().unwrap()), new_host);
         }
@@ -353,7 +359,7 @@ mod tests {
         ] {
             let rewrite = Rewrite { host, append_forwarded_host: true, ..Rewrite::default() };
             let mut parts = parts(uri, headers);
-            apply(&plan(RoutePolicy { rewrite, ..RoutePolicy::default() }), &mut parts);
+            apply(&plan(RoutePolicy { rewrite, ..RoutePolicy::default() }), None, &mut parts);
             assert_eq!(parts.uri.host(), Some(expected.unwrap_or("old")), "{uri} {headers:?}");
             for told in ["x-envoy-original-host", "x-forwarded-host"] {
                 let told = parts.headers.get(told).map(|value| value.to_str().unwrap());
@@ -385,7 +391,7 @@ mod tests {
         .unwrap();
         let plan = plan(RoutePolicy { headers: edits, ..RoutePolicy::default() });
         let mut parts = parts("http://old/", &[("x-a", "own"), ("x-b", "own"), ("x-gone", "1")]);
-        apply(&plan, &mut parts);
+        apply(&plan, None, &mut parts);
         let all = |name| parts.headers.get_all(name).iter().map(|v| v.to_str().unwrap()).collect::<Vec<_>>();
         assert_eq!((all("x-a"), all("x-b"), all("x-gone")), (vec!["host"], vec!["own", "cluster", "route"], vec![]));
         let mut response = HeaderMap::from_iter([(http::header::SERVER, HeaderValue::from_static("x"))]);
@@ -426,7 +432,7 @@ mod tests {
         ];
         for (headers, expected) in expected {
             let mut parts = parts("http://old/", headers);
-            apply(&plan, &mut parts);
+            apply(&plan, None, &mut parts);
             for (name, expected) in ["x-a", "x-b", "x-c", "x-d", "x-gone", "x-e", "x-f"].iter().zip(expected) {
                 let all: Vec<_> = parts.headers.get_all(*name).iter().map(|v| v.to_str().unwrap()).collect();
                 assert_eq!(all, expected, "{name} {headers:?}");
@@ -444,24 +450,32 @@ mod tests {
                 set("x-2", "a%REQ(X-MISS?X-Y)%b"),
                 set("x-3", "%REQ(x-y):2%"),
                 set("x-4", "100%%"),
+                set("x-7", "from %DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"),
                 set("x-5", "%RESP(x-up)%%RESPONSE_CODE%%UPSTREAM_CLUSTER%"),
             ],
-            response: vec![set("x-6", "%RESP(x-up)%|%RESP(x-no?x-up):1%|%REQ(x-1)%|%RESPONSE_CODE%|%REQ(host)%")],
+            response: vec![set(
+                "x-6",
+                "%RESP(x-up)%|%RESP(x-no?x-up):1%|%REQ(x-1)%|%RESPONSE_CODE%|%REQ(host)%|%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%",
+            )],
         };
         let headers = HeaderEdits::compile([&changes]).unwrap();
         let plan = plan(RoutePolicy { name: "r".into(), headers, ..RoutePolicy::default() });
         let mut parts = parts("http://old:1/a?b", &[("x-y", "yyy"), ("x-y", "zzz")]);
-        apply(&plan, &mut parts);
-        for (name, expected) in
-            [("x-1", "GET old:1/a?b http HTTP/1.1 r"), ("x-2", "ayyyb"), ("x-3", "yy"), ("x-4", "100%")]
-        {
+        apply(&plan, Some(Ipv4Addr::new(10, 1, 2, 3).into()), &mut parts);
+        for (name, expected) in [
+            ("x-1", "GET old:1/a?b http HTTP/1.1 r"),
+            ("x-2", "ayyyb"),
+            ("x-3", "yy"),
+            ("x-4", "100%"),
+            ("x-7", "from 10.1.2.3"),
+        ] {
             assert_eq!(parts.headers[name], expected, "{name}");
         }
         assert!(!parts.headers.contains_key("x-5"), "nothing of it is known yet");
         let request = remembered(&plan, &parts).unwrap();
         let mut response = HeaderMap::from_iter([(HeaderName::from_static("x-up"), HeaderValue::from_static("up"))]);
         on_response(&plan, Some(&request), 404, &mut response);
-        assert_eq!(response["x-6"], "up|u|GET old:1/a?b http HTTP/1.1 r|404|old:1");
+        assert_eq!(response["x-6"], "up|u|GET old:1/a?b http HTTP/1.1 r|404|old:1|10.1.2.3");
     }
 
     /// RA10: scheme, host, port, path and query of a redirect, each kept unless replaced.

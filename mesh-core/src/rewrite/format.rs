@@ -1,5 +1,7 @@
 //! Texts with operators, filled in. Source: Envoy's substitution formatter in header values: what is not there is nothing.
 
+use std::net::IpAddr;
+
 use http::{HeaderMap, HeaderValue, Version, header, request::Parts};
 
 use crate::{
@@ -7,6 +9,10 @@ use crate::{
     plan::Plan,
     request::RequestView,
 };
+
+/// Who is being served while a request is made, kept beside its head for operators that ask.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Caller(pub(super) IpAddr);
 
 /// What the operators of a text may name.
 pub(super) struct Facts<'a> {
@@ -18,7 +24,8 @@ pub(super) struct Facts<'a> {
 
 /// Does the text name something of the request?
 pub(super) fn asks_request(format: &Format) -> bool {
-    format.parts().iter().any(|part| matches!(part, Part::Operator(Operator::Request(_) | Operator::Protocol)))
+    let asks = |operator: &Operator| matches!(operator, Operator::Request(_) | Operator::Protocol | Operator::Caller);
+    format.parts().iter().any(|part| matches!(part, Part::Operator(operator) if asks(operator)))
 }
 
 /// The text with its operators filled in; `None` if that is no header value.
@@ -61,6 +68,11 @@ fn fill_in(operator: &Operator, facts: &Facts<'_>, out: &mut Vec<u8>) {
         Operator::Cluster => {
             if let Some(cluster) = facts.plan.cluster() {
                 out.extend_from_slice(cluster.name().as_bytes());
+            }
+        }
+        Operator::Caller => {
+            if let Some(Caller(address)) = facts.request.and_then(|request| request.extensions.get()) {
+                out.extend_from_slice(address.to_string().as_bytes());
             }
         }
         Operator::RouteName => out.extend_from_slice(facts.plan.route.name.as_bytes()),

@@ -271,7 +271,7 @@ impl<S> Shared<S> {
         session::unwrap(&plan, departure.message.parts_mut());
         // What is answered here is answered as it came.
         if plan.cluster().is_some() && plan.fault.abort.is_none() {
-            rewrite::apply(&plan, departure.message.parts_mut());
+            rewrite::apply(&plan, departure.source, departure.message.parts_mut());
         }
         let request = rewrite::remembered(&plan, departure.message.parts());
         // A mirror whose cluster is not there is no reason to fail anything.

@@ -100,6 +100,9 @@ pub enum Operator {
     RouteName,
     /// `%RESPONSE_CODE%`; nothing on a request.
     Status,
+    /// `%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%`, `%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%`: the address of the caller
+    /// being served while the request is made; nothing for requests of the program's own.
+    Caller,
 }
 
 /// A header, another where it is missing, and how much of its value.
@@ -235,6 +238,9 @@ fn parse_operator(operator: &str) -> Result<Operator, FormatError> {
         ("UPSTREAM_CLUSTER" | "UPSTREAM_CLUSTER_RAW", "") => Operator::Cluster,
         ("ROUTE_NAME", "") => Operator::RouteName,
         ("RESPONSE_CODE", "") => Operator::Status,
+        ("DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT" | "DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT", "") => {
+            Operator::Caller
+        }
         _ => return Err(unknown()),
     })
 }

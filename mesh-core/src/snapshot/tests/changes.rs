@@ -21,7 +21,7 @@ fn header_changes_of_every_level() {
     let levels = |config: &Config| {
         let mut parts = request("http://reviews:9080/", None);
         let plan = plan(&compile(config, None), &parts, 0).unwrap();
-        crate::rewrite::apply(&plan, &mut parts);
+        crate::rewrite::apply(&plan, None, &mut parts);
         let values = parts.headers.get_all("x-level").iter();
         values.map(|value| value.to_str().unwrap().to_owned()).collect::<Vec<_>>()
     };

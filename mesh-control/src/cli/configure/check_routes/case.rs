@@ -1,6 +1,6 @@
 //! One case: a request, what is expected of the routes, and the verdict. The fields are those of Envoy's `ValidationItem`.
 
-use std::{fmt, time::Duration};
+use std::{fmt, net::Ipv4Addr, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Request, request::Parts};
 use mesh_core::{
@@ -234,7 +234,8 @@ impl Outcome {
         }
         outcome.forwards = matches!(plan.target, Target::Cluster(_) | Target::NoCluster(_));
         if outcome.forwards {
-            rewrite::apply(&plan, &mut request);
+            // Whom Envoy's tool means by the caller.
+            rewrite::apply(&plan, Some(Ipv4Addr::LOCALHOST.into()), &mut request);
         }
         let status = if outcome.status == 0 { 200 } else { outcome.status };
         rewrite::on_response(&plan, Some(&request), status, &mut headers);
