@@ -45,6 +45,9 @@ virtual_hosts:
         - name: v2
           weight: 70
           request_headers_to_add: [{header: {key: x-chosen, value: v2}}]
+  - match: {prefix: /WHO, case_sensitive: false}
+    route: {cluster: shop}
+    request_headers_to_add: [{header: {key: x-client, value: "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"}}]
   - match: {path: /old}
     redirect: {path_redirect: /new, response_code: FOUND, https_redirect: true}
   - match: {path: /ping}
@@ -98,6 +101,9 @@ tests:
 - test_name: the second of a split
   input: {authority: shop.example.com, path: /split, method: GET, random_value: 130}
   validate: {cluster_name: v2, request_header_fields: [{key: x-chosen, value: v2}]}
+- test_name: the tool is the caller
+  input: {authority: shop.example.com, path: /who/else, method: GET}
+  validate: {cluster_name: shop, request_header_fields: [{key: x-client, value: 127.0.0.1}]}
 - test_name: redirected
   input: {authority: shop.example.com, path: "/old?q", method: GET}
   validate: {cluster_name: "", virtual_host_name: "", path_redirect: "https://shop.example.com/new?q", code_redirect: 302}
@@ -125,8 +131,8 @@ fn cases_pass_and_fail_as_with_envoys_tool() {
     let ran = check(&[&routes, &tests, "--output", "json"]);
     let report: Value = serde_json::from_slice(&ran.stdout).unwrap_or_else(|error| panic!("{error}: {ran:?}"));
     assert_eq!(ran.status.code(), Some(0), "{report:#}");
-    assert_eq!((&report["passed"], &report["failed"]), (&12.into(), &0.into()));
-    assert_eq!((&report["routes"], &report["routes_checked"]), (&7.into(), &7.into()));
+    assert_eq!((&report["passed"], &report["failed"]), (&13.into(), &0.into()));
+    assert_eq!((&report["routes"], &report["routes_checked"]), (&8.into(), &8.into()));
     let ignored: Vec<_> = report["not_acted_on"].as_array().unwrap().iter().map(|one| one.as_str().unwrap()).collect();
     assert!(ignored.contains(&"virtual_hosts.require_tls") && ignored.contains(&"runtime"), "{ignored:?}");
 
@@ -136,10 +142,10 @@ fn cases_pass_and_fail_as_with_envoys_tool() {
     assert_eq!(ran.status.code(), Some(1));
     assert_eq!(
         text(&ran.stdout),
-        "FAIL  the canary takes a quarter\n      cluster_name: expected \"dog\", actual \"canary\"\n      path_rewrite: expected \"/dog\", actual \"/canary\"\n11 passed, 1 failed; 6 of 7 routes checked (85.7 %)\n"
+        "FAIL  the canary takes a quarter\n      cluster_name: expected \"dog\", actual \"canary\"\n      path_rewrite: expected \"/dog\", actual \"/canary\"\n12 passed, 1 failed; 7 of 8 routes checked (87.5 %)\n"
     );
     assert!(text(&ran.stderr).contains("warning: virtual_hosts.require_tls is not acted on"), "{ran:?}");
-    assert!(text(&ran.stderr).contains("1 of 12 cases failed"), "{ran:?}");
+    assert!(text(&ran.stderr).contains("1 of 13 cases failed"), "{ran:?}");
 }
 
 /// Both files may be proto JSON, with names in either form; a minimum of routes to be checked can be asked for.

@@ -112,7 +112,7 @@ where
             let cluster = plan.cluster().map_or("", |cluster| cluster.name());
             plan.fault = faults.draw(&RequestView::of(departure.message.parts(), None), cluster, &mut rng);
         }
-        rewrite::apply(&plan, departure.message.parts_mut());
+        rewrite::apply(&plan, departure.source, departure.message.parts_mut());
         let request = rewrite::remembered(&plan, departure.message.parts());
         let mut call = Call::new(plan, rng, std::mem::take(&mut departure.progress));
         if request.is_some() {
