@@ -27,8 +27,14 @@ mod defaults;
 #[path = "traffic/endpoints.rs"]
 mod endpoints;
 
+#[path = "traffic/endings.rs"]
+mod endings;
+
 #[path = "traffic/filters.rs"]
 mod filters;
+
+#[path = "traffic/frames.rs"]
+mod frames;
 
 #[path = "traffic/harness.rs"]
 mod harness;

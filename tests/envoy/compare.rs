@@ -1,7 +1,8 @@
 //! What arrived and what came back, through Envoy and through ours, with every difference between them.
 //!
 //! Left out is only what each hop says of itself on every request, whatever its routes say: `OF_THE_HOP`. Everything else is
-//! compared; what may differ is one of [`EXPLAINED`], by name and with its reason.
+//! compared; what may differ is one of [`EXPLAINED`], by name and with its reason. What ours tells every try, where Envoy says
+//! nothing or less, is held to be true instead, and counted: [`told_more`].
 
 use std::{collections::BTreeMap, fmt};
 
@@ -13,8 +14,8 @@ use crate::{
     upstream::Arrived,
 };
 
-/// Headers by which a hop tells of itself or frames a message: never taken from routes. Of those that number a try or tell
-/// it how much time is left, what they say is compared where Envoy says it; ours always does.
+/// Headers by which a hop tells of itself or frames a message: never taken from routes. What those say that number a try, tell it
+/// how much time is left or by which scheme its caller came is compared by itself, in `facts`.
 const OF_THE_HOP: [&str; 21] = [
     "connection",
     "content-length",
@@ -130,6 +131,23 @@ pub(crate) fn explained(ask: &Ask, rule: Option<&Value>, difference: &Difference
     EXPLAINED.iter().find(|explained| (explained.is)(ask, rule, difference))
 }
 
+/// What ours tells a try, and Envoy does not or with a longer limit, if it is true: the number of the try, of so many that arrived, and
+/// a limit of time that there is. The name it is counted by.
+pub(crate) fn told_more(rule: Option<&Value>, difference: &Difference, tries: usize) -> Option<&'static str> {
+    let Difference { what, envoy, ours } = difference;
+    let limit = |limit: u128| *ours == format!("of {limit} ms");
+    let of_stream = rule.map_or(&Value::Null, |rule| &rule["route"]["max_stream_duration"]);
+    let of_stream = of_stream.as_object().into_iter().flat_map(|limits| limits.values());
+    let mut of_stream = of_stream.filter_map(|time| time.as_str()?.strip_suffix('s')?.parse::<f64>().ok());
+    match (what.as_str(), envoy.as_str()) {
+        ("try number", "nothing") => (*ours == tries.to_string()).then_some("which try it is"),
+        // Of the time a stream has in all, which Envoy keeps to itself, ours tells each try as well.
+        ("try time", _) if of_stream.any(|seconds| limit((seconds * 1e3) as u128)) => Some("the time of its stream"),
+        ("try time", "nothing") => LIMITS.into_iter().any(limit).then_some("the time that is left"),
+        _ => None,
+    }
+}
+
 /// Everything that is not the same.
 pub(crate) fn differences(envoy: &Result<Answer, String>, ours: &Result<Answer, String>) -> Vec<Difference> {
     let (envoy, ours) = (facts(envoy), facts(ours));
@@ -141,8 +159,10 @@ pub(crate) fn differences(envoy: &Result<Answer, String>, ours: &Result<Answer, 
     let both = names.into_iter().map(|name| (name, of(&envoy, name), of(&ours, name)));
     // Two that fail are alike, whatever they say.
     both.filter(|(name, envoy, ours)| {
-        let told_more = name.strip_prefix("try ").is_some() && envoy == "nothing";
-        envoy != ours && !told_more && !(*name == "no answer" && envoy != "nothing" && ours != "nothing")
+        let both_fail = *name == "no answer" && envoy != "nothing" && ours != "nothing";
+        // A proxy says by which scheme it was called, a caller to nobody.
+        let of_a_proxy = *name == "forwarded scheme" && envoy == "http" && ours == "nothing";
+        envoy != ours && !both_fail && !of_a_proxy
     })
     .map(|(what, envoy, ours)| Difference { what: what.clone(), envoy, ours })
     .collect()
@@ -179,6 +199,7 @@ fn facts(answer: &Result<Answer, String>) -> BTreeMap<String, String> {
         return facts;
     };
     facts.extend(arrived.all("x-envoy-attempt-count").map(|count| ("try number".to_owned(), count.to_owned())));
+    facts.extend(arrived.all("x-forwarded-proto").map(|scheme| ("forwarded scheme".to_owned(), scheme.to_owned())));
     facts.extend(time_left(&arrived).map(|limit| ("try time".to_owned(), format!("of {limit} ms"))));
     for (name, value) in [
         ("upstream", arrived.upstream),

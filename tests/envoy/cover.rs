@@ -133,6 +133,9 @@ pub(crate) const KINDS: &[&str] = &[
     "append_action OVERWRITE_IF_EXISTS_OR_ADD",
 ];
 
+/// How it was asked; each in at least one of twenty pairs.
+pub(crate) const ASKED_BY: &[&str; 3] = &["asked by HTTP/1.1", "asked by HTTP/2", "asked by gRPC"];
+
 /// How often each kind occurred.
 #[derive(Debug, Default)]
 pub(crate) struct Coverage {
@@ -187,10 +190,10 @@ impl Coverage {
         self.add(kinds);
     }
 
-    /// The kinds of this list that fewer than one in a hundred pairs had to do with.
-    pub(crate) fn rare(&self, wanted: &[&str]) -> Vec<String> {
+    /// The kinds of this list that fewer than so many of a hundred pairs had to do with.
+    pub(crate) fn rare(&self, wanted: &[&str], percent: usize) -> Vec<String> {
         let count = |kind: &str| self.kinds.get(kind).copied().unwrap_or(0);
-        let rare = wanted.iter().filter(|kind| count(kind) * 100 < self.pairs);
+        let rare = wanted.iter().filter(|kind| count(kind) * 100 < self.pairs * percent);
         rare.map(|kind| format!("{kind}: {} of {}", count(kind), self.pairs)).collect()
     }
 

@@ -5,14 +5,26 @@
 //! ones, `MESH_SEED` another. Ours is `RetryLayer::like_envoy`: without its budget, and with Envoy's idea of what is safe.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::TcpListener,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
 use futures_util::{StreamExt, stream};
 use http_body::Frame;
+use mesh_tower::{
+    HttpClient, Pool,
+    config::Workload,
+    connect::{Connecting, Connector, Target},
+    layer::RetryLayer,
+    source::Source,
+    telemetry::Telemetry,
+    tls::ClientTls,
+};
 use mesh_xds::proto::envoy::config::cluster::v3::{Cluster, cluster::LbPolicy};
 use serde_json::{Value, json};
 use tokio::time::sleep;
@@ -27,7 +39,7 @@ use crate::{
 #[path = "retries/generate.rs"]
 mod generate;
 
-use generate::{Trial, routes, soon, trial, words};
+use generate::{GRPC_ANSWERS, GRPC_WORDS, HTTP_ANSWERS, HTTP_WORDS, Trial, in_force, routes, soon, trial, words};
 
 /// Policies at once, one a slot: few, since each has Envoy watch a file and a machine has only so many watches.
 const SLOTS: usize = 10;
@@ -68,6 +80,8 @@ async fn the_same_answers_are_tried_again() {
     let seed = seed(40);
     let (mut differences, mut pairs, mut again) = (Vec::new(), 0, 0);
     let mut told: BTreeMap<String, usize> = BTreeMap::new();
+    // Answers that were given; conditions that were alone and because of which there was another try.
+    let (mut given, mut because): (BTreeSet<String>, BTreeSet<String>) = Default::default();
     for round in 0..ROUNDS {
         let trials: Vec<Trial> = (0..SLOTS).map(|slot| trial(seed, (round * SLOTS + slot) as u64, REQUESTS)).collect();
         let encoded =
@@ -96,9 +110,19 @@ async fn the_same_answers_are_tried_again() {
         });
         for (slot, n, seen) in stream::iter(asking).buffer_unordered(24).collect::<Vec<_>>().await {
             pairs += 1;
-            again += usize::from(seen[0].arrivals.iter().sum::<usize>() > 1);
+            let tries = seen[0].arrivals.first().copied().unwrap_or(0);
+            again += usize::from(tries > 1);
             for word in words(&trials[slot].routes) {
                 *told.entry(word).or_default() += 1;
+            }
+            let script = trials[slot].asks[n].headers.iter().find(|(name, _)| name == "x-script");
+            given.extend(script.into_iter().flat_map(|(_, script)| script.split(' ')).take(tries).map(str::to_owned));
+            let asks_itself = trials[slot].asks[n].headers.iter().any(|(name, _)| name.starts_with("x-envoy-"));
+            if let [only] = in_force(&trials[slot].routes)[..]
+                && tries > 1
+                && !asks_itself
+            {
+                because.insert(only.to_owned());
             }
             if !is_same(&seen[0], &seen[1]) {
                 let Trial { routes, asks } = &trials[slot];
@@ -114,6 +138,16 @@ async fn the_same_answers_are_tried_again() {
     assert!(again * 8 > pairs, "the sequences tell something: {again} of {pairs}");
     let rare: Vec<_> = told.iter().filter(|(_, count)| *count * 100 < pairs).collect();
     assert!(rare.is_empty(), "{rare:?}");
+    let conditions = || HTTP_WORDS.into_iter().chain(GRPC_WORDS);
+    let seldom: Vec<_> = conditions().filter(|word| told.get(*word).copied().unwrap_or(0) * 100 < pairs).collect();
+    assert!(seldom.is_empty(), "conditions of fewer than one pair in a hundred: {seldom:?} of {told:?}");
+    // Those of connections that are refused are shown below.
+    let of_connections = ["connect-failure", "reset-before-request"];
+    let vain: Vec<_> = conditions().filter(|word| !of_connections.contains(word) && !because.contains(*word)).collect();
+    assert!(vain.is_empty(), "conditions that alone brought no other try: {vain:?}");
+    let answers = HTTP_ANSWERS.into_iter().chain(GRPC_ANSWERS).chain(["stall"]);
+    let missing: Vec<_> = answers.filter(|answer| !given.contains(*answer)).collect();
+    assert!(missing.is_empty(), "answers that nobody was given: {missing:?}");
 }
 
 /// RT1, RT17, TO8: where nobody listens there are as many tries, and the same answer.
@@ -123,7 +157,6 @@ async fn refused_connections_are_tried_again_as_often() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let nobody = taken.local_addr().unwrap();
     drop(taken);
-    // Ours has no counter of tries that is told outside; the cluster's own one of requests is.
     let words =
         ["connect-failure", "reset", "5xx", "gateway-error", "reset-before-request", "refused-stream,retriable-4xx"];
     let clusters: Vec<_> = (0..words.len()).map(|n| at_will(cluster(&format!("n{n}"), [nobody]))).collect();
@@ -141,14 +174,36 @@ async fn refused_connections_are_tried_again_as_often() {
             Arc::make_mut(cluster).avoid_unreachable = false;
         }
     });
+    // Each try over HTTP/1.1 asks for a connection of its own.
+    let asked = Arc::new(AtomicUsize::new(0));
+    let (source, telemetry) = (Source::system(), Telemetry::new(Workload::default()));
+    let refusing = Arc::new(Refusing(Arc::clone(&asked)));
+    let pool = Pool::with_connector(ClientTls::default(), telemetry.clone(), source.clone(), refusing);
+    let client = HttpClient::new(Arc::clone(both.mesh().live()), telemetry, pool).with_source(source);
+    let client = client.with_retries(RetryLayer::like_envoy());
     for (n, on) in words.iter().enumerate() {
         let envoy = both.through_envoy(n).ask(&Ask::get("host", "/")).await.unwrap();
         let ours = both.through_ours(n).ask(&Ask::get("host", "/")).await.unwrap();
         assert_eq!((envoy.status.as_u16(), ours.status.as_u16()), (503, 503), "{on}");
         let tries = both.envoy().stat(&format!("cluster.n{n}.upstream_rq_retry")).await;
         assert_eq!(tries, if n < 5 { 2 } else { 0 }, "{on}");
+        let before = asked.load(Relaxed);
+        let port = u16::try_from(n + 1).unwrap();
+        let counted = Caller::Ours(client.clone().on_port(port)).ask(&Ask::get("host", "/")).await.unwrap();
+        assert_eq!(counted.status.as_u16(), 503, "{on}");
+        assert_eq!((asked.load(Relaxed) - before) as u64, tries + 1, "{on}: tries of ours, and of Envoy");
         let snapshot = both.mesh().snapshot().unwrap();
         assert_eq!(snapshot.cluster(&format!("n{n}")).unwrap().requests_in_flight(), 0);
+    }
+}
+
+/// A network in which nobody listens, and which counts who asked.
+struct Refusing(Arc<AtomicUsize>);
+
+impl Connector for Refusing {
+    fn connect<'a>(&'a self, _: Target<'a>) -> Connecting<'a> {
+        self.0.fetch_add(1, Relaxed);
+        Box::pin(async { Err(std::io::ErrorKind::ConnectionRefused.into()) })
     }
 }
 

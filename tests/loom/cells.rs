@@ -1,5 +1,5 @@
-//! Every schedule of a few threads over the cells whose slots must never be lost: in-flight counts, limits, the retry budget,
-//! ejection, and the counts of endpoints that leave and come back.
+//! Every schedule of a few threads over the cells whose slots must never be lost: in-flight counts, limits, the budgets of retries,
+//! faults under way, rate limits, ejection, and the counts of endpoints that leave and come back.
 //!
 //! The code is mesh-core's own, through its public interface; only its atomics are the checker's (`mesh-core/src/sync.rs`).
 //! Each model is run once for every order in which its threads' steps can fall, within a bound on
@@ -16,14 +16,19 @@ use loom::{
 use mesh_core::{
     cluster::Cluster,
     config::{
-        self, Endpoint, Endpoints, LoadBalancer, LocalityEndpoints, OutlierDetection, RoutingPriority, Thresholds,
+        self, Abort, AbortStatus, Config, Endpoint, Endpoints, Fault, Fraction, Inbound, LoadBalancer, LocalRateLimit,
+        LocalityEndpoints, OutlierDetection, RoutingPriority, Thresholds, TokenBucket,
     },
     endpoint::Pick,
+    fault::Faults,
     limit::Slot,
     outcome::Outcome,
     pick::Ask,
-    retry::RetryBudget,
+    rate_limit::{Counted, Limits},
+    request::RequestView,
+    retry::{RetryBudget, Throttle},
     rng::RequestRng,
+    snapshot::Snapshot,
     time::Time,
 };
 
@@ -100,6 +105,118 @@ fn a_budget_gives_no_more_than_was_earned() {
         assert!(!budget.try_withdraw());
         budget.deposit();
         assert!(budget.try_withdraw());
+    });
+}
+
+/// As many faults at once as may be, and one that is over makes room: a lost slot would end the faults for ever.
+#[test]
+fn a_fault_is_never_one_too_many_and_its_end_makes_room() {
+    model(2, || {
+        let abort = Abort { status: AbortStatus::Http(503), fraction: Fraction::ALL };
+        let fault = Fault { abort: Some(abort), max_active: Some(1), ..Fault::default() };
+        let faults = Arc::new(Faults::new(&fault).unwrap());
+        let held = Arc::new(AtomicUsize::new(0));
+        let begin = |faults: &Faults| {
+            let (parts, ()) = http::Request::get("http://a/").body(()).unwrap().into_parts();
+            faults.draw(&RequestView::of(&parts, None), "any", &mut RequestRng::new(1, 0)).begin()
+        };
+        let threads = [(); 2].map(|()| {
+            let (faults, held) = (Arc::clone(&faults), Arc::clone(&held));
+            thread::spawn(move || {
+                let Some(_slot) = begin(&faults) else { return };
+                assert_eq!(held.fetch_add(1, SeqCst), 0, "two faults where one may be");
+                held.fetch_sub(1, SeqCst);
+            })
+        });
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        let (one, other) = (begin(&faults), begin(&faults));
+        assert!(one.is_some() && other.is_none());
+    });
+}
+
+/// The last token of a rate limit's bucket lets one request pass, and is not lost to both; the next comes in its time.
+#[test]
+fn a_token_of_a_rate_limit_is_taken_once() {
+    model(2, || {
+        let limits = Arc::new(limits());
+        let threads = [(); 2].map(|()| {
+            let limits = Arc::clone(&limits);
+            thread::spawn(move || usize::from(passes(&limits, Time::ZERO)))
+        });
+        let passed: usize = threads.map(|thread| thread.join().unwrap()).iter().sum();
+        assert_eq!(passed, 1);
+        assert!(!passes(&limits, Time::ZERO));
+        let later = Time::ZERO + Duration::from_secs(60);
+        assert!(passes(&limits, later) && !passes(&limits, later));
+    });
+}
+
+/// A cluster's share of retries: never more than the requests under way allow, and each slot free again.
+#[test]
+fn a_share_of_retries_is_kept_and_comes_back() {
+    model(2, || {
+        let mut config = plain(1, 100);
+        config.thresholds.retry_budget = Some(config::RetryBudget { percent: 100.0, min_concurrency: 0 });
+        let cluster = compiled(&Arc::new(config), None);
+        let request = pick(&cluster, 1).unwrap();
+        let take = |cluster: &Cluster| cluster.retry_slot(RoutingPriority::Default, false);
+        let held = Arc::new(AtomicUsize::new(0));
+        let threads = [(); 2].map(|()| {
+            let (cluster, held) = (Arc::clone(&cluster), Arc::clone(&held));
+            thread::spawn(move || {
+                let Some(_slot) = take(&cluster) else { return };
+                assert_eq!(held.fetch_add(1, SeqCst), 0, "two retries beside one request");
+                held.fetch_sub(1, SeqCst);
+            })
+        });
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        let (one, other) = (take(&cluster), take(&cluster));
+        assert!(one.is_some() && other.is_none());
+        drop((one, request));
+        assert!(take(&cluster).is_none(), "of no request there is no share");
+    });
+}
+
+/// A limit of each endpoint: never one request more, and whoever is turned away takes no slot of the cluster along.
+#[test]
+fn a_slot_of_one_endpoint_is_never_shared_and_never_lost() {
+    model(2, || {
+        let mut config = plain(1, 100);
+        config.thresholds.max_requests_per_endpoint = 1;
+        let cluster = compiled(&Arc::new(config), None);
+        let held = Arc::new(AtomicUsize::new(0));
+        let threads = [true, false].map(|finishes| {
+            let (cluster, held) = (Arc::clone(&cluster), Arc::clone(&held));
+            thread::spawn(move || {
+                let Some(pick) = pick(&cluster, 1) else { return };
+                assert_eq!(held.fetch_add(1, SeqCst), 0, "two at an endpoint that takes one");
+                held.fetch_sub(1, SeqCst);
+                if finishes {
+                    pick.finish(&Outcome::response(200), Time::ZERO);
+                }
+            })
+        });
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        assert_eq!(in_flight(&cluster), (0, 0));
+        assert!(pick(&cluster, 2).is_some(), "the slot is free again");
+    });
+}
+
+/// Failures at once each cost a server's calls a token: of two that lead to the half, the second is followed by no retry.
+#[test]
+fn a_throttle_counts_every_failure() {
+    model(2, || {
+        let throttle = Arc::new(Throttle::new(4, 1.0).unwrap());
+        let threads = [(); 2].map(|()| {
+            let throttle = Arc::clone(&throttle);
+            thread::spawn(move || usize::from(throttle.failed()))
+        });
+        let followed: usize = threads.map(|thread| thread.join().unwrap()).iter().sum();
+        assert_eq!(followed, 1);
+        // One more leaves one, and three successes fill it.
+        assert!(!throttle.failed());
+        (0..3).for_each(|_| throttle.succeeded());
+        assert!(throttle.failed() && !throttle.failed());
     });
 }
 
@@ -258,6 +375,23 @@ fn pick(cluster: &Arc<Cluster>, seed: u64) -> Option<Pick> {
 
 fn pick_at(cluster: &Arc<Cluster>, seed: u64, now: Time) -> Option<Pick> {
     cluster.pick(&Ask::default(), now, &mut RequestRng::new(seed, 0)).ok()
+}
+
+/// A rate limit of one request a minute.
+fn limits() -> Limits {
+    let bucket = Some(TokenBucket { max: 1, per_fill: 1, every: Duration::from_secs(60) });
+    let limit = LocalRateLimit { bucket, enabled: Fraction::ALL, enforced: Fraction::ALL, ..LocalRateLimit::default() };
+    let server = Inbound { rate_limit: Some(Arc::new(limit)), ..Inbound::default() };
+    let mut config = Config::default();
+    config.inbound.insert(80, Arc::new(server));
+    let (parts, ()) = http::Request::get("http://a/").body(()).unwrap().into_parts();
+    Snapshot::compile(&config, None).unwrap().inbound_limits(&RequestView::of(&parts, Some(80))).0.unwrap()
+}
+
+fn passes(limits: &Limits, now: Time) -> bool {
+    let (parts, ()) = http::Request::get("http://a/").body(()).unwrap().into_parts();
+    let request = Counted { view: RequestView::of(&parts, Some(80)), own: "", cluster: "", peer: None };
+    limits.count(&request, now, &mut RequestRng::new(1, 0)).is_none()
 }
 
 /// Of the cluster, and of its first endpoint.

@@ -90,46 +90,49 @@ fn what_comes_back_keeps_its_count() {
 /// The band is that of a binomial count at 4.4 standard deviations: wrong once in 100,000 windows if draws were independent.
 #[test]
 fn a_split_holds_while_endpoints_churn() {
-    simulate(9, async |world| {
-        const WINDOW: u64 = 1_000;
-        let hosts = world.upstreams(20, Script { delay: Duration::from_millis(2), ..Script::default() });
-        let with = |round: u64| {
-            let present =
-                |from: u16| (from..from + 10).filter(move |n| !mix(&[round, u64::from(*n)]).is_multiple_of(3));
-            let clusters = [cluster_of("v1", present(1), Kind::Http2), cluster_of("v2", present(11), Kind::Http2)];
-            let split = vec![weighted("v1", 90), weighted("v2", 10)];
-            let forward = Forward { clusters: split, retry: Some(retries()), ..Forward::default() };
-            routed("upstream", forward, clusters)
-        };
-        let mesh = world.member(with(0), 0).await;
-        let live = Arc::clone(mesh.live());
-        let churn = async {
-            for round in 1.. {
-                sleep(Duration::from_millis(10)).await;
-                live.update(&with(round)).unwrap();
-            }
-        };
-        let client = mesh.http();
-        let load = async {
-            let mut windows = Vec::new();
-            for window in 0..4 {
-                let done = world.load(&client, Kind::Http2, WINDOW, Duration::from_secs(1), window * WINDOW).await;
-                assert!(done.iter().all(|done| done.is_ok()));
-                let first = World::address(11).port();
-                windows.push(done.iter().filter(|done| done.host >= first).count() as f64);
-            }
-            windows
-        };
-        let windows = tokio::select! {
-            windows = load => windows,
-            () = churn => return,
-        };
-        let band = |n: f64| 4.4 * (n * 0.1 * 0.9).sqrt();
-        for canary in &windows {
-            assert!((canary - 100.0).abs() <= band(WINDOW as f64), "{windows:?} of {WINDOW} each");
+    for kind in Kind::ALL {
+        simulate(9, async |world| split(&world, kind).await);
+    }
+}
+
+async fn split(world: &World, kind: Kind) {
+    const WINDOW: u64 = 1_000;
+    let hosts = world.upstreams(20, Script { delay: Duration::from_millis(2), ..Script::default() });
+    let with = |round: u64| {
+        let present = |from: u16| (from..from + 10).filter(move |n| !mix(&[round, u64::from(*n)]).is_multiple_of(3));
+        let clusters = [cluster_of("v1", present(1), kind), cluster_of("v2", present(11), kind)];
+        let split = vec![weighted("v1", 90), weighted("v2", 10)];
+        let forward = Forward { clusters: split, retry: Some(retries()), ..Forward::default() };
+        routed("upstream", forward, clusters)
+    };
+    let mesh = world.member(with(0), 0).await;
+    let live = Arc::clone(mesh.live());
+    let churn = async {
+        for round in 1.. {
+            sleep(Duration::from_millis(10)).await;
+            live.update(&with(round)).unwrap();
         }
-        let all: f64 = windows.iter().sum();
-        assert!((all - 400.0).abs() <= band(4.0 * WINDOW as f64), "{windows:?} of {WINDOW} each");
-        assert!(hosts.iter().all(|host| host.arrived() > 0));
-    });
+    };
+    let client = mesh.http();
+    let load = async {
+        let mut windows = Vec::new();
+        for window in 0..4 {
+            let done = world.load(&client, kind, WINDOW, Duration::from_secs(1), window * WINDOW).await;
+            assert!(done.iter().all(|done| done.is_ok()));
+            let first = World::address(11).port();
+            windows.push(done.iter().filter(|done| done.host >= first).count() as f64);
+        }
+        windows
+    };
+    let windows = tokio::select! {
+        windows = load => windows,
+        () = churn => return,
+    };
+    let band = |n: f64| 4.4 * (n * 0.1 * 0.9).sqrt();
+    for canary in &windows {
+        assert!((canary - 100.0).abs() <= band(WINDOW as f64), "{kind:?}: {windows:?} of {WINDOW} each");
+    }
+    let all: f64 = windows.iter().sum();
+    assert!((all - 400.0).abs() <= band(4.0 * WINDOW as f64), "{kind:?}: {windows:?} of {WINDOW} each");
+    assert!(hosts.iter().all(|host| host.arrived() > 0));
 }

@@ -7,7 +7,7 @@ use tokio::time::sleep;
 
 use crate::{
     upstream::{Script, Upstream},
-    world::{Done, Kind, call, config_of, mesh_of, outliers, simulate},
+    world::{Done, Kind, World, call, config_of, mesh_of, outliers, simulate},
 };
 
 /// E1: a killed endpoint is out of the pick set within 100 ms, and no request fails with retries on. Of 2,000 requests a second its
@@ -113,7 +113,7 @@ fn a_black_hole_is_out_within_15_s_of_idleness() {
     }
 }
 
-/// E3: one of ten endpoints that answers 100 times slower loses 90 % of its share within 2 s. Least request learns by requests
+/// E3, LB6: one of ten endpoints that answers 100 times slower loses 90 % of its share within 2 s. Least request learns by requests
 /// that pile up, so it needs a busy client for that; peak EWMA learns from the first slow answer.
 #[test]
 fn a_slow_endpoint_loses_its_share_within_2_s() {
@@ -226,29 +226,33 @@ fn ejection_keeps_its_limits() {
 /// E6: over thirty days of failing and recovering no ejection is lost: each begins and each ends.
 #[test]
 fn no_ejection_is_forgotten_in_thirty_days() {
-    simulate(1, async |world| {
-        let hosts = world.upstreams(2, Script::default());
-        let (mut cluster, mut forward) = mesh_of(2, Kind::Http1);
-        cluster.outlier_detection = Some(outliers(50));
-        forward.retry = None;
-        // Without a mesh's background task, so that nothing but requests moves time on.
-        let client = world.client(&config_of((cluster, forward)));
-        let out = || {
-            let snapshot = client.live().load().unwrap();
-            snapshot.cluster("upstream").unwrap().endpoints().iter().filter(|e| e.is_ejected()).count()
-        };
-        for round in 0..60_u64 {
-            let bad = &hosts[round as usize % 2];
-            bad.script(|script| script.failing = 1_000);
-            world.load(&client, Kind::Http1, 20, Duration::from_secs(3), 0).await;
-            assert_eq!(out(), 1, "round {round}");
-            bad.script(|script| script.failing = 0);
-            sleep(Duration::from_secs(12 * 3_600)).await;
-            let done = world.load(&client, Kind::Http1, 20, Duration::from_secs(1), 0).await;
-            assert_eq!(out(), 0, "round {round}");
-            all_ok(&done);
-        }
-    });
+    for kind in Kind::ALL {
+        simulate(1, async |world| thirty_days(&world, kind).await);
+    }
+}
+
+async fn thirty_days(world: &World, kind: Kind) {
+    let hosts = world.upstreams(2, Script::default());
+    let (mut cluster, mut forward) = mesh_of(2, kind);
+    cluster.outlier_detection = Some(outliers(50));
+    forward.retry = None;
+    // Without a mesh's background task, so that nothing but requests moves time on.
+    let client = world.client(&config_of((cluster, forward)));
+    let out = || {
+        let snapshot = client.live().load().unwrap();
+        snapshot.cluster("upstream").unwrap().endpoints().iter().filter(|e| e.is_ejected()).count()
+    };
+    for round in 0..60_u64 {
+        let bad = &hosts[round as usize % 2];
+        bad.script(|script| script.failing = 1_000);
+        world.load(&client, kind, 20, Duration::from_secs(3), 0).await;
+        assert_eq!(out(), 1, "{kind:?}, round {round}");
+        bad.script(|script| script.failing = 0);
+        sleep(Duration::from_secs(12 * 3_600)).await;
+        let done = world.load(&client, kind, 20, Duration::from_secs(1), 0).await;
+        assert_eq!(out(), 0, "{kind:?}, round {round}");
+        all_ok(&done);
+    }
 }
 
 /// E7: with all of them down a request fails fast, and one that accepts again is used within a second.

@@ -1,9 +1,9 @@
 //! What retries may cost: the claims R1 to R3, R5 and R6 of the reliability plan.
 
-use std::{convert::Infallible, pin::pin, time::Duration};
+use std::{convert::Infallible, pin::pin, sync::atomic::Ordering::Relaxed, time::Duration};
 
 use bytes::Bytes;
-use http::Response;
+use http::{HeaderName, Response, header::CONTENT_TYPE};
 use http_body_util::Full;
 use mesh_tower::config::{HedgePolicy, LoadBalancer};
 use tokio::{task::JoinSet, time::sleep};
@@ -13,37 +13,45 @@ use crate::{
     world::{Kind, World, call, cluster_of, config_of, mesh_of, outliers, retries, simulate},
 };
 
-/// R1: under a full outage the tries are at most 1.1 times the requests, and ten more a client in all, at any rate of requests.
+/// R1, RT10: under a full outage the tries are at most 1.1 times the requests, and ten more a client in all, at any rate of requests:
+/// where hosts fail, and where they refuse connections, so that no try leaves; there gRPC tries again without any policy.
 #[test]
 fn an_outage_is_not_multiplied_at_any_rate() {
     for kind in Kind::ALL {
         for (rate, seconds) in [(1, 300), (20, 30), (1_000, 11)] {
-            for refusing in [false, true] {
-                simulate(rate, async |world| outage(&world, kind, rate, seconds, refusing).await);
+            for (refusing, policy) in [(false, true), (true, true), (true, false)] {
+                if policy || kind == Kind::Grpc {
+                    simulate(rate, async |world| outage(&world, kind, rate, seconds, refusing, policy).await);
+                }
             }
         }
     }
 }
 
-async fn outage(world: &World, kind: Kind, rate: u64, seconds: u64, refusing: bool) {
+async fn outage(world: &World, kind: Kind, rate: u64, seconds: u64, refusing: bool, policy: bool) {
     let mut hosts = world.upstreams(3, Script { failing: 1_000, ..Script::default() });
     if refusing {
         hosts.iter_mut().for_each(Upstream::kill);
     }
-    let mesh = world.member(config_of(mesh_of(3, kind)), 0).await;
+    let (cluster, mut forward) = mesh_of(3, kind);
+    if !policy {
+        forward.retry = None;
+    }
+    let (mesh, told) = world.counted(config_of((cluster, forward)), 0).await;
     let tries = || match refusing {
-        // Every try asks for a connection, unless it waits for one that another asks for.
-        true => hosts.iter().map(|host| world.net.asked(host.address)).sum::<u64>(),
+        // Several tries may wait for one connection, so connections say nothing of how many there were.
+        true => told.load(Relaxed),
         false => hosts.iter().map(Upstream::arrived).sum(),
     };
     let early = seconds.min(10);
     let first = world.load(&mesh.http(), kind, rate, Duration::from_secs(early), 0).await.len() as u64;
     let before = tries();
     assert!(before <= first * 11 / 10 + 10, "{kind:?} {rate}/s: {before} tries of {first} requests");
-    if refusing && kind != Kind::Http1 {
-        return;
-    }
     assert!(before >= first, "{kind:?} {rate}/s: {before} tries of {first} requests");
+    if refusing && kind == Kind::Http1 {
+        let asked: u64 = hosts.iter().map(|host| world.net.asked(host.address)).sum();
+        assert!(asked >= first && asked <= before, "{rate}/s: {asked} connections by {before} tries");
+    }
     if seconds > early {
         let later =
             world.load(&mesh.http(), kind, rate, Duration::from_secs(seconds - early), first).await.len() as u64;
@@ -87,37 +95,46 @@ fn half_of_the_answers_failing() {
 /// each says that trying again will not help, with 1.1.
 #[test]
 fn tiers_do_not_multiply_their_retries() {
-    for (pushes_back, most) in [(false, 1.331 * 1_000.0 + 33.1), (true, 1.1 * 1_000.0 + 10.0)] {
+    let bounds = [(false, 1.331 * 1_000.0 + 33.1), (true, 1.1 * 1_000.0 + 10.0)];
+    for (kind, (pushes_back, most)) in Kind::ALL.into_iter().flat_map(|kind| bounds.map(|bound| (kind, bound))) {
         let (bottom, first) = simulate(1, async |world| {
             let bottom = world.upstream(1, Script { failing: 1_000, ..Script::default() });
             let mut tiers = JoinSet::new();
             for n in [2, 3] {
-                tiers.spawn(tier(&world, n, pushes_back).await);
+                tiers.spawn(tier(&world, kind, n, pushes_back).await);
             }
-            let forward = mesh_of(1, Kind::Http1).1;
-            let mesh = world.member(config_of((cluster_of("upstream", [3], Kind::Http1), forward)), 9).await;
-            let done = world.load(&mesh.http(), Kind::Http1, 50, Duration::from_secs(20), 0).await;
+            let forward = mesh_of(1, kind).1;
+            let mesh = world.member(config_of((cluster_of("upstream", [3], kind), forward)), 9).await;
+            let done = world.load(&mesh.http(), kind, 50, Duration::from_secs(20), 0).await;
             (bottom.arrived() as f64, done.len())
         });
         assert_eq!(first, 1_000);
-        assert!((1_000.0..=most).contains(&bottom), "push-back {pushes_back}: {bottom} tries of 1,000 requests");
+        assert!(
+            (1_000.0..=most).contains(&bottom),
+            "{kind:?}, push-back {pushes_back}: {bottom} tries of 1,000 requests"
+        );
     }
 }
 
 /// A member at host `n` whose every answer needs one of host `n - 1`.
-async fn tier(world: &World, n: u16, pushes_back: bool) -> impl Future<Output = ()> + Send + 'static {
-    let forward = mesh_of(1, Kind::Http1).1;
-    let mesh = world.member(config_of((cluster_of("upstream", [n - 1], Kind::Http1), forward)), u64::from(n)).await;
+async fn tier(world: &World, kind: Kind, n: u16, pushes_back: bool) -> impl Future<Output = ()> + Send + 'static {
+    let forward = mesh_of(1, kind).1;
+    let mesh = world.member(config_of((cluster_of("upstream", [n - 1], kind), forward)), u64::from(n)).await;
     let listener = world.net.listen(World::address(n));
     let client = mesh.http();
     async move {
         let handler = tower::service_fn(move |request: http::Request<_>| {
             let client = client.clone();
             async move {
-                let below = client.get(format!("http://upstream{}", request.uri().path())).await.unwrap();
+                let id = request.uri().path().rsplit('/').next().and_then(|id| id.parse().ok()).unwrap_or(0);
+                let below = client.request(kind.get(id)).await.unwrap();
                 let mut response = Response::new(Full::<Bytes>::default());
                 *response.status_mut() = below.status();
-                if pushes_back && !below.status().is_success() {
+                for name in [CONTENT_TYPE, HeaderName::from_static("grpc-status")] {
+                    response.headers_mut().extend(below.headers().get(&name).map(|value| (name, value.clone())));
+                }
+                // Everything below fails.
+                if pushes_back {
                     response.headers_mut().insert("x-envoy-overloaded", "true".parse().unwrap());
                 }
                 Ok::<_, Infallible>(response)
@@ -132,7 +149,7 @@ async fn tier(world: &World, n: u16, pushes_back: bool) -> impl Future<Output = 
 fn an_overload_ends_when_its_cause_does() {
     for seed in 0..50 {
         simulate(seed, async |world| {
-            let kind = if seed % 2 == 0 { Kind::Http1 } else { Kind::Http2 };
+            let kind = Kind::ALL[seed as usize % 3];
             // Two hosts that each answer two and a half a second.
             let delay = Duration::from_millis(390);
             let script = Script { delay, jitter: Duration::from_millis(20), workers: 1, ..Script::default() };

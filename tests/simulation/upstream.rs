@@ -14,6 +14,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::StreamExt;
 use http::{HeaderMap, HeaderValue, Request, Response, header};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, StreamBody, combinators::UnsyncBoxBody};
@@ -61,13 +62,28 @@ pub(crate) struct Script {
     pub(crate) member: bool,
     /// As a member with an identity, which demands one of its callers.
     pub(crate) mutual_tls: bool,
+    /// The body of a good answer fails after so many bytes.
+    pub(crate) breaks: Option<usize>,
+    /// Bodies of requests are what their ids amount to; how many were not is counted.
+    pub(crate) compares: bool,
 }
 
 impl Default for Script {
     fn default() -> Self {
         let (delay, jitter) = (Duration::from_millis(5), Duration::ZERO);
         let workers = Semaphore::MAX_PERMITS;
-        Self { delay, jitter, failing: 0, length: 16, sized: true, workers, member: false, mutual_tls: false }
+        Self {
+            delay,
+            jitter,
+            failing: 0,
+            length: 16,
+            sized: true,
+            workers,
+            member: false,
+            mutual_tls: false,
+            breaks: None,
+            compares: false,
+        }
     }
 }
 
@@ -93,6 +109,8 @@ struct Shared {
     executed: Mutex<BTreeMap<u64, u32>>,
     /// How long the bodies of these were.
     lengths: Mutex<Vec<usize>>,
+    /// How many of these bodies were not what they had to be.
+    altered: AtomicU64,
 }
 
 type AnswerBody = UnsyncBoxBody<Bytes, io::Error>;
@@ -110,6 +128,7 @@ impl Upstream {
             most: AtomicU64::new(0),
             executed: Mutex::default(),
             lengths: Mutex::default(),
+            altered: AtomicU64::new(0),
         });
         let mut upstream =
             Self { address, net: net.clone(), shared, drain: watch::Sender::new(false), tasks: JoinSet::new() };
@@ -174,6 +193,11 @@ impl Upstream {
     /// How long the bodies of the requests it executed were.
     pub(crate) fn lengths(&self) -> Vec<usize> {
         lock(&self.shared.lengths).clone()
+    }
+
+    /// How many of these bodies were not what they had to be, byte for byte.
+    pub(crate) fn altered(&self) -> u64 {
+        self.shared.altered.load(Relaxed)
     }
 
     /// How often it executed each request.
@@ -267,9 +291,14 @@ async fn answer<B: Body>(shared: Arc<Shared>, request: Request<B>) -> Result<Res
         return Ok(Response::builder().status(400).body(stream(Vec::new())).unwrap());
     };
     let turn = shared.workers.acquire().await;
+    let (body, script) = (body.to_bytes(), *lock(&shared.script));
     *lock(&shared.executed).entry(id).or_insert(0) += 1;
-    lock(&shared.lengths).push(body.to_bytes().len());
-    let script = *lock(&shared.script);
+    lock(&shared.lengths).push(body.len());
+    if script.compares {
+        let message = if is_grpc { body.get(5..).unwrap_or_default() } else { &body[..] };
+        let same = *message == amounts_to(id, message.len()) && (!is_grpc || body == grpc_frame(message));
+        shared.altered.fetch_add(u64::from(!same), Relaxed);
+    }
     let drawn = mix(&[shared.seed, number]);
     let jitter = Duration::from_micros(drawn % (script.jitter.as_micros() as u64 + 1));
     sleep(script.delay + jitter).await;
@@ -282,9 +311,14 @@ async fn answer<B: Body>(shared: Arc<Shared>, request: Request<B>) -> Result<Res
             let bytes = amounts_to(id, script.length);
             let response = Response::builder();
             match script.sized {
-                true => response.header(header::CONTENT_LENGTH, bytes.len()).body(stream(pieces(&bytes))).unwrap(),
-                false => response.body(stream(pieces(&bytes))).unwrap(),
+                true => {
+                    response.header(header::CONTENT_LENGTH, bytes.len()).body(whole_or_not(&bytes, script)).unwrap()
+                }
+                false => response.body(whole_or_not(&bytes, script)).unwrap(),
             }
+        }
+        (true, false) if script.breaks.is_some() => {
+            Response::new(whole_or_not(&grpc_frame(&amounts_to(id, script.length)), script))
         }
         (true, false) => {
             let mut frames = pieces(&grpc_frame(&amounts_to(id, script.length)));
@@ -302,10 +336,27 @@ async fn answer<B: Body>(shared: Arc<Shared>, request: Request<B>) -> Result<Res
 
 /// The right answer to a request.
 pub(crate) fn amounts_to(id: u64, length: usize) -> Bytes {
-    (0..length as u64).map(|at| (mix(&[id, at / 8]) >> (8 * (at % 8))) as u8).collect()
+    let mut bytes = Vec::with_capacity(length + 8);
+    for word in 0..length.div_ceil(8) {
+        bytes.extend_from_slice(&mix(&[id, word as u64]).to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes.into()
 }
 
-fn pieces(bytes: &Bytes) -> Vec<Frame<Bytes>> {
+/// A body of these bytes, or one that fails on the way, when those before have been sent.
+fn whole_or_not(bytes: &Bytes, script: Script) -> AnswerBody {
+    let Some(after) = script.breaks else { return stream(pieces(bytes)) };
+    let failing = async {
+        sleep(Duration::from_millis(20)).await;
+        Err(io::Error::other("the handler's own source broke off"))
+    };
+    let sent = futures_util::stream::iter(pieces(&bytes.slice(..after.min(bytes.len()))).into_iter().map(Ok));
+    StreamBody::new(sent.chain(futures_util::stream::once(failing))).boxed_unsync()
+}
+
+/// In frames of at most 1,000 bytes.
+pub(crate) fn pieces(bytes: &Bytes) -> Vec<Frame<Bytes>> {
     let mut left = bytes.clone();
     let mut frames = Vec::new();
     while !left.is_empty() {

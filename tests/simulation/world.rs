@@ -1,10 +1,21 @@
 //! A small world on a paused clock: upstreams with a script, members of a mesh that call them, and load.
 
-use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use bytes::{BufMut, Bytes, BytesMut};
+use futures_util::StreamExt;
 use http::{HeaderMap, Method, Request, header};
-use http_body_util::BodyExt;
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
 use mesh_tower::{
     Body, HttpClient, Live, Mesh, Pool,
     config::{
@@ -13,11 +24,11 @@ use mesh_tower::{
         VirtualHost, WeightedCluster, Workload,
     },
     source::Source,
-    telemetry::Telemetry,
+    telemetry::{AccessLog, Telemetry},
     tls::ClientTls,
 };
 use tokio::{
-    task::JoinSet,
+    task::{JoinSet, yield_now},
     time::{Instant, sleep_until},
 };
 
@@ -25,7 +36,7 @@ use crate::{
     identity::identity,
     net::Net,
     trace::{Trace, mix},
-    upstream::{Script, Upstream},
+    upstream::{Script, Upstream, pieces},
 };
 
 /// Runs a story on one thread whose clock moves only when everybody waits.
@@ -61,11 +72,38 @@ impl Kind {
     }
 
     pub(crate) fn post(self, id: u64, bytes: &[u8]) -> Request<Body> {
-        let body = match self {
+        self.request(Method::POST, id, Body::from(self.framed(bytes)))
+    }
+
+    /// The same with a body whose length nobody is told beforehand.
+    pub(crate) fn stream(self, id: u64, bytes: &[u8]) -> Request<Body> {
+        self.request(Method::POST, id, streamed(&self.framed(bytes), false))
+    }
+
+    /// The same with a body that fails after that many of its bytes; `told` says all the same how long it was to be.
+    pub(crate) fn break_off(self, id: u64, bytes: &[u8], after: usize, told: bool) -> Request<Body> {
+        let body = self.framed(bytes);
+        let mut request = self.request(Method::POST, id, streamed(&body.slice(..after.min(body.len())), true));
+        if told {
+            request.headers_mut().insert(header::CONTENT_LENGTH, body.len().into());
+        }
+        request
+    }
+
+    /// As a call that may be sent again; a gRPC call may by its policy.
+    pub(crate) fn repeatable(self, mut request: Request<Body>) -> Request<Body> {
+        if self != Self::Grpc {
+            *request.method_mut() = Method::PUT;
+        }
+        request
+    }
+
+    /// Bytes as they are sent.
+    pub(crate) fn framed(self, bytes: &[u8]) -> Bytes {
+        match self {
             Self::Grpc => grpc_frame(bytes),
             _ => Bytes::copy_from_slice(bytes),
-        };
-        self.request(Method::POST, id, Body::from(body))
+        }
     }
 
     fn request(self, method: Method, id: u64, body: Body) -> Request<Body> {
@@ -75,6 +113,18 @@ impl Kind {
         }
         request.body(body).unwrap()
     }
+}
+
+/// A body in pieces, which fails after them or ends.
+fn streamed(bytes: &Bytes, fails: bool) -> Body {
+    let failure = fails.then(|| Err(io::Error::other("the caller's own source broke off")));
+    let frames = pieces(bytes).into_iter().map(Ok::<Frame<Bytes>, io::Error>).chain(failure);
+    // Not all at once: some of it is on its way when the rest is asked for.
+    let frames = futures_util::stream::iter(frames);
+    Body::new(StreamBody::new(frames.then(|frame| async move {
+        yield_now().await;
+        frame
+    })))
 }
 
 /// A gRPC message as it is sent.
@@ -116,6 +166,21 @@ impl World {
     pub(crate) async fn member(&self, config: Config, stream: u64) -> Mesh {
         let source = Source::seeded(mix(&[self.seed, stream]));
         Mesh::builder().config(config).source(source).connector(self.net.clone()).build().await.unwrap()
+    }
+
+    /// A member, and how many tries its finished requests took in all, those that reached nobody among them.
+    pub(crate) async fn counted(&self, config: Config, stream: u64) -> (Mesh, Arc<AtomicU64>) {
+        let source = Source::seeded(mix(&[self.seed, stream]));
+        let tries = Arc::new(AtomicU64::new(0));
+        let sink = {
+            let tries = Arc::clone(&tries);
+            move |line: &str| {
+                let line: serde_json::Value = serde_json::from_str(line).unwrap();
+                tries.fetch_add(line["upstream_request_attempt_count"].as_u64().unwrap(), Relaxed);
+            }
+        };
+        let builder = Mesh::builder().config(config).source(source).access_log(AccessLog::Json).access_log_to(sink);
+        (builder.connector(self.net.clone()).build().await.unwrap(), tries)
     }
 
     /// A member with an identity, for clusters with mutual TLS.
@@ -183,7 +248,7 @@ pub(crate) struct Done {
     pub(crate) id: u64,
     pub(crate) at: Instant,
     pub(crate) took: Duration,
-    /// Of HTTP, or for a gRPC call whose status is not 0 that status; 0 when the answer's body failed.
+    /// Of HTTP, or for a gRPC call whose status is not 0 that status; 0 when the answer's body failed, or the request's own.
     pub(crate) status: u16,
     /// The port of the host that answered; 0 is the mesh.
     pub(crate) host: u16,
@@ -200,7 +265,10 @@ impl Done {
 pub(crate) async fn call(client: HttpClient, request: Request<Body>, id: u64) -> Done {
     let at = Instant::now();
     let is_grpc = request.headers().contains_key(header::TE);
-    let response = client.request(request).await.unwrap();
+    // Only what is the caller's own fault is an error.
+    let Ok(response) = client.request(request).await else {
+        return Done { id, at, took: at.elapsed(), status: 0, host: 0, body: Bytes::new() };
+    };
     let (head, body) = response.into_parts();
     let number = |headers: &HeaderMap, name: &str| {
         headers.get(name).and_then(|value| value.to_str().ok()).and_then(|text| text.parse::<u16>().ok())

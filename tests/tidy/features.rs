@@ -11,6 +11,30 @@ use crate::{report, root};
 /// How many rows the survey of peers has; a row is never dropped, only answered.
 const ROWS: usize = 350;
 
+/// The rows of traffic that no mesh goes without (P0 and P1 of the survey): shown through the public client.
+const ESSENTIAL: &str = "
+    RM1 RM2 RM3 RM6 RM7 RM8 RM9 RM10 RM11 RM12 RM13 RM14 RM15 RM16 RM17 RM18 RM19 RM20 RM23
+    RA1 RA3 RA4 RA5 RA6 RA7 RA9 RA10 RA11 RA12 RA13 RA15 RA16 RA17 RA20
+    MI1 MI2
+    TO1 TO2 TO3 TO4 TO5 TO7 TO8 TO9
+    RT1 RT2 RT3 RT4 RT5 RT6 RT7 RT8 RT9 RT10 RT11 RT12 RT13 RT15 RT16 RT17 RT18 RT21
+    FI1 FI2 FI4 FI5 FI7
+    LB1 LB2 LB3 LB4 LB5 LB6 LB7 LB8 LB9 LB10 LB12 LB14 LB15 LB16 LB17 LB18 LB20 LB21 LB22 LB25 LB26 LB27 LB28
+    LO1 LO2 LO3 LO4 LO5 LO6 LO8
+    HC1 HC2 HC3 HC4 HC5
+    CB1 CB2 CB3 CB6 CB9
+    OD1 OD2 OD3 OD4 OD5 OD6 OD7 OD8 OD9 OD10 OD12 OD14
+    CP1 CP3 CP4 CP5 CP6 CP7 CP9
+    SA1 SA2 SA4
+    RL1 RL2 RL3 RL5 RL8 RL9
+";
+
+/// What goes through it.
+const PUBLIC: [&str; 3] = ["tests/traffic/", "tests/envoy/", "tests/simulation/"];
+
+/// Essential rows that are shown otherwise: which policy is chosen is decided before there is a request.
+const OTHERWISE: [(&str, &str); 1] = [("LB1", "tests/serving/")];
+
 struct Row {
     id: String,
     status: String,
@@ -62,6 +86,24 @@ fn every_named_test_exists_and_carries_the_row() {
         }
     }
     report("a row's test exists and says which row it shows", &bad);
+}
+
+#[test]
+fn essential_rows_are_shown_through_the_public_client() {
+    let (rows, mut bad) = (rows(), Vec::new());
+    for id in ESSENTIAL.split_whitespace() {
+        let Some(row) = rows.iter().find(|row| row.id == id) else {
+            bad.push(format!("{id}: no such row"));
+            continue;
+        };
+        let otherwise = OTHERWISE.iter().filter(|(other, _)| *other == id).map(|(_, folder)| *folder);
+        let folders: Vec<_> = PUBLIC.into_iter().chain(otherwise).collect();
+        let is_public = |file: &str| folders.iter().any(|folder| file.starts_with(folder));
+        if row.status == "done" && !row.tests.iter().any(|(file, _)| is_public(file)) {
+            bad.push(format!("{id}: no test in {}", folders.join(", ")));
+        }
+    }
+    report("a row that no mesh goes without names a test through the public client", &bad);
 }
 
 #[test]

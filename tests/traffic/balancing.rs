@@ -410,7 +410,7 @@ async fn panic_uses_everybody() {
     }
 }
 
-/// LB4, LB6: at random, and by latency: everybody gets some.
+/// LB4: at random, and by latency where all are as fast: everybody gets some.
 #[tokio::test]
 async fn everybody_gets_some() {
     for kind in Kind::ALL {

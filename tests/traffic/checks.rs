@@ -70,16 +70,19 @@ async fn tcp_checks_connect() {
     let gone = Upstream::start("gone").await;
     // HTTP/1.1's own answer to a request.
     let send = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n".to_vec();
-    for (tcp, expected) in [
-        (TcpCheck::default(), 2),
-        (TcpCheck { send: send.clone(), receive: vec![b"200".to_vec(), b"gone".to_vec()] }, 1),
-        (TcpCheck { send, receive: vec![b"200".to_vec(), b"OK".to_vec()] }, 2),
-    ] {
-        let program = program(Kind::Http1, &[&good, &gone], |app| {
-            app.health_check = Some(Arc::new(often(Probe::Tcp(tcp))));
-        })
-        .await;
-        until(async || usable(&program) == expected).await;
+    for kind in Kind::ALL {
+        for (receive, expected) in [(vec![], 2), (vec!["200", "gone"], 1), (vec!["200", "OK"], 2)] {
+            let send = if receive.is_empty() { Vec::new() } else { send.clone() };
+            let tcp = TcpCheck { send, receive: receive.iter().map(|text| text.as_bytes().to_vec()).collect() };
+            let program =
+                program(kind, &[&good, &gone], |app| app.health_check = Some(Arc::new(often(Probe::Tcp(tcp))))).await;
+            until(async || usable(&program) == expected).await;
+            // Beside what checks send.
+            let asked = || good.arrivals().iter().filter(|arrival| arrival.path == "/a.B/C").count();
+            let before = asked();
+            assert_eq!(ask(&program, 4).await, 0, "{kind:?} {receive:?}");
+            assert_eq!(asked() - before, if expected == 2 { 2 } else { 0 }, "{kind:?} {receive:?}");
+        }
     }
 }
 

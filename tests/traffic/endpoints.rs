@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use mesh_tower::config::{
     Action, Cluster, Criteria, Endpoint, EndpointAddress, EndpointMore, Endpoints, Forward, Health, LoadBalancer,
-    LocalityEndpoints, Metadata, RouteMatch, SubsetFallback, SubsetSelector, Subsets, WeightedCluster,
+    Locality, LocalityEndpoints, Metadata, RouteMatch, SubsetFallback, SubsetSelector, Subsets, WeightedCluster,
 };
 use tokio::net::TcpListener;
 
@@ -185,5 +185,43 @@ async fn an_endpoint_may_be_a_unix_socket() {
             let answer = Program::new(kind, config([app], routes)).await.get("/").await;
             assert!(answer.is_ok() && upstream.count() == 1, "{kind:?} {path}: {answer:?}");
         }
+    }
+}
+
+/// LO4: a locality's share is its weight times what it can take: 1.4 times the part of it that is well, and all of it at most.
+#[tokio::test]
+async fn a_sick_locality_gets_less_than_its_weight() {
+    for kind in Kind::ALL {
+        let (sick, well) = (Upstream::start("sick").await, Upstream::start("well").await);
+        let mut listeners = Vec::new();
+        let mut others = async |health| {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let endpoint = Endpoint { health, ..Endpoint::from(listener.local_addr().unwrap()) };
+            listeners.push(listener);
+            endpoint
+        };
+        let mut first = vec![Endpoint::from(sick.address)];
+        for _ in 0..3 {
+            first.push(others(Health::Unhealthy).await);
+        }
+        let place = |zone: &str, weight, endpoints| LocalityEndpoints {
+            locality: Locality { zone: zone.into(), ..Locality::default() },
+            weight: Some(weight),
+            endpoints,
+            ..LocalityEndpoints::default()
+        };
+        let localities = vec![place("a", 3, first), place("b", 1, vec![Endpoint::from(well.address)])];
+        let endpoints = Arc::new(Endpoints { localities, ..Endpoints::default() });
+        // Two of five are well, which is no panic here.
+        let app = Cluster { endpoints, locality_weighted: true, panic_threshold: 0, ..cluster(kind, "app", &[]) };
+        let rules = vec![route(RouteMatch::default(), Action::Forward(to("app")))];
+        let program = Program::new(kind, config([app], rules)).await;
+        for _ in 0..400 {
+            assert!(program.get("/").await.is_ok(), "{kind:?}");
+        }
+        // 3 x 1.4 / 4 = 1.05 to 1. Binomial(400, 1.05 / 2.05): mean 205, five standard deviations are 50. By weight alone it were
+        // 300, by health alone 104.
+        assert!((155..=255).contains(&sick.count()), "{kind:?}: {}", sick.count());
+        assert_eq!(sick.count() + well.count(), 400, "{kind:?}");
     }
 }

@@ -46,11 +46,28 @@ async fn requests_are_delayed() {
 async fn requests_are_aborted() {
     for kind in Kind::ALL {
         let app = Upstream::start("app").await;
-        for (status, grpc) in [(503, 14), (404, 12), (500, 2)] {
+        for (status, grpc) in
+            [(400, 13), (401, 16), (403, 7), (404, 12), (429, 14), (502, 14), (503, 14), (504, 14), (500, 2)]
+        {
             let fault = Fault { abort: abort(AbortStatus::Http(status)), ..Fault::default() };
             let answer = program(kind, &app, fault).await.get("/").await;
             let expected = if kind.is_grpc() { answer.grpc == Some(grpc) } else { answer.status == status };
             assert!(expected && answer.flags == "FI", "{kind:?} {status}: {answer:?}");
+        }
+        assert_eq!(app.count(), 0, "{kind:?}");
+    }
+}
+
+/// FI2: an abort may be a status of gRPC, `OK` too, which a request of HTTP sees as 200.
+#[tokio::test]
+async fn calls_are_aborted_with_statuses_of_grpc() {
+    for kind in Kind::ALL {
+        let app = Upstream::start("app").await;
+        for code in [0, 8, 14] {
+            let fault = Fault { abort: abort(AbortStatus::Grpc(code)), ..Fault::default() };
+            let answer = program(kind, &app, fault).await.get("/").await;
+            assert_eq!((answer.status, answer.flags.as_str()), (200, "FI"), "{kind:?} {code}");
+            assert!(!kind.is_grpc() || answer.grpc == Some(code), "{kind:?} {code}: {answer:?}");
         }
         assert_eq!(app.count(), 0, "{kind:?}");
     }

@@ -328,18 +328,17 @@ async fn requests_over_a_limit_are_refused() {
     }
 }
 
-/// CB3, CB5: over HTTP/1.1 one request a connection, others wait up to a limit of their priority, and those beyond it are
-/// refused.
+/// CB3, CB5: with one request a connection, as over HTTP/1.1, and one connection, others wait up to a limit of their priority, and
+/// those beyond it are refused.
 #[tokio::test]
 async fn requests_wait_for_a_connection_up_to_a_limit() {
-    for priority in [RoutingPriority::Default, RoutingPriority::High] {
+    let priorities = [RoutingPriority::Default, RoutingPriority::High];
+    for (kind, priority) in Kind::ALL.into_iter().flat_map(|kind| priorities.map(|priority| (kind, priority))) {
         let gate = Arc::new(Semaphore::new(0));
-        let slow = Upstream::scripted("slow", {
-            let gate = Arc::clone(&gate);
-            move |_, _| Reply::ok().when(&gate)
-        })
-        .await;
-        let mut app = cluster(Kind::Http1, "app", &[&slow]);
+        let held = Arc::clone(&gate);
+        let slow = Upstream::scripted("slow", move |_, _| Reply::ok().when(&held)).await;
+        let mut app = cluster(kind, "app", &[&slow]);
+        app.connections.http2.max_concurrent_streams = 1;
         let tight = Thresholds { max_connections: 1, max_pending_requests: 1, ..Thresholds::default() };
         match priority {
             RoutingPriority::Default => app.thresholds = tight,
@@ -347,21 +346,21 @@ async fn requests_wait_for_a_connection_up_to_a_limit() {
         }
         let forward = Forward { priority, ..to("app") };
         let routes = vec![route(RouteMatch::default(), Action::Forward(forward))];
-        let program = Program::new(Kind::Http1, config([app], routes)).await;
+        let program = Program::new(kind, config([app], routes)).await;
         let mut asking = JoinSet::new();
         for n in 0..3 {
             let program = program.clone();
-            asking.spawn(async move { program.get("/").await });
+            asking.spawn(async move { program.get("/a.B/C").await });
             if n == 0 {
                 until(async || slow.count() == 1).await;
             }
         }
         let refused = asking.join_next().await.unwrap().unwrap();
-        assert_eq!((refused.status, refused.flags.as_str()), (503, "UO"), "{priority:?}");
-        assert_eq!(refused.header("x-envoy-overloaded"), "true");
+        assert!(refused.is(kind, 503) && refused.flags == "UO", "{kind:?} {priority:?}: {refused:?}");
+        assert_eq!(refused.header("x-envoy-overloaded"), "true", "{kind:?}");
         gate.add_permits(2);
-        assert!(asking.join_all().await.iter().all(|answer| answer.is_ok()));
-        assert_eq!((slow.count(), slow.opened()), (2, 1), "{priority:?}");
+        assert!(asking.join_all().await.iter().all(|answer| answer.is_ok()), "{kind:?} {priority:?}");
+        assert_eq!((slow.count(), slow.opened()), (2, 1), "{kind:?} {priority:?}");
     }
 }
 

@@ -3,7 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use mesh_tower::config::{
-    Action, Forward, Fraction, GrpcRetry, HttpRetry, Mirror, RetryConditions, RetryPolicy, RouteMatch,
+    Action, Forward, Fraction, GrpcRetry, HeaderChange, HttpRetry, Mirror, PathMatch, RetryConditions, RetryPolicy,
+    RouteMatch,
 };
 use tokio::{net::TcpListener, sync::Semaphore};
 
@@ -44,6 +45,62 @@ async fn a_copy_goes_beside_the_request() {
         assert_eq!((&sent.path, &sent.body, &sent.method), (&copy.path, &copy.body, &copy.method), "{kind:?}");
         assert_eq!((sent.body, copy.header("x-user")), ("words".into(), "7".to_owned()), "{kind:?}");
         assert_eq!((main.count(), copies.count()), (1, 1), "a copy is tried once");
+    }
+}
+
+/// MI2: a copy keeps its host, or gets another, and its own headers, where its mirror says so; the request is as it was.
+#[tokio::test]
+async fn copies_look_as_told() {
+    for kind in Kind::ALL {
+        let keep = Mirror { keep_host: true, ..Mirror::default() };
+        let other = Mirror { host_rewrite: Some("elsewhere".into()), ..Mirror::default() };
+        for (mirror, host) in [(keep, "app"), (other, "elsewhere"), (Mirror::default(), "app-shadow")] {
+            let (main, copies) = (Upstream::start("main").await, Upstream::start("copies").await);
+            let headers = vec![
+                HeaderChange::Set { name: "x-copy".into(), value: "yes".parse().unwrap() },
+                HeaderChange::Remove { name: "x-secret".into() },
+            ];
+            let mirrors = vec![Mirror { cluster: "copies".into(), headers, ..mirror }];
+            let forward = Forward { mirrors, ..to("main") };
+            let clusters = [cluster(kind, "main", &[&main]), cluster(kind, "copies", &[&copies])];
+            let routes = vec![route(RouteMatch::default(), Action::Forward(forward))];
+            let program = Program::new(kind, config(clusters, routes)).await;
+            assert!(program.get_with("/", &[("x-secret", "s")]).await.is_ok(), "{kind:?}");
+            wait_until(|| copies.count() == 1).await;
+            let (sent, copy) = (main.last(), copies.last());
+            assert_eq!((sent.authority.as_str(), copy.authority.as_str()), ("app", host), "{kind:?}");
+            let marks = |arrival: &crate::harness::Arrival| ["x-copy", "x-secret"].map(|name| arrival.header(name));
+            assert_eq!(
+                (marks(&sent), marks(&copy)),
+                (["", "s"].map(Into::into), ["yes", ""].map(Into::into)),
+                "{kind:?}"
+            );
+        }
+    }
+}
+
+/// MI1: where the request's own cluster is missing nothing is copied.
+#[tokio::test]
+async fn what_goes_nowhere_is_not_copied() {
+    for kind in Kind::ALL {
+        let (main, copies) = (Upstream::start("main").await, Upstream::start("copies").await);
+        let mirrors = || vec![Mirror { cluster: "copies".into(), ..Mirror::default() }];
+        let path = PathMatch::Prefix { value: "/lost".into(), ignore_case: false };
+        let routes = vec![
+            route(
+                RouteMatch { path, ..RouteMatch::default() },
+                Action::Forward(Forward { mirrors: mirrors(), ..to("missing") }),
+            ),
+            route(RouteMatch::default(), Action::Forward(Forward { mirrors: mirrors(), ..to("main") })),
+        ];
+        let clusters = [cluster(kind, "main", &[&main]), cluster(kind, "copies", &[&copies])];
+        let program = Program::new(kind, config(clusters, routes)).await;
+        let lost = program.get("/lost").await;
+        assert!(lost.is(kind, 503) && lost.flags == "NC", "{kind:?}: {lost:?}");
+        assert!(program.get("/found").await.is_ok(), "{kind:?}");
+        // What was to be copied first would be here first.
+        wait_until(|| copies.count() > 0).await;
+        assert!(copies.arrivals().iter().all(|copy| copy.path == "/found"), "{kind:?}");
     }
 }
 

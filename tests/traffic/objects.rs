@@ -52,12 +52,13 @@ pub(crate) fn written(text: String) -> Config {
     written_for(text, NodeInfo::default())
 }
 
-/// That of this one.
+/// That of this one; of namespace `default` unless it says.
 pub(crate) fn written_for(text: String, node: NodeInfo) -> Config {
     let mut store = Store::open(None).unwrap();
     let file = SourceFile { name: "f.yaml".to_owned(), text };
     store.apply(&[file], 1).unwrap_or_else(|error| panic!("{error:?}"));
-    let node = NodeInfo { namespace: "default".to_owned(), ..node };
+    let namespace = if node.namespace.is_empty() { "default".to_owned() } else { node.namespace };
+    let node = NodeInfo { namespace, ..node };
     compile(&World::new(store.objects(), &Registry::default(), MeshSettings::default()), &node)
 }
 
@@ -189,11 +190,19 @@ async fn rules_may_be_for_some_callers() {
         let (a, b) = (Upstream::start("a").await, Upstream::start("b").await);
         let rules = "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: app}\nspec:\n  hosts: [app]\n  http:\n  - match: [{sourceLabels: {app: tester}}, {sourceNamespace: elsewhere}]\n    route: [{destination: {host: b}}]\n  - route: [{destination: {host: a}}]\n";
         let text = services(kind, &[&a, &b]) + rules;
-        for (label, expected) in [("tester", "b"), ("other", "a")] {
+        let cases = [
+            ("default", "tester", "b"),
+            ("default", "other", "a"),
+            ("elsewhere", "other", "b"),
+            ("third", "other", "a"),
+        ];
+        for (namespace, label, expected) in cases {
             let labels = [("app".to_owned(), label.to_owned())].into();
-            let node = NodeInfo { labels, ..NodeInfo::default() };
+            let node = NodeInfo { namespace: namespace.to_owned(), labels, ..NodeInfo::default() };
             let program = Program::new(kind, written_for(text.clone(), node)).await;
-            assert_eq!(answered_by(&program, &[]).await, [expected], "{kind:?} {label}");
+            let request = http::Request::get("http://app.default.svc.cluster.local/a.B/C");
+            let answer = program.send(request, "").await;
+            assert_eq!(answer.header("x-upstream"), expected, "{kind:?} {namespace} {label}: {answer:?}");
         }
     }
 }

@@ -2,14 +2,18 @@
 
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
-use mesh_tower::config::{
-    Action, Endpoint, Endpoints, Forward, Fraction, GlobalOverride, GlobalRateLimit, GrpcRetry, HttpRetry,
-    HttpSettings, Inbound, LimitAction, LimitDescriptor, LocalRateLimit, LocalityEndpoints, MtlsMode, PathMatch,
-    RateLimit, RetryConditions, RetryPolicy, RouteMatch, RouteTable, TokenBucket, VirtualHost,
+use mesh_tower::{
+    Mesh,
+    config::{
+        Action, Cluster, Forward, Fraction, GlobalOverride, GlobalRateLimit, GrpcRetry, HttpRetry, HttpSettings,
+        Inbound, LimitAction, LimitDescriptor, LocalRateLimit, MtlsMode, PathMatch, RateLimit, RetryConditions,
+        RetryPolicy, RouteMatch, RouteTable, StringMatch, TlsMode, TokenBucket, UpstreamTls, VirtualHost,
+    },
 };
 use mesh_xds::proto::envoy::{
     config::core::v3::HeaderValue,
@@ -22,7 +26,10 @@ use mesh_xds::proto::envoy::{
 use prost::Message;
 use tokio::net::TcpListener;
 
-use crate::harness::{Kind, Program, Reply, Upstream, cluster, config, route, to};
+use crate::{
+    asking::Authority,
+    harness::{Kind, Program, Reply, Upstream, cluster, cluster_at, config, route, to},
+};
 
 const METHOD: &str = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit";
 
@@ -84,7 +91,8 @@ async fn clients_limit_what_they_send() {
     }
 }
 
-/// RL2, RL9: each user has a bucket, and one may have another: what the tutorial did with Mixer's quotas and their overrides.
+/// RL2, RL9: each user has a bucket, and one may have another: what the tutorial did with Mixer's quotas and their overrides. The
+/// windows are those of buckets, none rolls, and a request that is sent twice is counted twice.
 #[tokio::test]
 async fn clients_limit_by_descriptor() {
     for kind in Kind::ALL {
@@ -110,10 +118,26 @@ async fn served_as(
     service: Option<&Upstream>,
     retry: Option<RetryPolicy>,
 ) -> Program {
+    let address = serving(kind, app, inbound, service, retry.clone()).await;
+    calling_at(kind, address, retry).await
+}
+
+/// A program that calls what listens there, with connections of its own.
+async fn calling_at(kind: Kind, address: SocketAddr, retry: Option<RetryPolicy>) -> Program {
+    let routes = vec![route(RouteMatch::default(), Action::Forward(Forward { retry, ..to("app") }))];
+    Program::new(kind, config([cluster_at(kind, "app", &[address])], routes)).await
+}
+
+async fn serving(
+    kind: Kind,
+    app: &Upstream,
+    inbound: Inbound,
+    service: Option<&Upstream>,
+    retry: Option<RetryPolicy>,
+) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let forward = Forward { retry: retry.clone(), ..to("app") };
-    let routes = vec![route(RouteMatch::default(), Action::Forward(forward))];
+    let routes = vec![route(RouteMatch::default(), Action::Forward(Forward { retry, ..to("app") }))];
     let limits = service.map(|service| cluster(Kind::Grpc, "limits", &[service]));
     let mut own = config([cluster(kind, "app", &[app])].into_iter().chain(limits), routes);
     own.local.cluster = "app.default".into();
@@ -133,11 +157,7 @@ async fn served_as(
         });
         server.serve_listener(listener, handler).await
     });
-    let mut served = cluster(kind, "app", &[]);
-    let locality = LocalityEndpoints { endpoints: vec![Endpoint::from(address)], ..LocalityEndpoints::default() };
-    served.endpoints = Arc::new(Endpoints { localities: vec![locality], ..Endpoints::default() });
-    let routes = vec![route(RouteMatch::default(), Action::Forward(Forward { retry, ..to("app") }))];
-    Program::new(kind, config([served], routes)).await
+    address
 }
 
 /// RL1, RL2: a server lets so many requests in, in all and by descriptor.
@@ -154,13 +174,62 @@ async fn servers_limit_what_they_let_in() {
     }
 }
 
-/// RL5: each connection may have buckets of its own.
+/// RL5: each connection may have buckets of its own; else all share them.
 #[tokio::test]
 async fn connections_are_limited_apart() {
     for kind in Kind::ALL {
-        let app = Upstream::start("app").await;
-        let outer = served(kind, &app, Some(LocalRateLimit { per_connection: true, ..limit(2) }), None).await;
-        assert_eq!(passed(&outer, "any", kind).await, 2, "{kind:?}");
+        for (per_connection, expected) in [(true, [2, 2]), (false, [2, 0])] {
+            let app = Upstream::start("app").await;
+            let limit = LocalRateLimit { per_connection, ..limit(2) };
+            let inbound = Inbound { rate_limit: Some(Arc::new(limit)), ..Inbound::default() };
+            let address = serving(kind, &app, inbound, None, None).await;
+            let (one, two) = (calling_at(kind, address, None).await, calling_at(kind, address, None).await);
+            let passed = [passed(&one, "any", kind).await, passed(&two, "any", kind).await];
+            assert_eq!(passed, expected, "{kind:?} {per_connection}");
+            assert_eq!(app.count(), expected.iter().sum::<usize>(), "{kind:?} {per_connection}");
+        }
+    }
+}
+
+/// RL5: each caller has a bucket of its own by what its certificate says, whatever it writes into its headers.
+#[tokio::test]
+async fn callers_are_limited_by_their_certificates() {
+    let ca = Authority::new();
+    let id = |account: &str| format!("spiffe://cluster.local/ns/default/sa/{account}");
+    for kind in Kind::ALL {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let entries = |account: &str| vec![("peer".to_owned(), id(account))];
+        let descriptors = [("page", 1), ("cart", 3)]
+            .map(|(account, max)| LimitDescriptor { entries: entries(account), bucket: bucket(max) })
+            .to_vec();
+        let actions = vec![LimitAction::Peer { key: "peer".into() }];
+        let limits = vec![RateLimit { stage: 0, actions, hits: None }];
+        let by_peer = LocalRateLimit { descriptors, limits, always_default: false, ..limit(100) };
+        let inbound = Inbound { mtls: MtlsMode::Strict, rate_limit: Some(Arc::new(by_peer)), ..Inbound::default() };
+        let mut own = config([], vec![]);
+        own.inbound.insert(address.port(), Arc::new(inbound));
+        let server = Mesh::builder().config(own).identity(ca.identity_of(&id("app"))).build().await.unwrap();
+        let handler = axum::Router::new().fallback(|| async { [("grpc-status", "0")] });
+        tokio::spawn(async move { drop(server.serve_listener(listener, handler).await) });
+        for (account, claims, expected) in [("page", "cart", 1), ("cart", "page", 3), ("page", "other", 0)] {
+            let app = StringMatch::Exact { value: id("app"), ignore_case: false };
+            let tls = UpstreamTls { workload_identity: true, subject_alt_names: vec![app], ..UpstreamTls::default() };
+            let target = Cluster { tls: TlsMode::Always(Arc::new(tls)), ..cluster_at(kind, "app", &[address]) };
+            let routes = vec![route(RouteMatch::default(), Action::Forward(to("app")))];
+            let mesh = Mesh::builder().config(config([target], routes)).identity(ca.identity_of(&id(account)));
+            let program = Program::over(kind, mesh.build().await.unwrap());
+            let claimed = id(claims);
+            let certificate = format!("By={};URI={claimed}", id("app"));
+            let forged = [("x-forwarded-client-cert", certificate.as_str()), ("peer", claimed.as_str())];
+            let mut passed = 0;
+            for _ in 0..5 {
+                let answer = program.get_with("/a.B/C", &forged).await;
+                passed += usize::from(answer.is_ok());
+                assert!(answer.is_ok() || answer.is(kind, 429), "{kind:?} {account}: {answer:?}");
+            }
+            assert_eq!(passed, expected, "{kind:?}: {account}, who says to be {claims}");
+        }
     }
 }
 
@@ -246,7 +315,7 @@ async fn asking(kind: Kind, app: &Upstream, service: Option<&Upstream>, limit: A
     Program::new(kind, config).await
 }
 
-/// RL3: a service counts for all; its headers reach the application and the caller, and what is over the limit is refused with
+/// RL3, RL9: a service counts for all; its headers reach the application and the caller, and what is over the limit is refused with
 /// flag `RL` and says so.
 #[tokio::test]
 async fn a_service_counts_what_clients_send() {

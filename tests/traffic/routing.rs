@@ -1,11 +1,20 @@
 //! Which rule a request meets and which cluster it goes to.
 
-use mesh_tower::config::{
-    Abort, AbortStatus, Action, Fault, Forward, Fraction, HeaderMatch, HeaderMatcher, HttpRetry, PathMatch,
-    RetryConditions, RetryPolicy, RouteMatch, StringMatch, WeightedCluster,
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::Full;
+use mesh_core::retry::RetryBudget;
+use mesh_tower::{
+    config::{
+        Abort, AbortStatus, Action, BackOff, Fault, Forward, Fraction, HeaderMatch, HeaderMatcher, HttpRetry,
+        PathMatch, RetryConditions, RetryPolicy, RouteMatch, StringMatch, WeightedCluster,
+    },
+    layer::RetryLayer,
 };
 
-use crate::harness::{Kind, Program, Reply, Upstream, cluster, config, route, split, to};
+use crate::harness::{Answer, Kind, Program, Reply, Upstream, cluster, config, framed, route, split, to};
 
 /// RM1, RM2, RM6, RA1: the first rule that matches decides; no rule is 404, and of gRPC `UNAVAILABLE`.
 #[tokio::test]
@@ -75,6 +84,7 @@ async fn conditions_pick_requests() {
             (when(vec![header("x-v", text("a,b"))]), "/", &[("x-v", "a"), ("x-v", "b")], kind.is_grpc()),
             (when(vec![header("x-v", text("b"))]), "/", &[("x-v", "a"), ("x-v", "b")], !kind.is_grpc()),
             (when(vec![header("x-bin", text("AAA"))]), "/", &[("x-bin", "AAA")], !kind.is_grpc()),
+            (when(vec![header("content-type", text("application/grpc"))]), "/", &[], kind.is_grpc()),
             (when(vec![header(":method", text(method))]), "/", &[], true),
             (when(vec![header(":method", text("PUT"))]), "/", &[], false),
             (when(vec![header(":authority", text("app"))]), "/", &[], true),
@@ -91,6 +101,24 @@ async fn conditions_pick_requests() {
             let clusters = [cluster(kind, "yes", &[&yes]), cluster(kind, "no", &[&no])];
             let program = Program::new(kind, config(clusters, rules)).await;
             assert_eq!(program.get_with(path, headers).await.body, if expected { "yes" } else { "no" }, "{told}");
+        }
+    }
+}
+
+/// RM16: the port that is asked for selects the rules; a port without any is not another's.
+#[tokio::test]
+async fn ports_have_their_own_rules() {
+    for kind in Kind::ALL {
+        let (one, two) = (Upstream::start("one").await, Upstream::start("two").await);
+        let clusters = || [cluster(kind, "one", &[&one]), cluster(kind, "two", &[&two])];
+        let mut both = config(clusters(), vec![route(RouteMatch::default(), Action::Forward(to("one")))]);
+        let other = config(clusters(), vec![route(RouteMatch::default(), Action::Forward(to("two")))]);
+        both.outbound.extend(other.outbound.into_values().map(|table| (8080, table)));
+        both.outbound.values_mut().for_each(|table| Arc::make_mut(table).ignore_port = true);
+        let program = Program::new(kind, both).await;
+        for (host, expected) in [("app", "one"), ("app:80", "one"), ("app:8080", "two"), ("app:8081", "")] {
+            let answer = program.send(Request::get(format!("http://{host}/")), "").await;
+            assert_eq!(answer.header("x-upstream"), expected, "{kind:?} {host}: {answer:?}");
         }
     }
 }
@@ -120,7 +148,54 @@ async fn shares_of_requests_stay_in_their_bands() {
     }
 }
 
-/// RA4, RA15, RA16: retries come from the route and stay in the cluster drawn; a destination's own fault counts.
+/// RA4: of two clusters that both fail at first, a request stays in the one drawn for it however often it is tried again.
+#[tokio::test]
+async fn a_request_stays_in_its_cluster() {
+    for kind in Kind::ALL {
+        let failing = |name| {
+            Upstream::scripted(name, |_, arrival| match arrival.header("x-envoy-attempt-count").as_str() {
+                "3" => Reply::ok(),
+                _ => Reply::unavailable(),
+            })
+        };
+        let (a, b) = (failing("a").await, failing("b").await);
+        let on = RetryConditions {
+            http: vec![HttpRetry::ServerError],
+            grpc: vec![mesh_tower::config::GrpcRetry::Unavailable],
+            ..RetryConditions::default()
+        };
+        let back_off = BackOff { base: Duration::from_millis(1), max: Duration::from_millis(1) };
+        let retry = Some(RetryPolicy { on, retries: 2, back_off, ..RetryPolicy::default() });
+        let half = Forward { retry, ..split(&[("a", 50), ("b", 50)]) };
+        let clusters = [cluster(kind, "a", &[&a]), cluster(kind, "b", &[&b])];
+        let rules = vec![route(RouteMatch::default(), Action::Forward(half))];
+        let program = Program::new(kind, config(clusters, rules)).await;
+        // More is tried again here than a client's budget has.
+        let all = RetryLayer::with_budget(Arc::new(RetryBudget::unlimited()));
+        let client = program.mesh.http().with_retries(all);
+        for n in 0..40 {
+            let mut request = Request::get("http://app/a.B/C").header("x-n", n);
+            if kind.is_grpc() {
+                request = request.method("POST").header("content-type", "application/grpc").header("te", "trailers");
+            }
+            let body = if kind.is_grpc() { framed(b"") } else { Bytes::new() };
+            let response = client.request(request.body(Full::new(body)).unwrap()).await.unwrap();
+            let answer = Answer::of(response).await;
+            assert!(answer.is_ok(), "{kind:?} {n}: {answer:?}");
+        }
+        let tries =
+            |upstream: &Upstream, n: &str| upstream.arrivals().iter().filter(|it| it.header("x-n") == n).count();
+        for n in 0..40 {
+            let n = n.to_string();
+            let tries = [tries(&a, &n), tries(&b, &n)];
+            assert!(matches!(tries, [3, 0] | [0, 3]), "{kind:?} {n}: {tries:?}");
+        }
+        // They take turns.
+        assert!(a.count() > 0 && b.count() > 0, "{kind:?}: {} and {}", a.count(), b.count());
+    }
+}
+
+/// RA15, RA16: retries come from the route; a destination's own fault counts.
 #[tokio::test]
 async fn a_route_has_its_own_policy() {
     for kind in Kind::ALL {
@@ -142,7 +217,7 @@ async fn a_route_has_its_own_policy() {
         let below = |value: &str| path(PathMatch::Prefix { value: value.to_owned(), ignore_case: false });
         let rules = vec![
             route(below("/faulty"), Action::Forward(Forward { clusters: vec![faulty], ..Forward::default() })),
-            route(below("/again"), Action::Forward(Forward { retry, ..split(&[("fails", 1), ("other", 0)]) })),
+            route(below("/again"), Action::Forward(Forward { retry, ..to("fails") })),
         ];
         let clusters = [cluster(kind, "fails", &[&fails]), cluster(kind, "other", &[&other])];
         let program = Program::new(kind, config(clusters, rules)).await;

@@ -10,8 +10,8 @@ use futures_util::StreamExt;
 use http_body::Frame;
 use http_body_util::StreamBody;
 use mesh_tower::config::{
-    Action, Endpoint, Endpoints, Forward, HttpRetry, HttpSettings, LocalityEndpoints, OutlierDetection, PathMatch,
-    RetryConditions, RetryPolicy, RouteMatch,
+    Action, Endpoint, Endpoints, Forward, GrpcRetry, HttpRetry, HttpSettings, LocalityEndpoints, OutlierDetection,
+    PathMatch, RetryConditions, RetryPolicy, RouteMatch,
 };
 use tokio::{net::TcpListener, sync::Semaphore};
 
@@ -144,6 +144,28 @@ async fn tries_end_in_time() {
             let answer = program.get("/").await;
             assert!(answer.is_ok(), "{kind:?} {idle}: {answer:?}");
             assert_eq!(app.count(), 2, "{kind:?} {idle}");
+        }
+    }
+}
+
+/// TO5: without a limit, or with one that is not below the request's, a try has the request's own; there is no other then.
+#[tokio::test]
+async fn a_try_has_its_requests_time() {
+    for kind in Kind::ALL {
+        for per_try_timeout in [None, Some(SHORT), Some(2 * SHORT)] {
+            let app = silent().await;
+            let on = RetryConditions {
+                http: vec![HttpRetry::GatewayError, HttpRetry::ServerError],
+                grpc: vec![GrpcRetry::DeadlineExceeded, GrpcRetry::Unavailable],
+                ..RetryConditions::default()
+            };
+            let retry = Some(RetryPolicy { on, per_try_timeout, retries: 3, ..RetryPolicy::default() });
+            let forward = Forward { retry, timeout: Some(SHORT), ..Forward::default() };
+            let program = Program::calling(kind, &[&app], forward).await;
+            let start = Instant::now();
+            let answer = program.get("/a.B/C").await;
+            assert!(start.elapsed() >= SHORT && timed_out(kind, &answer), "{kind:?} {per_try_timeout:?}: {answer:?}");
+            assert!(answer.flags == "UT" && app.count() <= 1, "{kind:?} {per_try_timeout:?}: {answer:?}");
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Whether an outcome is tried again is core's verdict. Here is the doing: the request's body is kept up to a limit so
 //! that it can be sent again, and past the limit the try under way is the last (RT12); each try has its own time limit,
 //! up to the headers of its response (TO5); a gRPC status is looked for in the trailers of a response that ends at once
-//! (C4), which no stream is held up for; a failed response is let go of before the next try begins. Every retry takes a
+//! (C4), for which a stream is held up for 10 ms at most; a failed response is let go of before the next try begins. Every retry takes a
 //! whole token from a budget that requests fill by tenths, so that retries stay a tenth of the traffic however much fails
 //! (C3). Several tries at once are in `retry/hedge.rs`.
 

@@ -378,7 +378,7 @@ pub(super) struct Departure {
     pub(super) progress: Progress,
     pub(super) deadline: Option<Instant>,
     /// Where the request being served came from, if one is.
-    source: Option<IpAddr>,
+    pub(super) source: Option<IpAddr>,
 }
 
 impl Departure {

@@ -68,6 +68,8 @@ pub(super) struct Http2 {
     pub(super) generation: u64,
     pub(super) opened: Time,
     most: usize,
+    /// Fields in the head of a response.
+    most_fields: usize,
     /// Requests it has been given.
     requests: AtomicU32,
     idle_since: AtomicU64,
@@ -125,6 +127,7 @@ impl Http2 {
             generation: 0,
             opened: Time::ZERO,
             most: (options.max_concurrent_streams as usize).max(1),
+            most_fields: config.max_response_headers as usize,
             requests: AtomicU32::new(0),
             idle_since: AtomicU64::new(0),
         })
@@ -187,7 +190,7 @@ impl Http2 {
 
     /// Sends a request and waits for the head of the response; what is left of the body to send comes with it.
     pub(super) fn send(&self, request: Request<Body>) -> impl Future<Output = (Sent<RecvStream>, Option<Pipe>)> + Send {
-        let begun = self.begin(request);
+        let (begun, most_fields) = (self.begin(request), self.most_fields);
         async move {
             let (mut response, mut pipe) = match begun {
                 Either::Left(begun) => begun,
@@ -208,6 +211,10 @@ impl Http2 {
             })
             .await;
             match result {
+                Ok(response) if response.headers().len() > most_fields => {
+                    let said = format!("the response has more than {most_fields} header fields");
+                    (Sent::Failed(Error::msg(ErrorKind::Protocol, said)), None)
+                }
                 Ok(response) => (Sent::Answered(response), pipe),
                 Err(error) => (Sent::Failed(error), None),
             }

@@ -14,7 +14,25 @@ pub(super) struct Trial {
     pub(super) asks: Vec<Ask>,
 }
 
-const HTTP_WORDS: [&str; 11] = [
+/// Conditions that are shown each alone first, over which protocol, and what is answered that they are for. What asks about
+/// connections is shown where there are none.
+const ALONE: [(&str, &str, &str); 13] = [
+    ("5xx", "h1-one", "500"),
+    ("gateway-error", "h1-one", "504"),
+    ("reset", "h1-one", "close"),
+    ("refused-stream", "h2-one", "refuse"),
+    ("retriable-4xx", "h1-one", "409"),
+    ("retriable-status-codes", "h1-one", "418"),
+    ("retriable-headers", "h1-one", "again"),
+    ("envoy-ratelimited", "h1-one", "limited"),
+    ("cancelled", "grpc", "grpc-1"),
+    ("deadline-exceeded", "grpc", "grpc-4"),
+    ("internal", "grpc", "grpc-13"),
+    ("resource-exhausted", "grpc", "grpc-8"),
+    ("unavailable", "grpc", "grpc-14"),
+];
+
+pub(super) const HTTP_WORDS: [&str; 11] = [
     "5xx",
     "gateway-error",
     "reset",
@@ -27,8 +45,9 @@ const HTTP_WORDS: [&str; 11] = [
     "envoy-ratelimited",
     "5xx",
 ];
-const GRPC_WORDS: [&str; 5] = ["cancelled", "deadline-exceeded", "internal", "resource-exhausted", "unavailable"];
-const HTTP_ANSWERS: [&str; 17] = [
+pub(super) const GRPC_WORDS: [&str; 5] =
+    ["cancelled", "deadline-exceeded", "internal", "resource-exhausted", "unavailable"];
+pub(super) const HTTP_ANSWERS: [&str; 17] = [
     "500",
     "501",
     "502",
@@ -47,13 +66,16 @@ const HTTP_ANSWERS: [&str; 17] = [
     "limited",
     "again",
 ];
-const GRPC_ANSWERS: [&str; 12] = [
+pub(super) const GRPC_ANSWERS: [&str; 12] = [
     "grpc-1", "grpc-4", "grpc-8", "grpc-13", "grpc-14", "grpc-2", "grpc-5", "late-14", "late-1", "late-13", "503",
     "refuse",
 ];
 
 /// The trial that a seed and a number mean, with this many requests.
 pub(super) fn trial(seed: u64, number: u64, requests: usize) -> Trial {
+    if let Some(one) = ALONE.get(number as usize) {
+        return alone(number, *one, requests);
+    }
     let mut rng = StdRng::seed_from_u64(seed.wrapping_mul(1_000_003).wrapping_add(number));
     let rng = &mut rng;
     let over_http2 = rng.random_bool(0.5);
@@ -92,6 +114,29 @@ pub(super) fn trial(seed: u64, number: u64, requests: usize) -> Trial {
     routes["virtual_hosts"][0].as_object_mut().unwrap().extend(host.as_object().unwrap().clone());
     let asks = (0..requests).map(|_| ask(rng, over_http2, grpc, stalls, avoids)).collect();
     Trial { routes, asks }
+}
+
+/// One condition, and an answer that it is for before a good one, or more of them than there may be tries.
+fn alone(number: u64, (word, over, answer): (&str, &str, &str), requests: usize) -> Trial {
+    let grpc = over == "grpc";
+    let policy = json!({
+        "retry_on": word,
+        "num_retries": 2,
+        "retriable_status_codes": [418],
+        "retriable_headers": [{"name": "x-again"}],
+        "retry_back_off": soon(),
+    });
+    let cluster = if grpc { "h2-one" } else { over };
+    let ask = |n: usize| {
+        let mut ask = if grpc { Ask::grpc("host", "/a.B/C") } else { Ask::get("host", "/x") };
+        if grpc {
+            ask.body = message(b"sent again");
+        }
+        let script = [answer].repeat(1 + n % 4).join(" ");
+        ask.with("x-script", &format!("{script} 200"))
+    };
+    let routes = routes(number, json!({"cluster": cluster, "timeout": "15s", "retry_policy": policy}));
+    Trial { routes, asks: (0..requests).map(ask).collect() }
 }
 
 fn policy(rng: &mut StdRng, grpc: bool, stalls: bool) -> Value {
@@ -196,11 +241,19 @@ pub(super) fn words(routes: &Value) -> Vec<String> {
         let Some(fields) = policy.as_object() else { continue };
         kinds.push(level.to_owned());
         kinds.extend(fields.keys().cloned());
-        kinds.extend(policy["retry_on"].as_str().into_iter().flat_map(|words| words.split(',')).map(str::to_owned));
     }
+    kinds.extend(in_force(routes).into_iter().map(str::to_owned));
     kinds.sort_unstable();
     kinds.dedup();
     kinds
+}
+
+/// The conditions of the policy in force, which is the route's own where there is one.
+pub(super) fn in_force(routes: &Value) -> Vec<&str> {
+    let host = &routes["virtual_hosts"][0];
+    let own = &host["routes"][0]["route"]["retry_policy"];
+    let policy = if own.is_object() { own } else { &host["retry_policy"] };
+    policy["retry_on"].as_str().into_iter().flat_map(|words| words.split(',')).collect()
 }
 
 /// Waits that no test waits for.

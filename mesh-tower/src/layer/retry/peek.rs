@@ -1,7 +1,8 @@
 //! The first words of a response's body, read to learn a gRPC status that stands at the end, and put back in front.
 //!
-//! Looking ahead never holds up a stream: it waits a moment for the server's first word after the headers, and looks for a
-//! second one only if that is at hand. A call that failed has its trailers in one of the two places (C4).
+//! Looking ahead holds up a stream for 10 ms at most: it waits so long for the server's first word after the headers, and
+//! looks for a second one only if that is at hand. A call that failed at once has its trailers in one of the two places
+//! (C4); what comes later is its caller's.
 
 use std::{
     future::poll_fn,
