@@ -85,7 +85,7 @@ async fn policies_hold_at_ports_nobody_declared() {
         let policy = format!(
             "{mode}---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: some}}\n{policy}\n"
         );
-        plane.apply(&[SourceFile { name: "policy.yaml".into(), text: policy.into() }]).unwrap();
+        plane.apply(&[SourceFile { name: "policy.yaml".into(), text: policy }]).unwrap();
     };
     apply("spec: {}");
     // It declares one port, and serves at another.

@@ -317,8 +317,8 @@ mod tests {
         let worlds = [
             (&objects, vec![a.clone(), b.clone()]),
             (&objects, vec![a.clone(), b.clone(), registered("b", 3)]),
-            (&with_entry, vec![a.clone(), b.clone(), registered("b", 3)]),
-            (&with_entry, vec![a.clone()]),
+            (&with_entry, vec![a.clone(), b, registered("b", 3)]),
+            (&with_entry, vec![a]),
             (&objects, Vec::new()),
         ];
         let node = |namespace: &str, gateway| NodeInfo { namespace: namespace.into(), gateway, ..NodeInfo::default() };

@@ -51,9 +51,10 @@ impl Server {
             Some(gateway) => match acceptor.accept(stream, gateway).await? {
                 Chosen::Bytes(io, chain, name) => {
                     let visitor = Visitor::new(&io, (address, local), &name);
-                    let refused = snapshot
-                        .as_ref()
-                        .map_or(Some(UNDECIDED.to_owned()), |snapshot| self.bytes_refused(snapshot, &chain, &visitor));
+                    let refused = snapshot.as_ref().map_or_else(
+                        || Some(UNDECIDED.to_owned()),
+                        |snapshot| self.bytes_refused(snapshot, &chain, &visitor),
+                    );
                     return Ok(refused.map_or_else(|| Shaken::Bytes(io, chain, visitor), Shaken::Refused));
                 }
                 Chosen::Requests(io, chain) => (io, Some(chain)),

@@ -236,9 +236,9 @@ impl Sheet {
     }
 
     /// The services that rows are kept for.
-    pub(super) fn services(&self, mut each: impl FnMut(&Name)) {
+    pub(super) fn services(&self, each: impl FnMut(&Name)) {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-        known.values().filter_map(|named| named.service.as_ref()).for_each(|service| each(service));
+        known.values().filter_map(|named| named.service.as_ref()).for_each(each);
     }
 
     fn page(&self) -> MutexGuard<'_, HashMap<Key, Row>> {

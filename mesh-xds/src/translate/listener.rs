@@ -456,7 +456,6 @@ fn encode_chains(port: u16, inbound: &Inbound) -> impl Iterator<Item = FilterCha
         filters: limit.iter().cloned().chain([encode_manager(&manager)]).collect(),
         transport_socket,
         metadata: guarded::encode_forwarders(inbound.forwarders.as_deref()),
-        ..FilterChain::default()
     };
     let encrypted = || chain("tls", Some(tls::encode_downstream(inbound)));
     let plaintext = || chain("raw_buffer", None);

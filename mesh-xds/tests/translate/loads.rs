@@ -49,7 +49,7 @@ fn loads_are_reported_to_where_the_cluster_comes_from() {
             reports(&["mem_utilization"]),
             Some("lrs_report_endpoint_metrics"),
         ),
-        (cluster(other.clone(), &[]), None, Some("lrs_server")),
+        (cluster(other, &[]), None, Some("lrs_server")),
     ] {
         let decoded = translate::cluster(&body(&message)).unwrap();
         assert_eq!(decoded.value.load_reports.as_deref(), expected.as_ref());

@@ -143,7 +143,7 @@ impl Aim {
             // Envoy listens to callers of the same mesh only: by their address.
             say("x-forwarded-for", "10.0.0.1");
         }
-        let retry = action.get("retry_policy").unwrap_or(&host["retry_policy"]);
+        let retry = action.get("retry_policy").unwrap_or_else(|| &host["retry_policy"]);
         let limits = [
             &action["timeout"],
             &action["idle_timeout"],
