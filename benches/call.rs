@@ -1,7 +1,7 @@
 //! What does a call through the mesh cost, beside the same call without it?
 //!
-//! Question: CPU per request and latency of (a) a bare hyper-util client and the same request through the whole mesh stack,
-//! (b) a plain tonic channel and the mesh's gRPC client; at 1 and at 64 tasks. All paths run in every round, in rotated
+//! Question: CPU per request and latency of (a) a bare hyper-util client and the same request through the whole mesh stack, over
+//! HTTP/1.1 and over HTTP/2, (b) a plain tonic channel and the mesh's gRPC client; at 1 and at 64 tasks. All paths run in every round, in rotated
 //! order, against one server process, so that a ratio is taken between neighbours on a noisy machine. CPU is this
 //! process's own (user and system); the server's is not counted. Answers are kept in `RESULTS.md`.
 //!
@@ -30,8 +30,8 @@ use hyper_util::{
     server::conn::auto,
 };
 use mesh_core::config::{
-    Action, Cluster, Config, Endpoint, EndpointAddress, Endpoints, Forward, LocalityEndpoints, Route, RouteMatch,
-    RouteTable, VirtualHost, WeightedCluster,
+    Action, Cluster, Config, Endpoint, EndpointAddress, Endpoints, Forward, LocalityEndpoints, Protocol, Route,
+    RouteMatch, RouteTable, VirtualHost, WeightedCluster,
 };
 use mesh_tower::Mesh;
 use tonic::codegen::http::uri::PathAndQuery;
@@ -40,8 +40,15 @@ use tower::Service;
 
 const BODY: usize = 1024;
 const METHOD: &str = "/bench.Echo/Call";
-const PATHS: [&str; 4] =
-    ["http: bare hyper-util", "http: through the mesh", "grpc: plain tonic channel", "grpc: through the mesh"];
+/// Each floor and what stands on it.
+const PATHS: [&str; 6] = [
+    "http: bare hyper-util",
+    "http: through the mesh",
+    "http2: bare hyper-util",
+    "http2: through the mesh",
+    "grpc: plain tonic channel",
+    "grpc: through the mesh",
+];
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() {
@@ -82,8 +89,8 @@ struct Sample {
 
 async fn measure(path: usize, tasks: usize, requests: usize, server: SocketAddr, mesh: &Mesh) -> Sample {
     match path {
-        0 => {
-            let client = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
+        0 | 2 => {
+            let client = Client::builder(TokioExecutor::new()).http2_only(path == 2).build_http::<Full<Bytes>>();
             let uri: http::Uri = format!("http://{server}/").parse().unwrap();
             run(tasks, requests, move || {
                 let (client, uri) = (client.clone(), uri.clone());
@@ -94,12 +101,13 @@ async fn measure(path: usize, tasks: usize, requests: usize, server: SocketAddr,
             })
             .await
         }
-        1 => {
+        1 | 3 => {
             let client = mesh.http();
+            let uri = http::Uri::from_static(if path == 1 { "http://echo:80/" } else { "http://echo2:80/" });
             run(tasks, requests, move || {
-                let mut client = client.clone();
+                let (mut client, uri) = (client.clone(), uri.clone());
                 async move {
-                    let request = Request::get("http://echo:80/").body(Full::<Bytes>::default()).unwrap();
+                    let request = Request::get(uri).body(Full::<Bytes>::default()).unwrap();
                     let response = client.call(request).await.unwrap();
                     assert_eq!(response.status(), 200);
                     assert_eq!(response.into_body().collect().await.unwrap().to_bytes().len(), BODY);
@@ -107,7 +115,7 @@ async fn measure(path: usize, tasks: usize, requests: usize, server: SocketAddr,
             })
             .await
         }
-        2 => {
+        4 => {
             let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{server}")).unwrap();
             let channel = endpoint.connect().await.unwrap();
             run(tasks, requests, move || unary(tonic::client::Grpc::new(channel.clone()))).await
@@ -198,18 +206,29 @@ fn spread(mut values: Vec<f64>) -> String {
     format!("{:.2} ({:.2}-{:.2})", values[values.len() / 2], values[0], values[values.len() - 1])
 }
 
-/// One host, one route, one cluster of one endpoint.
+/// A host for each protocol, with one route to one cluster of one endpoint.
 fn config(server: SocketAddr) -> Config {
+    let services = [service("echo", Protocol::default(), server), service("echo2", Protocol::Http2, server)];
+    let (hosts, clusters): (Vec<_>, Vec<_>) = services.into_iter().unzip();
+    let table = RouteTable { virtual_hosts: hosts, ignore_port: true, ..Default::default() };
+    Config {
+        outbound: [(80, Arc::new(table))].into(),
+        clusters: clusters.into_iter().map(|cluster| (Arc::clone(&cluster.name), cluster)).collect(),
+        ..Default::default()
+    }
+}
+
+fn service(name: &str, protocol: Protocol, server: SocketAddr) -> (Arc<VirtualHost>, Arc<Cluster>) {
     let endpoint = Endpoint::at(EndpointAddress::Socket(server));
     let locality = LocalityEndpoints { endpoints: vec![endpoint], ..Default::default() };
-    let endpoints = Endpoints { localities: vec![locality], ..Default::default() };
-    let cluster = Cluster { name: "echo".into(), endpoints: Arc::new(endpoints), ..Default::default() };
+    let endpoints = Arc::new(Endpoints { localities: vec![locality], ..Default::default() });
+    let cluster = Cluster { name: name.into(), endpoints, protocol, ..Default::default() };
     let route = Route {
         name: "default".into(),
         origin: None,
         matches: RouteMatch::default(),
         action: Action::Forward(Forward {
-            clusters: vec![WeightedCluster { cluster: "echo".into(), weight: 1, ..Default::default() }],
+            clusters: vec![WeightedCluster { cluster: name.into(), weight: 1, ..Default::default() }],
             timeout: Some(Duration::from_secs(15)),
             retry: Some(Default::default()),
             ..Default::default()
@@ -218,14 +237,9 @@ fn config(server: SocketAddr) -> Config {
         headers: Default::default(),
         operation: None,
     };
-    let domains = vec!["echo".into()];
-    let host = VirtualHost { name: "echo".into(), domains, routes: vec![route], ..Default::default() };
-    let table = RouteTable { virtual_hosts: vec![Arc::new(host)], ignore_port: true, ..Default::default() };
-    Config {
-        outbound: [(80, Arc::new(table))].into(),
-        clusters: [(Arc::from("echo"), Arc::new(cluster))].into(),
-        ..Default::default()
-    }
+    let domains = vec![name.to_owned()];
+    let host = VirtualHost { name: name.into(), domains, routes: vec![route], ..Default::default() };
+    (Arc::new(host), Arc::new(cluster))
 }
 
 /// This program again, as the server of all paths.
