@@ -62,8 +62,10 @@ const LONGEST_DEBOUNCE: Duration = Duration::from_millis(500);
 /// Between two looks at workloads that lost their stream.
 const PROBE_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Between two looks at whether the registry has changed, and is to be written.
-const SAVE_INTERVAL: Duration = Duration::from_millis(500);
+/// Between two looks at whether the registry has changed, and is to be written: what is not written yet when the process is killed
+/// is missing to those who come back first. Longer, to this, where writing takes long.
+const SAVE_INTERVAL: Duration = Duration::from_millis(25);
+const LONGEST_SAVE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// What an Envoy says it is. It makes no certificate signing request, so that it gets its certificate as a secret.
 const ENVOY: &str = "envoy";
@@ -177,12 +179,13 @@ impl Push {
     }
 
     async fn keep_saved(self: &Arc<Self>) {
-        let mut turn = time::interval(SAVE_INTERVAL);
-        turn.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+        let mut took = Duration::ZERO;
         loop {
-            turn.tick().await;
-            let state = self.state.clone();
+            // A tenth of the time at most is spent on it.
+            time::sleep((took * 10).clamp(SAVE_INTERVAL, LONGEST_SAVE_INTERVAL)).await;
+            let (state, begun) = (self.state.clone(), Instant::now());
             let _ = tokio::task::spawn_blocking(move || state.save()).await;
+            took = begun.elapsed();
         }
     }
 

@@ -31,6 +31,19 @@ pub(crate) const KINDS: &[&str] = &[
     "max_stream_duration max_stream_duration",
     "max_stream_duration grpc_timeout_header_max",
     "route priority",
+    "route max_grpc_timeout",
+    "route auto_host_rewrite",
+    "route path_rewrite_policy",
+    "mirror runtime_fraction",
+    "mirror disable_shadow_host_suffix_append",
+    "mirror host_rewrite_literal",
+    "mirror request_headers_mutations",
+    "cluster host_rewrite_literal",
+    "fault disabled",
+    "headers :scheme",
+    "cookies string_match ignore_case",
+    "direct_response status",
+    "direct_response body",
     "route upgrade_configs",
     "retry_policy per_try_timeout",
     "retry_policy per_try_idle_timeout",
@@ -281,6 +294,14 @@ fn action(route: &Value, kinds: &mut BTreeSet<String>) {
             kinds.insert(format!("route {field}"));
             for entry in value["clusters"].as_array().into_iter().flatten().filter(|entry| entry["weight"] != 0) {
                 changes("cluster", entry, kinds);
+                filters(entry, kinds);
+                if entry.get("host_rewrite_literal").is_some() {
+                    kinds.insert("cluster host_rewrite_literal".to_owned());
+                }
+            }
+            if field == "request_mirror_policies" {
+                let copies = value.as_array().into_iter().flatten().filter_map(Value::as_object).flatten();
+                kinds.extend(copies.map(|(inner, _)| format!("mirror {inner}")));
             }
             if matches!(field.as_str(), "retry_policy" | "max_stream_duration") {
                 kinds.extend(value.as_object().into_iter().flatten().map(|(inner, _)| format!("{field} {inner}")));

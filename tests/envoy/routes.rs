@@ -13,6 +13,7 @@ use std::{
 use futures_util::{StreamExt, stream};
 use http::Request;
 use mesh_core::{request::RequestView, rng::RequestRng};
+use mesh_xds::proto::envoy::config::{cluster::v3::Cluster, endpoint::v3::lb_endpoint::HostIdentifier};
 use proptest::{
     strategy::{Strategy, ValueTree},
     test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
@@ -138,6 +139,17 @@ fn report(tally: &Tally, took: Duration) {
     );
 }
 
+/// The same, of endpoints that have a name, which routes may send as the authority.
+fn named(mut cluster: Cluster) -> Cluster {
+    let endpoints = cluster.load_assignment.iter_mut().flat_map(|all| &mut all.endpoints);
+    for endpoint in endpoints.flat_map(|locality| &mut locality.lb_endpoints) {
+        if let Some(HostIdentifier::Endpoint(endpoint)) = &mut endpoint.host_identifier {
+            endpoint.hostname = format!("host-of-{}.example.com", cluster.name);
+        }
+    }
+    cluster
+}
+
 /// The trial that a seed, a batch and a slot mean.
 fn trial(seed: u64, batch: u64, slot: usize) -> Trial {
     let mut bytes = [0; 32];
@@ -157,7 +169,7 @@ impl Bench {
         for flavour in [Flavour::Http1, Flavour::Http2] {
             for name in flavour.clusters().into_iter().chain([flavour.mirror()]) {
                 let upstream = recording(name, &record).await;
-                let plain = at_will(cluster(name, [upstream.address()]));
+                let plain = at_will(named(cluster(name, [upstream.address()])));
                 clusters.push(if flavour == Flavour::Http2 { http2(plain) } else { plain });
                 upstreams.push(upstream);
             }

@@ -71,17 +71,30 @@ fn limits() -> impl Strategy<Value = Value> {
     let stream = (time(80), maybe(40, select(&[SHORT, "20s"][..]))).prop_map(|(whole, grpc)| {
         object([("max_stream_duration", whole), ("grpc_timeout_header_max", grpc.map(|time| json!(time)))])
     });
-    (time(12), time(7), maybe(7, stream)).prop_map(|(timeout, idle, stream)| {
-        object([("timeout", timeout), ("idle_timeout", idle), ("max_stream_duration", stream)])
+    (time(12), time(7), maybe(7, stream), time(7)).prop_map(|(timeout, idle, stream, grpc)| {
+        object([
+            ("timeout", timeout),
+            ("idle_timeout", idle),
+            ("max_stream_duration", stream),
+            ("max_grpc_timeout", grpc),
+        ])
     })
 }
 
 /// What changes nothing that a caller sees while there is room for its request.
 fn handling() -> impl Strategy<Value = Value> {
     let upgrades = any::<bool>().prop_map(|enabled| json!([{"upgrade_type": "websocket", "enabled": enabled}]));
-    (maybe(6, select(&["HIGH", "DEFAULT"][..])), maybe(6, upgrades)).prop_map(|(priority, upgrades)| {
-        object([("priority", priority.map(|priority| json!(priority))), ("upgrade_configs", upgrades)])
-    })
+    // Nobody asks for it where endpoints take turns, so no cookie is given.
+    let hash = Just(json!([{"cookie": {"name": "sticky", "ttl": "60s"}}]));
+    (maybe(6, select(&["HIGH", "DEFAULT"][..])), maybe(6, upgrades), maybe(4, hash)).prop_map(
+        |(priority, upgrades, hash)| {
+            object([
+                ("priority", priority.map(|priority| json!(priority))),
+                ("upgrade_configs", upgrades),
+                ("hash_policy", hash),
+            ])
+        },
+    )
 }
 
 /// Copies, always or never, so that chance does not decide.
@@ -90,12 +103,22 @@ fn mirrors(clusters: Flavour) -> BoxedStrategy<Value> {
         select(vec![clusters.mirror(), clusters.mirror(), "gone"]),
         maybe(40, fraction()),
         maybe(30, Just(json!(true))),
+        maybe(35, Just(json!("mirror.example.com"))),
+        maybe(
+            35,
+            Just(json!([
+                {"append": {"header": {"key": "x-copied", "value": "yes"}}},
+                {"remove": "x-a"},
+            ])),
+        ),
     )
-        .prop_map(|(cluster, fraction, keep_host)| {
+        .prop_map(|(cluster, fraction, keep_host, host, headers)| {
             object([
                 ("cluster", Some(json!(cluster))),
                 ("runtime_fraction", fraction),
                 ("disable_shadow_host_suffix_append", keep_host),
+                ("host_rewrite_literal", host),
+                ("request_headers_mutations", headers),
             ])
         });
     vec(one, 1..3).prop_map(|mirrors| json!(mirrors)).boxed()
@@ -186,6 +209,7 @@ fn host_rewrite() -> impl Strategy<Value = Option<Value>> {
     let kinds = prop_oneof![
         2 => select(&["rewritten.example.com", "rewritten:8080"][..]).prop_map(|host| json!({"host_rewrite_literal": host})),
         1 => Just(json!({"host_rewrite_header": "x-host"})),
+        1 => Just(json!({"auto_host_rewrite": true})),
         1 => select(&[("^/([a-zA-Z]*).*$", "x\\1.example.com"), ("^.*$", "of-path")][..]).prop_map(|(regex, by)| {
             json!({"host_rewrite_path_regex": {"pattern": {"regex": regex}, "substitution": by}})
         }),
