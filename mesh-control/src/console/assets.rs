@@ -49,11 +49,11 @@ mod tests {
     /// TE20: whoever gets the pages gets the licences of what is in them.
     #[test]
     fn licences_come_with_the_pages() {
-        for package in
-            ["preact", "@preact/signals", "@preact/signals-core", "@dagrejs/dagre", "@dagrejs/graphlib", "uplot"]
-        {
+        let packages =
+            ["preact", "@preact/signals", "@preact/signals-core", "@dagrejs/dagre", "@dagrejs/graphlib", "uplot"];
+        for package in packages {
             assert!(LICENCES.lines().any(|line| line.starts_with(&format!("{package} "))), "{package}");
         }
-        assert_eq!(LICENCES.matches("Permission is hereby granted").count(), LICENCES.matches(" (MIT)\n").count());
+        assert_eq!(LICENCES.matches("Permission is hereby granted").count(), packages.len());
     }
 }

@@ -3,13 +3,7 @@
 //! Where chance decides, requests take turns ([`Turns`]): the order is random, the shares of every window are exact, so that a
 //! canary of 1 % gets one request of each hundred and not none of three hundred.
 
-use std::{
-    hash::Hasher,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-};
+use std::{hash::Hasher, sync::Arc};
 
 use xxhash_rust::xxh64::Xxh64;
 
@@ -21,6 +15,7 @@ use crate::{
     fault::Faults,
     rewrite::HeaderEdits,
     rng::{below, mix},
+    sync::{AtomicU64, Ordering::Relaxed},
 };
 
 /// Destinations and their shares. Empty for routes that send nowhere.
