@@ -13,12 +13,12 @@ use crate::{
     config::{self, Config, EVERY_PORT, Local, Name, Serving},
     error::{CompileError, NoRoute},
     fault::FaultDecision,
-    hash::Found,
+    hash::{Found, Fresh},
     jwt::Jwt,
     plan::{Plan, Target},
     rate_limit::{GlobalLimits, Limits},
     request::RequestView,
-    route::{self, Destination, Kind, RouteTable, name_hash},
+    route::{self, Destination, Kind, RouteTable, Split, name_hash},
     session::Session,
     tally::Ledgers,
     telling::Telling,
@@ -207,7 +207,10 @@ impl Snapshot {
         for (at, mirror) in rule.policy.mirrors.iter().enumerate() {
             mirrored |= u32::from(mirror.hit(rng.next_u64())) << at;
         }
-        let Found { hash, fresh } = found;
+        let Found { hash, mut fresh } = found;
+        if !fresh.is_none() && !goes_by_hash(&rule.policy.split, &target) {
+            fresh = Fresh::default();
+        }
         Plan {
             route: Arc::clone(&rule.policy),
             target,
@@ -353,6 +356,13 @@ fn target(table: &RouteTable) -> config::Target {
 }
 
 /// The cluster a request goes to, whether it is there or not.
+/// Does a split or a balancer go by the request's hash? A cookie for a hash that nobody goes by is not given. Source: Envoy, whose
+/// routes and balancers ask for it only then.
+fn goes_by_hash(split: &Split, target: &Target) -> bool {
+    let balanced = matches!(target, Target::Cluster(cluster) if cluster.config().load_balancer.is_hashing());
+    balanced || split.is_by_hash()
+}
+
 fn name_of(target: &Target) -> &str {
     match target {
         Target::Cluster(cluster) => cluster.name(),

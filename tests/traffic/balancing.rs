@@ -127,6 +127,9 @@ async fn a_cookie_keeps_requests_together() {
             path: "/".into(),
             attributes: Vec::new(),
         };
+        let in_turn = balanced(kind, &upstreams, LoadBalancer::RoundRobin);
+        let unhashed = program(kind, in_turn, &[HashSource::Cookie(cookie.clone())]).await;
+        assert!(!unhashed.get("/").await.headers.contains_key("set-cookie"), "{kind:?}: nobody goes by it");
         let balancer = LoadBalancer::RingHash(RingHash::default());
         let program = program(kind, balanced(kind, &upstreams, balancer), &[HashSource::Cookie(cookie)]).await;
         for _ in 0..4 {

@@ -141,6 +141,11 @@ impl Split {
         None
     }
 
+    /// The hash of a request decides.
+    pub(crate) fn is_by_hash(&self) -> bool {
+        matches!(self.by, By::Hash)
+    }
+
     /// The destinations in order.
     pub fn destinations(&self) -> &[Destination] {
         &self.destinations
