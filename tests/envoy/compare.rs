@@ -117,6 +117,23 @@ pub(crate) const EXPLAINED: &[Explained] = &[
         },
     },
     Explained {
+        name: "an answer is told which host was asked for",
+        reason: "Envoy writes the endpoint's name into the request before it renders `%REQ(:authority)%` in the headers of the \
+                 answer; we render the host that was asked for",
+        is: |_, rule, difference| {
+            names_endpoints(rule) && difference.what.starts_with("answered ") && difference.envoy.contains(ENDPOINT)
+        },
+    },
+    Explained {
+        name: "the original host is the caller's",
+        reason: "a second try of Envoy's says that it came as the endpoint's name of the first try; ours says what the caller asked for",
+        is: |_, rule, difference| {
+            let Difference { what, envoy, .. } = difference;
+            let original = what == "arrived x-envoy-original-host" || what == "arrived x-forwarded-host";
+            names_endpoints(rule) && original && envoy.contains(ENDPOINT)
+        },
+    },
+    Explained {
         name: "a host that is none is not sent",
         reason: "where a substitution in the path yields no host, Envoy sends it all the same; we leave the authority as it was",
         is: |_, rule, difference| {
@@ -125,6 +142,14 @@ pub(crate) const EXPLAINED: &[Explained] = &[
         },
     },
 ];
+
+/// How the names of endpoints begin.
+pub(crate) const ENDPOINT: &str = "host-of-";
+
+/// Does the rule send the endpoint's name as the authority?
+fn names_endpoints(rule: Option<&Value>) -> bool {
+    rule.is_some_and(|rule| rule["route"]["auto_host_rewrite"] == true)
+}
 
 /// The explanation of a difference.
 pub(crate) fn explained(ask: &Ask, rule: Option<&Value>, difference: &Difference) -> Option<&'static Explained> {

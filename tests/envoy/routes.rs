@@ -23,7 +23,7 @@ use serde_json::Value;
 use crate::{
     ask::{Answer, Ask},
     both::{Both, Verdict, at_will, cluster, encode_routes, http2, seed},
-    compare::{Difference, EXPLAINED, PAIR, differences, explained, told_more},
+    compare::{Difference, ENDPOINT, EXPLAINED, PAIR, differences, explained, told_more},
     cover::{ASKED_BY, Coverage, KINDS},
     generate::{Case, Flavour, case},
     process::Options,
@@ -144,7 +144,7 @@ fn named(mut cluster: Cluster) -> Cluster {
     let endpoints = cluster.load_assignment.iter_mut().flat_map(|all| &mut all.endpoints);
     for endpoint in endpoints.flat_map(|locality| &mut locality.lb_endpoints) {
         if let Some(HostIdentifier::Endpoint(endpoint)) = &mut endpoint.host_identifier {
-            endpoint.hostname = format!("host-of-{}.example.com", cluster.name);
+            endpoint.hostname = format!("{ENDPOINT}{}.example.com", cluster.name);
         }
     }
     cluster

@@ -68,7 +68,7 @@ fn time(percent: u32) -> impl Strategy<Value = Option<Value>> {
 
 /// Limits of time.
 fn limits() -> impl Strategy<Value = Value> {
-    let stream = (time(80), maybe(40, select(&[SHORT, "20s"][..]))).prop_map(|(whole, grpc)| {
+    let stream = (time(80), maybe(60, select(&[SHORT, "20s"][..]))).prop_map(|(whole, grpc)| {
         object([("max_stream_duration", whole), ("grpc_timeout_header_max", grpc.map(|time| json!(time)))])
     });
     (time(12), time(7), maybe(7, stream), time(7)).prop_map(|(timeout, idle, stream, grpc)| {
