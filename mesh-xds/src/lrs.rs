@@ -2,7 +2,7 @@
 //! `envoy.service.load_stats.v3`, gRFC A27, A64, A85.
 //!
 //! Here is the machine: which clusters are wanted how often, and when a stream is opened. What is counted is core's
-//! [`Ledgers`](mesh_core::tally::Ledgers); the stream is the driver's ([`reporter`]). A process none of whose clusters is to be
+//! [`Ledgers`]; the stream is the driver's ([`reporter`]). A process none of whose clusters is to be
 //! reported opens no stream.
 
 use std::{

@@ -48,8 +48,8 @@ impl Builder {
         self
     }
 
-    /// With a feature switched off, whatever the configuration says; [`Live::switch`] and the admin port's `/runtime_modify` do the
-    /// same while it runs.
+    /// With a feature switched off, whatever the configuration says; [`Live::switch`](crate::Live::switch) and the admin port's
+    /// `/runtime_modify` do the same while it runs.
     #[must_use]
     pub fn without(mut self, feature: Feature) -> Self {
         self.off.push(feature);
